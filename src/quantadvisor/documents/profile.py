@@ -1,0 +1,212 @@
+"""What a model costs on a device under a workload: everything that was measured before anything was quantized."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .base import Document, Figure, NumberClass, OpenDocument
+from .scheme import Scheme
+
+
+class Gpu(OpenDocument):
+    name: str
+    memory_bytes: int
+    compute_capability: str | None = None
+    driver: str | None = None
+
+
+class Peaks(OpenDocument):
+    """Measured roofs of the device: streaming read beyond the caches, and matrix products by number type."""
+
+    read_bytes_per_s: Figure
+    flops_per_s: dict[str, Figure]
+    """`fp32`, `bf16`, `int8`: operations (2 per multiply-add) per second."""
+    refused: dict[str, str] = {}
+
+
+class Device(OpenDocument):
+    """Identity of the machine. `fingerprint` holds identity only, never a measured speed."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    name: str
+    isa: tuple[str, ...] = ()
+    cores: int
+    threads: int
+    memory_bytes: int
+    last_level_cache_bytes: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    fingerprint: str
+    peaks: Peaks | None = None
+
+
+class LinearShape(Document):
+    """One distinct linear: `y[M, N] = x[M, K] @ w[N, K].T`, `count` of them in the model."""
+
+    name: str
+    n: int
+    k: int
+    count: int
+    layers: int = 1
+    lm_head: bool = False
+
+
+class Inventory(OpenDocument):
+    """Sizes of a model from its config alone."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_context_tokens: int | None
+    tied_embeddings: bool
+    linears: tuple[LinearShape, ...]
+    embedding_parameters: int
+    linear_parameters: int
+    other_parameters: int
+    kv_values_per_token: int
+    """Cache elements per token over all layers (keys and values); times bytes per element = bytes per token."""
+    sliding_window: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        head = 0 if self.tied_embeddings else self.embedding_parameters
+        return self.embedding_parameters + self.linear_parameters + self.other_parameters + head
+
+
+class SourceCheckpoint(OpenDocument):
+    """Where the weights came from. `already_quantized` names the grid they lie on, or is null."""
+
+    model: str
+    path: str
+    sha256: str
+    already_quantized: str | None = None
+    reparametrised: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class LedgerItem(Document):
+    """One line of the memory ledger, bytes at the declared workload."""
+
+    tensor: Literal["weights", "kv_cache", "activations", "overhead"]
+    bytes: int
+    kind: NumberClass
+    source: str
+
+
+class MemoryLedger(OpenDocument):
+    items: tuple[LedgerItem, ...]
+    measured_peak_bytes: int | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+
+class PhaseTime(OpenDocument):
+    """Time of one phase on one runtime, seconds per forward pass, by part. `residue_s` = wall − sum of parts."""
+
+    phase: Literal["prefill", "decode"]
+    batch: int
+    tokens: int
+    context_tokens: int
+    wall_s: Figure
+    linears_s: float
+    attention_s: float
+    cache_s: float = 0.0
+    other_s: float
+    residue_s: float
+
+
+class OperatorCount(OpenDocument):
+    """One operator that really ran."""
+
+    name: str
+    count: int
+    provider: str = ""
+    precision: str = ""
+    time_s: float | None = None
+    linear: bool = False
+    quantized: bool = False
+
+
+class Operators(OpenDocument):
+    """What ran in one forward pass; `quantized_share` = quantized linears over all linears, by count."""
+
+    phase: Literal["prefill", "decode"] = "prefill"
+    operators: tuple[OperatorCount, ...]
+    linears: int
+    quantized_linears: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def quantized_share(self) -> float:
+        return self.quantized_linears / self.linears if self.linears else 0.0
+
+
+class LayerActivations(Document):
+    """Inputs of one linear, over the calibration tokens."""
+
+    name: str
+    absmax: float
+    absmax_channel_p50: float
+    outlier_channels: int
+    outlier_tokens_share: float
+    error_per_tensor: float
+    error_per_token: float
+    error_per_channel: float
+    """Relative squared error of INT8 rounding of the activations at that granularity."""
+
+
+class ActivationStats(OpenDocument):
+    tokens: int
+    layers: tuple[LayerActivations, ...]
+    outlier_threshold: float = 6.0
+    outlier_layers_share: float
+    """Share of linears that have a feature of magnitude ≥ 6 (LLM.int8(), arXiv:2208.07339, section 3.1)."""
+
+
+class KernelTiming(OpenDocument):
+    """One kernel at one (M, N, K): seconds per call, weights cold where they exceed the cache in real use."""
+
+    probe: str
+    scheme: Scheme
+    runtime: str
+    option: str = ""
+    m: int
+    n: int
+    k: int
+    time_s: Figure | None = None
+    refused: str | None = None
+    operator: str = ""
+    roofline_share: float | None = None
+
+
+class Ghost(OpenDocument):
+    """A random-weight artifact run whole in the real runtime; it carries predictions for its scheme and runtime."""
+
+    scheme: str
+    runtime: str
+    options: tuple[str, ...] = ()
+    depth: int
+    ttft_s: Figure | None = None
+    tpot_s: Figure | None = None
+    peak_bytes: int | None = None
+    refused: str | None = None
+
+
+class Profile(OpenDocument):
+    """Everything the decision rests on."""
+
+    device: Device
+    inventory: Inventory
+    source: SourceCheckpoint
+    baseline: str
+    memory: MemoryLedger
+    phases: tuple[PhaseTime, ...]
+    activations: ActivationStats | None = None
+    kernels: tuple[KernelTiming, ...] = ()
+    ghosts: tuple[Ghost, ...] = ()

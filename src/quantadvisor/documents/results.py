@@ -1,0 +1,240 @@
+"""results.json (schema quantadvisor/results/1): candidates, verdict, questions, ledger, regret. Unknown fields are kept."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from .base import Finite, Figure, OpenDocument, Target
+from .profile import Device, Operators, Profile
+from .scheme import Scheme
+from .workload import Workload
+
+SCHEMA = "quantadvisor/results/1"
+
+Binding = Literal["weights", "activations", "kv_cache", "other"]
+
+
+class Shares(OpenDocument):
+    """Shares of time (prefill, decode) or of bytes (capacity), summing to 1."""
+
+    weights: float
+    activations: float
+    kv_cache: float
+    other: float
+
+    @property
+    def binds(self) -> Binding:
+        return max(("weights", "activations", "kv_cache", "other"), key=lambda name: getattr(self, name))
+
+
+class PhaseDiagnosis(OpenDocument):
+    binds: Binding
+    shares: Shares
+    total: Finite
+    """Seconds per forward pass, or bytes for capacity."""
+    inefficiency: float | None = None
+    """Part of the binding linears' time that the kernel loses against the roof, 0..1."""
+
+
+class Diagnosis(OpenDocument):
+    """Which tensor binds, of the baseline's profile. `ceilings`: best factor on the objective by shrinking a target."""
+
+    of: str
+    capacity: PhaseDiagnosis
+    prefill: PhaseDiagnosis
+    decode: PhaseDiagnosis
+    binds: Binding
+    shares: Shares
+    """Shares of what the objective asks for; its largest is `binds`."""
+    ceilings: dict[str, float]
+    """target → 1 / (1 − share): Amdahl's bound on the gain of a method that made that tensor free."""
+    method_ceilings: dict[str, float] = {}
+    """scheme name → Amdahl's bound with the bits that the scheme really stores."""
+
+
+class Interval(OpenDocument):
+    mean: Finite
+    low: Finite
+    high: Finite
+
+
+class Quality(OpenDocument):
+    """Against the fp32 logits of the same model on the same tokens, through the runtime itself."""
+
+    perplexity: Finite
+    kl: Interval
+    top1: Interval
+    tokens: int
+    text: str
+    passkey_found: bool | None = None
+    chunk_tokens: int | None = None
+    """Tokens per forward pass of the scoring; set where the cache is quantized, so that it is really read."""
+    simulated: bool = False
+
+
+class Predicted(OpenDocument):
+    """Written before the artifact is first run, never refitted on it."""
+
+    ttft_s: Finite | None = None
+    tpot_s: Finite | None = None
+    peak_bytes: int | None = None
+    max_concurrency: int | None = None
+    objective: Finite | None = None
+    kl: Finite | None = None
+    basis: str = ""
+    written_at: str = ""
+
+
+class Measured(OpenDocument):
+    ttft_s: Figure | None = None
+    tpot_s: Figure | None = None
+    peak_bytes: Figure | None = None
+    max_concurrency: Figure | None = None
+    load_s: Figure | None = None
+    objective: Figure | None = None
+
+
+class Candidate(OpenDocument):
+    """method × scheme × runtime × options, named `gptq-w4a16-g64@onnxruntime+option`."""
+
+    name: str
+    method: str
+    scheme: Scheme
+    runtime: str
+    options: tuple[str, ...] = ()
+    target: Target = "none"
+    refused: str | None = None
+    excluded: str | None = None
+    """Feasible to run, but outside SLO, memory or quality budget: why."""
+    predicted: Predicted | None = None
+    measured: Measured | None = None
+    quality: Quality | None = None
+    operators: Operators | None = None
+    apply_s: Finite | None = None
+    artifact_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Speedup(OpenDocument):
+    """Along baseline → best unquantized → choice, each measured: total = runtime × method."""
+
+    total: Finite
+    runtime: Finite
+    method: Finite
+
+
+class RunnerUp(OpenDocument):
+    name: str
+    why_not: str
+
+
+class Boundary(OpenDocument):
+    axis: str
+    at: Finite
+    winner: str
+
+
+class Capacity(OpenDocument):
+    max_concurrency: int
+    over_baseline: Finite
+    over_best_unquantized_cache: Finite | None = None
+    kind: Literal["measured", "modelled"] = "modelled"
+
+
+class Verdict(OpenDocument):
+    choice: str | None
+    change: bool
+    target: Target
+    reason: str
+    tied_with: tuple[str, ...] = ()
+    runner_up: RunnerUp | None = None
+    boundaries: tuple[Boundary, ...] = ()
+    capacity: Capacity | None = None
+    speedup: Speedup | None = None
+    decode_speedup: Speedup | None = None
+    """The same chain on TPOT alone; `speedup` is on the objective's request latency."""
+    predicted_choice: str | None = None
+
+
+class Question(OpenDocument):
+    id: Literal["target", "quality", "operator", "bottleneck"]
+    answer: bool
+    evidence: str
+
+
+class LedgerRow(OpenDocument):
+    """ratio = predicted / measured."""
+
+    candidate: str
+    quantity: Literal["ttft_s", "tpot_s", "peak_bytes", "max_concurrency"]
+    predicted: Finite
+    measured: Finite
+    ratio: Finite
+    basis: str = ""
+
+
+class Regret(OpenDocument):
+    best: str
+    advised: str
+    advised_objective: Finite
+    best_objective: Finite
+    ratio: Finite
+    low: Finite
+    high: Finite
+    measuring_share: Finite
+    not_measured: tuple[str, ...] = ()
+
+
+class Serve(OpenDocument):
+    runtime: str
+    command: str
+    verified: bool
+    reason: str | None = None
+
+
+class Artifact(OpenDocument):
+    path: str
+    format: str
+    sha256: dict[str, str]
+    serve: tuple[Serve, ...] = ()
+
+
+class Environment(OpenDocument):
+    versions: dict[str, str]
+    threads: int
+    source_already_quantized: str | None = None
+    python: str = ""
+
+
+class SourceQuality(OpenDocument):
+    """RTN INT4's KL on the source as shipped (on its own 4-bit grid) and after it was taken off the grid."""
+
+    rtn_int4_kl_before: Finite
+    rtn_int4_kl_after: Finite
+    tokens: int
+
+
+class Results(OpenDocument):
+    model_config = OpenDocument.model_config | {"populate_by_name": True, "serialize_by_alias": True}
+
+    schema_: Literal["quantadvisor/results/1"] = Field("quantadvisor/results/1", alias="schema")
+    created_at: str
+    workload: Workload
+    device: Device
+    profile: Profile
+    diagnosis: Diagnosis
+    unquantized_diagnosis: Diagnosis | None = None
+    """The same table for the best unquantized candidate."""
+    candidates: tuple[Candidate, ...]
+    verdict: Verdict
+    questions: tuple[Question, ...]
+    ledger: tuple[LedgerRow, ...]
+    regret: Regret | None = None
+    artifact: Artifact | None = None
+    environment: Environment
+    source_quality: SourceQuality | None = None
+    timing_s: dict[str, float] = {}
+    """Seconds each stage of the run took."""
+    extra: dict[str, Any] = {}

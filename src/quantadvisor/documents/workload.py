@@ -1,0 +1,148 @@
+"""The declared serving workload: what `advisor run SPEC` reads (schema quantadvisor/workload/1).
+
+Every field is described here; `advisor schema workload` prints it as JSON Schema and `advisor init` as comments.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from .base import Document
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+
+SCHEMA = "quantadvisor/workload/1"
+
+
+class Lengths(Document):
+    """A distribution of token counts: normal, cut to [min, max]."""
+
+    mean: Annotated[float, Field(gt=0)]
+    std: Annotated[float, Field(ge=0)] = 0.0
+    min: Positive = 1
+    max: Positive | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lengths:
+        if not self.min <= self.mean or (self.max is not None and self.mean > self.max):
+            raise ValueError(f"mean {self.mean:g} must lie in [min, max]")
+        return self
+
+
+class BatchLimit(Document):
+    max_sequences: Positive | None = Field(None, description="most requests in one step of the scheduler")
+    max_batched_tokens: Positive | None = Field(None, description="most tokens in one forward pass of the scheduler")
+
+
+class Arrivals(Document):
+    rate_per_s: Annotated[float, Field(gt=0)] = Field(description="Poisson arrivals, requests per second")
+
+
+class Traffic(Document):
+    prompt_tokens: Positive | Lengths = Field(description="tokens of a prompt; context length = prompt + output")
+    output_tokens: Positive | Lengths = Field(description="tokens generated per request")
+    concurrency: Positive = Field(description="requests in flight")
+    batch: BatchLimit | None = Field(None, description="the scheduler's limit; null: concurrency")
+    shared_prefix_tokens: Natural = Field(0, description="tokens that all prompts share")
+    arrivals: Literal["closed"] | Arrivals = Field("closed", description="closed loop, or a rate of arrivals")
+
+    @property
+    def prompt_length(self) -> int:
+        """Mean prompt length in tokens: what is measured."""
+        return self.prompt_tokens if isinstance(self.prompt_tokens, int) else round(self.prompt_tokens.mean)
+
+    @property
+    def output_length(self) -> int:
+        return self.output_tokens if isinstance(self.output_tokens, int) else round(self.output_tokens.mean)
+
+    @property
+    def context_length(self) -> int:
+        """The longest context, in tokens: it sizes the cache."""
+
+        def longest(x: int | Lengths) -> int:
+            return x if isinstance(x, int) else (x.max or round(x.mean + 2 * x.std))
+
+        return longest(self.prompt_tokens) + longest(self.output_tokens)
+
+
+class SLO(Document):
+    ttft_ms: Annotated[float, Field(gt=0)] | None = Field(None, description="time to first token, milliseconds")
+    tpot_ms: Annotated[float, Field(gt=0)] | None = Field(None, description="time per output token, milliseconds")
+    percentile: Annotated[float, Field(gt=0, lt=100)] = Field(95, description="of requests that must meet it, percent")
+
+
+class QualityBudget(Document):
+    kl_mean_max: Annotated[float, Field(gt=0)] | None = Field(
+        0.05, description="largest mean KL divergence against the fp32 logits of the same model, nats per token"
+    )
+    top1_agreement_min: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="smallest share of tokens whose most likely next token is the fp32 model's"
+    )
+    text: str | None = Field(None, description="UTF-8 text file to evaluate on; null: the built-in text")
+    tasks: dict[str, Any] = Field(default_factory=dict, description="{NAME: {max_drop: }}: not run yet, refused if set")
+
+
+class Calibration(Document):
+    text: str | None = Field(None, description="UTF-8 text file to calibrate on; null: the built-in text")
+    samples: Positive = Field(128, description="calibration sequences")
+
+
+class Parallel(Document):
+    tensor: Positive = Field(1, description="tensor parallel degree")
+
+
+class Budget(Document):
+    advise_s: Annotated[float, Field(gt=0)] = Field(180, description="seconds of measuring for the advice")
+    apply_s: Annotated[float, Field(gt=0)] = Field(3600, description="seconds to apply the chosen methods")
+    train_s: Annotated[float, Field(ge=0)] = Field(0, description="seconds of training; 0 excludes methods that train")
+
+
+class RuntimeChoice(Document):
+    """A runtime of its own environment or a running server."""
+
+    name: str
+    python: str | None = Field(None, description="interpreter of the environment it lives in")
+    url: str | None = Field(None, description="a running server")
+
+
+class Workload(Document):
+    """A serving workload. Required: schema, model, traffic.{prompt_tokens, output_tokens, concurrency}."""
+
+    schema_: Literal["quantadvisor/workload/1"] = Field(alias="schema", description="format of this file")
+    model: str = Field(min_length=1, description="builtin:smollm2-135m, a local folder, a GGUF file, or a hub id")
+    family: tuple[str, ...] = Field((), description="other sizes of the model, of which one may be advised instead")
+    checkpoints: tuple[str, ...] = Field((), description="existing quantized checkpoints, which compete as they are")
+    device: str = Field("auto", description="auto, cpu or cuda:0")
+    runtimes: Literal["auto"] | tuple[str | RuntimeChoice, ...] = Field("auto", description="auto, or a list of names")
+    baseline: str = Field("auto", description="what runs today: auto, or a candidate's name such as none-bf16@torch")
+    traffic: Traffic
+    slo: SLO | None = Field(None, description="service level objective; null: none")
+    memory_limit_gib: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="bound on the process's peak memory above its imports, GiB; null: what the device has"
+    )
+    quality: QualityBudget = QualityBudget()
+    calibration: Calibration = Calibration()
+    objective: Literal["latency", "throughput", "concurrency"] = Field(
+        "latency", description="minimise request latency, maximise output tokens/s, or maximise requests in flight"
+    )
+    parallel: Parallel = Parallel()
+    price_per_hour: Annotated[float, Field(gt=0)] | None = Field(None, description="cost of the device, per hour")
+    budget: Budget = Budget()
+    trust_remote_code: bool = Field(False, description="run code that ships inside a model folder")
+
+    model_config = Document.model_config | {"populate_by_name": True, "serialize_by_alias": True}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _time_budget(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "time_budget_s" in data:
+            data = dict(data)
+            seconds = data.pop("time_budget_s")
+            budget = dict(data.get("budget") or {})
+            if "advise_s" in budget:
+                raise ValueError("time_budget_s is another name of budget.advise_s: give one of them")
+            data["budget"] = budget | {"advise_s": seconds}
+        return data
