@@ -1,6 +1,6 @@
 """Documents that pass between the stages. Nothing here knows anything but pydantic."""
 
-from .base import Document, Figure, NumberClass, OpenDocument, Target, canonical, write_text
+from .base import Document, Figure, Finite, NumberClass, OpenDocument, Target, canonical, write_text
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
 from .profile import (
     ActivationStats,

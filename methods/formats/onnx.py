@@ -1,0 +1,31 @@
+"""Artifacts for `onnxruntime` and `onnxruntime-genai`: one folder format, written by composable steps.
+
+    export_base            Hugging Face folder -> fp32 folder          (onnx_base.py)
+    quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights.py)
+    quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
+    quantize_cache_int8    any of these -> the same with an INT8 cache (onnx_cache.py)
+"""
+
+from __future__ import annotations
+
+from .onnx_base import export_base, link_folder, linears, load_graph
+from .onnx_cache import calibrate_cache, quantize_cache_int8
+from .onnx_weights import LinearFormat, quantize_dynamic_w8a8, quantize_weights
+
+__all__ = [
+    "LinearFormat",
+    "calibrate_cache",
+    "export_base",
+    "linear_names",
+    "link_folder",
+    "quantize_cache_int8",
+    "quantize_dynamic_w8a8",
+    "quantize_weights",
+]
+
+
+def linear_names(folder: object) -> tuple[str, ...]:
+    """Names of the linears of a folder, in graph order, `lm_head` last: the keys of a plan."""
+    from pathlib import Path
+
+    return tuple(linears(load_graph(Path(str(folder)))))

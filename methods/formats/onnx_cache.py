@@ -1,0 +1,92 @@
+"""An INT8 key-value cache in ONNX Runtime: GroupQueryAttention with one fixed scale per channel.
+
+Scales are max|x| / 127 over the keys (after the rotary embedding) and values of real prefills, one per layer, head and
+channel; codes are signed. The cache enters and leaves the graph as int8; attention reads it without a float copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantadvisor.documents.errors import CandidateFailed
+
+from .onnx_base import DATA, MODEL, SCORING, edit_config, link_or_copy, load_graph, new_folder, save_graphs
+
+Scales = dict[str, NDArray[np.float32]]
+"""`past_key_values.<layer>.key|value` -> [kv_heads * head_size]"""
+
+ATTENTION = "GroupQueryAttention"
+K_SCALE = 12
+"""Index of GroupQueryAttention's input k_scale; v_scale follows."""
+
+
+def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Scales:
+    """tokens: [samples, length]; each sample is one prefill of the fp32 folder, in an own process's worth of memory."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(base / MODEL), options, providers=["CPUExecutionProvider"])
+    past = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past_key_values.")}
+    size = _head_size(base)
+    empty = {name: np.zeros((1, shape[1], 0, size), np.float32) for name, shape in past.items()}
+    presents = {name: name.replace("past_key_values", "present") for name in past}
+    bound = {name: np.zeros(shape[1] * size, np.float32) for name, shape in past.items()}
+    for sample in tokens:
+        feeds = {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64), **empty}
+        for name, cache in zip(past, session.run(list(presents.values()), feeds), strict=True):
+            np.maximum(bound[name], np.abs(cache[0]).max(axis=1).reshape(-1), out=bound[name])
+    return {name: np.where(most > 0, most, 1).astype(np.float32) / np.float32(127) for name, most in bound.items()}
+
+
+def quantize_cache_int8(base: Path, out: Path, scales: Mapping[str, NDArray[np.float32]]) -> None:
+    """The folder `base`, whose weights may already be integers, with an INT8 cache. Its data file is linked."""
+    import onnx
+
+    graph = load_graph(base)
+    nodes = [node for node in graph.graph.node if node.op_type == ATTENTION]
+    if not nodes:
+        raise CandidateFailed(f"{base}: no {ATTENTION} node; the INT8 cache needs one per layer")
+    for node in nodes:
+        names = []
+        for place, side in ((3, "k"), (4, "v")):
+            name = f"{node.name.strip('/').replace('/', '.').removesuffix('.' + ATTENTION)}.{side}_scale"
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(scales[node.input[place]], name))
+            names.append(name)
+        _extend(node, names)
+    caches = {name for node in nodes for name in (*node.input[3:5], *node.output[1:3])}
+    for value in (*graph.graph.input, *graph.graph.output):
+        if value.name in caches:
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    with new_folder(out) as work:
+        for path in base.iterdir():
+            if path.name not in (MODEL, SCORING):
+                (link_or_copy if path.name == DATA else _copy)(path, work / path.name)
+        save_graphs(graph, work)
+        edit_config(work, {"search": {"past_present_share_buffer": False}})
+
+
+def _extend(node: Any, names: list[str]) -> None:
+    """Give one GroupQueryAttention its scales (inputs 12 and 13) and the attributes that make it read int8."""
+    import onnx
+
+    inputs = [*node.input, *[""] * (K_SCALE - len(node.input))]
+    del node.input[:]
+    node.input.extend([*inputs[:K_SCALE], *names, *inputs[K_SCALE + 2 :]])
+    for key, value in (("k_quant_type", "PER_CHANNEL"), ("v_quant_type", "PER_CHANNEL"), ("kv_cache_bit_width", 8)):
+        node.attribute.append(onnx.helper.make_attribute(key, value))
+
+
+def _head_size(folder: Path) -> int:
+    import json
+
+    return int(json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["head_size"])
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())

@@ -1,0 +1,210 @@
+"""Integer weights in ONNX Runtime graphs: MatMulNBits (group-wise, weights only) and MatMulInteger (W8A8, dynamic).
+
+MatMulNBits with accuracy level 4 rounds activations to int8 per block inside the kernel and multiplies integers (VNNI);
+levels 0 and 1 compute in fp32. An embedding table tied to lm_head shares lm_head's codes through GatherBlockQuantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantadvisor.documents.errors import CandidateFailed
+from quantadvisor.kernels.packing import pack_nbits
+from quantadvisor.methods.affine import Codes, Floats, quantize_channels, quantize_groups
+
+from .onnx_base import Array, Rewrite, linears
+
+LinearFormat = tuple[int, int, bool]
+"""(bits, group size, symmetric)"""
+MICROSOFT = "com.microsoft"
+CHUNK = 1 << 22
+"""Weights rounded at a time: bounds the temporaries."""
+
+
+def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], accuracy_level: int = 4,
+                     factors: Mapping[str, Array] | None = None) -> None:  # fmt: skip
+    """Every linear named in `plan` becomes a MatMulNBits; `lm_head` takes the embedding table with it."""
+    with Rewrite(base, out, factors) as edit:
+        known = linears(edit.model)
+        if missing := sorted(set(plan) - set(known)):
+            raise CandidateFailed(f"the graph in {base} has no linear named {missing[0]}; it has {sorted(known)[:3]}…")
+        for name, chosen in plan.items():
+            group_linear(edit, known[name], chosen, accuracy_level)
+
+
+def quantize_dynamic_w8a8(base: Path, out: Path, factors: Mapping[str, Array] | None = None, per_token: bool = False,
+                          head: LinearFormat = (8, 64, True)) -> None:  # fmt: skip
+    """Layers: int8 weights per channel, activations rounded at run time. lm_head: MatMulNBits, in the format `head`.
+
+    `per_token` False writes what `onnxruntime.quantization.quantize_dynamic` writes: DynamicQuantizeLinear, ONE range
+    per activation tensor, so a long prompt with one outlier token rounds all its tokens coarsely. ONNX Runtime fuses it
+    to DynamicQuantizeMatMul or MatMulIntegerToFloat. True divides each token by its own max|x| / 127 first.
+    """
+    with Rewrite(base, out, factors) as edit:
+        shared: dict[str, tuple[str, str, str]] = {}
+        for name, node in linears(edit.model).items():
+            if name == "lm_head":
+                group_linear(edit, node, head, 4)
+            elif per_token:
+                token_linear(edit, node, shared)
+            else:
+                tensor_linear(edit, node, shared)
+
+
+def group_linear(edit: Rewrite, node: Any, chosen: LinearFormat, accuracy_level: int) -> None:
+    """MatMul -> MatMulNBits in place; a tied embedding is moved to the same codes first."""
+    import onnx
+
+    bits, group, symmetric = chosen
+    weight = node.input[1]
+    codes, scales, zeros = rounded(edit.tensor(weight), chosen)
+    wide, tall = edit.tensor(weight).shape
+    names = [edit.add(f"{weight}_Q{bits}", codes), edit.add(f"{weight}_scales", scales)]
+    if zeros is not None:
+        names.append(edit.add(f"{weight}_zp", zeros))
+    table = embedding(edit, weight) if node.name == "/lm_head/MatMul" else None
+    if table is not None:
+        share_embedding(edit, table, names, scales.shape, chosen, wide)
+    edit.drop(weight)
+    replace(edit, [node], [onnx.helper.make_node(
+        "MatMulNBits", [node.input[0], *names], list(node.output), name=f"{node.name}_Q{bits}", domain=MICROSOFT,
+        K=wide, N=tall, bits=bits, block_size=group, accuracy_level=accuracy_level,
+    )])  # fmt: skip
+
+
+def rounded(weight: Array, chosen: LinearFormat) -> tuple[Codes, Floats, Codes | None]:
+    """weight: [K, N] -> packed codes [N, G, group * bits / 8], scales [N, G], packed zeros [N, ceil(G * bits / 8)].
+
+    Zeros are None when symmetric: MatMulNBits then assumes 2**(bits - 1).
+    """
+    bits, group, symmetric = chosen
+    wide, tall = weight.shape
+    groups = -(-wide // group)
+    packed = np.empty((tall, groups, group * bits // 8), np.uint8)
+    scales = np.empty((tall, groups), np.float32)
+    zeros = np.empty((tall, groups), np.uint8)
+    step = max(1, CHUNK // wide)
+    for start in range(0, tall, step):
+        rows = slice(start, start + step)
+        part, scales[rows], zeros[rows] = quantize_groups(np.ascontiguousarray(weight[:, rows].T), bits, group, symmetric)
+        padded = np.zeros((len(part), groups * group), np.uint8)
+        padded[:, :wide] = part
+        packed[rows] = pack_nbits(padded.reshape(len(part), groups, group), bits)
+    return packed, scales, None if symmetric else pack_nbits(zeros, bits)
+
+
+def embedding(edit: Rewrite, head: str) -> list[Any] | None:
+    """The nodes that look tokens up in a table tied to `head`: [Transpose, Gather]; None when the table is its own."""
+    flip = next((node for node in edit.nodes if node.op_type == "Transpose" and node.input[0] == head), None)
+    if flip is None:
+        return None
+    return [flip, next(node for node in edit.nodes if node.op_type == "Gather" and node.input[0] == flip.output[0])]
+
+
+def share_embedding(edit: Rewrite, table: list[Any], names: list[str], shape: tuple[int, ...], chosen: LinearFormat,
+                    hidden: int) -> None:  # fmt: skip
+    """Look up in lm_head's codes as they lie there, [V, G, group]: one quantized block per row of the last axis.
+
+    No reshaped copy of the codes comes into being, on disk or in memory; only the scales are reshaped to [V, G, 1].
+    Where the operator cannot read them (see below), the table stays fp32.
+    """
+    import onnx
+
+    bits, group, _ = chosen
+    flip, gather = table
+    out, root = gather.output[0], "/model/embed_tokens"
+    if hidden % group or (len(names) == 3 and bits != 8):  # a padded row or two zeros in a byte: the table stays fp32
+        own = edit.add("model.embed_tokens.weight", np.ascontiguousarray(edit.tensor(flip.input[0]).T))
+        return replace(edit, [flip, gather], [onnx.helper.make_node("Gather", [own, gather.input[1]], [out], name=root)])
+    block = edit.add("embed.scale_shape", np.array([*shape, 1], np.int64))
+    flat = edit.add("embed.flat_shape", np.array([0, 0, hidden], np.int64))
+    nodes = [onnx.helper.make_node("Reshape", [source, block], [f"{source}_blocks"], name=f"{root}/{source}_blocks")
+             for source in names[1:]]  # fmt: skip
+    nodes.append(onnx.helper.make_node(
+        "GatherBlockQuantized", [names[0], gather.input[1], *(f"{source}_blocks" for source in names[1:])],
+        [f"{out}_blocks"], name=f"{root}/GatherBlockQuantized", domain=MICROSOFT,
+        bits=bits, block_size=group, gather_axis=0, quantize_axis=2,
+    ))  # fmt: skip
+    nodes.append(onnx.helper.make_node("Reshape", [f"{out}_blocks", flat], [out], name=f"{root}/flat"))
+    return replace(edit, [flip, gather], nodes)
+
+
+def tensor_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]]) -> None:
+    """MatMul -> DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Mul; linears with the same input share the first."""
+    import onnx
+
+    make = onnx.helper.make_node
+    source, name, nodes = node.input[0], node.name, []
+    if source not in shared:
+        shared[source] = (f"{source}_quantized", f"{source}_scale", f"{source}_zero")
+        nodes.append(make("DynamicQuantizeLinear", [source], list(shared[source]), name=f"{source}_quantize"))
+    codes, scale, zero = shared[source]
+    weight, weight_scale, weight_zero = channel_weight(edit, node)
+    nodes += [
+        make("MatMulInteger", [codes, weight, zero, weight_zero], [f"{name}_int32"], name=f"{name}_quant"),
+        make("Cast", [f"{name}_int32"], [f"{name}_float"], name=f"{name}_cast", to=onnx.TensorProto.FLOAT),
+        make("Mul", [scale, weight_scale], [f"{name}_scales"], name=f"{name}_scales_mul"),
+        make("Mul", [f"{name}_float", f"{name}_scales"], list(node.output), name=f"{name}_output_scale_mul"),
+    ]
+    replace(edit, [node], nodes)
+
+
+def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]]) -> None:
+    """MatMul -> per-token scale, QuantizeLinear with scale 1, MatMulIntegerToFloat, Mul by the tokens' scales."""
+    import onnx
+
+    make = onnx.helper.make_node
+    source, name, nodes = node.input[0], node.name, []
+    one, middle = "quant.one", "quant.middle"
+    if not shared:
+        edit.add(one, np.array(1, np.float32))
+        edit.add(middle, np.array(128, np.uint8))
+        edit.add("quant.last_axis", np.array([-1], np.int64))
+        edit.add("quant.step", np.array(1 / 127, np.float32))
+        edit.add("quant.least", np.array(1e-12, np.float32))
+    if source not in shared:
+        part = {key: f"{source}_{key}" for key in ("abs", "max", "safe", "scale", "unit", "codes")}
+        shared[source] = (part["codes"], part["scale"], middle)
+        nodes += [
+            make("Abs", [source], [part["abs"]], name=f"{source}_abs"),
+            make("ReduceMax", [part["abs"], "quant.last_axis"], [part["max"]], name=f"{source}_max", keepdims=1),
+            make("Max", [part["max"], "quant.least"], [part["safe"]], name=f"{source}_safe"),
+            make("Mul", [part["safe"], "quant.step"], [part["scale"]], name=f"{source}_scale"),
+            make("Div", [source, part["scale"]], [part["unit"]], name=f"{source}_unit"),
+            make("QuantizeLinear", [part["unit"], one, middle], [part["codes"]], name=f"{source}_codes"),
+        ]
+    codes, scale, zero = shared[source]
+    weight, weight_scale, weight_zero = channel_weight(edit, node)
+    nodes += [
+        make("MatMulIntegerToFloat", [codes, weight, one, weight_scale, zero, weight_zero], [f"{name}_unscaled"],
+             name=f"{name}_quant", domain=MICROSOFT),
+        make("Mul", [f"{name}_unscaled", scale], list(node.output), name=f"{name}_token_scale"),
+    ]  # fmt: skip
+    replace(edit, [node], nodes)
+
+
+def channel_weight(edit: Rewrite, node: Any) -> tuple[str, str, str]:
+    """int8 codes [K, N], scales [N] and zeros [N] of a MatMul's weight: names of the three tensors."""
+    weight = node.input[1]
+    value = edit.tensor(weight)
+    codes, scales = quantize_channels(np.ascontiguousarray(value.T))
+    edit.drop(weight)
+    zero: NDArray[np.int8] = np.zeros(len(scales), np.int8)
+    return (
+        edit.add(f"{weight}_quantized", np.ascontiguousarray(codes.T)),
+        edit.add(f"{weight}_scale", scales),
+        edit.add(f"{weight}_zero_point", zero),
+    )
+
+
+def replace(edit: Rewrite, gone: list[Any], nodes: list[Any]) -> None:
+    """Put `nodes` where the last of `gone` stood."""
+    place = edit.nodes.index(gone[-1])
+    edit.nodes[place : place + 1] = nodes
+    for node in gone[:-1]:
+        edit.nodes.remove(node)

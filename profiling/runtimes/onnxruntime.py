@@ -1,0 +1,201 @@
+"""ONNX Runtime, raw sessions on a GroupQueryAttention graph with one cache buffer shared by past and present.
+
+Loads the folder of `methods/formats/onnx.py`: `model.onnx` (last logits) and `scoring.onnx` (all logits). The cache is
+float32 or, where the graph says so, int8. Attention and cache layout: keys and values [batch, kv_heads, capacity, head_dim].
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAME = "onnxruntime"
+
+LINEARS = ("MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul")
+QUANTIZED = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
+TOKENS_PER_PASS = 8192
+"""A larger batch is prefilled row group by row group: bounds the activations, as a scheduler does."""
+
+
+def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    from importlib.util import find_spec
+
+    if find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install 'quantadvisor[cpu]'"
+    if options:
+        return f"onnxruntime has no option {options[0]!r}"
+    if path is not None and not (Path(path) / "model.onnx").exists():
+        return f"{path} holds no model.onnx"
+    return None
+
+
+def warm_imports() -> None:
+    import numpy  # noqa: F401
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+
+
+def open_session(path: str, options: tuple[str, ...], threads: int) -> OnnxSession:
+    return OnnxSession(Path(path), threads)
+
+
+class OnnxSession:
+    """See docs/architecture.md for the methods of a session."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder, self.threads = folder, threads
+        self.session = self._open("model.onnx")
+        self.cache = Cache(self.session, json.loads((folder / "genai_config.json").read_text()))
+        self.buffers: list[Any] = []
+        self.past = 0
+
+    def prefill(self, tokens: Any, capacity: int) -> Any:
+        import numpy as np
+
+        self.buffers = []
+        self.buffers = self.cache.allocate(len(tokens), capacity)
+        self.past = tokens.shape[1]
+        rows = max(1, TOKENS_PER_PASS // tokens.shape[1])
+        logits = [
+            self._run(tokens[at : at + rows], 0, [buffer[at : at + rows] for buffer in self.buffers])
+            for at in range(0, len(tokens), rows)
+        ]
+        return np.concatenate(logits)
+
+    def decode(self, tokens: Any) -> Any:
+        self.past += 1
+        return self._run(tokens, self.past - 1, self.buffers)
+
+    def fill(self, batch: int, capacity: int) -> None:
+        import numpy as np
+
+        for i, one in enumerate(self.buffers):
+            rows = np.empty((batch, *one.shape[1:2], capacity, *one.shape[3:]), one.dtype)
+            rows[:, :, : one.shape[2]] = one[:, :, :capacity]
+            self.buffers[i] = rows
+
+    def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
+        session = self._open("scoring.onnx")
+        buffers = self.cache.allocate(1, len(tokens))
+        step = chunk or len(tokens)
+        for at in range(0, len(tokens), step):
+            yield self._bind(session, tokens[None, at : at + step], at, buffers)[0]
+
+    def operators(self, tokens: Any) -> dict[str, Any]:
+        import numpy as np
+
+        with tempfile.TemporaryDirectory() as folder:
+            live, self.session = self.session, self._open("model.onnx", profile=f"{folder}/profile")
+            logits = self.prefill(tokens, tokens.shape[1] + 8)
+            following = logits.argmax(-1)[:, None].astype(np.int64)
+            walls: dict[str, list[float]] = {"prefill": [], "decode": []}
+            for _ in range(2):
+                start = time.perf_counter()
+                self.prefill(tokens, tokens.shape[1] + 8)
+                walls["prefill"].append(time.perf_counter() - start)
+            for _ in range(6):
+                start = time.perf_counter()
+                self.decode(following)
+                walls["decode"].append(time.perf_counter() - start)
+            path = self.session.end_profiling()
+            self.session = live
+            runs = runs_of_profile(json.loads(Path(path).read_text()))
+        passes = -(-len(tokens) // max(1, TOKENS_PER_PASS // tokens.shape[1]))
+        return {
+            "prefill": phase_of_runs(runs[passes : 3 * passes], 2, walls["prefill"]),
+            "decode": phase_of_runs(runs[-5:], 5, walls["decode"][1:]),
+        }
+
+    def close(self) -> None:
+        self.buffers = []
+
+    def _open(self, name: str, profile: str | None = None) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        return onnxruntime.InferenceSession(str(self.folder / name), options, providers=["CPUExecutionProvider"])
+
+    def _run(self, tokens: Any, past: int, buffers: list[Any]) -> Any:
+        return self._bind(self.session, tokens, past, buffers)[:, -1]
+
+    def _bind(self, session: Any, tokens: Any, past: int, buffers: list[Any]) -> Any:
+        """One forward pass; logits [B, S or 1, V]. Present is written into the buffers that past is read from."""
+        import numpy as np
+        from onnxruntime import OrtValue
+
+        binding = session.io_binding()
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
+        binding.bind_cpu_input("attention_mask", np.ones((len(tokens), past + tokens.shape[1]), np.int64))
+        for (before, after), buffer in zip(self.cache.names, buffers, strict=True):
+            value = OrtValue.ortvalue_from_numpy(buffer)
+            binding.bind_ortvalue_input(before, value)
+            binding.bind_ortvalue_output(after, value)
+        binding.bind_output("logits", "cpu")
+        session.run_with_iobinding(binding)
+        return binding.get_outputs()[-1].numpy()  # outputs come in the order they were bound
+
+
+class Cache:
+    """Names, shape and number type of a graph's key-value cache."""
+
+    def __init__(self, session: Any, config: dict[str, Any]) -> None:
+        import numpy as np
+
+        past = [value for value in session.get_inputs() if "past_key_values" in value.name]
+        self.names = [(value.name, value.name.replace("past_key_values", "present")) for value in past]
+        heads, width = past[0].shape[1], past[0].shape[3]
+        decoder = config["model"]["decoder"]
+        self.heads = heads if isinstance(heads, int) else decoder["num_key_value_heads"]
+        self.width = width if isinstance(width, int) else decoder["head_size"]
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+        self.dtype = types[past[0].type]
+
+    def allocate(self, batch: int, capacity: int) -> list[Any]:
+        import numpy as np
+
+        return [np.zeros((batch, self.heads, capacity, self.width), self.dtype) for _ in self.names]
+
+
+def runs_of_profile(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Kernel events of each model run of an ONNX Runtime profile, in order of time."""
+    runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: e["ts"])
+    kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith("_kernel_time")]
+    return [[e for e in kernels if run["ts"] <= e["ts"] < run["ts"] + run["dur"]] for run in runs]
+
+
+def phase_of_runs(runs: list[list[dict[str, Any]]], repeats: int, walls: list[float]) -> dict[str, Any]:
+    """Operators and times of one forward pass, averaged over `repeats` (a pass may be several runs)."""
+    rows: dict[str, dict[str, Any]] = {}
+    parts = {"linears_s": 0.0, "attention_s": 0.0, "cache_s": 0.0, "other_s": 0.0}
+    for event in (event for run in runs for event in run):
+        name, seconds = event["args"]["op_name"], event["dur"] / 1e6 / repeats
+        linear = name in LINEARS or name in QUANTIZED
+        new = {"name": name, "count": 0, "provider": event["args"].get("provider", ""), "time_s": 0.0}
+        row = rows.setdefault(name, new | {"linear": linear, "quantized": name in QUANTIZED})
+        row["count"] += 1
+        row["time_s"] += seconds
+        helper = name in ("DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")
+        part = "linears_s" if linear or helper else "attention_s" if "Attention" in name else "other_s"
+        parts[part] += seconds
+    forwards = max(1, len(runs))
+    for row in rows.values():
+        row["count"] = round(row["count"] / forwards)
+    linears = [row for row in rows.values() if row["linear"]]
+    return {
+        "operators": sorted(rows.values(), key=lambda row: -row["time_s"]),
+        "linears": sum(row["count"] for row in linears),
+        "quantized_linears": sum(row["count"] for row in linears if row["quantized"]),
+        "wall_s": sorted(walls)[len(walls) // 2],
+        "walls_s": walls,
+        "notes": [],
+        **parts,
+    }
+

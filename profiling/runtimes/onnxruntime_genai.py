@@ -1,0 +1,108 @@
+"""onnxruntime-genai: the generate loop that most ONNX users run, on the same folder as `onnxruntime`.
+
+Its kernels are ONNX Runtime's, so the evidence is the ONNX inside: a profile of the same graph. A row group cannot be
+prefilled apart and a cache cannot be filled from outside: `fill` is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAME = "onnxruntime-genai"
+
+
+def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    if importlib.util.find_spec("onnxruntime_genai") is None:
+        return "onnxruntime-genai is not installed: pip install 'quantadvisor[cpu]'"
+    if options:
+        return f"onnxruntime-genai has no option {options[0]!r}"
+    if path is not None and not (Path(path) / "genai_config.json").exists():
+        return f"{path} holds no genai_config.json"
+    return None
+
+
+def warm_imports() -> None:
+    import numpy  # noqa: F401
+    import onnxruntime_genai  # noqa: F401
+
+
+def open_session(path: str, options: tuple[str, ...], threads: int) -> GenaiSession:
+    return GenaiSession(Path(path), threads)
+
+
+class GenaiSession:
+    """See docs/architecture.md for the methods of a session."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder, self.threads = folder, threads
+        self.model = self._open("model.onnx")
+        self.generator: Any = None
+
+    def prefill(self, tokens: Any, capacity: int) -> Any:
+        self.generator = None
+        self.generator = self._generator(self.model, len(tokens), capacity)
+        return self.decode(tokens)
+
+    def decode(self, tokens: Any) -> Any:
+        import numpy as np
+
+        self.generator.append_tokens(tokens.astype(np.int32))
+        return np.asarray(self.generator.get_logits(), np.float32)[:, -1]
+
+    def fill(self, batch: int, capacity: int) -> None:
+        raise NotImplementedError("onnxruntime-genai's cache cannot be filled from outside its generate loop")
+
+    def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
+        import numpy as np
+
+        model = self._open("scoring.onnx")
+        generator = self._generator(model, 1, len(tokens) + 1)
+        step = chunk or len(tokens)
+        for at in range(0, len(tokens), step):
+            generator.append_tokens(tokens[None, at : at + step].astype(np.int32))
+            yield np.asarray(generator.get_output("logits"), np.float32)[0]
+
+    def operators(self, tokens: Any) -> dict[str, Any]:
+        """The raw runtime's evidence on the same graph, with this loop's own wall times."""
+        import numpy as np
+
+        sibling = importlib.util.spec_from_file_location("runtime_onnxruntime", Path(__file__).with_name("onnxruntime.py"))
+        assert sibling and sibling.loader
+        module = importlib.util.module_from_spec(sibling)
+        sibling.loader.exec_module(module)
+        module.warm_imports()
+        phases: dict[str, Any] = module.open_session(str(self.folder), (), self.threads).operators(tokens)
+        start = time.perf_counter()
+        following = self.prefill(tokens, tokens.shape[1] + 8).argmax(-1)[:, None].astype(np.int64)
+        walls = {"prefill": [time.perf_counter() - start], "decode": []}
+        for _ in range(5):
+            start = time.perf_counter()
+            self.decode(following)
+            walls["decode"].append(time.perf_counter() - start)
+        for phase, seconds in walls.items():
+            note = "operators profiled by ONNX Runtime on the same graph; wall time of the GenAI loop"
+            phases[phase] |= {"wall_s": sorted(seconds)[len(seconds) // 2], "walls_s": seconds, "notes": [note]}
+        return phases
+
+    def close(self) -> None:
+        self.generator = None
+
+    def _open(self, name: str) -> Any:
+        import onnxruntime_genai as og
+
+        config = og.Config(str(self.folder))
+        session = {"intra_op_num_threads": self.threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"filename": name, "session_options": session}}}))
+        return og.Model(config)
+
+    def _generator(self, model: Any, batch: int, capacity: int) -> Any:
+        import onnxruntime_genai as og
+
+        parameters = og.GeneratorParams(model)
+        parameters.set_search_options(max_length=capacity + 1, batch_size=batch, do_sample=False)
+        return og.Generator(model, parameters)

@@ -1,0 +1,227 @@
+"""The parent's side of the worker protocol: start, ask, pause, kill.
+
+A worker that is not answering is stopped (SIGSTOP): idle thread pools of one runtime spin and would slow another
+(measured: up to 3x). A crash, a time limit or a memory limit becomes `CandidateFailed` with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quantadvisor.documents import CandidateFailed, Finite
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Loaded(Reply):
+    load_s: Finite
+    base_bytes: int
+    loaded_bytes: int
+
+
+class Generated(Reply):
+    """`itl_s`: gaps between tokens, seconds; `generated`: [batch][output_tokens]."""
+
+    ttft_s: Finite
+    itl_s: list[Finite]
+    generated: list[list[int]]
+    peak_bytes: int
+
+
+class Steady(Reply):
+    prefill_row_s: Finite
+    itl_s: list[Finite]
+    peak_bytes: int
+    rows_equal: bool
+
+
+ReplyKind = TypeVar("ReplyKind", bound=Reply)
+
+
+class RunningWorker:
+    """One child process with one loaded candidate. A context manager: leaving it ends the process."""
+
+    def __init__(
+        self,
+        runtime_file: Path,
+        artifact: Path,
+        options: tuple[str, ...],
+        threads: int,
+        *,
+        python: str = sys.executable,
+        time_limit_s: float = 300.0,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        self.time_limit_s = time_limit_s
+        self.memory_limit_bytes = memory_limit_bytes
+        self._folder = tempfile.TemporaryDirectory(prefix="quantadvisor-")
+        self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 (closed in close)
+        self._process = subprocess.Popen(
+            [python, "-P", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=worker_environment(threads),
+            start_new_session=True,
+        )
+        self._arrays = 0
+        try:
+            reply = self.ask("load", runtime_file=str(runtime_file), path=str(artifact), options=options, threads=threads)
+            self.loaded = self._read(Loaded, reply)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
+        """tokens: int64 [B, S]."""
+        reply = self.ask("generate", tokens=self._array(tokens), output_tokens=output_tokens)
+        return self._read(Generated, reply)
+
+    def steady(self, tokens: np.ndarray, batch: int, steps: int) -> Steady:
+        return self._read(Steady, self.ask("steady", tokens=self._array(tokens), batch=batch, steps=steps))
+
+    def write_reference(self, windows: np.ndarray, out: Path) -> None:
+        """Log-probabilities of every position of int64 [W, S], float16 [W * S, V], to `out`."""
+        self.ask("reference", tokens=self._array(windows), out=str(out))
+
+    def score(self, windows: np.ndarray, reference: Path, chunk: int | None) -> np.ndarray:
+        """float64 [3, W * S]: negative log-likelihood (NaN at a window's last token), KL, top-1 agreement."""
+        out = Path(self._folder.name) / "score.npy"
+        self.ask("score", tokens=self._array(windows), reference=str(reference), chunk=chunk, out=str(out))
+        return np.asarray(np.load(out))
+
+    def operators(self, tokens: np.ndarray) -> dict[str, Any]:
+        phases = self.ask("operators", tokens=self._array(tokens))["phases"]
+        assert isinstance(phases, dict)
+        return phases
+
+    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        """One request and its reply; raises CandidateFailed on an error, a crash, a hang or too much memory."""
+        assert self._process.stdin
+        self._signal(signal.SIGCONT)
+        try:
+            self._process.stdin.write(json.dumps({"op": op, **fields}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise CandidateFailed(self._post_mortem()) from None
+        line = self._await(op)
+        self._signal(signal.SIGSTOP)
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            raise CandidateFailed(f"the worker printed garbage: {line[:80]!r}") from None
+        if not reply.pop("ok", False):
+            raise CandidateFailed(str(reply.get("error", "no reason given")))
+        return dict(reply)
+
+    def close(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    pass
+        self._log.close()
+        self._folder.cleanup()
+
+    def _await(self, op: str) -> bytes:
+        assert self._process.stdout
+        deadline = time.monotonic() + self.time_limit_s
+        descriptor, buffer = self._process.stdout.fileno(), b""
+        while not buffer.endswith(b"\n"):
+            if select.select([descriptor], [], [], 0.1)[0]:
+                piece = os.read(descriptor, 1 << 16)
+                if not piece:
+                    raise CandidateFailed(self._post_mortem())
+                buffer += piece
+            elif time.monotonic() > deadline:
+                raise CandidateFailed(f"no answer to {op} within {self.time_limit_s:.0f} s")
+            self._check_memory(op)
+        return buffer
+
+    def _check_memory(self, op: str) -> None:
+        if self.memory_limit_bytes is None:
+            return
+        used = resident_bytes(self._process.pid)
+        if used > self.memory_limit_bytes:
+            self._signal(signal.SIGKILL)
+            raise CandidateFailed(
+                f"{op} used {used / 2**30:.2f} GiB, more than the worker's limit of {self.memory_limit_bytes / 2**30:.2f} GiB"
+            )
+
+    def _post_mortem(self) -> str:
+        code = self._process.wait()
+        self._log.flush()
+        self._log.seek(0)
+        lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"the worker died ({died})" + (f": {lines[-1][:300]}" if lines else "")
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _array(self, array: np.ndarray) -> str:
+        self._arrays += 1
+        path = Path(self._folder.name) / f"array{self._arrays % 2}.npy"
+        np.save(path, np.ascontiguousarray(array, dtype=np.int64))
+        return str(path)
+
+    @staticmethod
+    def _read(kind: type[ReplyKind], reply: dict[str, Any]) -> ReplyKind:
+        try:
+            return kind.model_validate(reply)
+        except ValidationError as error:
+            raise CandidateFailed(f"the worker's reply is not valid: {error.errors()[0]['msg']}") from None
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment of a worker: thread counts pinned alike for every runtime, no hub, no GPU surprise."""
+    pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    return os.environ | pinned | quiet | {"PYTHONWARNINGS": "ignore"}
+
+
+def resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+@contextmanager
+def workers_closed() -> Iterator[list[RunningWorker]]:
+    """A list of workers that are all ended on the way out."""
+    running: list[RunningWorker] = []
+    try:
+        yield running
+    finally:
+        for worker in running:
+            worker.close()

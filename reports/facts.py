@@ -1,0 +1,241 @@
+"""What can be read off a Results without measuring anything more: pure functions, seconds and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from quantadvisor.documents import Candidate, Diagnosis, Figure, LedgerRow, NumberClass, Results, Scheme
+
+RUNTIMES = {
+    "torch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-genai": "ONNX Runtime GenAI",
+    "openvino": "OpenVINO",
+    "openvino-genai": "OpenVINO GenAI",
+    "vllm": "vLLM",
+    "llamacpp": "llama.cpp",
+}
+METHODS = {
+    "none": "no quantization",
+    "rtn": "round to nearest",
+    "mixed": "a mix by sensitivity",
+    "dynamic": "dynamic quantization",
+    "smoothquant": "SmoothQuant",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "given": "the checkpoint as given",
+}
+TENSORS = {
+    "weights": "weights",
+    "activations": "activations",
+    "kv_cache": "KV cache",
+    "other": "other",
+    "overhead": "overhead",
+    "none": "none",
+}
+OBJECTIVES = {
+    "latency": "request latency",
+    "throughput": "output tokens per second",
+    "concurrency": "requests in flight",
+}
+QUANTITIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "peak_bytes": "Peak memory", "max_concurrency": "Users"}
+TIMES = ("ttft_s", "tpot_s")
+
+
+def candidate(results: Results, name: str | None) -> Candidate | None:
+    """The candidate of that name, or None."""
+    return next((item for item in results.candidates if item.name == name), None)
+
+
+def baseline(results: Results) -> Candidate | None:
+    return candidate(results, results.profile.baseline)
+
+
+def choice(results: Results) -> Candidate | None:
+    return candidate(results, results.verdict.choice)
+
+
+def runtime_of(name: str) -> str:
+    """`rtn-w8-g64@onnxruntime+option` → `onnxruntime`."""
+    return name.rpartition("@")[2].partition("+")[0]
+
+
+def unquantized(scheme: Scheme) -> bool:
+    return not (scheme.weights or scheme.activations or scheme.keys or scheme.values)
+
+
+def best_unquantized(results: Results) -> Candidate | None:
+    """The best measured candidate that leaves every tensor in 16 or 32 bit: where the method's share starts."""
+    if results.unquantized_diagnosis is not None:
+        named = candidate(results, results.unquantized_diagnosis.of)
+        if named is not None:
+            return named
+    able = [c for c in results.candidates if unquantized(c.scheme) and not c.refused and not c.excluded]
+    timed = [(seconds, c.name, c) for c in able if (seconds := request_s(results, c)) is not None]
+    return min(timed)[2] if timed else None
+
+
+def figure(item: Candidate | None, field: str) -> Figure | None:
+    """A measured figure of a candidate, or None."""
+    value = getattr(item.measured, field, None) if item is not None and item.measured is not None else None
+    return value if isinstance(value, Figure) else None
+
+
+def measured(item: Candidate | None, field: str) -> float | None:
+    found = figure(item, field)
+    return None if found is None else found.median
+
+
+def predicted(item: Candidate | None, field: str) -> float | None:
+    value = getattr(item.predicted, field, None) if item is not None and item.predicted is not None else None
+    return None if value is None else float(value)
+
+
+def _request(results: Results, ttft: float | None, tpot: float | None) -> float | None:
+    if ttft is None or tpot is None:
+        return None
+    return ttft + (results.workload.traffic.output_length - 1) * tpot
+
+
+def request_s(results: Results, item: Candidate | None) -> float | None:
+    """TTFT + (output_tokens − 1) · TPOT from the measured medians, seconds."""
+    return _request(results, measured(item, "ttft_s"), measured(item, "tpot_s"))
+
+
+def predicted_request_s(results: Results, item: Candidate | None) -> float | None:
+    return _request(results, predicted(item, "ttft_s"), predicted(item, "tpot_s"))
+
+
+def over(numerator: float | None, denominator: float | None) -> float | None:
+    """A ratio of two positive numbers, or None."""
+    if numerator is None or denominator is None or numerator <= 0 or denominator <= 0:
+        return None
+    value = numerator / denominator
+    return value if math.isfinite(value) else None
+
+
+def speed_effect(results: Results, item: Candidate) -> float | None:
+    """How much faster a request is than on the baseline, measured."""
+    return over(request_s(results, baseline(results)), request_s(results, item))
+
+
+def capacity_effect(results: Results, item: Candidate) -> float | None:
+    """How many more requests fit than on the baseline."""
+    return over(users(item), users(baseline(results)))
+
+
+def users(item: Candidate | None) -> float | None:
+    """Requests in flight that fit: measured where it was, else predicted."""
+    found = measured(item, "max_concurrency")
+    return found if found is not None else predicted(item, "max_concurrency")
+
+
+def users_kind(item: Candidate | None) -> NumberClass:
+    found = figure(item, "max_concurrency")
+    return found.kind if found is not None else "modelled"
+
+
+def shortfall(results: Results, item: Candidate) -> float | None:
+    """How much worse than the choice on the objective (1.2 = 20 % worse), from measured or from predicted numbers."""
+    chosen = choice(results)
+    for read in (measured, predicted):
+        own, best = read(item, "objective"), read(chosen, "objective")
+        ratio = over(own, best) if results.workload.objective == "latency" else over(best, own)
+        if ratio is not None:
+            return ratio
+    return None
+
+
+def worst_kind(figures: Iterable[Figure | None]) -> NumberClass:
+    """The class of a number made of several: modelled as soon as one of them is, or is absent."""
+    kinds = ["modelled" if item is None else item.kind for item in figures]
+    if "modelled" in kinds or not kinds:
+        return "modelled"
+    return "cited" if "cited" in kinds else "measured"
+
+
+def chain_kind(results: Results, fields: Sequence[str]) -> NumberClass:
+    """Class of a speed-up along baseline → best unquantized → choice."""
+    chain = [baseline(results), choice(results)]
+    return worst_kind(figure(item, field) for item in chain for field in fields)
+
+
+def memory_limit(results: Results) -> tuple[int, str]:
+    """The bound on memory in bytes, and where it comes from."""
+    if results.workload.memory_limit_gib is not None:
+        return round(results.workload.memory_limit_gib * 2**30), "memory_limit_gib of the spec"
+    device = results.device
+    if device.kind == "cuda" and device.gpus:
+        return device.gpus[0].memory_bytes, "memory of the GPU"
+    return device.memory_bytes, "memory of the device"
+
+
+def median_error(rows: Iterable[LedgerRow]) -> tuple[float, int] | None:
+    """Median of |predicted / measured − 1| and the number of rows."""
+    errors = [abs(row.ratio - 1) for row in rows]
+    return (median(errors), len(errors)) if errors else None
+
+
+def ledger_errors(results: Results) -> list[tuple[str, str, float, int]]:
+    """(quantity, runtime or `all`, median absolute error, rows), quantities in their order, runtimes by name."""
+    found: list[tuple[str, str, float, int]] = []
+    for quantity in QUANTITIES:
+        rows = [row for row in results.ledger if row.quantity == quantity]
+        groups = {"all": rows} | {
+            name: [row for row in rows if runtime_of(row.candidate) == name]
+            for name in sorted({runtime_of(row.candidate) for row in rows})
+        }
+        for name, members in groups.items():
+            error = median_error(members)
+            if error is not None:
+                found.append((quantity, name, *error))
+    return found
+
+
+def time_error(results: Results) -> tuple[float, int] | None:
+    """Median absolute error of TTFT and TPOT predictions together."""
+    return median_error(row for row in results.ledger if row.quantity in TIMES)
+
+
+def diagnoses(results: Results) -> list[tuple[str, Diagnosis]]:
+    """Baseline and, where it is another candidate, best unquantized."""
+    found = [("baseline", results.diagnosis)]
+    second = results.unquantized_diagnosis
+    if second is not None and second.of != results.diagnosis.of:
+        found.append(("best unquantized", second))
+    return found
+
+
+def runtime_words(name: str) -> str:
+    return RUNTIMES.get(name, name)
+
+
+def method_words(name: str) -> str:
+    return METHODS.get(name, name)
+
+
+def _bits(value: float) -> str:
+    return f"{value:g}-bit"
+
+
+def scheme_words(scheme: Scheme) -> str:
+    """`8-bit weights in groups of 64, 8-bit KV cache`; `bf16` where nothing is quantized."""
+    parts = []
+    if scheme.weights is not None:
+        group = f" in groups of {scheme.weights.group_size}" if scheme.weights.group_size else ""
+        parts.append(f"{_bits(scheme.weights.bits)} weights{group}")
+    if scheme.activations is not None:
+        parts.append(f"{_bits(scheme.activations.bits)} activations")
+    cache = scheme.keys or scheme.values
+    if cache is not None:
+        parts.append(f"{_bits(cache.bits)} KV cache")
+    return ", ".join(parts) or scheme.compute
+
+
+def traffic_words(results: Results) -> str:
+    """`512 prompt + 128 output tokens, 1 request in flight`."""
+    traffic = results.workload.traffic
+    flight = "1 request" if traffic.concurrency == 1 else f"{traffic.concurrency:,} requests"
+    return f"{traffic.prompt_length:,} prompt + {traffic.output_length:,} output tokens, {flight} in flight"

@@ -1,0 +1,73 @@
+import time
+
+import pytest
+
+from quantadvisor.documents import KernelTiming, Scheme
+from quantadvisor.kernels.timing import elasticity, figure, rotate, rotation, time_callable
+
+
+def test_figure_is_median_with_interval() -> None:
+    one = figure([3.0, 1.0, 2.0, 5.0, 4.0], source="x")
+    assert (one.median, one.kind, one.source) == (3.0, "measured", "x")
+    assert 1.0 <= one.low <= one.median <= one.high <= 5.0
+    assert one == figure([3.0, 1.0, 2.0, 5.0, 4.0], source="x")
+    assert figure([2.0]).low == figure([2.0]).high == 2.0
+
+
+def test_figure_covers_the_true_median() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    inside = sum(
+        1 for _ in range(200) if (one := figure(rng.normal(10, 1, 30).tolist())).low <= 10 <= one.high
+    )  # fmt: skip
+    assert inside >= 180
+
+
+@pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")]])
+def test_figure_refuses(samples: list[float]) -> None:
+    with pytest.raises(ValueError):
+        figure(samples)
+
+
+def test_rotation_exceeds_twice_the_cache() -> None:
+    assert rotation(10, 100) == 20
+    assert rotation(1000, 100) == 1
+    assert rotation(1, 1 << 30) == 64
+    assert rotation(10, 0) == 1
+
+
+def test_rotate_takes_turns() -> None:
+    calls: list[int] = []
+    turn = rotate([lambda: calls.append(0), lambda: calls.append(1), lambda: calls.append(2)])
+    for _ in range(4):
+        turn()
+    assert calls == [0, 1, 2, 0]
+
+
+def test_time_callable_times() -> None:
+    samples = time_callable(lambda: time.sleep(0.002), min_time_s=0.004, rounds=3)
+    assert len(samples) == 3
+    assert all(0.002 <= sample < 0.1 for sample in samples)
+
+
+def test_time_callable_stops_at_its_limit() -> None:
+    assert len(time_callable(lambda: time.sleep(0.01), rounds=1000, limit_s=0.03)) < 10
+
+
+def timing(m: int, seconds: float) -> KernelTiming:
+    return KernelTiming(
+        probe="p", scheme=Scheme(name="fp32"), runtime="torch", m=m, n=1, k=1, time_s=figure([seconds])
+    )  # fmt: skip
+
+
+def test_elasticity_tells_flat_from_proportional() -> None:
+    flat = [timing(m, 1e-3) for m in (1, 2, 4)]
+    steep = [timing(m, m * 1e-3) for m in (256, 512, 1024)]
+    assert elasticity(flat) == pytest.approx(0)
+    assert elasticity(steep) == pytest.approx(1)
+    assert elasticity(flat + steep, 2) == pytest.approx(0)
+    assert elasticity(flat + steep, 512) == pytest.approx(1)
+    assert elasticity([timing(1, 1.0), timing(512, 512.0**0.5)], 1) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="two M"):
+        elasticity([timing(1, 1.0)])

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantadvisor.profiling import device as module
+from quantadvisor.profiling.device import describe_device, measure_peaks
+
+
+def test_identity_is_stable_and_plausible() -> None:
+    one, two = describe_device(), describe_device(threads=1)
+    assert one.fingerprint == two.fingerprint
+    assert (one.cores, two.threads) == (two.cores, 1)
+    assert 1 <= one.threads <= one.cores
+    assert one.memory_bytes > 1 << 28
+    assert describe_device(threads=10_000).threads == one.cores
+
+
+def test_fingerprint_follows_identity_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = describe_device().fingerprint
+    monkeypatch.setattr(module, "last_level_cache", lambda: 123)
+    assert describe_device().fingerprint == before
+    monkeypatch.setattr(module, "usable_cores", lambda: 77)
+    assert describe_device().fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "flags"),
+    [
+        ("vendor_id\t: X\nmodel name\t: Some CPU\nflags\t\t: avx2 amx_int8\n", "Some CPU", "avx2 amx_int8"),
+        ("CPU implementer\t: 0x41\nFeatures\t: asimd i8mm\n", None, "asimd i8mm"),
+    ],
+)
+def test_cpuinfo(tmp_path: Path, text: str, name: str | None, flags: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    cpu = module._cpuinfo(tmp_path / "cpuinfo")
+    assert cpu["flags"] == flags
+    assert name is None or cpu["name"] == name
+
+
+def test_cgroup_limits_up_to_the_root(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    values = list(module._cgroup_values("cpu", "cpu.max", "cpu.cfs_quota_us", root=tmp_path))
+    assert set(values) <= {"150000 100000"}
+
+
+def test_quota_is_rounded_down_to_whole_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cgroup_values", lambda *_: ["150000 100000", "max 100000", "-1"])
+    assert module._cpu_quotas() == [1.5]
+    assert module.usable_cores() == 1
+
+
+def test_peaks_have_samples_and_sources() -> None:
+    peaks = measure_peaks(describe_device().threads, budget_s=0.4)
+    for one in (peaks.read_bytes_per_s, *peaks.flops_per_s.values()):
+        assert len(one.samples) >= 3
+        assert one.low <= one.median <= one.high
+        assert one.source
+    assert set(peaks.flops_per_s) | set(peaks.refused) == {"fp32", "bf16", "int8"}
+    assert peaks.flops_per_s["fp32"].median > 1e9
+
+
+def test_import_is_light() -> None:
+    code = "import sys, quantadvisor.profiling.device; print([m for m in ('torch', 'onnxruntime', 'pynvml') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
