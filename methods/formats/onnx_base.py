@@ -186,10 +186,13 @@ class Rewrite:
         del self.old[name]
 
     def add(self, name: str, value: Array) -> str:
-        """A tensor of the new folder, appended to its data file. Returns the name."""
+        """A tensor of the new folder: inside the graph when small, else appended to the data file. Returns the name."""
         import onnx
 
-        self._file.write(b"\0" * (-self._file.tell() % (ALIGN if value.nbytes >= ALIGN else 64)))
+        if value.nbytes < ALIGN:
+            self.new.append(onnx.numpy_helper.from_array(value, name))
+            return name
+        self._file.write(b"\0" * (-self._file.tell() % ALIGN))
         proto = onnx.TensorProto(
             name=name, dims=value.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         )

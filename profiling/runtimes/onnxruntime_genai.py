@@ -46,12 +46,15 @@ class GenaiSession:
     def prefill(self, tokens: Any, capacity: int) -> Any:
         self.generator = None
         self.generator = self._generator(self.model, len(tokens), capacity)
-        return self.decode(tokens)
+        return self._append(tokens)
 
     def decode(self, tokens: Any) -> Any:
+        """A batch takes its own greedy tokens (which `tokens` are): GenAI appends to one row only."""
         import numpy as np
 
-        self.generator.append_tokens(tokens.astype(np.int32))
+        if len(tokens) == 1:
+            return self._append(tokens)
+        self.generator.generate_next_token()
         return np.asarray(self.generator.get_logits(), np.float32)[:, -1]
 
     def fill(self, batch: int, capacity: int) -> None:
@@ -92,6 +95,12 @@ class GenaiSession:
     def close(self) -> None:
         self.generator = None
 
+    def _append(self, tokens: Any) -> Any:
+        import numpy as np
+
+        self.generator.append_tokens(tokens.astype(np.int32))
+        return np.asarray(self.generator.get_logits(), np.float32)[:, -1]
+
     def _open(self, name: str) -> Any:
         import onnxruntime_genai as og
 
@@ -104,5 +113,5 @@ class GenaiSession:
         import onnxruntime_genai as og
 
         parameters = og.GeneratorParams(model)
-        parameters.set_search_options(max_length=capacity + 1, batch_size=batch, do_sample=False)
+        parameters.set_search_options(max_length=capacity + 1, min_length=capacity, batch_size=batch, do_sample=False)
         return og.Generator(model, parameters)
