@@ -1,49 +1,143 @@
-"""One-node ONNX models for the kernels of ONNX Runtime: building them, and sessions that do not disturb others.
+"""Small ONNX models for the kernels of ONNX Runtime: one node per weight, weights handed over without a copy.
 
-Idle intra-op threads of a session spin and slow every other session of the process up to 3x, so spinning is off here.
+A probe's process holds one session at a time, so idle threads may spin as they do in a real server; where several
+sessions live in one process they slow each other up to 3x, and `spin=False` is for them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .problem import Prepared, Problem, inputs
 
 if TYPE_CHECKING:
     import numpy as np
 
+    Array = np.ndarray[Any, Any]
+
 OPSET = 21
 IR_VERSION = 10
+Nodes = Callable[[Problem, int], tuple[Any, dict[str, "Array"]]]
+"""shape, copy → the node, which reads `x` and writes `y{copy}`, and its constants by name."""
 
 
 def model_of(
     nodes: Sequence[Any],
     inputs: Mapping[str, tuple[int, Sequence[int | str]]],
     outputs: Mapping[str, tuple[int, Sequence[int | str]]],
-    constants: Mapping[str, np.ndarray[Any, Any]],
+    constants: Mapping[str, Array],
 ) -> bytes:
-    """A serialised model of `nodes`; inputs and outputs as name → (TensorProto type, shape)."""
-    from onnx import helper, numpy_helper
+    """A serialised model of `nodes`; inputs and outputs as name → (TensorProto type, shape); constants by reference."""
+    from onnx import helper
 
     def values(named: Mapping[str, tuple[int, Sequence[int | str]]]) -> list[Any]:
         return [helper.make_tensor_value_info(name, kind, list(shape)) for name, (kind, shape) in named.items()]
 
-    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    initializers = [_referenced(name, array) for name, array in constants.items()]
     graph = helper.make_graph(list(nodes), "probe", values(inputs), values(outputs), initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     return bytes(model.SerializeToString())
 
 
-def session_of(model: bytes, threads: int, config: Mapping[str, str] | None = None) -> Any:
-    """A CPU session with `threads` intra-op threads that do not spin while idle."""
+def _referenced(name: str, array: Array) -> Any:
+    """An initializer whose data come from memory when the session is made, so that 2 GiB of protobuf is no limit."""
+    from onnx import TensorProto, helper
+
+    tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="memory")
+    return tensor
+
+
+def session_of(
+    model: bytes,
+    constants: Mapping[str, Array],
+    threads: int,
+    *,
+    spin: bool = True,
+    profile: str | None = None,
+) -> Any:
+    """A CPU session with `threads` intra-op threads; `constants` must outlive it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    for key, value in {"session.intra_op.allow_spinning": "0", **(config or {})}.items():
-        options.add_session_config_entry(key, value)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    if constants:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
+        options.add_external_initializers(list(constants), values)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def prepare(shape: Problem, node_of: Nodes) -> Prepared:
+    """A session whose run goes through `shape.copies` nodes, all reading the same x, each with a weight of its own."""
+    import onnxruntime
+
+    model, constants = _copies(shape, node_of, shape.copies)
+    session = session_of(model, constants, shape.threads)
+    last = [f"y{shape.copies - 1}"]
+    feed = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(inputs(shape))}
+    return Prepared(
+        run=lambda: session.run_with_ort_values(last, feed)[0].numpy(),
+        call=lambda: constants and session.run_with_ort_values(last, feed),  # keeps the constants alive
+        operator=lambda: executed(shape, node_of),
+    )
+
+
+def _copies(shape: Problem, node_of: Nodes, copies: int) -> tuple[bytes, dict[str, Array]]:
+    from onnx import TensorProto
+
+    nodes, constants, outputs = [], {}, {}
+    for copy in range(copies):
+        node, values = node_of(shape, copy)
+        nodes.append(node)
+        constants.update(values)
+        outputs[f"y{copy}"] = (TensorProto.FLOAT, ("m", shape.n))
+    return model_of(nodes, {"x": (TensorProto.FLOAT, ("m", shape.k))}, outputs, constants), constants
+
+
+def executed(shape: Problem, node_of: Nodes) -> str:
+    """Operators that one run of one copy executes, from ONNX Runtime's own profile; of a head, 2,048 rows will do."""
+    import tempfile
+
+    shape = replace(shape, n=min(shape.n, 2048))
+    with tempfile.TemporaryDirectory() as folder:
+        model, constants = _copies(shape, node_of, 1)
+        session = session_of(model, constants, shape.threads, profile=str(Path(folder) / "profile"))
+        session.run(None, {"x": inputs(shape)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    names = [event["args"]["op_name"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
+    return "+".join(dict.fromkeys(names))
+
+
+def nbits_nodes(bits: int) -> Nodes:
+    """MatMulNBits with INT8 arithmetic (accuracy_level 4) in groups of 64; at 4 bits with a zero point per group."""
+    import numpy as np
+    from onnx import helper
+
+    from .problem import GROUP, group_scales, groups, integer_weights
+
+    def node_of(shape: Problem, copy: int) -> tuple[Any, dict[str, Array]]:
+        q = integer_weights(shape, bits, copy)
+        packed = q if bits == 8 else q[:, :, 0::2] | (q[:, :, 1::2] << 4)
+        values = [packed, group_scales(shape, bits, copy)]
+        if bits == 4:
+            values.append(np.full((shape.n, -(-groups(shape.k) // 2)), 0x88, dtype=np.uint8))
+        names = [f"{letter}{copy}" for letter in "wsz"[: len(values)]]
+        attributes = {"K": shape.k, "N": shape.n, "bits": bits, "block_size": GROUP, "accuracy_level": 4}
+        node = helper.make_node("MatMulNBits", ["x", *names], [f"y{copy}"], domain="com.microsoft", **attributes)
+        return node, dict(zip(names, values, strict=True))
+
+    return node_of
 
 
 def square_product(number: str, size: int, threads: int) -> tuple[Callable[[], object], str]:
@@ -53,6 +147,8 @@ def square_product(number: str, size: int, threads: int) -> tuple[Callable[[], o
 
     rng = np.random.default_rng(0)
     shape = (size, size)
+    w: Array
+    x: Array
     if number == "fp32":
         x, w = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
         operator, kinds = "MatMul", (TensorProto.FLOAT, TensorProto.FLOAT)
@@ -62,6 +158,8 @@ def square_product(number: str, size: int, threads: int) -> tuple[Callable[[], o
     else:
         raise NotImplementedError(f"ONNX Runtime's CPU provider has no {number} MatMul")
     node = helper.make_node(operator, ["x", "w"], ["y"])
-    session = session_of(model_of([node], {"x": (kinds[0], shape)}, {"y": (kinds[1], shape)}, {"w": w}), threads)
+    constants = {"w": w}
+    model = model_of([node], {"x": (kinds[0], shape)}, {"y": (kinds[1], shape)}, constants)
+    session = session_of(model, constants, threads, spin=False)
     feed = {"x": x}
-    return lambda: session.run(None, feed), f"onnxruntime {operator}"
+    return lambda: constants and session.run(None, feed), f"onnxruntime {operator}"

@@ -62,8 +62,11 @@ def time_callable(
     warmup: int = 1,
     limit_s: float = float("inf"),
     tight: float = 0.0,
+    before_each: Callable[[], object] | None = None,
 ) -> list[float]:
     """Seconds per call of `fn`, one sample a round; a round repeats `fn` until it has lasted `min_time_s`.
+
+    `before_each` runs, untimed, before each round, which then is one call (it empties the caches, for instance).
 
     Stops after `rounds`, when `limit_s` has passed (at least one sample is taken), or, from five samples on, when the
     quartiles lie within `tight` of the median.
@@ -74,9 +77,11 @@ def time_callable(
         before = time.perf_counter()
         fn()
         once = time.perf_counter() - before
-    repeats = max(1, round(min_time_s / max(once, 1e-7)))
+    repeats = 1 if before_each else max(1, round(min_time_s / max(once, 1e-7)))
     samples: list[float] = []
     while len(samples) < rounds:
+        if before_each:
+            before_each()
         before = time.perf_counter()
         for _ in range(repeats):
             fn()

@@ -24,7 +24,8 @@ def affine_grid(low: Floats, high: Floats, qmin: int, qmax: int) -> tuple[Floats
 
 def quantize(x: Floats, scale: Floats, zero: NDArray[np.int32], qmin: int, qmax: int) -> NDArray[np.int32]:
     """q = clip(R(x / S) + Z, qmin, qmax); scale and zero broadcast against x."""
-    return np.clip(np.rint(x / scale).astype(np.int32) + zero, qmin, qmax)
+    codes: NDArray[np.int32] = np.clip(np.rint(x / scale).astype(np.int32) + zero, qmin, qmax)
+    return codes
 
 
 def quantize_groups(w: Floats, bits: int, group_size: int, symmetric: bool) -> tuple[Codes, Floats, Codes]:
@@ -58,7 +59,8 @@ def dequantize_groups(codes: Codes, scales: Floats, zeros: Codes, group_size: in
     width = codes.shape[1]
     scale = np.repeat(scales, group_size, axis=1)[:, :width]
     zero = np.repeat(zeros, group_size, axis=1)[:, :width].astype(np.float32)
-    return (codes.astype(np.float32) - zero) * scale
+    value: Floats = (codes.astype(np.float32) - zero) * scale
+    return value
 
 
 def quantize_channels(w: Floats) -> tuple[NDArray[np.int8], Floats]:

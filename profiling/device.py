@@ -149,7 +149,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def measure_peaks(threads: int, budget_s: float = 4.0) -> Peaks:
+def measure_peaks(threads: int, budget_s: float = 3.2) -> Peaks:
     """Measured roofs with `threads` threads: the fastest of several implementations for each, named in its source.
 
     Reading: sums over a buffer of four last-level caches (256 MiB at least). Products: square, 1,024 or 2,048 wide.

@@ -11,28 +11,12 @@ import math
 from collections.abc import Mapping
 
 from quantadvisor.documents import Format, Inventory, LedgerItem, MemoryLedger, Scheme
+from quantadvisor.kernels.problem import matrix_bytes
 
 
 def compute_bytes(scheme: Scheme) -> int:
     """Bytes of an element that the scheme leaves alone."""
     return {"fp32": 4, "bf16": 2}[scheme.compute]
-
-
-def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_bytes: int) -> int:
-    """Stored bytes of w: [N, K] in a format; None: `plain_bytes` an element."""
-    if number is None:
-        return n * k * plain_bytes
-    if number.number == "float" and number.bits >= 16:
-        return int(n * k * number.bits / 8)
-    if number.granularity in ("group", "block"):
-        size = number.group_size or 32
-        groups = n * math.ceil(k / size)
-        packed = groups * math.ceil(size * number.bits / 8)
-    else:
-        groups = 1 if number.granularity == "tensor" else n
-        packed = n * math.ceil(k * number.bits / 8)
-    zeros = 0 if number.symmetric else math.ceil(groups * number.bits / 8)
-    return packed + groups * scale_bytes + zeros
 
 
 def bytes_of_weights(

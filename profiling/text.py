@@ -110,6 +110,7 @@ def refuse_overlap(calibration: list[int], evaluation: list[int], where: str) ->
 def passkey_prompt(tokenizer_folder: Path, context_tokens: int, key: str = "71432") -> tuple[Tokens, Tokens]:
     """A prompt of exactly `context_tokens` with a pass key near its start, asked for at its end, and the answer.
 
+    The wording is one that SmolLM2-135M in fp32 answers at 512 and at 2,048 tokens.
     Prompt int64 [context_tokens], answer int64 [digits]: what greedy decoding must continue with (arXiv:2305.16300).
     """
     tokenizer = _tokenizer(tokenizer_folder)
@@ -118,17 +119,17 @@ def passkey_prompt(tokenizer_folder: Path, context_tokens: int, key: str = "7143
     def encode(text: str) -> list[int]:
         return [int(i) for i in tokenizer.encode(text, add_special_tokens=False).ids]
 
-    needle = f"The pass key is {key}. Remember it. {key} is the pass key.\n\n"
-    question = "\n\nWhat is the pass key? The pass key is"
+    asked = "the secret pass key of the door is"
+    needle = f"\n\nRemember this: {asked} {key}. Again, {asked} {key}. Once more, {asked} {key}.\n\n"
+    question = f"\n\nRemember this: {asked}"
     filler = encode("\n\n".join(_builtin_text("evaluation")))
     head, tail = encode(needle), encode(question)
     space = context_tokens - len(prefix) - len(head) - len(tail)
     if space < 0:
-        raise BadInput("context", f"{context_tokens} tokens cannot hold a pass key", "use at least 64")
+        raise BadInput("context", f"{context_tokens} tokens cannot hold a pass key", "use at least 96")
     lead = min(32, space // 4)
     filler = (filler * (space // len(filler) + 1))[:space]
-    whole = encode(f"The pass key is {key}")
-    answer = whole[len(encode("The pass key is")) :]
+    answer = encode(f"{question} {key}")[len(tail) :]
     return _int64(prefix + filler[:lead] + head + filler[lead:] + tail), _int64(answer)
 
 

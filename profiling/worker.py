@@ -10,7 +10,7 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
     steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
     score     tokens [W, S], reference, chunk, out        -> nll, kl, top1 per token, float64 [3, W * S], written to `out`
-    operators tokens [B, S]                               -> what the session says really ran
+    operators tokens [B, S], batch                        -> what the session says really ran
     close
 """
 
@@ -78,7 +78,11 @@ class Worker:
         start = time.perf_counter()
         self.session = runtime.open_session(path, tuple(options), threads)
         load_s = time.perf_counter() - start
-        return {"load_s": load_s, "base_bytes": self.base_bytes, "loaded_bytes": status_bytes("VmRSS") - self.base_bytes}
+        return {
+            "load_s": load_s,
+            "base_bytes": self.base_bytes,
+            "loaded_bytes": status_bytes("VmRSS") - self.base_bytes,
+        }
 
     def generate(self, tokens: str, output_tokens: int) -> dict[str, Any]:
         """Greedy generation of one static batch; all rows arrive at t = 0."""
@@ -98,7 +102,12 @@ class Worker:
             generated.append(token)
         check_finite(logits)
         rows = np.concatenate(generated, 1).tolist()
-        return {"ttft_s": ttft_s, "itl_s": itl_s, "generated": rows, "peak_bytes": status_bytes("VmHWM") - self.base_bytes}
+        return {
+            "ttft_s": ttft_s,
+            "itl_s": itl_s,
+            "generated": rows,
+            "peak_bytes": status_bytes("VmHWM") - self.base_bytes,
+        }
 
     def steady(self, tokens: str, batch: int, steps: int) -> dict[str, Any]:
         """Decode of `batch` rows whose caches are copies of one really prefilled row: recorded keys and values."""
@@ -158,10 +167,11 @@ class Worker:
         np.save(out, result)
         return {"rows": at}
 
-    def operators(self, tokens: str) -> dict[str, Any]:
+    def operators(self, tokens: str, batch: int | None) -> dict[str, Any]:
+        """With `batch`, one row is prefilled and decode is observed on that many copies of its cache."""
         import numpy as np
 
-        return {"phases": self.session.operators(np.load(tokens))}
+        return {"phases": self.session.operators(np.load(tokens), batch)}
 
 
 def chunks(stream: Any) -> Any:

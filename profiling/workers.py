@@ -85,7 +85,9 @@ class RunningWorker:
         )
         self._arrays = 0
         try:
-            reply = self.ask("load", runtime_file=str(runtime_file), path=str(artifact), options=options, threads=threads)
+            reply = self.ask(
+                "load", runtime_file=str(runtime_file), path=str(artifact), options=options, threads=threads
+            )
             self.loaded = self._read(Loaded, reply)
         except BaseException:
             self.close()
@@ -94,7 +96,9 @@ class RunningWorker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
@@ -115,8 +119,8 @@ class RunningWorker:
         self.ask("score", tokens=self._array(windows), reference=str(reference), chunk=chunk, out=str(out))
         return np.asarray(np.load(out))
 
-    def operators(self, tokens: np.ndarray) -> dict[str, Any]:
-        phases = self.ask("operators", tokens=self._array(tokens))["phases"]
+    def operators(self, tokens: np.ndarray, batch: int | None = None) -> dict[str, Any]:
+        phases = self.ask("operators", tokens=self._array(tokens), batch=batch)["phases"]
         assert isinstance(phases, dict)
         return phases
 

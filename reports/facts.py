@@ -40,6 +40,8 @@ OBJECTIVES = {
     "throughput": "output tokens per second",
     "concurrency": "requests in flight",
 }
+PARTS = ("weights", "kv_cache", "activations", "other")
+"""Tensors that shares are of, in the order of every picture and table."""
 QUANTITIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "peak_bytes": "Peak memory", "max_concurrency": "Users"}
 TIMES = ("ttft_s", "tpot_s")
 

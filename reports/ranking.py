@@ -81,12 +81,28 @@ def reason(results: Results, item: Candidate) -> str:
         return f"Runner-up: {verdict.runner_up.why_not}"
     if place == "tied":
         return "Tied with the advice: their intervals overlap"
-    shortfall = facts.shortfall(results, item)
-    word = {"latency": "slower", "throughput": "less output", "concurrency": "fewer users"}[results.workload.objective]
-    how = "" if shortfall is None else f"{units.times(shortfall)} {word}" if shortfall >= 1.005 else f"not {word}"
-    if place == "slower":
-        return (how + " than the advice" if how else "Measured; no objective to compare").capitalize()
-    return f"Not measured{f'; predicted {how} than the advice' if how else ''}"
+    against = _against(results, facts.shortfall(results, item))
+    if place == "unmeasured":
+        return f"Not measured; predicted {against}" if against else "Not measured"
+    today = "Change nothing: " if item.name == results.profile.baseline else ""
+    return today + against if against else "Measured; no objective to compare"
+
+
+def _against(results: Results, shortfall: float | None) -> str:
+    """`1.20× slower than the advice`; empty where there is nothing to compare."""
+    if shortfall is None:
+        return ""
+    if 0.995 <= shortfall < 1.005:
+        return "equal to the advice"
+    worse, better = {
+        "latency": ("slower than the advice", "faster than the advice"),
+        "throughput": ("less output than the advice", "more output than the advice"),
+        "concurrency": ("fewer users than the advice", "more users than the advice"),
+    }[results.workload.objective]
+    if shortfall > 1:
+        return f"{units.times(shortfall)} {worse}"
+    frozen = ", seen after the choice was frozen" if results.regret is not None else ""
+    return f"{units.times(1 / shortfall)} {better}{frozen}"
 
 
 def rank(results: Results) -> list[Row]:

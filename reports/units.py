@@ -29,12 +29,12 @@ def digits(value: float, significant: int = 3) -> str:
     return f"{value:,.{places - 1}f}" if len(carried) > significant and places > 0 else text
 
 
-def _scaled(value: float | None, steps: tuple[tuple[float, str], ...]) -> str:
-    """`value` in the largest unit that it reaches; `steps` from large to small."""
+def _scaled(value: float | None, steps: tuple[tuple[float, str], ...], reach: float = 1.0) -> str:
+    """`value` in the largest unit of which it reaches `reach`; `steps` from large to small."""
     if value is None or not math.isfinite(value):
         return ABSENT
     for size, unit in steps:
-        if abs(value) >= size:
+        if abs(value) >= size * reach:
             return f"{digits(value / size)} {unit}"
     size, unit = steps[-1]
     return f"{digits(value / size)} {unit}"
@@ -48,8 +48,8 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes as KiB, MiB or GiB."""
-    return _scaled(count, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")))
+    """Bytes as KiB, MiB or GiB; GiB from 1,000 MiB on."""
+    return _scaled(count, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")), 1000 / 1024)
 
 
 def bandwidth(bytes_per_s: float | None) -> str:
@@ -73,7 +73,7 @@ def times(ratio: float | None) -> str:
 
 def percent(share: float | None, places: int = 0) -> str:
     """A share of 1 in percent."""
-    return ABSENT if share is None or not math.isfinite(share) else f"{share * 100:.{places}f} %"
+    return ABSENT if share is None or not math.isfinite(share) else f"{share * 100:.{places}f} %".replace("-", "−")
 
 
 def signed_percent(share: float | None) -> str:
@@ -110,7 +110,32 @@ def interval(value: Interval | None, unit: Callable[[float | None], str]) -> str
 def bounds(low: float, high: float, unit: Callable[[float | None], str]) -> str:
     """`[4.80–5.05 ms]`; both units where they differ."""
     first, last = unit(low), unit(high)
+    if first == last and first.startswith("<"):
+        return f"[{first}]"
     number_, _, name = first.rpartition(" ")
-    if number_ and last.endswith(f" {name}"):
+    if number_ and number_ != "<" and last.endswith(f" {name}"):
         first = number_
     return f"[{first}–{last}]"
+
+
+def digits_short(value: float) -> str:
+    """A tick: 1, 10, 20k, 1M, 0.3T."""
+    for reach, size_, unit in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= reach:
+            return f"{value / size_:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def plain(value: float) -> str:
+    """A small number without an exponent as far as nine decimals reach: 0.0005."""
+    return f"{value:.9f}".rstrip("0").rstrip(".") if 1e-9 <= abs(value) < 1e-3 else f"{value:.3g}"
+
+
+def times_short(value: float) -> str:
+    """A tick of a ratio: 1×, 0.5×, 20×."""
+    return f"{value:.4g}×"
+
+
+def count_or_digits(value: float) -> str:
+    """A bound on a count or on anything else: 3,100, 9, 2.35."""
+    return f"{value:,.0f}" if value == round(value) else digits(value)

@@ -53,12 +53,14 @@ def gain_words(results: Results, chosen: Candidate) -> str:
     if results.workload.objective == "throughput":
         old, new = facts.measured(before, "objective"), facts.measured(now, "objective")
         ratio = facts.over(new, old)
-        return "" if ratio is None else (
-            f"{units.tokens_rate(new)} instead of {units.tokens_rate(old)}, {units.times(ratio)} the output"
+        return (
+            ""
+            if ratio is None
+            else (f"{units.tokens_rate(new)} instead of {units.tokens_rate(old)}, {units.times(ratio)} the output")
         )
     old, new = facts.request_s(results, before), facts.request_s(results, now)
-    ratio = facts.over(old, new)
-    if ratio is None:
+    ratio = results.verdict.speedup.total if results.verdict.speedup else facts.over(old, new)
+    if ratio is None or old is None or new is None:
         return ""
     return f"a request takes {units.duration(new)} instead of {units.duration(old)}, {speed_words(ratio)}"
 

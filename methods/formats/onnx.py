@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
-from .onnx_base import export_base, link_folder, linears, load_graph
+from .folders import link_folder
+from .onnx_base import export_base, linears, load_graph
 from .onnx_cache import calibrate_cache, quantize_cache_int8
+from .onnx_rescale import onnx_linear, rescaled
 from .onnx_weights import LinearFormat, quantize_dynamic_w8a8, quantize_weights
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "export_base",
     "linear_names",
     "link_folder",
+    "onnx_linear",
     "quantize_cache_int8",
     "quantize_dynamic_w8a8",
     "quantize_weights",
+    "rescaled",
 ]
 
 

@@ -13,8 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -24,6 +23,8 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 
+from .folders import new_folder
+
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "model.onnx.data"
 HIDDEN = "quantadvisor.hidden"
 """Metadata key of a graph: the tensor that lm_head reads, [batch, sequence, hidden]."""
@@ -31,37 +32,7 @@ ALIGN = 4096
 """Tensors start on a page, so that ONNX Runtime can map them instead of reading them."""
 
 Array = NDArray[Any]
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, named `out` only once the block ends without an exception; else it is removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
-    try:
-        yield work
-        os.chmod(work, 0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(work, out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same bytes under a second name: no copy where the file system can link. Artifacts are never edited."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def link_folder(source: Path, out: Path) -> None:
-    """`source` again under the name `out`."""
-    with new_folder(out) as work:
-        for path in sorted(source.iterdir()):
-            link_or_copy(path, work / path.name)
+Factors = Mapping[str, tuple[Array, ...]]
 
 
 def export_base(model_folder: Path, out: Path) -> None:
@@ -135,10 +106,10 @@ class Rewrite:
     """One folder being made from another: a context manager that holds the new data file.
 
     Edit `.nodes` in place, `drop` tensors and `add` new ones; what is not dropped is carried over. `factors` multiply
-    carried and read tensors (name -> array that broadcasts), which is how scales are folded into an fp32 folder.
+    carried and read tensors (name -> arrays that broadcast), which is how scales are folded into an fp32 folder.
     """
 
-    def __init__(self, base: Path, out: Path, factors: Mapping[str, Array] | None = None) -> None:
+    def __init__(self, base: Path, out: Path, factors: Factors | None = None) -> None:
         self.base, self.out = base, out
         self.factors = dict(factors or {})
         self.model = load_graph(base)
@@ -157,7 +128,8 @@ class Rewrite:
         self._file = open(self.work / DATA, "wb")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
         try:
             if error is None:
                 self._finish()
@@ -180,7 +152,9 @@ class Rewrite:
             start = int(where.get("offset", 0))
             dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
             value = self._map[start : start + int(where["length"])].view(dtype).reshape(tuple(proto.dims))
-        return value * self.factors[name] if name in self.factors else value
+        for factor in self.factors.get(name, ()):
+            value = value * factor
+        return value
 
     def drop(self, name: str) -> None:
         del self.old[name]

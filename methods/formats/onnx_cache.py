@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 
-from .onnx_base import DATA, MODEL, SCORING, edit_config, link_or_copy, load_graph, new_folder, save_graphs
+from .folders import link_or_copy, new_folder
+from .onnx_base import DATA, MODEL, SCORING, edit_config, load_graph, save_graphs
 
 Scales = dict[str, NDArray[np.float32]]
 """`past_key_values.<layer>.key|value` -> [kv_heads * head_size]"""

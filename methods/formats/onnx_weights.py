@@ -17,7 +17,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.kernels.packing import pack_nbits
 from quantadvisor.methods.affine import Codes, Floats, quantize_channels, quantize_groups
 
-from .onnx_base import Array, Rewrite, linears
+from .onnx_base import Array, Factors, Rewrite, linears
 
 LinearFormat = tuple[int, int, bool]
 """(bits, group size, symmetric)"""
@@ -27,7 +27,7 @@ CHUNK = 1 << 22
 
 
 def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], accuracy_level: int = 4,
-                     factors: Mapping[str, Array] | None = None) -> None:  # fmt: skip
+                     factors: Factors | None = None) -> None:  # fmt: skip
     """Every linear named in `plan` becomes a MatMulNBits; `lm_head` takes the embedding table with it."""
     with Rewrite(base, out, factors) as edit:
         known = linears(edit.model)
@@ -37,7 +37,7 @@ def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], ac
             group_linear(edit, known[name], chosen, accuracy_level)
 
 
-def quantize_dynamic_w8a8(base: Path, out: Path, factors: Mapping[str, Array] | None = None, per_token: bool = False,
+def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None, per_token: bool = False,
                           head: LinearFormat = (8, 64, True)) -> None:  # fmt: skip
     """Layers: int8 weights per channel, activations rounded at run time. lm_head: MatMulNBits, in the format `head`.
 
@@ -60,7 +60,7 @@ def group_linear(edit: Rewrite, node: Any, chosen: LinearFormat, accuracy_level:
     """MatMul -> MatMulNBits in place; a tied embedding is moved to the same codes first."""
     import onnx
 
-    bits, group, symmetric = chosen
+    bits, group, _ = chosen
     weight = node.input[1]
     codes, scales, zeros = rounded(edit.tensor(weight), chosen)
     wide, tall = edit.tensor(weight).shape
@@ -91,7 +91,8 @@ def rounded(weight: Array, chosen: LinearFormat) -> tuple[Codes, Floats, Codes |
     step = max(1, CHUNK // wide)
     for start in range(0, tall, step):
         rows = slice(start, start + step)
-        part, scales[rows], zeros[rows] = quantize_groups(np.ascontiguousarray(weight[:, rows].T), bits, group, symmetric)
+        block = np.ascontiguousarray(weight[:, rows].T)
+        part, scales[rows], zeros[rows] = quantize_groups(block, bits, group, symmetric)
         padded = np.zeros((len(part), groups * group), np.uint8)
         padded[:, :wide] = part
         packed[rows] = pack_nbits(padded.reshape(len(part), groups, group), bits)
@@ -118,9 +119,10 @@ def share_embedding(edit: Rewrite, table: list[Any], names: list[str], shape: tu
     bits, group, _ = chosen
     flip, gather = table
     out, root = gather.output[0], "/model/embed_tokens"
-    if hidden % group or (len(names) == 3 and bits != 8):  # a padded row or two zeros in a byte: the table stays fp32
+    if hidden % group or (len(names) == 3 and bits != 8):  # padded rows, or several zeros in a byte
         own = edit.add("model.embed_tokens.weight", np.ascontiguousarray(edit.tensor(flip.input[0]).T))
-        return replace(edit, [flip, gather], [onnx.helper.make_node("Gather", [own, gather.input[1]], [out], name=root)])
+        plain = onnx.helper.make_node("Gather", [own, gather.input[1]], [out], name=f"{root}/Gather")
+        return replace(edit, [flip, gather], [plain])
     block = edit.add("embed.scale_shape", np.array([*shape, 1], np.int64))
     flat = edit.add("embed.flat_shape", np.array([0, 0, hidden], np.int64))
     nodes = [onnx.helper.make_node("Reshape", [source, block], [f"{source}_blocks"], name=f"{root}/{source}_blocks")

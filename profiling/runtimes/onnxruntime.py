@@ -15,7 +15,15 @@ from typing import Any
 
 NAME = "onnxruntime"
 
-LINEARS = ("MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul")
+LINEARS = (
+    "MatMul",
+    "FusedMatMul",
+    "Gemm",
+    "MatMulNBits",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "QLinearMatMul",
+)
 QUANTIZED = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
 TOKENS_PER_PASS = 8192
 """A larger batch is prefilled row group by row group: bounds the activations, as a scheduler does."""
@@ -86,7 +94,7 @@ class OnnxSession:
         for at in range(0, len(tokens), step):
             yield self._bind(session, tokens[None, at : at + step], at, buffers)[0]
 
-    def operators(self, tokens: Any) -> dict[str, Any]:
+    def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         import numpy as np
 
         with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +106,9 @@ class OnnxSession:
                 start = time.perf_counter()
                 self.prefill(tokens, tokens.shape[1] + 8)
                 walls["prefill"].append(time.perf_counter() - start)
+            if batch:
+                self.fill(batch, tokens.shape[1] + 8)
+                following = np.repeat(following, batch, 0)
             for _ in range(6):
                 start = time.perf_counter()
                 self.decode(following)
@@ -107,12 +118,22 @@ class OnnxSession:
             runs = runs_of_profile(json.loads(Path(path).read_text()))
         passes = -(-len(tokens) // max(1, TOKENS_PER_PASS // tokens.shape[1]))
         return {
-            "prefill": phase_of_runs(runs[passes : 3 * passes], 2, walls["prefill"]),
-            "decode": phase_of_runs(runs[-5:], 5, walls["decode"][1:]),
+            "prefill": self._noted(phase_of_runs(runs[passes : 3 * passes], 2, walls["prefill"])),
+            "decode": self._noted(phase_of_runs(runs[-5:], 5, walls["decode"][1:])),
         }
 
     def close(self) -> None:
         self.buffers = []
+
+    def _noted(self, phase: dict[str, Any]) -> dict[str, Any]:
+        """Attention rows say which number type of cache they read."""
+        import numpy as np
+
+        name = np.dtype(self.cache.dtype).name
+        for row in phase["operators"]:
+            if "Attention" in row["name"]:
+                row |= {"precision": f"{name} cache", "quantized": name in ("int8", "uint8")}
+        return phase
 
     def _open(self, name: str, profile: str | None = None) -> Any:
         import onnxruntime
@@ -155,7 +176,12 @@ class Cache:
         decoder = config["model"]["decoder"]
         self.heads = heads if isinstance(heads, int) else decoder["num_key_value_heads"]
         self.width = width if isinstance(width, int) else decoder["head_size"]
-        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+        types = {
+            "tensor(float)": np.float32,
+            "tensor(float16)": np.float16,
+            "tensor(int8)": np.int8,
+            "tensor(uint8)": np.uint8,
+        }
         self.dtype = types[past[0].type]
 
     def allocate(self, batch: int, capacity: int) -> list[Any]:
@@ -198,4 +224,3 @@ def phase_of_runs(runs: list[list[dict[str, Any]]], repeats: int, walls: list[fl
         "notes": [],
         **parts,
     }
-

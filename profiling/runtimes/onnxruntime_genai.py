@@ -70,16 +70,18 @@ class GenaiSession:
             generator.append_tokens(tokens[None, at : at + step].astype(np.int32))
             yield np.asarray(generator.get_output("logits"), np.float32)[0]
 
-    def operators(self, tokens: Any) -> dict[str, Any]:
+    def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         """The raw runtime's evidence on the same graph, with this loop's own wall times."""
         import numpy as np
 
-        sibling = importlib.util.spec_from_file_location("runtime_onnxruntime", Path(__file__).with_name("onnxruntime.py"))
+        sibling = importlib.util.spec_from_file_location(
+            "runtime_onnxruntime", Path(__file__).with_name("onnxruntime.py")
+        )
         assert sibling and sibling.loader
         module = importlib.util.module_from_spec(sibling)
         sibling.loader.exec_module(module)
         module.warm_imports()
-        phases: dict[str, Any] = module.open_session(str(self.folder), (), self.threads).operators(tokens)
+        phases: dict[str, Any] = module.open_session(str(self.folder), (), self.threads).operators(tokens, None)
         start = time.perf_counter()
         following = self.prefill(tokens, tokens.shape[1] + 8).argmax(-1)[:, None].astype(np.int64)
         walls = {"prefill": [time.perf_counter() - start], "decode": []}

@@ -18,7 +18,7 @@ RUNTIMES = {
 
 class RuntimeModule(Protocol):
     @property
-    def NAME(self) -> str: ...  # noqa: N802
+    def NAME(self) -> str: ...
 
     def refuse(self, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None: ...
 

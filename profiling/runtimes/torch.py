@@ -69,11 +69,14 @@ class TorchSession:
         for at in range(0, len(tokens), step):
             yield self._run(tokens[None, at : at + step], cache, 0)[0].float().numpy()
 
-    def operators(self, tokens: Any) -> dict[str, Any]:
+    def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         import numpy as np
 
         logits = self.prefill(tokens, tokens.shape[1] + 8)
         following = logits.argmax(-1)[:, None].astype(np.int64)
+        if batch:
+            self.fill(batch, tokens.shape[1] + 8)
+            following = np.repeat(following, batch, 0)
         self.decode(following)
         decode = self._observe(lambda: self.decode(following), rounds=5)
         prefill = self._observe(lambda: self.prefill(tokens, tokens.shape[1] + 8), rounds=2)
@@ -89,7 +92,9 @@ class TorchSession:
         import torch
 
         with torch.inference_mode():
-            return self.model(torch.from_numpy(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+            return self.model(
+                torch.from_numpy(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep
+            ).logits
 
     def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
         """Parts of the wall time by hooks, interleaved with plain runs whose time is the wall; operators by the profiler."""
@@ -121,7 +126,9 @@ class TorchSession:
 
 def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
     """The leaf operators that took time, most expensive first."""
-    rows = [event for event in profile.key_averages() if event.self_cpu_time_total > 0 and event.key.startswith("aten::")]
+    rows = [
+        event for event in profile.key_averages() if event.self_cpu_time_total > 0 and event.key.startswith("aten::")
+    ]
     rows.sort(key=lambda event: -event.self_cpu_time_total)
     return [
         {

@@ -13,10 +13,16 @@ SMALL = {"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 3, "n
          "num_key_value_heads": 2, "vocab_size": 331, "max_position_embeddings": 128}  # fmt: skip
 MOE = {"moe_intermediate_size": 40, "num_experts_per_tok": 2}
 MLA = {"kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 20, "num_key_value_heads": 6,
-       "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}  # fmt: skip
+       "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1, 
+       "n_group": 1, "topk_group": 1}  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
-    "llama biased, tied": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "llama biased, tied": {
+        "model_type": "llama",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    },
     "multi-query": {"model_type": "llama", "num_key_value_heads": 1},
     "mistral": {"model_type": "mistral", "sliding_window": 32, "head_dim": 24},
     "qwen2": {"model_type": "qwen2"},
@@ -65,9 +71,18 @@ def test_counts_what_transformers_builds(name: str) -> None:
 
 def test_smollm2() -> None:
     inventory = inventory_from_config(
-        {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "intermediate_size": 1536,
-         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
-         "max_position_embeddings": 8192, "tie_word_embeddings": True}  # fmt: skip
+        {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        }
     )
     assert [(one.n, one.k, one.count, one.lm_head) for one in inventory.linears] == [
         (576, 576, 60, False), (192, 576, 60, False), (1536, 576, 60, False), (576, 1536, 30, False),

@@ -1,10 +1,10 @@
 import pytest
 
 from quantadvisor.documents import Format, Inventory, LinearShape, Scheme
+from quantadvisor.kernels.problem import matrix_bytes
 from quantadvisor.profiling.ledger import (
     bytes_of_cache,
     bytes_of_weights,
-    matrix_bytes,
     max_concurrency,
     memory_ledger,
     peak_activation_bytes,

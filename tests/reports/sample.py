@@ -99,7 +99,7 @@ MADE = (  # method, scheme, runtime, options, TTFT ms, TPOT ms, peak MiB, users,
     ("none", "fp32", "onnxruntime", (), 520, 19.9, 940, 52, 0.0, 1.0, 16.91, ""),
     ("none", "fp32", "openvino", ("bf16",), 143, 15.6, 690, 60, 0.0005, 0.988, 16.92, ""),
     ("rtn", "w8-g64", "onnxruntime", (), 577, 7.4, 402, 66, 0.0065, 0.968, 17.03, ""),
-    ("mixed", "w4w8-g64", "onnxruntime", (), 590, 6.4, 371, 67, 0.042, 0.91, 17.9, ""),
+    ("mixed", "w4w8-g64", "onnxruntime", (), 590, 7.9, 371, 67, 0.042, 0.91, 17.9, ""),
     ("rtn", "w8-g64", "openvino", ("f32",), 386, 8.3, 421, 65, 0.0059, 0.957, 16.96, ""),
     ("rtn", "w4-g64", "onnxruntime", (), 602, 5.0, 318, 68, 0.4637, 0.650, 26.68, "mean KL 0.46 is above 0.05"),
     ("rtn", "w8a8", "onnxruntime", (), 250, 7.8, 410, 66, 0.4133, 0.698, 26.46, "mean KL 0.41 is above 0.05"),
@@ -450,9 +450,7 @@ def minimal() -> Results:
     )
     nothing = Shares(weights=0, activations=0, kv_cache=0, other=0)
     zero = PhaseDiagnosis(binds="other", shares=nothing, total=0)
-    empty = Diagnosis(
-        of=BASELINE, capacity=zero, prefill=zero, decode=zero, binds="other", shares=nothing, ceilings={}
-    )
+    empty = Diagnosis(of=BASELINE, capacity=zero, prefill=zero, decode=zero, binds="other", shares=nothing, ceilings={})
     return Results(
         created_at="",
         workload=workload(memory_limit_gib=None),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .base import Finite, Figure, OpenDocument, Target
-from .profile import Device, Operators, Profile
+from .profile import Device, Operators, PhaseTime, Profile
 from .scheme import Scheme
 from .workload import Workload
 
@@ -112,7 +112,10 @@ class Candidate(OpenDocument):
     measured: Measured | None = None
     quality: Quality | None = None
     operators: Operators | None = None
+    phases: tuple[PhaseTime, ...] = ()
     apply_s: Finite | None = None
+    apply_peak_bytes: int | None = None
+    """Peak memory of applying the method, above the interpreter and its libraries."""
     artifact_bytes: int | None = None
     notes: tuple[str, ...] = ()
 

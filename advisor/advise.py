@@ -1,0 +1,197 @@
+"""From a profile to the shortlist: which ghosts to run, what is predicted, and which candidates are applied for real."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
+from quantadvisor.profiling.measure import Round
+from quantadvisor.profiling.quality import budget_breach
+
+from .context import Context
+from .decide import better, breach_of_prediction
+from .predict import Probes, family, predict, users_within
+from .prove import memory_limit
+
+MARGIN = 0.12
+"""Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
+MOST_TRIALS = 3
+
+
+class Advice(Document):
+    """Frozen before any real artifact is run: every candidate with its prediction, and who is measured."""
+
+    candidates: tuple[Candidate, ...]
+    shortlist: tuple[str, ...]
+    choice: str | None
+
+
+def exclude_by_quality(
+    candidates: Sequence[Candidate], simulated: Mapping[str, Quality], workload: Workload
+) -> tuple[Candidate, ...]:
+    """Candidates whose simulated quality breaks the budget are excluded; the simulation's KL becomes their prediction."""
+    result = []
+    for candidate in candidates:
+        quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
+        reason = budget_breach(quality, workload) if quality else None
+        if candidate.refused is None and reason:
+            candidate = candidate.model_copy(
+                update={"excluded": f"{reason} (fake quantization, {quality.tokens if quality else 0} tokens)"}
+            )
+        result.append(candidate)
+    return tuple(result)
+
+
+def ghosts_to_run(
+    candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool
+) -> list[Candidate]:
+    """One candidate per family (runtime, options, and cache where it binds): the one whose probed linears are fastest."""
+    best: dict[str, tuple[float, Candidate]] = {}
+    for candidate in candidates:
+        if candidate.refused or candidate.excluded or candidate.runtime == "torch":
+            continue
+        if candidate.scheme.quantizes_cache and not cache_binds:
+            continue
+        seconds = linears_objective(candidate, probes, workload)
+        place = family(candidate.runtime, candidate.options) + ("-kv8" if candidate.scheme.quantizes_cache else "")
+        if place not in best or seconds < best[place][0]:
+            best[place] = (seconds, candidate)
+    return [candidate for _, candidate in best.values()]
+
+
+def linears_objective(candidate: Candidate, probes: Probes, workload: Workload) -> float:
+    """Seconds of a request that its linears take, by probes; infinity where one was not timed."""
+    traffic = workload.traffic
+    rows = traffic.concurrency
+    place = (candidate.scheme, candidate.runtime, candidate.options)
+    prefill = probes.linears_s(*place, traffic.prompt_length * rows, rows)
+    decode = probes.linears_s(*place, rows, rows)
+    if prefill is None or decode is None:
+        return float("inf")
+    return prefill + (traffic.output_length - 1) * decode
+
+
+def baseline_ghost(name: str, rounds: Sequence[Round], scheme: str, depth: int) -> Ghost:
+    """The baseline's own rounds stand for torch's family: it was run anyway."""
+    from quantadvisor.kernels.timing import figure
+
+    return Ghost(
+        scheme=scheme,
+        runtime=name.split("@")[1].split("+")[0],
+        options=tuple(name.split("@")[1].split("+")[1:]),
+        depth=depth,
+        ttft_s=figure([r.ttft_s for r in rounds]),
+        tpot_s=figure([gap for r in rounds for gap in r.itl_s]),
+        peak_bytes=max(r.peak_bytes for r in rounds),
+    )
+
+
+def advise(
+    context: Context,
+    candidates: Sequence[Candidate],
+    ghosts: Sequence[Ghost],
+    probes: Probes,
+    baseline: str,
+    simulated: Mapping[str, Quality],
+) -> Advice:
+    """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured."""
+    workload = context.workload
+    schemes = {c.scheme.name: c.scheme for c in candidates}
+    reasons = {(g.scheme, g.runtime, g.options): g.refused for g in ghosts if g.refused}
+    done = [predicted_candidate(context, c, ghosts, probes, schemes, reasons, simulated) for c in candidates]
+    open_ = [
+        c
+        for c in done
+        if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None
+    ]
+    order = sorted(open_, key=objective, reverse=workload.objective != "latency")
+    return Advice(
+        candidates=tuple(done),
+        shortlist=shortlist(order, done, baseline, workload),
+        choice=order[0].name if order else None,
+    )
+
+
+def objective(candidate: Candidate) -> float:
+    assert candidate.predicted and candidate.predicted.objective is not None
+    return candidate.predicted.objective
+
+
+def predicted_candidate(
+    context: Context,
+    candidate: Candidate,
+    ghosts: Sequence[Ghost],
+    probes: Probes,
+    schemes: Mapping[str, Scheme],
+    reasons: Mapping[tuple[str, str, tuple[str, ...]], str | None],
+    simulated: Mapping[str, Quality],
+) -> Candidate:
+    if candidate.refused:
+        return candidate
+    if reason := reasons.get((candidate.scheme.name, candidate.runtime, candidate.options)):
+        return candidate.model_copy(update={"refused": reason})
+    predicted = predict(candidate, context.workload, probes, ghosts, schemes)
+    if predicted is None:
+        return candidate
+    predicted = completed(context, candidate, predicted, simulated)
+    excluded = candidate.excluded or breach_of_prediction(predicted, context.workload)
+    return candidate.model_copy(update={"predicted": predicted, "excluded": excluded})
+
+
+def completed(
+    context: Context, candidate: Candidate, predicted: Predicted, simulated: Mapping[str, Quality]
+) -> Predicted:
+    """With users inside the memory limit and the simulated KL."""
+    quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
+    assert predicted.peak_bytes is not None
+    users = users_within(
+        context.inventory,
+        candidate.scheme,
+        candidate.runtime,
+        context.workload,
+        predicted.peak_bytes,
+        memory_limit(context),
+    )
+    update = {"max_concurrency": users, "kl": quality.kl.mean if quality else None}
+    if context.workload.objective == "concurrency":
+        update["objective"] = float(users)
+    return predicted.model_copy(update=update)
+
+
+def shortlist(
+    order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload
+) -> tuple[str, ...]:
+    """The baseline, the best predicted and those close to it, and who the comparison needs: the best unquantized one
+    and, where users count, the fastest one with an unquantized cache."""
+    names = [baseline]
+    if order:
+        best = objective(order[0])
+        close = [
+            c
+            for c in order
+            if not better(
+                best * (1 - MARGIN) if workload.objective != "latency" else best * (1 + MARGIN), objective(c), workload
+            )
+        ]
+        names += [c.name for c in close[:MOST_TRIALS]]
+    fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
+    names += [c.name for c in fastest if c.target == "none"][:1]
+    if workload.objective == "concurrency":
+        names += [c.name for c in fastest if not c.scheme.quantizes_cache][:1]
+    known = {c.name for c in everyone}
+    return tuple(dict.fromkeys(name for name in names if name in known))
+
+
+def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]
+    """Key: predicted request latency, or TPOT alone where users count."""
+
+    def key(candidate: Candidate) -> float:
+        p = candidate.predicted
+        assert p and p.tpot_s is not None and p.ttft_s is not None
+        return (
+            p.tpot_s
+            if workload.objective == "concurrency"
+            else p.ttft_s + (workload.traffic.output_length - 1) * p.tpot_s
+        )
+
+    return key

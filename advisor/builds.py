@@ -1,0 +1,129 @@
+"""Artifacts are built in child processes, two at a time, while nothing is being timed.
+
+A build is one call of a method's `apply`. Its peak memory above the interpreter and its libraries is measured; a build
+that fails is a reason, not an end. Finished builds are kept: the folder appears only when it is whole.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from quantadvisor.documents import Document, Scheme
+
+
+class Build(Document):
+    """One artifact to make: `method` applied to `model_folder` for `runtime`'s format, into `out`."""
+
+    method: str
+    scheme: Scheme
+    runtime: str
+    model_folder: Path
+    out: Path
+    calibration: Path | None = None
+    base: Path | None = None
+    """The fp32 export of the same model for the same runtime, where there is one."""
+
+
+class Built(Document):
+    out: Path
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    bytes: int = 0
+    notes: tuple[str, ...] = ()
+    failed: str | None = None
+
+
+def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: int = 2) -> dict[Path, Built]:
+    """Run what is not there yet; the result by output folder."""
+    done = {b.out: read_built(b.out) for b in builds if built(b.out)}
+    todo = list({b.out: b for b in builds if b.out not in done}.values())
+    if not todo:
+        return done
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=quiet_child) as pool:
+        futures: dict[Future[Built], Build] = {pool.submit(run_build, b): b for b in todo}
+        say(f"building {len(todo)} artifacts")
+        for future in as_completed(futures):
+            build = futures[future]
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                result = Built(out=build.out, failed="the process that built it died (out of memory?)")
+            say(
+                f"built {build.out.name} in {result.seconds:.0f} s"
+                if not result.failed
+                else f"{build.out.name}: {result.failed}"
+            )
+            done[build.out] = result
+    return done
+
+
+def built(out: Path) -> bool:
+    return (out / "built.json").exists()
+
+
+def read_built(out: Path) -> Built:
+    return Built.read(out / "built.json")
+
+
+def quiet_child() -> None:
+    """A build prints nothing, loads nothing from a hub, and dies with its parent."""
+    from quantadvisor.profiling.worker import die_with_parent
+
+    die_with_parent()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+
+
+def run_build(build: Build) -> Built:
+    """In the child: apply the method; the reason instead of a traceback."""
+    import numpy as np
+
+    from quantadvisor.methods.registry import method
+    from quantadvisor.profiling.worker import reset_peak, status_bytes
+
+    warm_libraries(build.runtime)
+    calibration = np.load(build.calibration) if build.calibration else None
+    base_bytes = status_bytes("VmRSS")
+    reset_peak()
+    start = time.monotonic()
+    try:
+        notes = method(build.method).apply(
+            build.model_folder, build.scheme, build.runtime, calibration, build.out, base=build.base
+        )
+    except Exception as error:
+        return Built(out=build.out, failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    result = Built(
+        out=build.out,
+        seconds=time.monotonic() - start,
+        peak_bytes=max(0, status_bytes("VmHWM") - base_bytes),
+        bytes=folder_bytes(build.out),
+        notes=tuple(notes),
+    )
+    result.write(build.out / "built.json")
+    return result
+
+
+def warm_libraries(runtime: str) -> None:
+    """Import what the build needs before its memory is measured."""
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    if runtime.startswith("onnxruntime"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    if runtime == "openvino":
+        import nncf  # noqa: F401
+        import openvino  # noqa: F401
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

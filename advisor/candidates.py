@@ -1,0 +1,121 @@
+"""The candidates: method x scheme x runtime x options, as a literal catalogue, each refused with its reason or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
+from quantadvisor.methods.registry import method
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
+
+
+class Entry(NamedTuple):
+    method: str
+    scheme: str
+    target: Target
+    runtimes: tuple[str, ...]
+
+
+ONNX = ("onnxruntime", "onnxruntime-genai")
+OPENVINO = ("openvino+f32", "openvino+bf16")
+
+CATALOGUE = (
+    Entry("none", "bf16", "none", ("torch",)),
+    Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
+    Entry("rtn", "w4-g32", "weights", (*ONNX, *OPENVINO)),
+    Entry("rtn", "w8-g64", "weights", ONNX),
+    Entry("rtn", "w8", "weights", OPENVINO),
+    Entry("mixed", "w4w8-g32", "weights", ONNX),
+    Entry("dynamic_int8", "w8a8", "activations", ONNX),
+    Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
+    Entry("smoothquant", "w8a8", "activations", ("onnxruntime",)),
+    Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime", *OPENVINO)),
+    Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
+    Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime",)),
+    Entry("kv_int8", "w8-kv8", "kv_cache", OPENVINO),
+)
+
+
+def candidate_name(method_name: str, scheme_name: str, runtime_name: str, options: Sequence[str] = ()) -> str:
+    return f"{method_name}-{scheme_name}@" + "+".join((runtime_name, *options))
+
+
+def enumerate_candidates(workload: Workload, model_folder: Path, device: Device) -> tuple[Candidate, ...]:
+    """Every entry of the catalogue on every runtime asked for, with `refused` set where it cannot run here."""
+    asked = asked_runtimes(workload)
+    found = []
+    for entry in CATALOGUE:
+        for place in entry.runtimes:
+            name, *options = place.split("+")
+            if name in asked:
+                found.append(candidate(entry, name, tuple(options), model_folder, device))
+    usable = {c.runtime for c in found if c.refused is None}
+    if not usable:
+        raise Unavailable(
+            "runtimes", f"none of {sorted(asked)} can run here: {found[0].refused}" if found else "none asked for"
+        )
+    return tuple(found)
+
+
+def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: Path, device: Device) -> Candidate:
+    made = scheme(entry.scheme)
+    refused = runtime(name).refuse(None, session_options(name, options, made.quantizes_cache), device.isa)
+    if refused is None:
+        method_name, made_of = recipe(entry.method, made, name)
+        refused = method(method_name).refuse(model_folder, made_of, name)
+    return Candidate(
+        name=candidate_name(entry.method, entry.scheme, name, options),
+        method=entry.method,
+        scheme=made,
+        runtime=name,
+        options=options,
+        target=entry.target,
+        refused=refused,
+    )
+
+
+def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
+    """(method, scheme) of the artifact to build: OpenVINO's INT8 cache is an option of the runtime, not of the artifact."""
+    if runtime_name == "openvino" and wanted.quantizes_cache:
+        plain = scheme(wanted.name.removesuffix("-kv8"))
+        return ("none" if plain.weights is None else "rtn"), plain
+    return method_name, wanted
+
+
+def session_options(runtime_name: str, options: tuple[str, ...], cache_quantized: bool) -> tuple[str, ...]:
+    """What the session is opened with: OpenVINO's cache precision is an option of the runtime, never left to its default."""
+    if runtime_name != "openvino":
+        return options
+    return (*options, "kvu8" if cache_quantized else "kvf16")
+
+
+def asked_runtimes(workload: Workload) -> set[str]:
+    """Names of the runtimes to consider; raises BadInput for one that nobody knows."""
+    if workload.runtimes == "auto":
+        return set(RUNTIMES)
+    names = set()
+    for choice in workload.runtimes:
+        name = choice.name if isinstance(choice, RuntimeChoice) else choice
+        if name not in RUNTIMES:
+            raise BadInput("runtimes", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
+        if isinstance(choice, RuntimeChoice) and (choice.python or choice.url):
+            raise BadInput(
+                f"runtimes.{name}", "environments and servers of your own are not supported yet", "give its name alone"
+            )
+        names.add(name)
+    return names
+
+
+def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:
+    """What the user runs today: the spec's, else transformers on torch in the checkpoint's float type.
+
+    bf16 where the checkpoint is quantized or fp32 and the device computes bf16 in hardware.
+    """
+    if workload.baseline != "auto":
+        return workload.baseline
+    hardware = {"amx_bf16", "avx512_bf16"} & set(device.isa) or device.kind == "cuda"
+    half = hardware and (already_quantized is not None or dtype in ("float32", "bfloat16"))
+    return candidate_name("none", "bf16" if half else "fp32", "torch")

@@ -1,0 +1,261 @@
+"""The command line: `advisor run`, `profile`, `report`, `init`, `doctor`, `schema`. Exit codes as in the contract.
+
+Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from quantadvisor import __version__
+from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
+
+from .stages import Progress, Quiet
+from .terminal import LiveProgress, console, verdict_panel
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+NOTHING_MEETS = 5
+DEFECT = 70
+INTERRUPTED = 130
+
+Out = Annotated[Path, typer.Option("--out", help="folder of the run")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")]
+Silent = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="chat, rag, summarize, agents or long_context, without a file")
+]
+Users = Annotated[int | None, typer.Option("--concurrency", help="requests in flight, with --preset", min=1)]
+
+
+@app.command()
+def run(
+    spec: Annotated[
+        str,
+        typer.Argument(help="workload YAML; with --preset a model: builtin:smollm2-135m, a folder, a GGUF, a hub id"),
+    ],
+    out: Out = Path("advice"),
+    preset: Preset = None,
+    concurrency: Users = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue an interrupted run at the stage it was in")
+    ] = False,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="measure the other candidates too, and print the regret")
+    ] = False,
+    apply: Annotated[bool, typer.Option("--apply/--no-apply", help="apply the advice and measure it")] = True,
+    as_json: Json = False,
+    quiet: Silent = False,
+) -> None:
+    """The whole job: profile, diagnose, decide, apply, prove, report."""
+    from . import pipeline
+
+    workload = workload_of(spec, preset, concurrency)
+    results = pipeline.run(workload, out, progress(quiet or as_json), resume=resume, exhaustive=exhaustive, apply=apply)
+    write_results(results, out)
+    show(results, out, as_json, quiet)
+    if results.verdict.choice is None:
+        raise typer.Exit(NOTHING_MEETS)
+
+
+@app.command()
+def profile(
+    spec: Annotated[str, typer.Argument(help="workload YAML, or a model with --preset")],
+    out: Out = Path("advice"),
+    preset: Preset = None,
+    concurrency: Users = None,
+    resume: Annotated[bool, typer.Option("--resume")] = False,
+    as_json: Json = False,
+    quiet: Silent = False,
+) -> None:
+    """Profile and diagnosis only."""
+    from . import pipeline
+
+    job = pipeline.Run(workload_of(spec, preset, concurrency), out, resume, progress(quiet or as_json))
+    surveyed, _, _ = job.survey()
+    surveyed.write(out / "profile.json")
+    if as_json:
+        print(surveyed.model_dump_json(by_alias=True))
+    elif not quiet:
+        for name in ("capacity", "prefill", "decode"):
+            part = getattr(surveyed.diagnosis, name)
+            shares = ", ".join(f"{key} {value:.0%}" for key, value in part.shares.model_dump().items())
+            console.print(f"{name}: [bold]{part.binds}[/bold] ({shares})")
+        console.print(f"the objective: [bold]{surveyed.diagnosis.binds}[/bold]; written to {out / 'profile.json'}")
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="results.json files, or folders that hold one")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file")] = Path("report.html"),
+) -> None:
+    """The report again from stored results, byte for byte; several side by side."""
+    from quantadvisor.reports.html import render_html
+
+    if out.is_dir():
+        raise BadInput(str(out), "is a folder", "give the name of a file")
+    write_text(out, render_html([read_results(path) for path in results]))
+    console.print(f"written to {out}")
+
+
+@app.command()
+def init(
+    preset: Annotated[str, typer.Option("--preset", help="chat, rag, summarize, agents or long_context")] = "chat",
+    from_log: Annotated[
+        Path | None, typer.Option("--from-log", help="request log, JSON Lines: takes the measured lengths")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="file to write")] = Path("workload.yaml"),
+) -> None:
+    """Write a commented workload spec."""
+    from .spec import init_text
+
+    if out.exists():
+        raise BadInput(str(out), "exists already", "give another --out")
+    write_text(out, init_text(preset, from_log))
+    console.print(f"written to {out}; now: advisor run {out}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """The environment, what is missing, and the command that adds it."""
+    from . import doctor as examination
+
+    findings = examination.examine()
+    if as_json:
+        print(json.dumps([finding.model_dump(mode="json") for finding in findings]))
+    else:
+        marks = {"ok": "[green]✓[/green]", "note": "[yellow]·[/yellow]", "error": "[red]✗[/red]"}
+        for finding in findings:
+            mend = f"  [bold]{escape(finding.mend)}[/bold]" if finding.mend else ""
+            console.print(f"{marks.get(finding.level, '·')} {escape(finding.subject)}: {escape(finding.found)}{mend}")
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def schema(which: Annotated[str, typer.Argument(help="workload or results")] = "workload") -> None:
+    """JSON Schema of a document, on standard output."""
+    documents = {"workload": Workload, "results": Results}
+    if which not in documents:
+        raise BadInput("schema", f"{which!r} is unknown", "give workload or results")
+    print(json.dumps(documents[which].model_json_schema(by_alias=True), indent=1))
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        print(f"quantadvisor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Which quantization, on which runtime, pays for a declared serving workload."""
+
+
+def workload_of(spec: str, preset: str | None, concurrency: int | None) -> Workload:
+    from .spec import load_workload, workload_from_preset
+
+    if preset is not None:
+        return workload_from_preset(spec, preset, concurrency)
+    if concurrency is not None:
+        raise BadInput("--concurrency", "goes with --preset", "set traffic.concurrency in the spec")
+    if not spec.endswith((".yaml", ".yml")) and not Path(spec).exists():
+        raise BadInput(spec, "no such workload file", "for a model without a file add --preset chat")
+    return load_workload(Path(spec))
+
+
+def progress(silent: bool) -> Progress:
+    return Quiet() if silent else LiveProgress()
+
+
+def write_results(results: Results, out: Path) -> None:
+    from quantadvisor.reports.html import render_html
+
+    results.write(out / "results.json")
+    write_text(out / "report.html", render_html([results]))
+
+
+def read_results(path: Path) -> Results:
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        return Results.read(file)
+    except OSError as error:
+        raise BadInput(
+            str(file), f"cannot be read: {error.strerror}", "give a results.json or the folder of a run"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadInput(str(file), f"is not a results document: {place or 'document'}: {first['msg']}") from None
+
+
+def show(results: Results, out: Path, as_json: bool, quiet: bool) -> None:
+    from quantadvisor.reports.text import verdict_lines
+
+    if as_json:
+        print(results.model_dump_json(by_alias=True))
+    elif not quiet:
+        lines = [escape(line) for line in verdict_lines(results)]
+        console.print(verdict_panel(results, [*lines, "", f"report: {escape(str((out / 'report.html').resolve()))}"]))
+
+
+def fail(error: BaseException) -> int:
+    """One line for people, and the exit code."""
+    if isinstance(error, AdvisorError):
+        console.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True)
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        console.print("[yellow]interrupted[/yellow] the same command with --resume continues here", soft_wrap=True)
+        return INTERRUPTED
+    handle, name = tempfile.mkstemp(prefix="quantadvisor-trace-", suffix=".txt")
+    with os.fdopen(handle, "w") as file:
+        traceback.print_exception(error, file=file)
+    console.print(
+        f"[red]defect[/red] {escape(type(error).__name__)}: {escape(str(error)[:200])}; trace saved at {name}",
+        soft_wrap=True,
+    )
+    return DEFECT
+
+
+def main() -> NoReturn:
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as end:
+        code = end.exit_code
+    except typer.Abort:
+        code = INTERRUPTED
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        code = usage(error)
+    sys.exit(code or 0)
+
+
+def usage(error: BaseException) -> int:
+    """Errors of the command line itself are bad input; everything else goes to `fail`."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show(file=sys.stderr)
+        return 2
+    return fail(error)
+
+
+def interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

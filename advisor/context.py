@@ -1,0 +1,137 @@
+"""What every stage of a run needs: the workload, the model, the device, the folders, and how a worker is started."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Scheme, SourceCheckpoint, Workload, canonical
+from quantadvisor.profiling.measure import prompt_batch
+from quantadvisor.profiling.runtimes.registry import runtime_file
+from quantadvisor.profiling.text import TextSource, calibration_tokens, evaluation_tokens, passkey_prompt
+from quantadvisor.profiling.workers import RunningWorker
+
+from .builds import Build
+from .candidates import recipe, session_options
+from .stages import Progress
+
+CALIBRATION_LENGTH = 128
+EVALUATION_TOKENS = 2048
+MOST_EVALUATION_TOKENS = 16_384
+WINDOW = 512
+
+
+def cache_folder() -> Path:
+    """Exports, ghosts, references and timings that outlive a run: $QUANTADVISOR_CACHE or ~/.cache/quantadvisor."""
+    return Path(os.environ.get("QUANTADVISOR_CACHE") or Path.home() / ".cache" / "quantadvisor")
+
+
+@dataclass(frozen=True)
+class Context:
+    workload: Workload
+    device: Device
+    inventory: Inventory
+    source: SourceCheckpoint
+    model_folder: Path
+    out: Path
+    progress: Progress
+
+    @property
+    def cache(self) -> Path:
+        return cache_folder()
+
+    @property
+    def model_cache(self) -> Path:
+        return self.cache / "derived" / self.source.sha256[:16]
+
+    @cached_property
+    def evaluation(self) -> tuple[np.ndarray, TextSource]:
+        """int64 [MOST_EVALUATION_TOKENS or as many as the text has]."""
+        text = Path(self.workload.quality.text) if self.workload.quality.text else None
+        for tokens in (MOST_EVALUATION_TOKENS, 8192, 4096):
+            try:
+                return evaluation_tokens(self.model_folder, tokens, text)
+            except BadInput:
+                continue
+        return evaluation_tokens(self.model_folder, EVALUATION_TOKENS, text)
+
+    def windows(self, tokens: int) -> np.ndarray:
+        """int64 [tokens / WINDOW, WINDOW] of the evaluation text."""
+        stream, _ = self.evaluation
+        return stream[: tokens // WINDOW * WINDOW].reshape(-1, WINDOW)
+
+    @cached_property
+    def calibration(self) -> np.ndarray:
+        """int64 [samples, CALIBRATION_LENGTH]."""
+        texts = self.workload.calibration.text, self.workload.quality.text
+        mine, judged = (Path(text) if text else None for text in texts)
+        return calibration_tokens(
+            self.model_folder, self.workload.calibration.samples, CALIBRATION_LENGTH, mine, judged
+        )[0]
+
+    @cached_property
+    def prompts(self) -> np.ndarray:
+        """int64 [concurrency, prompt] of the calibration text: what is timed is not what quality is judged on."""
+        return prompt_batch(self.calibration.reshape(-1), self.workload.traffic)
+
+    def calibration_file(self) -> Path:
+        path = self.out / "work" / "calibration.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, self.calibration)
+        return path
+
+    def passkey(self) -> tuple[np.ndarray, np.ndarray]:
+        return passkey_prompt(self.model_folder, self.workload.traffic.context_length - 8)
+
+    def base(self, runtime: str, ghost: bool = False) -> Path:
+        """Where the fp32 export of the model (or of its ghost) for a runtime lies."""
+        return self.model_cache / f"{'ghost-' if ghost else ''}{export_format(runtime)}-fp32"
+
+    def build(self, method: str, scheme: Scheme, runtime: str, ghost: Path | None = None) -> Build:
+        """The build of a candidate's artifact, or of its ghost's."""
+        method, scheme = recipe(method, scheme, runtime)
+        if method == "none" and runtime != "torch":
+            out = self.base(runtime, ghost is not None)
+        else:
+            folder = self.model_cache / "ghosts" if ghost else self.out / "work"
+            out = folder / f"{method}-{scheme.name}@{export_format(runtime)}"
+        return Build(
+            method=method,
+            scheme=scheme,
+            runtime=runtime,
+            model_folder=ghost or self.model_folder,
+            out=out,
+            calibration=self.calibration_file(),
+            base=None if method == "none" else self.base(runtime, ghost is not None),
+        )
+
+    def worker(self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme) -> RunningWorker:
+        return RunningWorker(
+            runtime_file(runtime),
+            artifact,
+            session_options(runtime, options, scheme.quantizes_cache),
+            self.device.threads,
+            time_limit_s=600.0,
+            memory_limit_bytes=int(self.device.memory_bytes * 0.8),
+        )
+
+    def worker_of(self, candidate: Candidate) -> RunningWorker:
+        artifact = self.build(candidate.method, candidate.scheme, candidate.runtime).out
+        return self.worker(candidate.runtime, artifact, candidate.options, candidate.scheme)
+
+
+def export_format(runtime: str) -> str:
+    """Runtimes that read one folder format share their artifacts."""
+    return {"onnxruntime": "onnx", "onnxruntime-genai": "onnx"}.get(runtime, runtime)
+
+
+def run_key(workload: Workload, device: Device, source: SourceCheckpoint) -> str:
+    """What must be the same for a run to be resumed."""
+    text = canonical(workload) + device.fingerprint + source.sha256
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,272 @@
+"""The decision: what is excluded and why, what is ranked, and the verdict. Pure functions of measured candidates.
+
+Candidates whose intervals overlap are tied; ties go to better quality, then to changing less, then to fewer new
+dependencies. "Change nothing" is the baseline, a candidate like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from quantadvisor.documents import (
+    Candidate,
+    Capacity,
+    Diagnosis,
+    Figure,
+    Measured,
+    Predicted,
+    RunnerUp,
+    Speedup,
+    Verdict,
+    Workload,
+)
+from quantadvisor.profiling.quality import budget_breach
+
+GIB = 2**30
+
+
+def maximised(workload: Workload) -> bool:
+    return workload.objective != "latency"
+
+
+def objective_of(candidate: Candidate) -> Figure | None:
+    return candidate.measured.objective if candidate.measured else None
+
+
+def better(a: float, b: float, workload: Workload) -> bool:
+    return a > b if maximised(workload) else a < b
+
+
+def breach_of_prediction(predicted: Predicted, workload: Workload) -> str | None:
+    """Why a candidate cannot meet SLO or memory by prediction, with a margin of 15 % for the prediction's error."""
+    slo, margin = workload.slo, 0.85
+    if slo and slo.ttft_ms and predicted.ttft_s and predicted.ttft_s * 1e3 * margin > slo.ttft_ms:
+        return f"predicted TTFT {predicted.ttft_s * 1e3:.0f} ms is over the SLO of {slo.ttft_ms:g} ms"
+    if slo and slo.tpot_ms and predicted.tpot_s and predicted.tpot_s * 1e3 * margin > slo.tpot_ms:
+        return f"predicted TPOT {predicted.tpot_s * 1e3:.1f} ms is over the SLO of {slo.tpot_ms:g} ms"
+    return breach_of_memory(predicted.peak_bytes, workload, margin, "predicted peak memory")
+
+
+def breach_of_memory(peak_bytes: float | None, workload: Workload, margin: float, what: str) -> str | None:
+    limit = workload.memory_limit_gib
+    if limit is None or peak_bytes is None or workload.objective == "concurrency":
+        return None
+    if peak_bytes * margin <= limit * GIB:
+        return None
+    return f"{what} {peak_bytes / GIB:.2f} GiB is over the limit of {limit:g} GiB"
+
+
+def breach_of_measurement(candidate: Candidate, workload: Workload) -> str | None:
+    """Why a measured candidate is outside SLO, memory or quality budget; None where it is inside."""
+    measured = candidate.measured
+    if measured is None:
+        return "not measured"
+    if candidate.quality and (reason := budget_breach(candidate.quality, workload)):
+        return reason
+    if workload.objective == "concurrency" and measured.max_concurrency and measured.max_concurrency.median < 1:
+        return "not one request fits into the memory limit"
+    peak = measured.peak_bytes.median if measured.peak_bytes else None
+    return breach_of_slo(measured, workload) or breach_of_memory(peak, workload, 1.0, "peak memory")
+
+
+def breach_of_slo(measured: Measured, workload: Workload) -> str | None:
+    slo = workload.slo
+    for name, limit, figure in (
+        ("TTFT", slo.ttft_ms if slo else None, measured.ttft_s),
+        ("TPOT", slo.tpot_ms if slo else None, measured.tpot_s),
+    ):
+        if slo is None or limit is None or figure is None:
+            continue
+        found = float(np.percentile(figure.samples, slo.percentile)) * 1e3
+        if found > limit:
+            estimate = (
+                " (estimated: too few samples for that percentile)" if few_samples(figure, slo.percentile) else ""
+            )
+            return f"{name} p{slo.percentile:g} {found:.1f} ms is over the SLO of {limit:g} ms{estimate}"
+    return None
+
+
+def few_samples(figure: Figure, percentile: float) -> bool:
+    """A percentile p from fewer than 20 / (1 - p) samples is an estimate."""
+    return len(figure.samples) < 20 / (1 - percentile / 100)
+
+
+def ranked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
+    """Feasible measured candidates, best objective first."""
+    feasible = [
+        c for c in candidates if c.refused is None and c.excluded is None and breach_of_measurement(c, workload) is None
+    ]
+    feasible = [c for c in feasible if objective_of(c) is not None]
+    return sorted(feasible, key=lambda c: objective_of(c).median, reverse=maximised(workload))  # type: ignore[union-attr]
+
+
+def tied(best: Candidate, other: Candidate) -> bool:
+    a, b = objective_of(best), objective_of(other)
+    return bool(a and b and a.low <= b.high and b.low <= a.high)
+
+
+def preference(candidate: Candidate, baseline: str) -> tuple[float, bool, bool, bool]:
+    """Among ties: better quality (to two digits of KL), then changing less, then fewer new dependencies."""
+    kl = max(0.0, candidate.quality.kl.mean) if candidate.quality else 0.0
+    runtime = baseline.split("@")[1].split("+")[0]
+    return (round(kl, 3), candidate.name != baseline, candidate.target != "none", candidate.runtime != runtime)
+
+
+def decide(
+    candidates: Sequence[Candidate],
+    baseline: str,
+    workload: Workload,
+    diagnosis: Diagnosis,
+    predicted_choice: str | None,
+) -> Verdict:
+    order = ranked(candidates, workload)
+    by_name = {c.name: c for c in candidates}
+    if not order:
+        return nothing_feasible(candidates, workload, predicted_choice)
+    ties = [c for c in order if tied(order[0], c)]
+    choice = min(ties, key=lambda c: preference(c, baseline))
+    rest = [c for c in order if c.name != choice.name]
+    runner = rest[0] if rest else None
+    base = by_name.get(baseline)
+    plain = best_unquantized(candidates, base, workload)
+    return Verdict(
+        choice=choice.name,
+        change=choice.name != baseline,
+        target=choice.target,
+        reason=reason(choice, base, diagnosis, workload),
+        tied_with=tuple(c.name for c in ties if c.name != choice.name),
+        runner_up=RunnerUp(name=runner.name, why_not=why_not(runner, choice, workload, baseline)) if runner else None,
+        capacity=capacity(choice, base, candidates, workload),
+        speedup=speedup(base, plain, choice, latency_s(workload)),
+        decode_speedup=speedup(base, plain, choice, tpot_s),
+        predicted_choice=predicted_choice,
+    )
+
+
+def nothing_feasible(candidates: Sequence[Candidate], workload: Workload, predicted_choice: str | None) -> Verdict:
+    reasons = [
+        f"{c.name}: {c.refused or c.excluded or breach_of_measurement(c, workload)}"
+        for c in candidates
+        if c.measured or c.excluded
+    ]
+    shown = "; ".join(reasons[:4])
+    return Verdict(
+        choice=None,
+        change=False,
+        target="none",
+        reason=f"Nothing meets the constraints. {shown}",
+        predicted_choice=predicted_choice,
+    )
+
+
+Clock = Callable[[Candidate], float | None]
+
+
+def latency_s(workload: Workload) -> Clock:
+    def of(candidate: Candidate) -> float | None:
+        m = candidate.measured
+        if m is None or m.ttft_s is None or m.tpot_s is None:
+            return None
+        return m.ttft_s.median + (workload.traffic.output_length - 1) * m.tpot_s.median
+
+    return of
+
+
+def tpot_s(candidate: Candidate) -> float | None:
+    m = candidate.measured
+    return m.tpot_s.median if m and m.tpot_s else None
+
+
+def best_unquantized(candidates: Sequence[Candidate], base: Candidate | None, workload: Workload) -> Candidate | None:
+    """The measured candidate of the lowest request latency that quantizes nothing."""
+    time = latency_s(workload)
+    timed = [(seconds, c) for c in candidates if c.target == "none" and (seconds := time(c)) is not None]
+    return min(timed, key=lambda pair: pair[0])[1] if timed else base
+
+
+def speedup(base: Candidate | None, plain: Candidate | None, choice: Candidate, time: Clock) -> Speedup | None:
+    """total = runtime x method along baseline -> best unquantized -> choice."""
+    if base is None or plain is None:
+        return None
+    before, between, after = time(base), time(plain), time(choice)
+    if not before or not between or not after:
+        return None
+    if choice.target == "none":
+        return Speedup(total=before / after, runtime=before / after, method=1.0)
+    return Speedup(total=before / after, runtime=before / between, method=between / after)
+
+
+def capacity(
+    choice: Candidate, base: Candidate | None, candidates: Sequence[Candidate], workload: Workload
+) -> Capacity | None:
+    """Users inside the memory limit, over the baseline's and over the fastest candidate with an unquantized cache."""
+    figure = users(choice)
+    if figure is None or figure.median < 1:
+        return None
+    plain = [c for c in candidates if not c.scheme.quantizes_cache and users(c) and tpot_s(c)]
+    plain = [c for c in plain if c.quality is None or budget_breach(c.quality, workload) is None]
+    fastest = min(plain, key=lambda c: tpot_s(c) or 0.0) if plain else None
+    before = users(base) if base else None
+    return Capacity(
+        max_concurrency=int(figure.median),
+        over_baseline=figure.median / max(1.0, before.median) if before else 1.0,
+        over_best_unquantized_cache=figure.median / max(1.0, users(fastest).median) if fastest else None,  # type: ignore[union-attr]
+        kind="measured" if figure.kind == "measured" else "modelled",
+    )
+
+
+def users(candidate: Candidate) -> Figure | None:
+    return candidate.measured.max_concurrency if candidate.measured else None
+
+
+def reason(choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, workload: Workload) -> str:
+    share = getattr(diagnosis.shares, diagnosis.binds)
+    binds = f"{words(diagnosis.binds)} bind ({share:.0%} of {asked(workload)} on the baseline)"
+    if base is not None and choice.name == base.name:
+        return f"Change nothing: {binds}, and no candidate inside the budget does better than {base.name}."
+    gain = gain_in_words(choice, base, workload)
+    if choice.target == "none":
+        return f"Change only the runtime: {binds}; {choice.name} {gain} without quantizing anything."
+    return f"Shrink the {words(choice.target)}: {binds}; {choice.name} {gain}."
+
+
+def gain_in_words(choice: Candidate, base: Candidate | None, workload: Workload) -> str:
+    before, after = (objective_of(base) if base else None), objective_of(choice)
+    speed = (tpot_s(base) or 0.0) / (tpot_s(choice) or 1.0) if base else 0.0
+    if before is None or after is None:
+        return "is the best that was measured"
+    ratio = after.median / before.median if maximised(workload) else before.median / after.median
+    if workload.objective == "concurrency":
+        what = "capacity and speed" if speed >= 1.05 else "capacity, not speed"
+        return f"serves {after.median:.0f} users where the baseline serves {before.median:.0f} ({what})"
+    return f"is {ratio:.2f}x the baseline"
+
+
+def words(target: str) -> str:
+    return {"kv_cache": "KV cache", "other": "operations outside linears and attention"}.get(target, target)
+
+
+def asked(workload: Workload) -> str:
+    return {"latency": "the request latency", "throughput": "a second of steady state", "concurrency": "the memory"}[
+        workload.objective
+    ]
+
+
+def why_not(candidate: Candidate, choice: Candidate, workload: Workload, baseline: str) -> str:
+    """The reason against a candidate, given the choice."""
+    if candidate.refused or candidate.excluded:
+        return candidate.refused or candidate.excluded or ""
+    if reason_ := breach_of_measurement(candidate, workload):
+        return reason_
+    a, b = objective_of(candidate), objective_of(choice)
+    if a is None or b is None:
+        return "not measured"
+    if tied(choice, candidate):
+        mine, theirs = preference(choice, baseline), preference(candidate, baseline)
+        names = ("better quality", "changing less", "changing less", "fewer new dependencies")
+        won = next((name for name, x, y in zip(names, mine, theirs, strict=True) if x != y), "order of the catalogue")
+        return f"tied; the choice wins by {won}"
+    ratio = b.median / a.median if maximised(workload) else a.median / b.median
+    return f"{ratio:.2f}x {'fewer' if workload.objective == 'concurrency' else 'slower'} than the choice"

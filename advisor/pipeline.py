@@ -1,0 +1,304 @@
+"""`advisor run` from end to end: stages in their order, each a document, and the results document at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from quantadvisor.documents import (
+    BadInput,
+    Candidate,
+    Device,
+    Diagnosis,
+    Document,
+    Environment,
+    Ghost,
+    Inventory,
+    Profile,
+    Quality,
+    Results,
+    SourceCheckpoint,
+    SourceQuality,
+    Verdict,
+    Workload,
+)
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import describe_device
+from quantadvisor.profiling.inventory import inventory_from_config
+from quantadvisor.profiling.ledger import smallest_weights_bytes
+
+from . import prove, regret, survey
+from .advise import Advice, advise, baseline_ghost, exclude_by_quality, ghosts_to_run
+from .candidates import CATALOGUE, baseline_name, enumerate_candidates
+from .context import WINDOW, Context, cache_folder, export_format, run_key
+from .decide import best_unquantized, decide
+from .diagnose import diagnose, split
+from .model_source import resolve_model
+from .predict import Probes
+from .questions import answer, prediction_ledger
+from .risk import schemes_at_risk, simulate_all
+from .serve import place_artifact
+from .spec import check_against_model
+from .stages import Progress, Stages
+from .survey import BaselineRun
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "openvino",
+    "nncf",
+    "optimum-intel",
+    "onnx",
+    "numpy",
+)
+SIMULATED_TOKENS = 1024
+EIGHT_BIT_SHARE = 0.5
+
+
+class Model(Document):
+    folder: Path
+    source: SourceCheckpoint
+    inventory: Inventory
+
+
+class Simulated(Document):
+    quality: dict[str, Quality]
+    source: SourceQuality | None = None
+
+
+class Surveyed(Document):
+    """What `advisor profile` returns: the profile and its diagnosis."""
+
+    profile: Profile
+    diagnosis: Diagnosis
+
+
+class Run:
+    """One run in one folder: the context and the stages done so far."""
+
+    def __init__(self, workload: Workload, out: Path, resume: bool, progress: Progress) -> None:
+        self.progress = progress
+        writable(out)
+        with progress.stage("Device"):
+            device = describe_device()
+            if workload.device not in ("auto", "cpu"):
+                raise BadInput(
+                    "device", f"{workload.device!r} is not here: this machine has {device.name}", "use auto or cpu"
+                )
+        with progress.stage("Model"):
+            model = load_model(workload, progress)
+        self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
+        self.stages = Stages(out, run_key(workload, device, model.source), resume, progress)
+
+    def survey(self) -> tuple[Surveyed, BaselineRun, Device]:
+        context, stages = self.context, self.stages
+        device = stages.run("peaks", "Roofs of the device", Device, lambda: survey.peaks_of(context.device))
+        statistics = stages.run(
+            "statistics", "fp32 reference and activations", survey.Statistics, lambda: survey.statistics(context)
+        )
+        name = baseline_name(context.workload, device, context.source.already_quantized, "float32")
+        base = stages.run("baseline", f"Baseline {name}", BaselineRun, lambda: survey.run_baseline(context, name))
+        kernels = stages.run(
+            "kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.probe(context, device)
+        )
+        profile = Profile(
+            device=device,
+            inventory=context.inventory,
+            source=context.source,
+            baseline=name,
+            memory=base.memory,
+            phases=base.phases,
+            activations=statistics.activations,
+            kernels=kernels.timings,
+        )
+        schemes = {entry.scheme: scheme(entry.scheme) for entry in CATALOGUE}
+        return Surveyed(profile=profile, diagnosis=diagnose(profile, context.workload, schemes.values())), base, device
+
+    def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...]]:
+        context, stages = self.context, self.stages
+        candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
+        simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
+        open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
+        formats = sorted({export_format(c.runtime) for c in open_ if c.refused is None and c.runtime != "torch"})
+        runtimes = ["onnxruntime" if name == "onnx" else name for name in formats]
+        probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
+        cache_binds = surveyed.diagnosis.binds == "kv_cache" or context.workload.objective == "concurrency"
+
+        def ghosts() -> prove.Ghosts:
+            folder = prove.make_ghost_folder(context)
+            broken = prove.export_bases(context, runtimes, folder)
+            usable = [c for c in open_ if export_format(c.runtime) not in broken]
+            return prove.run_ghosts(context, ghosts_to_run(usable, probes, context.workload, cache_binds), folder)
+
+        ran = stages.run("ghosts", "Ghosts in the real runtimes", prove.Ghosts, ghosts).ghosts
+        runtime, scheme_name = split(base.name)
+        ran = (baseline_ghost(base.name, base.rounds, scheme_name, context.inventory.layers), *ran)
+        advice = stages.run(
+            "advice", "Prediction and shortlist", Advice,
+            lambda: advise(context, open_, ran, probes, base.name, simulated.quality),
+        )  # fmt: skip
+        return advice, simulated, ran
+
+
+def writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(str(out), f"cannot write here: {error.strerror}", "give another --out") from None
+
+
+def load_model(workload: Workload, progress: Progress) -> Model:
+    folder, source = resolve_model(workload.model, cache_folder(), workload.trust_remote_code, progress.say)
+    inventory = inventory_from_config(json.loads((folder / "config.json").read_text()))
+    check_against_model(workload, inventory.max_context_tokens, smallest_weights_bytes(inventory))
+    return Model(folder=folder, source=source, inventory=inventory)
+
+
+def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
+    """Fake-quantized quality per method and scheme; for the built-in model also RTN INT4 before it was taken off its grid."""
+    pairs = [(c.method, c.scheme) for c in candidates if c.refused is None]
+    chosen = schemes_at_risk(pairs)
+    windows = context.windows(SIMULATED_TOKENS)
+    assert windows.shape[1] == WINDOW
+    reference = survey.make_reference(context)
+    name = context.evaluation[1].name
+    context.progress.say(f"fake quantization of {len(chosen)} schemes on {windows.size} tokens")
+    quality = simulate_all(context.model_folder, windows, reference, chosen, name)
+    source = None
+    if context.source.reparametrised and (after := quality.get("rtn-w4-g32")):
+        from .builtin_model import builtin_original
+
+        original = builtin_original(context.cache, context.progress.say)
+        before = simulate_all(original, windows, reference, {"rtn-w4-g32": scheme("w4-g32")}, name)["rtn-w4-g32"]
+        source = SourceQuality(rtn_int4_kl_before=before.kl.mean, rtn_int4_kl_after=after.kl.mean, tokens=windows.size)
+    return Simulated(quality=quality, source=source)
+
+
+def run(
+    workload: Workload,
+    out: Path,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    exhaustive: bool = False,
+    apply: bool = True,
+) -> Results:
+    """The whole job; results.json and report.html are written by the caller from what this returns."""
+    job = Run(workload, out, resume, progress)
+    context, stages = job.context, job.stages
+    surveyed, base, _ = job.survey()
+    advice, simulated, ghosts = job.advise(surveyed, base)
+    profile = surveyed.profile.model_copy(update={"ghosts": ghosts})
+    candidates: tuple[Candidate, ...] = advice.candidates
+    trials: tuple[prove.Trial, ...] = ()
+    if apply:
+        chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
+        trials = stages.run(
+            "trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen)
+        ).trials
+        candidates = regret.merged(candidates, trials, context)
+    verdict = stages.run(
+        "verdict", "Verdict", Verdict, lambda: conclude(candidates, base.name, surveyed, advice, workload, apply)
+    )
+    found = None
+    if exhaustive and apply and verdict.choice:
+        rest = stages.run(
+            "exhaustive", "Everything else", regret.Exhausted,
+            lambda: regret.exhaust(context, candidates, trials, prove.ROUNDS, kept(context, candidates, verdict)),
+        )  # fmt: skip
+        candidates = regret.merged(candidates, rest.trials, context)
+        final = regret.finalists(candidates, verdict.choice, workload)
+        fresh = stages.run(
+            "regret", "Fresh samples of the best", regret.Fresh, lambda: regret.measure_again(context, final)
+        )
+        shared = sum(stages.seconds[s] for s in ("kernels", "risk"))
+        advice_s = shared + stages.seconds["ghosts"] + sum(t.seconds for t in trials)
+        found = regret.regret_of(
+            fresh, verdict.choice, (*trials, *rest.trials), workload, advice_s, export_s(context), rest.not_measured
+        )
+    artifact = None
+    choice = next((c for c in candidates if c.name == verdict.choice), None)
+    if apply and choice is not None and verdict.change:
+        with progress.stage("Artifact"):
+            source = context.build(choice.method, choice.scheme, choice.runtime).out
+            artifact = place_artifact(source, out, export_format(choice.runtime), choice)
+    return Results(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        workload=workload,
+        device=profile.device,
+        profile=profile,
+        diagnosis=surveyed.diagnosis,
+        unquantized_diagnosis=unquantized(candidates, base, profile, workload),
+        candidates=candidates,
+        verdict=verdict,
+        questions=answer(verdict, candidates, base.name, surveyed.diagnosis, workload),
+        ledger=prediction_ledger(candidates),
+        regret=found,
+        artifact=artifact,
+        environment=environment(context),
+        source_quality=simulated.source,
+        timing_s=dict(stages.seconds),
+    )
+
+
+def conclude(
+    candidates: Sequence[Candidate], baseline: str, surveyed: Surveyed, advice: Advice, workload: Workload, apply: bool
+) -> Verdict:
+    if apply:
+        return decide(candidates, baseline, workload, surveyed.diagnosis, advice.choice)
+    choice = next((c for c in candidates if c.name == advice.choice), None)
+    return Verdict(
+        choice=advice.choice,
+        change=advice.choice != baseline,
+        target=choice.target if choice else "none",
+        reason="Predicted only, nothing was applied (--no-apply)."
+        if choice
+        else "No candidate is predicted to meet the constraints.",
+        predicted_choice=advice.choice,
+    )
+
+
+def kept(context: Context, candidates: Sequence[Candidate], verdict: Verdict) -> set[Path]:
+    """Artifacts that must outlive the exhaustive measuring."""
+    return {context.build(c.method, c.scheme, c.runtime).out for c in candidates if c.name == verdict.choice}
+
+
+def export_s(context: Context) -> float:
+    from .builds import built, read_built
+
+    bases = [context.base(name) for name in ("onnxruntime", "openvino")]
+    return sum(read_built(path).seconds for path in bases if built(path))
+
+
+def unquantized(
+    candidates: Sequence[Candidate], base: BaselineRun, profile: Profile, workload: Workload
+) -> Diagnosis | None:
+    """The diagnosis table of the best unquantized candidate, where it is not the baseline itself."""
+    plain = best_unquantized(candidates, None, workload)
+    if plain is None or plain.name == base.name or not plain.phases:
+        return None
+    return diagnose(profile.model_copy(update={"phases": plain.phases}), workload, of=plain.name)
+
+
+def environment(context: Context) -> Environment:
+    versions = {}
+    for package in ("quantadvisor", *PACKAGES):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        versions=versions,
+        threads=context.device.threads,
+        source_already_quantized=context.source.already_quantized,
+        python=sys.version.split()[0],
+    )

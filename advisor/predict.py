@@ -1,0 +1,162 @@
+"""Predicted TTFT, TPOT and memory of every candidate, from ghosts and kernel probes: pure functions.
+
+A ghost ran the whole graph with random weights in the real runtime: it *is* the prediction of its scheme, runtime and
+options. Another scheme in the same family (runtime and options) differs only in its linears: its prediction is the
+ghost's time minus the probed time of the ghost's linears plus the probed time of its own. What a ghost holds beside its
+linears (attention, norms, launches) is thereby measured, not modelled. Memory likewise, by the bytes of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from quantadvisor.documents import Candidate, Ghost, Inventory, KernelTiming, Predicted, Scheme, Workload
+from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights
+from quantadvisor.profiling.measure import objective_value
+
+
+def kernel_class(scheme: Scheme) -> str:
+    """Which family of probed kernels computes the scheme's linears."""
+    if scheme.activations is not None:
+        return "w8a8"
+    if scheme.weights is None:
+        return scheme.compute
+    return f"w{scheme.weights.bits:g}"
+
+
+def family(runtime: str, options: Sequence[str]) -> str:
+    return "+".join((runtime, *options))
+
+
+def kernel_family(runtime: str, options: Sequence[str]) -> tuple[str, str]:
+    """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's."""
+    return ("onnxruntime" if runtime == "onnxruntime-genai" else runtime), "+".join(options)
+
+
+def curves(kernels: Iterable[KernelTiming]) -> dict[tuple[str, str, str, int, int], list[tuple[int, float]]]:
+    """(runtime, option, kernel class, N, K) -> sorted [(M, median seconds)]."""
+    found: dict[tuple[str, str, str, int, int], list[tuple[int, float]]] = {}
+    for timing in kernels:
+        if timing.time_s is not None:
+            key = (timing.runtime, timing.option, kernel_class(timing.scheme), timing.n, timing.k)
+            found.setdefault(key, []).append((timing.m, timing.time_s.median))
+    return {key: sorted(points) for key, points in found.items()}
+
+
+def at(points: Sequence[tuple[int, float]], m: int) -> float:
+    """Seconds at `m` rows: log-log interpolation; beyond the largest measured M, proportional to M."""
+    if m <= points[0][0]:
+        return points[0][1]
+    for (m0, t0), (m1, t1) in zip(points, points[1:], strict=False):
+        if m <= m1:
+            share = math.log(m / m0) / math.log(m1 / m0)
+            return math.exp(math.log(t0) + share * (math.log(t1) - math.log(t0)))
+    return points[-1][1] * m / points[-1][0]
+
+
+class Probes:
+    """The probed times of a model's linears, summed over one forward pass."""
+
+    def __init__(self, kernels: Iterable[KernelTiming], inventory: Inventory, eight_bit_share: float) -> None:
+        self.curves = curves(kernels)
+        self.inventory = inventory
+        self.eight_bit_share = eight_bit_share
+
+    def linears_s(self, scheme: Scheme, runtime: str, options: Sequence[str], m: int, head_m: int) -> float | None:
+        """Seconds of all linears at `m` rows (the head at `head_m`); None where one was not timed."""
+        if scheme.name.startswith("w4w8"):
+            low, high = (self._sum(bits, "w8", runtime, options, m, head_m) for bits in ("w4", "w8"))
+            share = self.eight_bit_share
+            return None if low is None or high is None else (1 - share) * low + share * high
+        kind = kernel_class(scheme)
+        return self._sum(
+            kind, kind if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}", runtime, options, m, head_m
+        )
+
+    def _sum(self, kind: str, head: str, runtime: str, options: Sequence[str], m: int, head_m: int) -> float | None:
+        place = kernel_family(runtime, options)
+        total = 0.0
+        for shape in self.inventory.linears:
+            points = None
+            for known in (head, kind, "w8") if shape.lm_head else (kind,):
+                points = points or self.curves.get((*place, known, shape.n, shape.k))
+            if points is None:
+                return None
+            total += shape.count * at(points, head_m if shape.lm_head else m)
+        return total
+
+
+def predict(
+    candidate: Candidate, workload: Workload, probes: Probes, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]
+) -> Predicted | None:
+    """None where the candidate's family has no ghost that ran: then nothing is claimed."""
+    base = nearest_ghost(candidate, ghosts)
+    if base is None or base.ttft_s is None or base.tpot_s is None or base.peak_bytes is None:
+        return None
+    if exact(candidate, base):
+        return predicted(workload, base.ttft_s.median, base.tpot_s.median, base.peak_bytes, "ghost")
+    traffic = workload.traffic
+    rows = traffic.prompt_length * traffic.concurrency
+    ttft = shifted(base.ttft_s.median, candidate, schemes[base.scheme], base, probes, rows, traffic.concurrency)
+    tpot = shifted(
+        base.tpot_s.median, candidate, schemes[base.scheme], base, probes, traffic.concurrency, traffic.concurrency
+    )
+    if ttft is None or tpot is None:
+        return None
+    peak = base.peak_bytes + weights_and_cache(probes.inventory, candidate.scheme, candidate.runtime, workload)
+    peak -= weights_and_cache(probes.inventory, schemes[base.scheme], base.runtime, workload)
+    return predicted(
+        workload, ttft, tpot, max(0, peak), f"ghost of {base.scheme} in this runtime, linears exchanged by probes"
+    )
+
+
+def exact(candidate: Candidate, ghost: Ghost) -> bool:
+    return (candidate.scheme.name, candidate.runtime, candidate.options) == (ghost.scheme, ghost.runtime, ghost.options)
+
+
+def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost]) -> Ghost | None:
+    """The ghost of the same family: the candidate's own scheme if it ran, else one with the same cache, else any."""
+    same = [g for g in ghosts if g.refused is None and (g.runtime, g.options) == (candidate.runtime, candidate.options)]
+    quantized = candidate.scheme.quantizes_cache
+    same.sort(key=lambda g: (not exact(candidate, g), g.scheme.endswith("-kv8") != quantized))
+    return same[0] if same else None
+
+
+def shifted(
+    total_s: float, candidate: Candidate, base_scheme: Scheme, base: Ghost, probes: Probes, m: int, head_m: int
+) -> float | None:
+    """The ghost's time with its linears exchanged for the candidate's; never below the candidate's linears alone."""
+    theirs = probes.linears_s(base_scheme, base.runtime, base.options, m, head_m)
+    ours = probes.linears_s(candidate.scheme, candidate.runtime, candidate.options, m, head_m)
+    if theirs is None or ours is None:
+        return None
+    return max(total_s - theirs + ours, ours)
+
+
+def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:
+    """Bytes of the weights and of the caches at the declared context and concurrency."""
+    return bytes_of_weights(inventory, scheme) + workload.traffic.concurrency * cache_row_bytes(
+        inventory, scheme, runtime, workload
+    )
+
+
+def predicted(workload: Workload, ttft_s: float, tpot_s: float, peak_bytes: int, basis: str) -> Predicted:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    value = objective_value(workload.objective, workload.traffic, ttft_s, tpot_s)
+    return Predicted(ttft_s=ttft_s, tpot_s=tpot_s, peak_bytes=peak_bytes, objective=value, basis=basis, written_at=now)
+
+
+def users_within(
+    inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload, peak_bytes: int, limit_bytes: int
+) -> int:
+    """Requests that fit into `limit_bytes`: the peak at the declared concurrency, less or more whole caches."""
+    row = cache_row_bytes(inventory, scheme, runtime, workload)
+    return max(0, workload.traffic.concurrency + math.floor((limit_bytes - peak_bytes) / row))
+
+
+def cache_row_bytes(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:
+    """Cache bytes of one request at the declared context; OpenVINO's unquantized cache is 16 bit whatever computes."""
+    plain = 2 if runtime == "openvino" else None
+    return max(1, bytes_of_cache(inventory, scheme, workload.traffic.context_length, 1, plain_bytes=plain))

@@ -1,0 +1,298 @@
+"""Ghosts, applied artifacts and their proof: built, run under the workload interleaved with the baseline, scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from quantadvisor.documents import (
+    Candidate,
+    CandidateFailed,
+    Document,
+    Figure,
+    Ghost,
+    OperatorCount,
+    Operators,
+    PhaseTime,
+    Quality,
+)
+from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling.measure import (
+    Round,
+    interleave,
+    largest_batch,
+    measured_from_rounds,
+    recorded,
+    run_round,
+)
+from quantadvisor.profiling.quality import passkey_found, score_through_runtime, straddles
+from quantadvisor.profiling.workers import RunningWorker
+
+from .builds import Built, build_all
+from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
+from .ghosts import ghost_folder
+from .predict import users_within
+from .survey import SHORT_DECODE, make_reference, phase_time, profiled_prompts
+
+GHOST_ROUNDS = 2
+ROUNDS = 5
+GIB = 2**30
+
+
+class Ghosts(Document):
+    ghosts: tuple[Ghost, ...]
+
+
+class Trial(Document):
+    """What one applied candidate did: raw rounds and the evidence."""
+
+    name: str
+    failed: str | None = None
+    rounds: tuple[Round, ...] = ()
+    load_s: tuple[float, ...] = ()
+    users: Figure | None = None
+    quality: Quality | None = None
+    operators: Operators | None = None
+    phases: tuple[PhaseTime, ...] = ()
+    built: Built | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    """Measuring time of this candidate: build, load, rounds, search, scoring."""
+
+
+class Trials(Document):
+    trials: tuple[Trial, ...]
+
+
+def export_bases(context: Context, formats: Sequence[str], ghost: Path | None) -> dict[str, str]:
+    """The fp32 exports of the model and of its ghost, once each; the reason for each format that failed."""
+    from quantadvisor.methods.schemes import scheme
+
+    builds = [context.build("none", scheme("fp32"), name) for name in formats]
+    if ghost is not None:
+        builds += [context.build("none", scheme("fp32"), name, ghost) for name in formats]
+    done = build_all(builds, context.progress.say)
+    return {
+        export_format(build.runtime): f"export failed: {done[build.out].failed}"
+        for build in builds
+        if done[build.out].failed
+    }
+
+
+def make_ghost_folder(context: Context) -> Path:
+    context.progress.say("random weights of the model's shapes")
+    return ghost_folder(context.model_folder, context.inventory.layers, context.model_cache / "ghost-weights")
+
+
+def run_ghosts(context: Context, chosen: Sequence[Candidate], ghost: Path) -> Ghosts:
+    """Each chosen candidate's ghost, built and run whole for a few rounds."""
+    builds = {c.name: context.build(c.method, c.scheme, c.runtime, ghost) for c in chosen}
+    done = build_all(list(builds.values()), context.progress.say)
+    ghosts = []
+    for candidate in chosen:
+        built = done[builds[candidate.name].out]
+        if built.failed:
+            ghosts.append(ghost_of(candidate, context, refused=built.failed))
+            continue
+        context.progress.say(f"ghost of {candidate.name}")
+        try:
+            with context.worker(candidate.runtime, built.out, candidate.options, candidate.scheme) as worker:
+                ghosts.append(ghost_of(candidate, context, rounds=ghost_rounds(context, worker)))
+        except CandidateFailed as error:
+            ghosts.append(ghost_of(candidate, context, refused=str(error)))
+    return Ghosts(ghosts=tuple(ghosts))
+
+
+def ghost_rounds(context: Context, worker: RunningWorker) -> list[Round]:
+    traffic = context.workload.traffic
+    run_round(worker, context.prompts, traffic, 2)
+    steps = min(SHORT_DECODE, traffic.output_length)
+    return [run_round(worker, context.prompts, traffic, steps) for _ in range(GHOST_ROUNDS)]
+
+
+def ghost_of(candidate: Candidate, context: Context, rounds: Sequence[Round] = (), refused: str | None = None) -> Ghost:
+    return Ghost(
+        scheme=candidate.scheme.name,
+        runtime=candidate.runtime,
+        options=candidate.options,
+        depth=context.inventory.layers,
+        ttft_s=figure([r.ttft_s for r in rounds]) if rounds else None,
+        tpot_s=figure([gap for r in rounds for gap in r.itl_s]) if rounds else None,
+        peak_bytes=max(r.peak_bytes for r in rounds) if rounds else None,
+        refused=refused,
+    )
+
+
+def run_trials(
+    context: Context, chosen: Sequence[Candidate], rounds: int = ROUNDS, deadline_s: float | None = None
+) -> Trials:
+    """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them."""
+    builds = {c.name: context.build(c.method, c.scheme, c.runtime) for c in chosen}
+    done = build_all(list(builds.values()), context.progress.say)
+    failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
+    loaded: dict[str, float] = {}
+    started = time.monotonic()
+    with ExitStack() as stack:
+        workers: dict[str, RunningWorker] = {}
+        for candidate in (c for c in chosen if c.name not in failed):
+            try:
+                worker = stack.enter_context(context.worker_of(candidate))
+            except CandidateFailed as error:
+                failed[candidate.name] = str(error)
+                continue
+            workers[candidate.name], loaded[candidate.name] = worker, worker.loaded.load_s
+        deadline = started + deadline_s if deadline_s else None
+        rows, broke = interleave(
+            workers, context.prompts, context.workload.traffic, rounds, deadline=deadline, progress=context.progress.say
+        )
+        shared_s = (time.monotonic() - started) / max(1, len(workers))
+        failed |= broke
+        trials = []
+        for candidate in chosen:
+            built = done[builds[candidate.name].out]
+            if candidate.name in failed:
+                trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
+                continue
+            trials.append(
+                evidence(
+                    context,
+                    candidate,
+                    workers[candidate.name],
+                    rows[candidate.name],
+                    loaded[candidate.name],
+                    built,
+                    shared_s,
+                )
+            )
+            workers[candidate.name].close()
+    return Trials(trials=tuple(trials))
+
+
+def evidence(
+    context: Context,
+    candidate: Candidate,
+    worker: RunningWorker,
+    rounds: Sequence[Round],
+    load_s: float,
+    built: Built,
+    shared_s: float,
+) -> Trial:
+    """Largest batch, quality and operators of a candidate whose rounds are done."""
+    started = time.monotonic()
+    notes: list[str] = list(built.notes)
+    say = context.progress.say
+    try:
+        found = users(context, candidate, worker, rounds, notes)
+        say(f"{candidate.name}: quality")
+        quality = quality_of_candidate(context, candidate, worker)
+        say(f"{candidate.name}: operators")
+        operators, phases = operators_of(context, worker, notes)
+    except CandidateFailed as error:
+        return Trial(name=candidate.name, failed=str(error), built=built, seconds=built.seconds + shared_s)
+    return Trial(
+        name=candidate.name,
+        rounds=tuple(rounds),
+        load_s=(load_s,),
+        users=found,
+        quality=quality,
+        operators=operators,
+        phases=phases,
+        built=built,
+        notes=tuple(notes),
+        seconds=built.seconds + shared_s + time.monotonic() - started,
+    )
+
+
+def memory_limit(context: Context) -> int:
+    limit = context.workload.memory_limit_gib
+    return int(limit * GIB) if limit else int(context.device.memory_bytes * 0.9)
+
+
+def users(
+    context: Context, candidate: Candidate, worker: RunningWorker, rounds: Sequence[Round], notes: list[str]
+) -> Figure:
+    """Requests in flight inside limit and SLO: searched for where that is the objective, else from the ledger."""
+    workload, peak = context.workload, max(r.peak_bytes for r in rounds)
+    guess = users_within(context.inventory, candidate.scheme, candidate.runtime, workload, peak, memory_limit(context))
+    if workload.objective != "concurrency":
+        return figure([float(guess)], "modelled", "peak at the declared concurrency, and whole caches more")
+    tpot = workload.slo.tpot_ms / 1e3 if workload.slo and workload.slo.tpot_ms else None
+    context.progress.say(f"{candidate.name}: largest batch, about {guess}")
+    found, said = largest_batch(worker, context.prompts, memory_limit(context), tpot, guess)
+    notes += said
+    return found
+
+
+def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker) -> Quality:
+    """Through the runtime; on more tokens where the interval straddles the budget; with a passkey for a quantized cache."""
+    _, text = context.evaluation
+    quantized = candidate.scheme.quantizes_cache
+    available = context.windows(MOST_EVALUATION_TOKENS).size
+    tokens = EVALUATION_TOKENS
+    while True:
+        quality = score_through_runtime(
+            worker,
+            context.windows(tokens),
+            make_reference(context, tokens),
+            cache_quantized=quantized,
+            text=f"{text.name} ({text.licence})",
+        )
+        if tokens * 2 > available or not straddles(quality, context.workload):
+            break
+        tokens *= 2
+    if quantized:
+        prompt, answer = context.passkey()
+        quality = quality.model_copy(update={"passkey_found": passkey_found(worker, prompt, answer)})
+    return quality
+
+
+def operators_of(context: Context, worker: RunningWorker, notes: list[str]) -> tuple[Operators, tuple[PhaseTime, ...]]:
+    """Operators of a prefill, and the time by part of both phases."""
+    prompts = profiled_prompts(context)
+    batch = context.workload.traffic.concurrency if recorded(context.workload.traffic) else None
+    seen = worker.operators(prompts, batch)
+    rows, length = prompts.shape
+    phases = (
+        phase_time("prefill", seen["prefill"], rows, rows * length, length),
+        phase_time("decode", seen["decode"], batch or rows, batch or rows, length),
+    )
+    decode = seen["decode"]
+    notes += decode["notes"]
+    found = Operators(
+        phase="decode",
+        operators=tuple(OperatorCount.model_validate(row) for row in decode["operators"]),
+        linears=decode["linears"],
+        quantized_linears=decode["quantized_linears"],
+        notes=tuple(decode["notes"]),
+    )
+    return found, phases
+
+
+def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidate:
+    """The candidate with what was measured of it."""
+    if trial.failed:
+        return candidate.model_copy(update={"refused": trial.failed})
+    built = trial.built
+    return candidate.model_copy(
+        update={
+            "measured": measured_from_rounds(trial.rounds, context.workload, trial.load_s, trial.users),
+            "quality": trial.quality,
+            "operators": trial.operators,
+            "phases": trial.phases,
+            "apply_s": built.seconds if built else None,
+            "apply_peak_bytes": built.peak_bytes if built else None,
+            "artifact_bytes": built.bytes if built else None,
+            "notes": trial.notes,
+        }
+    )
+
+
+def clean(folder: Path, keep: set[Path]) -> None:
+    """Remove built artifacts that are no longer needed."""
+    import shutil
+
+    for path in folder.glob("*@*"):
+        if path not in keep and path.is_dir():
+            shutil.rmtree(path)

@@ -1,0 +1,147 @@
+"""The quality that a scheme would probably have, before anything is written: fake quantization in fp32 torch.
+
+Weights are rounded to the scheme's grid and put back; activations are rounded on their way into each linear. What a
+runtime adds beside (its own accumulation, its own cache) is not simulated: the applied artifact is scored for real.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantadvisor.documents import Quality, Scheme
+from quantadvisor.profiling.quality import quality_of
+
+from .builds import quiet_child
+
+SMOOTHING = 0.5
+
+
+def simulate_all(
+    model_folder: Path, windows: np.ndarray, reference: Path, schemes: Mapping[str, Scheme], text: str
+) -> dict[str, Quality]:
+    """Simulated quality by `method-scheme`; windows int64 [W, S], `reference` holds their fp32 log-probabilities first."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
+        scores = pool.submit(simulate, model_folder, windows, reference, dict(schemes)).result()
+    return {name: quality_of(score, text, simulated=True) for name, score in scores.items()}
+
+
+def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: dict[str, Scheme]) -> dict[str, Any]:
+    """In the child: float64 [3, tokens] per scheme, as the worker's `score` gives."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_grad_enabled(False)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    original = {name: linear.weight.data for name, linear in linears.items()}
+    peaks = channel_peaks(model, linears, windows[:1])
+    scores = {}
+    for name, scheme in schemes.items():
+        smooth = name.startswith("smoothquant")
+        hooks = [round_linear(key, linear, scheme, peaks[key] if smooth else None) for key, linear in linears.items()]
+        scores[name] = score(model, windows, np.load(reference, mmap_mode="r"))
+        for hook in hooks:
+            hook.remove()
+        for key, linear in linears.items():
+            linear.weight = torch.nn.Parameter(original[key], requires_grad=False)
+    return scores
+
+
+def channel_peaks(model: Any, linears: Mapping[str, Any], windows: np.ndarray) -> dict[str, Any]:
+    """max |x| per input channel of every linear, float32 [K]."""
+    import torch
+
+    peaks: dict[str, Any] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: Any, inputs: Any) -> None:
+            peaks[name] = inputs[0].flatten(0, -2).abs().amax(0)
+
+        return hook
+
+    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]
+    model(torch.from_numpy(windows), logits_to_keep=1)
+    for hook in hooks:
+        hook.remove()
+    return peaks
+
+
+def round_linear(name: str, linear: Any, scheme: Scheme, peaks: Any) -> Any:
+    """Put the rounded weight in place and round the inputs by a hook, which is returned."""
+    import torch
+
+    weight, head = linear.weight.data, name == "lm_head"
+    number = scheme.lm_head if head else scheme.weights
+    factors = torch.ones(weight.shape[1])
+    if peaks is not None and not head:
+        factors = (peaks.clamp(min=1e-5) ** SMOOTHING / weight.abs().amax(0).clamp(min=1e-5) ** (1 - SMOOTHING)).clamp(
+            min=1e-5
+        )
+    if number is not None:
+        rounded = round_weight(weight * factors, int(number.bits), number.group_size, number.symmetric)
+        linear.weight = torch.nn.Parameter(rounded / factors, requires_grad=False)
+    activations = None if head else scheme.activations
+
+    def hook(_: Any, inputs: Any) -> Any:
+        if activations is None:
+            return None
+        return (round_activations(inputs[0] / factors, activations.granularity == "token") * factors, *inputs[1:])
+
+    return linear.register_forward_pre_hook(hook)
+
+
+def round_weight(w: Any, bits: int, group_size: int | None, symmetric: bool) -> Any:
+    """w: [N, K] on its integer grid and back, per group along K or per row; half to even."""
+    n, k = w.shape
+    size = group_size or k
+    grouped = w.reshape(n, -1, size) if k % size == 0 else w.reshape(n, 1, k)
+    if symmetric:
+        top = 2 ** (bits - 1) - 1
+        scale = grouped.abs().amax(-1, keepdim=True).clamp(min=1e-12) / top
+        return ((grouped / scale).round().clamp(-top - 1, top) * scale).reshape(n, k)
+    low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
+    scale = (high - low).clamp(min=1e-12) / (2**bits - 1)
+    zero = (-low / scale).round()
+    return (((grouped / scale).round() + zero).clamp(0, 2**bits - 1) - zero).mul(scale).reshape(n, k)
+
+
+def round_activations(x: Any, per_token: bool) -> Any:
+    """INT8: one symmetric scale per token, or one asymmetric range for the whole tensor."""
+    if per_token:
+        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return (x / scale).round() * scale
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = (high - low).clamp(min=1e-12) / 255
+    zero = (-low / scale).round()
+    return (((x / scale).round() + zero).clamp(0, 255) - zero) * scale
+
+
+def score(model: Any, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """float64 [3, W * S]: negative log-likelihood, KL and top-1 agreement against `reference`, [W * S, V]."""
+    import torch
+
+    rows = []
+    for i, window in enumerate(windows):
+        got = torch.log_softmax(model(torch.from_numpy(window[None])).logits[0].float(), -1)
+        want = torch.from_numpy(reference[i * len(window) : (i + 1) * len(window)].astype(np.float32)).log_softmax(-1)
+        nll = torch.full((len(window),), torch.nan)
+        nll[:-1] = -got[:-1].gather(-1, torch.from_numpy(window[1:, None]))[:, 0]
+        kl = (want.exp() * (want - got)).sum(-1)
+        rows.append(torch.stack([nll, kl, (got.argmax(-1) == want.argmax(-1)).float()]))
+    return np.asarray(torch.cat(rows, 1).double().numpy())
+
+
+def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:
+    """`method-scheme` of what can be simulated: weights or activations rounded; caches and mixtures are measured only."""
+    return {
+        f"{method}-{scheme.name}": scheme
+        for method, scheme in pairs
+        if not scheme.quantizes_cache and method in ("rtn", "dynamic_int8", "smoothquant")
+    }

@@ -1,0 +1,82 @@
+"""The artifact in the output folder, its hashes, and the commands that serve it, each executed once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from quantadvisor.documents import Artifact, Candidate, Serve
+
+PROMPT = "The capital of France is"
+
+COMMANDS = {
+    "onnxruntime-genai": (
+        "import onnxruntime_genai as og; m = og.Model({path!r}); t = og.Tokenizer(m); p = og.GeneratorParams(m); "
+        "p.set_search_options(max_length=24, do_sample=False); g = og.Generator(m, p); g.append_tokens(t.encode({prompt!r}))\n"
+        "while not g.is_done(): g.generate_next_token()\n"
+        "print(t.decode(g.get_sequence(0)))"
+    ),
+    "openvino-genai": (
+        "import openvino_genai as og; p = og.LLMPipeline({path!r}, 'CPU', INFERENCE_PRECISION_HINT={hint!r}); "
+        "print({prompt!r} + str(p.generate({prompt!r}, max_new_tokens=12, apply_chat_template=False)))"
+    ),
+    "torch": (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; t = T.from_pretrained({path!r}); "
+        "m = M.from_pretrained({path!r}, dtype='auto'); x = t({prompt!r}, return_tensors='pt'); "
+        "print(t.decode(m.generate(**x, max_new_tokens=12, do_sample=False)[0]))"
+    ),
+}
+FORMATS = {"onnx": "ONNX (GroupQueryAttention)", "openvino": "OpenVINO IR", "torch": "safetensors"}
+SERVERS = {"onnx": ("onnxruntime-genai",), "openvino": ("openvino-genai",), "torch": ("torch",)}
+
+
+def place_artifact(source: Path, out: Path, kind: str, choice: Candidate) -> Artifact:
+    """Put the chosen artifact at DIR/artifact (whole or not at all) and try its serve commands."""
+    target, scratch = out / "artifact", out / ".artifact.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(source, scratch, copy_function=link_or_copy, ignore=shutil.ignore_patterns("built.json"))
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+    hashes = {str(p.relative_to(target)): sha256(p) for p in sorted(target.rglob("*")) if p.is_file()}
+    serve = tuple(try_serve(server, target, choice) for server in SERVERS[kind])
+    return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=serve)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def try_serve(server: str, folder: Path, choice: Candidate) -> Serve:
+    """Run the command once on the artifact: verified where it exits with 0 and continues the prompt."""
+    hint = "bf16" if "bf16" in choice.options else "f32"
+    shown = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint)
+    command = f"python -c {shown!r}"
+    code = COMMANDS[server].format(path=str(folder), prompt=PROMPT, hint=hint)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=180, check=False,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Serve(runtime=server, command=command, verified=False, reason="no completion within 180 s")
+    lines = done.stdout.strip().splitlines()
+    said = lines[-1] if lines else ""
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+        return Serve(runtime=server, command=command, verified=False, reason=f"exit code {done.returncode}: {reason}")
+    coherent = PROMPT in done.stdout and len(done.stdout.strip()) > len(PROMPT) + 3
+    return Serve(
+        runtime=server, command=command, verified=coherent, reason=None if coherent else f"it said {said[:80]!r}"
+    )

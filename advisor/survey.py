@@ -1,0 +1,187 @@
+"""The profile of a run: device, model, baseline on its real runtime, activations, kernels. One stage each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from quantadvisor.documents import (
+    ActivationStats,
+    Device,
+    Document,
+    KernelTiming,
+    LedgerItem,
+    MemoryLedger,
+    PhaseTime,
+    Scheme,
+)
+from quantadvisor.kernels.probe import probe_kernels
+from quantadvisor.kernels.timing import figure
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import measure_peaks
+from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, peak_activation_bytes
+from quantadvisor.profiling.measure import Round, recorded, run_round
+from quantadvisor.profiling.workers import RunningWorker
+
+from .builds import build_all
+from .context import EVALUATION_TOKENS, Context
+from .diagnose import split
+
+BASELINE_ROUNDS = 2
+SHORT_DECODE = 16
+KERNEL_BUDGET_S = 30.0
+PROFILED_TOKENS = 4096
+
+
+class Kernels(Document):
+    timings: tuple[KernelTiming, ...]
+
+
+class BaselineRun(Document):
+    """The baseline under the workload: raw rounds, parts of its time, bytes."""
+
+    name: str
+    rounds: tuple[Round, ...]
+    phases: tuple[PhaseTime, ...]
+    memory: MemoryLedger
+    load_s: float
+
+
+class Statistics(Document):
+    reference: str
+    activations: ActivationStats | None
+
+
+def peaks_of(device: Device) -> Device:
+    return device.model_copy(update={"peaks": measure_peaks(device.threads)})
+
+
+def reference_path(context: Context, tokens: int = EVALUATION_TOKENS) -> Path:
+    """Where the fp32 log-probabilities of the evaluation text lie, float16 [tokens, V]."""
+    _, text = context.evaluation
+    return context.model_cache / f"reference-{text.sha256[:12]}-{tokens}.npy"
+
+
+def make_reference(context: Context, tokens: int = EVALUATION_TOKENS) -> Path:
+    """fp32 log-probabilities through torch; kept for later runs."""
+    path = reference_path(context, tokens)
+    if path.exists():
+        return path
+    context.progress.say(f"fp32 logits of {tokens:,} tokens")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name("." + path.name)
+    with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
+        worker.write_reference(context.windows(tokens), scratch)
+    scratch.rename(path)
+    return path
+
+
+def statistics(context: Context) -> Statistics:
+    """The fp32 reference and what the activations look like."""
+    from quantadvisor.profiling.activations import collect_activations
+
+    reference = make_reference(context)
+    context.progress.say("activation maxima and outliers per layer")
+    stats = collect_activations(context.model_folder, context.calibration[:16])
+    return Statistics(reference=str(reference), activations=stats)
+
+
+def run_baseline(context: Context, name: str) -> BaselineRun:
+    """Rounds of the workload on the baseline, then its time by parts and its memory by tensor."""
+    runtime, scheme_name = split(name)
+    made, options = scheme(scheme_name), tuple(name.split("@")[1].split("+")[1:])
+    build = context.build(name.split("-")[0], made, runtime)
+    built = build_all([build], context.progress.say)[build.out]
+    if built.failed:
+        raise RuntimeError(f"the baseline's artifact could not be made: {built.failed}")
+    traffic = context.workload.traffic
+    with context.worker(runtime, build.out, options, made) as worker:
+        run_round(worker, context.prompts, traffic, 2)
+        rounds = []
+        for index in range(BASELINE_ROUNDS):
+            context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
+            rounds.append(run_round(worker, context.prompts, traffic, SHORT_DECODE))
+        context.progress.say(f"{name}: time by part")
+        phases = phases_of(context, worker)
+        loaded = worker.loaded
+    memory = memory_of(context, made, runtime, max(r.peak_bytes for r in rounds), loaded.loaded_bytes)
+    return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, memory=memory, load_s=loaded.load_s)
+
+
+def profiled_prompts(context: Context) -> np.ndarray:
+    """The declared batch, or as many of its rows as keep the profiled prefill short; one where caches are recorded."""
+    if recorded(context.workload.traffic):
+        return context.prompts[:1]
+    rows = max(1, PROFILED_TOKENS // context.prompts.shape[1])
+    return context.prompts[:rows]
+
+
+def phases_of(context: Context, worker: RunningWorker) -> tuple[PhaseTime, ...]:
+    """Time by part of a prefill (of as many rows as are profiled) and of a decode step at the declared batch."""
+    prompts = profiled_prompts(context)
+    batch = context.workload.traffic.concurrency if recorded(context.workload.traffic) else None
+    seen = worker.operators(prompts, batch)
+    rows, length = prompts.shape
+    return (
+        phase_time("prefill", seen["prefill"], rows, rows * length, length),
+        phase_time("decode", seen["decode"], batch or rows, batch or rows, length),
+    )
+
+
+def phase_time(
+    phase: Literal["prefill", "decode"], part: dict[str, Any], batch: int, tokens: int, context_tokens: int
+) -> PhaseTime:
+    """One phase as a document; residue = wall time of plain passes less the parts of the observed ones."""
+    timed = {key: part[key] for key in ("linears_s", "attention_s", "cache_s", "other_s")}
+    return PhaseTime(
+        phase=phase,
+        batch=batch,
+        tokens=tokens,
+        context_tokens=context_tokens,
+        wall_s=figure(part.get("walls_s") or [part["wall_s"]], "measured", "plain passes beside the observed ones"),
+        residue_s=part["wall_s"] - sum(timed.values()),
+        **timed,
+    )
+
+
+def memory_of(context: Context, made: Scheme, runtime: str, peak: int, loaded: int) -> MemoryLedger:
+    """Bytes by tensor at the workload: modelled parts, and what the process really used above them as overhead."""
+    workload, inventory = context.workload, context.inventory
+    traffic = workload.traffic
+    plain = 2 if runtime == "openvino" else None
+    weights = bytes_of_weights(inventory, made)
+    cache = bytes_of_cache(inventory, made, traffic.context_length, traffic.concurrency, plain_bytes=plain)
+    rows = 1 if recorded(traffic) else traffic.concurrency
+    element = 2 if made.compute == "bf16" else 4
+    activations = peak_activation_bytes(
+        inventory, rows * traffic.prompt_length, logits_rows=rows, element_bytes=element
+    )
+    overhead = max(0, peak - weights - cache - activations)
+    items = (
+        LedgerItem(tensor="weights", bytes=weights, kind="modelled", source=f"{inventory.parameters:,} parameters as {made.name}"),
+        LedgerItem(
+            tensor="kv_cache", bytes=cache, kind="modelled",
+            source=f"{inventory.kv_values_per_token} values a token x {traffic.context_length} tokens x {traffic.concurrency} requests",
+        ),
+        LedgerItem(tensor="activations", bytes=activations, kind="modelled", source=f"widest layer over {rows} prompts"),
+        LedgerItem(tensor="overhead", bytes=overhead, kind="measured", source="peak of the process less the parts above"),
+    )  # fmt: skip
+    return MemoryLedger(items=items, measured_peak_bytes=peak)
+
+
+def probe(context: Context, device: Device) -> Kernels:
+    """Every kernel at the model's (N, K) and the workload's M, and about it."""
+    traffic = context.workload.traffic
+    decode, prefill = traffic.concurrency, min(4096, traffic.prompt_length * traffic.concurrency)
+    timings = probe_kernels(
+        context.inventory.linears,
+        sorted({decode, prefill}),
+        device,
+        budget_s=KERNEL_BUDGET_S,
+        extra_ms=[m for m in (4 * decode, prefill // 4, 16, 64, 256) if m not in (decode, prefill)],
+        progress=lambda done, total, what: context.progress.say(f"{what} ({done} of {total})"),
+        cache=context.cache / "kernels",
+    )
+    return Kernels(timings=timings)

@@ -1,0 +1,50 @@
+"""What people see: live progress per stage with elapsed time, and the verdict panel. Everything goes to standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.status import Status
+
+from quantadvisor.documents import Results
+
+console = Console(stderr=True, highlight=False)
+
+
+class LiveProgress:
+    """A spinner line for the stage at work, and a line left behind for each that is done."""
+
+    def __init__(self, target: Console = console) -> None:
+        self.console = target
+        self._status: Status | None = None
+        self._title, self._started, self._said = "", 0.0, ""
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        self._title, self._started, self._said = title, time.monotonic(), ""
+        with self.console.status(title, spinner="dots") as status:
+            self._status = status
+            try:
+                yield
+            finally:
+                self._status = None
+        elapsed = time.monotonic() - self._started
+        note = f"  [dim]{self._said}[/dim]" if self._said == "already done" else ""
+        self.console.print(f"[green]✓[/green] {title} [dim]{elapsed:6.1f} s[/dim]{note}")
+
+    def say(self, what: str) -> None:
+        self._said = what
+        elapsed = time.monotonic() - self._started
+        if self._status is not None and self.console.is_terminal:
+            self._status.update(f"{self._title} [dim]{elapsed:.0f} s · {what}[/dim]")
+        elif self._status is not None:
+            self.console.print(f"  [dim]{elapsed:5.0f} s  {what}[/dim]")
+
+
+def verdict_panel(results: Results, lines: list[str]) -> Panel:
+    colour = "red" if results.verdict.choice is None else "green" if results.verdict.change else "yellow"
+    return Panel("\n".join(lines), title="QuantAdvisor", border_style=colour, expand=False)

@@ -1,0 +1,231 @@
+"""Times kernels at a model's own (N, K) and M: each runtime in a process of its own, one after the other.
+
+A crash, a hang or an error of a kernel is a refusal with its reason. Decode reads every weight of the model once a
+step, so at small M a call goes through several different weights and the caches are emptied before it; where the
+whole model fits the last-level cache, they are not. At large M arithmetic outweighs reading, and one weight does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantadvisor.documents import CandidateFailed, Device, KernelTiming, LinearShape, Peaks, Scheme
+
+from . import timing_cache
+from .problem import KernelProbe, Problem, matrix_bytes
+from .processes import ProbeProcess
+from .registry import PROBES
+from .timing import figure
+
+COLD_M = 64
+COLD_BYTES = 8 << 20
+MOST_COPIES = 24
+ROUNDS = 9
+POINT_LIMIT_S = 0.12
+MOST_DEATHS = 3
+START_POINTS = 8.0
+"""What starting a runtime takes, in points."""
+NOT_REACHED = "not reached within budget"
+INSTALL = {
+    "torch": "pip install torch",
+    "onnxruntime": "pip install 'quantadvisor[cpu]'",
+    "openvino": "pip install 'quantadvisor[openvino]'",
+}
+
+Progress = Callable[[int, int, str], None]
+"""points done, points in all, what is being timed"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One timing to take."""
+
+    name: str
+    probe: KernelProbe
+    shape: LinearShape
+    option: str
+    m: int
+    cold: bool = True
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(m=self.m, n=self.shape.n, k=self.shape.k, option=self.option)
+
+
+def probe_kernels(
+    shapes: Sequence[LinearShape],
+    ms: Sequence[int],
+    device: Device,
+    *,
+    probes: Iterable[str] = tuple(PROBES),
+    budget_s: float,
+    extra_ms: Sequence[int] = (),
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> tuple[KernelTiming, ...]:
+    """Every probe at every (N, K) and every M of `ms`, then at `extra_ms` as far as the budget goes.
+
+    The head runs on the last position of each sequence only, so it is timed at the smallest of `ms` alone. Points of
+    `ms` that the budget did not reach come back refused; those of `extra_ms` do not come back.
+    """
+    deadline = time.monotonic() + budget_s
+    chosen = {name: PROBES[name] for name in probes}
+    wanted = _points(chosen, shapes, ms, device, heads=True)
+    extra = _points(chosen, shapes, [m for m in extra_ms if m not in ms], device, heads=False)
+    taken: list[KernelTiming] = []
+    with ExitStack() as stack:
+        processes = {
+            runtime: stack.enter_context(ProbeProcess(device.threads))
+            for runtime in dict.fromkeys(point.probe.runtime for point in wanted)
+        }
+        for points, required in ((wanted, True), (extra, False)):
+            taken += _sweep(points, processes, device, deadline, cache, progress, required=required)
+    return tuple(taken)
+
+
+def _points(
+    probes: Mapping[str, KernelProbe], shapes: Sequence[LinearShape], ms: Sequence[int], device: Device, *, heads: bool
+) -> list[Point]:
+    made = []
+    for name, probe in probes.items():
+        total = sum(one.count * weight_bytes(probe.scheme, one) for one in shapes)
+        cold = total > device.last_level_cache_bytes
+        for m in sorted(set(ms)):
+            for shape in shapes:
+                if shape.lm_head and not (heads and m == min(ms)):
+                    continue
+                made += [Point(name, probe, shape, option, m, cold) for option in probe.options]
+    return sorted(made, key=lambda point: list(probes).index(point.name) * 10_000_000 + point.m)
+
+
+def _sweep(
+    points: Sequence[Point],
+    processes: Mapping[str, ProbeProcess],
+    device: Device,
+    deadline: float,
+    cache: Path | None,
+    progress: Progress | None,
+    *,
+    required: bool,
+) -> list[KernelTiming]:
+    """The points, runtime after runtime; each runtime has its part of the time that is left, by number of points."""
+    taken: list[KernelTiming] = []
+    runtimes = list(dict.fromkeys(point.probe.runtime for point in points))
+    weights = {
+        runtime: sum(1.0 for one in points if one.probe.runtime == runtime and not refusal(one, device)) + START_POINTS
+        for runtime in runtimes
+    }
+    for place, runtime in enumerate(runtimes):
+        mine = [point for point in points if point.probe.runtime == runtime]
+        share = weights[runtime] / sum(weights[name] for name in runtimes[place:])
+        end = time.monotonic() + max(0.0, deadline - time.monotonic()) * share
+        for point in mine:
+            if progress:
+                progress(len(taken), len(points), f"{point.name} {point.shape.n}x{point.shape.k} M={point.m}")
+            timing = _cached(point, processes[runtime], device, end, cache)
+            if required or timing.refused != NOT_REACHED:
+                taken.append(timing)
+    return taken
+
+
+def _cached(point: Point, process: ProbeProcess, device: Device, end: float, cache: Path | None) -> KernelTiming:
+    if cache is None:
+        return _timed(point, process, device, end)
+    path = timing_cache.place(
+        cache, device, point.name, point.probe.runtime, point.option, point.m, point.shape.n, point.shape.k
+    )
+    kept = timing_cache.load(path)
+    if kept is not None and kept.time_s is not None:
+        return kept.model_copy(update={"roofline_share": roofline_share(device, point, kept.time_s.median)})
+    timing = _timed(point, process, device, end)
+    if timing.time_s is not None:
+        timing.write(path)
+    return timing
+
+
+def _timed(point: Point, process: ProbeProcess, device: Device, end: float) -> KernelTiming:
+    """Ask the runtime's process, or say why not."""
+    base = KernelTiming(
+        probe=point.name,
+        scheme=point.probe.scheme,
+        runtime=point.probe.runtime,
+        option=point.option,
+        m=point.m,
+        n=point.shape.n,
+        k=point.shape.k,
+    )
+    reason = refusal(point, device)
+    if process.deaths >= MOST_DEATHS:
+        reason = reason or f"its process died {process.deaths} times"
+    left = end - time.monotonic()
+    if reason or left <= 0:
+        return base.model_copy(update={"refused": reason or NOT_REACHED})
+    try:
+        answer = process.ask(request_of(point, device), timeout_s=left + 10)
+    except CandidateFailed as error:
+        return base.model_copy(update={"refused": str(error)})
+    if "refused" in answer:
+        return base.model_copy(update={"refused": str(answer["refused"])})
+    time_s = figure(answer["samples"], source=point.name)
+    share = roofline_share(device, point, time_s.median)
+    return base.model_copy(update={"time_s": time_s, "operator": str(answer["operator"]), "roofline_share": share})
+
+
+def request_of(point: Point, device: Device) -> dict[str, object]:
+    """What the process is asked: copies and flushing make weights as cold as a decode step finds them."""
+    cold = point.cold and point.m <= COLD_M
+    copies = 1
+    if point.m <= COLD_M:
+        size = weight_bytes(point.probe.scheme, point.shape)
+        copies = max(1, min(-(-COLD_BYTES // size), MOST_COPIES, point.shape.count))
+    return {
+        "probe": point.name,
+        "m": point.m,
+        "n": point.shape.n,
+        "k": point.shape.k,
+        "option": point.option,
+        "threads": device.threads,
+        "copies": copies,
+        "flush_bytes": 2 * device.last_level_cache_bytes if cold else 0,
+        "rounds": ROUNDS,
+        "limit_s": POINT_LIMIT_S,
+    }
+
+
+def refusal(point: Point, device: Device) -> str | None:
+    """Why the kernel cannot run here at all."""
+    return point.probe.refuse(device, point.problem) or _missing(point.probe.runtime)
+
+
+def _missing(runtime: str) -> str | None:
+    if importlib.util.find_spec(runtime) is None:
+        return f"{runtime} is not installed: {INSTALL.get(runtime, f'pip install {runtime}')}"
+    return None
+
+
+def weight_bytes(scheme: Scheme, shape: LinearShape) -> int:
+    """Stored bytes of one such weight in the scheme's own format."""
+    plain = 4 if scheme.compute == "fp32" else 2
+    return matrix_bytes(shape.n, shape.k, scheme.weights, plain, scale_bytes=plain)
+
+
+def roofline_share(device: Device, point: Point, time_s: float) -> float | None:
+    """Time that the roof allows (reading the weights once, or the arithmetic, the longer one) over the time taken."""
+    number = point.probe.arithmetic(point.option, device.isa)
+    stored = weight_bytes(point.probe.scheme, point.shape)
+    if number == "bf16" and point.probe.scheme.weights is None:
+        stored = 2 * point.shape.n * point.shape.k
+    roof = roof_s(device.peaks, number, stored, 2.0 * point.m * point.shape.n * point.shape.k)
+    return None if roof is None else roof / time_s
+
+
+def roof_s(peaks: Peaks | None, number: str, weight_bytes: int, operations: float) -> float | None:
+    """Least seconds by the roofline model; None where that peak was not measured."""
+    if peaks is None or number not in peaks.flops_per_s:
+        return None
+    return max(weight_bytes / peaks.read_bytes_per_s.median, operations / peaks.flops_per_s[number].median)

@@ -1,0 +1,156 @@
+"""One kernel to time: y[M, N] = x[M, K] @ w[N, K].T, and the numbers that go in, the same for probe and reference.
+
+Random numbers are drawn once and repeated, shifted from copy to copy, so that no graph optimiser finds two equal
+weights and building costs little. Integer weights are unsigned with a fixed zero point of 2^(bits − 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quantadvisor.documents import Device, Format, Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+BLOCK = 1 << 20
+GROUP = 64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes, the runtime's option, threads, and how many different weights one call goes through."""
+
+    m: int
+    n: int
+    k: int
+    option: str = ""
+    threads: int = 1
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A kernel ready to run. A call runs all copies once and returns the output of the last one, [M, N]."""
+
+    run: Callable[[], Array]
+    """Runs and reads the output back: for tests, not for timing."""
+    call: Callable[[], object]
+    operator: Callable[[], str] = lambda: ""
+    """What really ran, in the runtime's own words; ask after a call."""
+
+    def __call__(self) -> object:
+        return self.call()
+
+
+class KernelProbe(Protocol):
+    """A module `kernels/<scheme>_<runtime>.py`."""
+
+    @property
+    def scheme(self) -> Scheme: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def options(self) -> tuple[str, ...]: ...
+    def refuse(self, device: Device, shape: Problem) -> str | None: ...
+    def arithmetic(self, option: str, isa: Sequence[str]) -> str: ...
+    def prepare(self, shape: Problem) -> Prepared: ...
+    def reference(self, shape: Problem) -> Callable[[], Array]: ...
+
+
+def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_bytes: int) -> int:
+    """Stored bytes of w: [N, K] in a format; None: `plain_bytes` an element."""
+    if number is None:
+        return n * k * plain_bytes
+    if number.number == "float" and number.bits >= 16:
+        return int(n * k * number.bits / 8)
+    if number.granularity in ("group", "block"):
+        size = number.group_size or 32
+        groups = n * math.ceil(k / size)
+        packed = groups * math.ceil(size * number.bits / 8)
+    else:
+        groups = 1 if number.granularity == "tensor" else n
+        packed = n * math.ceil(k * number.bits / 8)
+    zeros = 0 if number.symmetric else math.ceil(groups * number.bits / 8)
+    return packed + groups * scale_bytes + zeros
+
+
+def groups(k: int, group: int = GROUP) -> int:
+    return math.ceil(k / group)
+
+
+def inputs(shape: Problem) -> Array:
+    """x: float32 [M, K], standard normal."""
+    import numpy as np
+
+    return np.random.default_rng(7).standard_normal((shape.m, shape.k), dtype=np.float32)
+
+
+def float_weights(shape: Problem, copy: int, *, transposed: bool = False) -> Array:
+    """w: float32 [N, K], normal with variance 1 / K; `transposed`: other values, contiguous as [K, N], returned so."""
+    import numpy as np
+
+    block = np.random.default_rng(1).standard_normal(min(BLOCK, shape.n * shape.k) + 64, dtype=np.float32)
+    sizes = (shape.k, shape.n) if transposed else (shape.n, shape.k)
+    return np.resize(np.roll(block, copy + 1) / np.float32(math.sqrt(shape.k)), sizes)
+
+
+def integer_weights(shape: Problem, bits: int, copy: int, group: int = GROUP) -> Array:
+    """q: uint8 [N, K / group, group] in [0, 2^bits), the last group full."""
+    import numpy as np
+
+    shape_q = (shape.n, groups(shape.k, group), group)
+    block = np.random.default_rng(2).integers(0, 1 << bits, min(BLOCK, math.prod(shape_q)) + 64, dtype=np.uint8)
+    return np.resize(np.roll(block, copy + 1), shape_q)
+
+
+def group_scales(shape: Problem, bits: int, copy: int, group: int = GROUP) -> Array:
+    """Scales: float32 [N, K / group], exact in float16, such that w has about unit columns."""
+    import numpy as np
+
+    shape_s = (shape.n, groups(shape.k, group))
+    size = 2.0 / (1 << bits) / math.sqrt(shape.k)
+    block = np.random.default_rng(3).uniform(0.75, 1.25, min(BLOCK, math.prod(shape_s)) + 64)
+    return np.resize(np.roll(block, copy + 1) * size, shape_s).astype(np.float16).astype(np.float32)
+
+
+def dequantized(q: Array, scales: Array, bits: int, k: int) -> Array:
+    """w: float32 [N, K] of grouped integers."""
+    import numpy as np
+
+    w = (q.astype(np.float32) - (1 << (bits - 1))) * scales[:, :, None]
+    return w.reshape(len(q), -1)[:, :k]
+
+
+def channel_weights(shape: Problem, copy: int, *, transposed: bool = False) -> tuple[Array, Array]:
+    """Symmetric INT8 per output channel: q int8 [N, K] (or [K, N]) in [−127, 127], scale float32 [N]."""
+    import numpy as np
+
+    count = shape.n * shape.k
+    block = np.random.default_rng(4).integers(-127, 128, min(BLOCK, count) + 64, dtype=np.int8)
+    scale = np.random.default_rng(5).uniform(0.75, 1.25, shape.n) / 73 / math.sqrt(shape.k)
+    sizes = (shape.k, shape.n) if transposed else (shape.n, shape.k)
+    return np.resize(np.roll(block, copy + 1), sizes), scale.astype(np.float32)
+
+
+def grouped_reference(shape: Problem, bits: int) -> Callable[[], Array]:
+    """The last copy's product with exactly dequantized weights, in float32."""
+    last = shape.copies - 1
+    q, scales = integer_weights(shape, bits, last), group_scales(shape, bits, last)
+    return product(inputs(shape), dequantized(q, scales, bits, shape.k))
+
+
+def float_reference(shape: Problem, *, transposed: bool = False) -> Callable[[], Array]:
+    w = float_weights(shape, shape.copies - 1, transposed=transposed)
+    return product(inputs(shape), w.T if transposed else w)
+
+
+def product(x: Array, w: Array) -> Callable[[], Array]:
+    import numpy as np
+
+    return lambda: (x.astype(np.float64) @ w.astype(np.float64).T).astype(np.float32)

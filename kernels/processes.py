@@ -1,0 +1,102 @@
+"""A process that runs kernels for us, started when first asked and again after it died."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import quantadvisor
+from quantadvisor.documents import CandidateFailed
+
+CHILD = Path(__file__).with_name("probe_child.py")
+PACKAGE_ROOT = Path(quantadvisor.__file__).resolve().parents[1]
+
+
+class ProbeProcess:
+    """One child, one runtime; `deaths` counts how often it crashed or was killed for not answering."""
+
+    def __init__(self, threads: int, child: Path = CHILD) -> None:
+        self.deaths = 0
+        self._threads = threads
+        self._child = child
+        self._process: subprocess.Popen[str] | None = None
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._log.close()
+
+    def ask(self, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+        """The child's answer; `CandidateFailed` with the reason where it dies or does not answer in time."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died("before it was asked") from None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(timeout_s):
+                self.deaths += 1
+                self._stop()
+                raise CandidateFailed(f"no answer within {timeout_s:.0f} s")
+        line = process.stdout.readline()
+        if not line.endswith("\n"):
+            raise self._died(f"at {request.get('probe')}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _start(self) -> subprocess.Popen[str]:
+        paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self._threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(self._child)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+        )
+        return self._process
+
+    def _died(self, when: str) -> CandidateFailed:
+        """What to say of a child that is gone: its signal or exit status, and its last words."""
+        code = self._process.wait(10) if self._process else 0
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        self._log.seek(0)
+        words = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+        self.deaths += 1
+        self._stop()
+        return CandidateFailed(f"its process died {when} ({how})" + (f": {words[-1][:200]}" if words else ""))
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue

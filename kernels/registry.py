@@ -1,0 +1,34 @@
+"""The operators that are known here: one file each, ready or refused with its reason."""
+
+from __future__ import annotations
+
+from . import (
+    bf16_onnxruntime,
+    bf16_torch,
+    fp32_onnxruntime,
+    fp32_openvino,
+    fp32_torch,
+    w4_onnxruntime,
+    w4_openvino,
+    w4_triton,
+    w8_onnxruntime,
+    w8_openvino,
+    w8a8_onnxruntime,
+    w8a8_openvino,
+)
+from .problem import KernelProbe
+
+PROBES: dict[str, KernelProbe] = {
+    "fp32_torch": fp32_torch,
+    "bf16_torch": bf16_torch,
+    "fp32_onnxruntime": fp32_onnxruntime,
+    "bf16_onnxruntime": bf16_onnxruntime,
+    "w4_onnxruntime": w4_onnxruntime,
+    "w8_onnxruntime": w8_onnxruntime,
+    "w8a8_onnxruntime": w8a8_onnxruntime,
+    "fp32_openvino": fp32_openvino,
+    "w4_openvino": w4_openvino,
+    "w8_openvino": w8_openvino,
+    "w8a8_openvino": w8a8_openvino,
+    "w4_triton": w4_triton,
+}

@@ -1,0 +1,53 @@
+"""The steps that methods share when they write: find or make the fp32 base, and add an INT8 cache at the end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.scheme import Scheme
+
+from .refusals import ONNX
+
+Write = Callable[[Path, Path], None]
+"""(base folder, out folder)"""
+
+
+@contextmanager
+def base_folder(model_folder: Path, runtime: str, out: Path, base: Path | None) -> Iterator[Path]:
+    """The fp32 export of `model_folder` for `runtime`: the given one, or one made beside `out` and removed after."""
+    if base is not None:
+        yield base
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".base.") as scratch:
+        made = Path(scratch) / "base"
+        if runtime in ONNX:
+            from .formats import onnx
+
+            onnx.export_base(model_folder, made)
+        else:
+            from .formats import openvino
+
+            openvino.export_base(model_folder, made)
+        yield made
+
+
+def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Path, write: Write) -> tuple[str, ...]:
+    """`write` the weights of a scheme, then give them its INT8 cache if it has one. Returns notes."""
+    if not scheme.quantizes_cache:
+        write(base, out)
+        return ()
+    from .formats import onnx
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scales = onnx.calibrate_cache(base, calibration)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".weights.") as scratch:
+        write(base, Path(scratch) / "weights")
+        onnx.quantize_cache_int8(Path(scratch) / "weights", out, scales)
+    return (f"INT8 cache: one scale per channel, from max|x| over {calibration.size} calibration tokens",)

@@ -1,0 +1,54 @@
+"""W8A8 without data: int8 weights per channel, activations rounded to int8 while the model runs.
+
+`w8a8` gives every token its own scale. `w8a8-tensor` is what `onnxruntime.quantization.quantize_dynamic` writes: one
+range for the whole activation tensor, in which a single outlier token (the first one of a sequence, usually) takes the
+resolution from all others. On SmolLM2-135M its KL against fp32 is 0.41, against 0.032 per token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from .artifact import base_folder, write_onnx
+from .refusals import ONNX, not_offered
+from .schemes import named
+
+NAME = "dynamic_int8"
+TARGET: Target = "activations"
+RUNTIMES = (*ONNX, "openvino")
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return named("w8a8", "w8a8-tensor")
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
+        return refused
+    if runtime == "openvino" and scheme.name != "w8a8-tensor":
+        return "NNCF writes one activation range per tensor (w8a8-tensor), not one scale per token"
+    return None
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    assert scheme.activations is not None
+    per_token = scheme.activations.granularity == "token"
+    with base_folder(model_folder, runtime, out, base) as source:
+        if runtime not in ONNX:
+            from .formats import openvino
+
+            openvino.quantize_w8a8(source, out, calibration, smooth=False)
+            return ("activation ranges: static, from calibration through NNCF",)
+        from .formats import onnx
+
+        return write_onnx(
+            source, scheme, calibration, out,
+            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, per_token=per_token),
+        )  # fmt: skip

@@ -1,0 +1,69 @@
+"""No quantization: the same weights on another runtime, or in another float type. The baseline, and the null choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from .artifact import base_folder
+from .formats.folders import link_folder, new_folder
+from .refusals import ONNX, not_offered
+from .schemes import scheme as named
+
+NAME = "none"
+TARGET: Target = "none"
+RUNTIMES = ("torch", *ONNX, "openvino")
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return (named("fp32"), named("bf16"))
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
+        return refused
+    if scheme.name == "bf16" and runtime != "torch":
+        return f"bf16 weights are written for torch only; {runtime} takes fp32 weights, and bf16 as an option if at all"
+    return None
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    """torch: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime."""
+    if runtime == "torch" and scheme.compute == "bf16":
+        half_precision(model_folder, out)
+    elif runtime == "torch":
+        link_folder(model_folder, out)
+    else:
+        with base_folder(model_folder, runtime, out, base) as source:
+            link_folder(source, out)
+    return ()
+
+
+def half_precision(model_folder: Path, out: Path) -> None:
+    """The folder with every float tensor rounded to bfloat16, one safetensors file at a time."""
+    import json
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with new_folder(out) as work:
+        for path in sorted(Path(model_folder).iterdir()):
+            if path.suffix == ".safetensors":
+                tensors = {
+                    name: value.to(torch.bfloat16) if value.is_floating_point() else value
+                    for name, value in load_file(path).items()
+                }
+                save_file(tensors, work / path.name, metadata={"format": "pt"})
+            elif path.name == "config.json":
+                config = json.loads(path.read_text())
+                config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
+                (work / path.name).write_text(json.dumps(config, indent=2) + "\n")
+            elif path.is_file():
+                shutil.copyfile(path, work / path.name)

@@ -1,0 +1,40 @@
+"""Why a method cannot make an artifact, said before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from quantadvisor.documents.scheme import Scheme
+
+ONNX = ("onnxruntime", "onnxruntime-genai")
+"""Both read one folder format."""
+
+
+def config(model_folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((Path(model_folder) / "config.json").read_text())
+    return loaded
+
+
+def not_offered(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime: str,
+                runtimes: Iterable[str]) -> str | None:  # fmt: skip
+    """The checks that all methods share: does it know the runtime, and the scheme?"""
+    if runtime not in runtimes:
+        return f"{method} writes nothing for {runtime}; it writes for {', '.join(runtimes)}"
+    if scheme.name not in {offered.name for offered in schemes}:
+        return f"{method} does not offer {scheme.name}"
+    if scheme.quantizes_cache and runtime not in ONNX:
+        return f"an INT8 cache is part of the artifact for {' and '.join(ONNX)} only; {runtime} has an option for it"
+    return None
+
+
+def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
+    """openvino's groups must divide the rows that they cut."""
+    group = scheme.weights.group_size if scheme.weights else None
+    found = config(model_folder)
+    for key in ("hidden_size", "intermediate_size"):
+        if group and key in found and found[key] % group:
+            return f"groups of {group} do not divide {key} = {found[key]}"
+    return None

@@ -1,0 +1,44 @@
+"""Every method by name. A module is imported when it is first asked for, so that the list costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.errors import BadInput
+from quantadvisor.documents.scheme import Scheme
+
+METHODS: dict[str, str] = {
+    "none": "quantadvisor.methods.none",
+    "rtn": "quantadvisor.methods.rtn",
+    "mixed": "quantadvisor.methods.mixed",
+    "dynamic_int8": "quantadvisor.methods.dynamic_int8",
+    "smoothquant": "quantadvisor.methods.smoothquant",
+    "kv_int8": "quantadvisor.methods.kv_int8",
+}
+
+
+class Method(Protocol):
+    """What a module in this folder offers; see docs/architecture.md."""
+
+    NAME: str
+    TARGET: Target
+
+    def schemes(self) -> tuple[Scheme, ...]: ...
+
+    def refuse(self, model_folder: Path, scheme: Scheme, runtime: str) -> str | None: ...
+
+    def apply(self, model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+              base: Path | None = None) -> tuple[str, ...]: ...  # fmt: skip
+
+
+def method(name: str) -> Method:
+    if name not in METHODS:
+        raise BadInput("method", f"{name!r} is unknown", f"known are {', '.join(METHODS)}")
+    module: Any = importlib.import_module(METHODS[name])
+    return cast(Method, module)

@@ -1,0 +1,65 @@
+"""Round to nearest, group-wise (W4A16, W8A16): no data, no search. The arithmetic is in `affine.py`.
+
+Four bits are asymmetric (their grid is too coarse to waste codes on an empty side), eight bits symmetric. Every linear
+is rounded; lm_head takes 8 bits, and a tied embedding table shares its codes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Format, Scheme
+
+from .affine import dequantize_groups, quantize_groups
+from .artifact import base_folder, write_onnx
+from .refusals import ONNX, group_mismatch, not_offered
+from .schemes import named
+
+__all__ = ["NAME", "TARGET", "apply", "dequantize_groups", "quantize_groups", "refuse", "schemes"]
+
+NAME = "rtn"
+TARGET: Target = "weights"
+RUNTIMES = (*ONNX, "openvino")
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return named("w4-g32", "w4-g64", "w8-g64")
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
+        return refused
+    return group_mismatch(model_folder, scheme) if runtime == "openvino" else None
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None, accuracy_level: int = 4) -> tuple[str, ...]:  # fmt: skip
+    """`accuracy_level` of MatMulNBits: 4 multiplies int8 activations, 0 and 1 compute in fp32 (ONNX Runtime only)."""
+    assert scheme.weights is not None
+    assert scheme.lm_head is not None
+    with base_folder(model_folder, runtime, out, base) as source:
+        bits, group, symmetric = chosen = group_format(scheme.weights)
+        if runtime not in ONNX:
+            from .formats import openvino
+
+            openvino.compress_weights(source, out, bits, group, symmetric)
+            return ("lm_head and embedding: as NNCF leaves them, 8 bit per channel",)
+        from .formats import onnx
+
+        plan = dict.fromkeys(onnx.linear_names(source), chosen)
+        plan["lm_head"] = group_format(scheme.lm_head)
+        return write_onnx(
+            source, scheme, calibration, out,
+            lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
+        )  # fmt: skip
+
+
+def group_format(format: Format) -> tuple[int, int, bool]:
+    """(bits, group size, symmetric) of a group-wise format."""
+    if format.group_size is None:
+        raise ValueError(f"format {format} has no groups")
+    return int(format.bits), format.group_size, format.symmetric

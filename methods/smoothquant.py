@@ -1,0 +1,131 @@
+"""SmoothQuant (arXiv:2211.10438): move the activations' outlier channels into the weights, then round both to INT8.
+
+For the tensor between a source and the linears that read it,  s_j = max|X_j|^a / max|W_j|^(1 - a)  with the weights'
+maximum over all readers; X / s is folded into the source and W * s into the readers. The exponent a is chosen per
+tensor, from GRID and from "leave it", by the readers' output error under the very rounding that will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from .affine import Floats, fake_activations, fake_tokens, quantize_channels
+from .artifact import base_folder, write_onnx
+from .refusals import ONNX, config, not_offered
+from .rescale import Pair, Scale, mapping_missing, pairs
+from .schemes import named
+
+NAME = "smoothquant"
+TARGET: Target = "activations"
+RUNTIMES = (*ONNX, "openvino")
+GRID = (0.35, 0.5, 0.65, 0.8)
+SEARCH_SAMPLES = 1
+"""Calibration samples that the search measures errors on; ranges come from all samples."""
+
+Round = Callable[[Floats], Floats]
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return named("w8a8", "w8a8-tensor")
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
+        return refused
+    if runtime == "openvino":
+        per_tensor = scheme.name == "w8a8-tensor"
+        return None if per_tensor else "NNCF writes one activation range per tensor (w8a8-tensor), not per token"
+    return mapping_missing(config(model_folder))
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None, linear: bool = True) -> tuple[str, ...]:  # fmt: skip
+    """`linear`: also smooth the inputs of o_proj and down_proj, through v_proj and up_proj."""
+    assert scheme.activations is not None
+    with base_folder(model_folder, runtime, out, base) as source:
+        if runtime not in ONNX:
+            from .formats import openvino
+
+            openvino.quantize_w8a8(source, out, calibration, smooth=True)
+            return ("smoothing and static activation ranges: NNCF's, from calibration",)
+        from .formats import onnx
+
+        per_token = scheme.activations.granularity == "token"
+        chosen, notes = search(model_folder, calibration, fake_tokens if per_token else fake_activations, linear)
+        factors = onnx.rescaled(source, chosen, config(model_folder))
+        more = write_onnx(
+            source, scheme, calibration, out,
+            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, factors, per_token),
+        )  # fmt: skip
+        return (*notes, *more)
+
+
+def smoothing(x_bound: Floats, w_bound: Floats, alpha: float) -> Scale:
+    """s = max|X|^a / max|W|^(1 - a), each bound clamped at 1e-5."""
+    x_bound, w_bound = np.maximum(x_bound, 1e-5), np.maximum(w_bound, 1e-5)
+    scale: Scale = np.maximum(x_bound**alpha / w_bound ** (1 - alpha), 1e-5).astype(np.float32)
+    return scale
+
+
+def search(model_folder: Path, calibration: NDArray[int64], rounding: Round,
+           linear: bool) -> tuple[list[tuple[Pair, Scale]], tuple[str, ...]]:  # fmt: skip
+    """The scale of every pair that gains from one, and a note on the exponents."""
+    from .observe import load, observe, weight
+
+    model = load(model_folder)
+    every = {pair.targets[0]: pair for pair in pairs(config(model_folder), linear)}
+    bounds = {name: np.zeros(1, np.float32) for name in every}
+
+    def widen(name: str, x: Floats) -> None:
+        bounds[name] = np.maximum(bounds[name], np.abs(x).max(axis=0))
+
+    observe(model, calibration, dict.fromkeys(every, widen))
+    picked: dict[str, tuple[float | None, Scale | None]] = {}
+
+    def choose(name: str, x: Floats) -> None:
+        if name not in picked:
+            weights = [weight(model, target) for target in every[name].targets]
+            picked[name] = best(every[name], x, bounds[name], weights, rounding)
+
+    observe(model, calibration[:SEARCH_SAMPLES], dict.fromkeys(every, choose))
+    chosen = [(every[name], scale) for name, (_, scale) in picked.items() if scale is not None]
+    return chosen, (summary([alpha for alpha, _ in picked.values()]),)
+
+
+def best(pair: Pair, x: Floats, x_bound: Floats, weights: list[Floats],
+         rounding: Round) -> tuple[float | None, Scale | None]:  # fmt: skip
+    """(exponent, scale) of least output error; (None, None) when no scale beats leaving the tensor as it is."""
+    w_bound = pair.gather(np.max([np.abs(w).max(axis=0) for w in weights], axis=0))
+    exact = [x @ w.T for w in weights]
+    least, found = output_error(x, weights, exact, rounding), (None, None)  # type: tuple[Any, Any]
+    for alpha in GRID:
+        scale = smoothing(pair.gather(x_bound), w_bound, alpha)
+        wide = pair.spread(scale)
+        error = output_error(x / wide, [w * wide for w in weights], exact, rounding)
+        if error < least:
+            least, found = error, (alpha, scale)
+    return found
+
+
+def output_error(x: Floats, weights: list[Floats], exact: list[Floats], rounding: Round) -> float:
+    """Sum over readers of |Q(x) Q(w)^T - exact|^2 / |exact|^2; weights rounded per channel."""
+    rounded, total = rounding(x), 0.0
+    for w, y in zip(weights, exact, strict=True):
+        codes, scale = quantize_channels(w)
+        total += float(np.square(rounded @ (codes * scale[:, None]).T - y).sum() / np.square(y).sum())
+    return total
+
+
+def summary(alphas: list[float | None]) -> str:
+    counts = {alpha: alphas.count(alpha) for alpha in (*GRID, None)}
+    listed = ", ".join(f"{'left alone' if alpha is None else alpha}: {count}" for alpha, count in counts.items() if count)
+    return f"SmoothQuant exponents chosen, tensors each: {listed}"

@@ -1,0 +1,194 @@
+"""How a candidate is measured under the declared workload: rounds of real requests, interleaved between candidates.
+
+One round is one static batch of `concurrency` requests that all arrive at t = 0: TTFT is the time until each has its
+first token (it includes the others' prefill), ITL the gaps after it, TPOT their sum over output_tokens − 1.
+
+Where the batch's prompts exceed PREFILL_TOKENS_MEASURED, one row is prefilled for real, its cache is copied into every
+row (recorded keys and values), decode is timed, and TTFT is that row's time times the rows: *modelled*, after a check
+that two rows take twice the time of one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, Measured, Traffic, Workload
+from quantadvisor.kernels.timing import figure
+
+from .workers import RunningWorker
+
+PREFILL_TOKENS_MEASURED = 16_384
+RECORDED_STEPS = 8
+
+
+class Round(Document):
+    """Raw times of one round; `block` is the worker (process) it ran in."""
+
+    ttft_s: Finite
+    itl_s: tuple[Finite, ...]
+    peak_bytes: int
+    block: int = 0
+    recorded: bool = False
+
+    @property
+    def tpot_s(self) -> float:
+        """TPOT = (latency − TTFT) / (output_tokens − 1), seconds."""
+        return sum(self.itl_s) / len(self.itl_s) if self.itl_s else 0.0
+
+
+def recorded(traffic: Traffic) -> bool:
+    """Are the caches filled with recorded keys and values instead of a prefill of every row?"""
+    return traffic.prompt_length * traffic.concurrency > PREFILL_TOKENS_MEASURED
+
+
+def prompt_batch(stream: np.ndarray, traffic: Traffic) -> np.ndarray:
+    """int64 [concurrency, prompt] of real text: each row starts elsewhere in `stream`, int64 [tokens]."""
+    length, rows = traffic.prompt_length, traffic.concurrency
+    repeated = np.resize(stream, max(len(stream), length + rows))
+    starts = np.linspace(0, len(repeated) - length, rows).astype(int)
+    return np.stack([repeated[start : start + length] for start in starts])
+
+
+def run_round(
+    worker: RunningWorker, prompts: np.ndarray, traffic: Traffic, output_tokens: int | None = None, block: int = 0
+) -> Round:
+    """One round of the workload; fewer `output_tokens` than declared give the same TTFT and a shorter decode."""
+    if recorded(traffic):
+        steady = worker.steady(prompts, traffic.concurrency, min(RECORDED_STEPS, traffic.output_length))
+        if not steady.rows_equal:
+            raise CandidateFailed("rows with the same recorded cache decode to different tokens")
+        ttft_s = steady.prefill_row_s * traffic.concurrency
+        return Round(
+            ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True
+        )
+    made = worker.generate(prompts, output_tokens or traffic.output_length)
+    return Round(ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block)
+
+
+def interleave(
+    workers: Mapping[str, RunningWorker],
+    prompts: np.ndarray,
+    traffic: Traffic,
+    rounds: int,
+    *,
+    block: int = 0,
+    warm_up: bool = True,
+    deadline: float | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, list[Round]], dict[str, str]]:
+    """`rounds` rounds of each candidate, A B C, C B A, …; and the reason of each that failed.
+
+    Stops at `deadline` (time.monotonic) once every candidate has had two rounds.
+    """
+    done: dict[str, list[Round]] = {name: [] for name in workers}
+    failed: dict[str, str] = {}
+    for index in range(-1 if warm_up else 0, rounds):
+        if deadline is not None and index >= 2 and time.monotonic() > deadline:
+            break
+        order = list(workers) if index % 2 else list(reversed(workers))
+        for name in (name for name in order if name not in failed):
+            progress(f"{name}: " + ("warm-up" if index < 0 else f"round {index + 1} of {rounds}"))
+            try:
+                short = min(4, traffic.output_length) if index < 0 else None
+                made = run_round(workers[name], prompts, traffic, short, block)
+            except CandidateFailed as error:
+                failed[name] = str(error)
+                continue
+            if index >= 0:
+                done[name].append(made)
+    return {name: rows for name, rows in done.items() if name not in failed}, failed
+
+
+def objective_value(
+    objective: Literal["latency", "throughput", "concurrency"],
+    traffic: Traffic,
+    ttft_s: float,
+    tpot_s: float,
+    max_concurrency: float | None = None,
+) -> float | None:
+    """latency: seconds, minimised. throughput: output tokens/s, maximised. concurrency: requests in flight, maximised."""
+    latency_s = ttft_s + (traffic.output_length - 1) * tpot_s
+    if objective == "latency":
+        return latency_s
+    if objective == "throughput":
+        return traffic.concurrency * traffic.output_length / latency_s
+    return max_concurrency
+
+
+def measured_from_rounds(
+    rounds: Sequence[Round], workload: Workload, load_s: Sequence[float], max_concurrency: Figure | None = None
+) -> Measured:
+    """Medians and intervals of the rounds; TTFT is *modelled* where the caches were recorded."""
+    kind: Literal["measured", "modelled"] = "modelled" if rounds[0].recorded else "measured"
+    source = "one row's prefill x rows" if rounds[0].recorded else "static batch, all rows at t = 0"
+    values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s, None) for r in rounds]
+    numbers = [value for value in values if value is not None]
+    objective = figure(numbers, kind, workload.objective) if numbers else max_concurrency
+    return Measured(
+        ttft_s=figure([r.ttft_s for r in rounds], kind, source),
+        tpot_s=figure([r.tpot_s for r in rounds], "measured", "mean gap per round"),
+        peak_bytes=figure([float(max(r.peak_bytes for r in rounds))], "measured", "VmHWM above imports"),
+        max_concurrency=max_concurrency,
+        load_s=figure(list(load_s), "measured", "open_session") if load_s else None,
+        objective=objective,
+    )
+
+
+def linear_check(worker: RunningWorker, prompts: np.ndarray) -> float:
+    """Time of a two-row prefill over twice that of one row: 1.0 where the runtime scales linearly."""
+    worker.generate(prompts[:1], 1)
+    one = min(worker.generate(prompts[:1], 1).ttft_s for _ in range(2))
+    two = worker.generate(np.repeat(prompts[:1], 2, 0), 1).ttft_s
+    return two / (2 * one)
+
+
+def largest_batch(
+    worker: RunningWorker, prompts: np.ndarray, limit_bytes: int, tpot_limit_s: float | None, first_guess: int
+) -> tuple[Figure, list[str]]:
+    """The most rows at the declared context whose peak stays under `limit_bytes` (and TPOT under its limit).
+
+    *Measured* only if that batch ran inside the limits and one at most 10 % larger did not; otherwise *modelled*.
+    """
+    notes: list[str] = []
+    best, worst = 0, None
+    guess = max(1, first_guess)
+    peaks: dict[int, int] = {}
+    for _ in range(6):
+        try:
+            run = worker.steady(prompts, guess, 2)
+        except CandidateFailed as error:
+            notes.append(f"{guess} rows: {error}")
+            worst = guess
+            break
+        peaks[guess] = run.peak_bytes
+        slow = tpot_limit_s is not None and min(run.itl_s) > tpot_limit_s
+        if run.peak_bytes <= limit_bytes and not slow:
+            best = max(best, guess)
+        else:
+            worst = guess if worst is None else min(worst, guess)
+        if worst is not None and best and worst <= max(best + 1, int(best * 1.1)):
+            break
+        guess = next_guess(best, worst, peaks, limit_bytes)
+    settled = worst is not None and best > 0 and worst <= max(best + 1, int(best * 1.1))
+    source = "ran inside the limits, one step above did not" if settled else "largest that was tried inside the limits"
+    return figure([float(best)], "measured" if settled else "modelled", source), notes
+
+
+def next_guess(best: int, worst: int | None, peaks: Mapping[int, int], limit_bytes: int) -> int:
+    """Rows to try next: on the line through the two nearest peaks, between what fits and what does not."""
+    if len(peaks) >= 2:
+        (b0, p0), (b1, p1) = sorted(peaks.items(), key=lambda item: abs(item[1] - limit_bytes))[:2]
+        slope = (p1 - p0) / (b1 - b0) if b1 != b0 and p1 != p0 else 0.0
+        aim = int(b0 + (limit_bytes - p0) / slope) if slope > 0 else 2 * max(peaks)
+    else:
+        (b0, p0) = next(iter(peaks.items()))
+        aim = max(1, int(b0 * 0.6)) if p0 > limit_bytes else max(b0 + 1, int(b0 * 1.5))
+    if best and aim <= best:
+        aim = best + max(1, int(best * 0.1))
+    if worst is not None and aim >= worst:
+        aim = max(best + 1, min(worst - 1, worst - max(1, int((worst - best) * 0.1))))
+    return max(1, aim)

@@ -1,0 +1,257 @@
+"""Bars: where bytes and time go, and where the speed-up came from. Pure functions of a Results, seconds and bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from quantadvisor.documents import LedgerItem, Results, Shares, Speedup
+
+from . import facts, ranking, units
+from .kernel_plots import kernel_speed, roofline
+from .plots import outliers, prediction, quality_speed
+from .svg import NARROW, WIDE, Axis, Legend, Picture, drawing, line, rect, text
+
+MOST = 9
+"""Bars drawn of a long list; its table has all."""
+TENSOR_LEGEND = tuple(Legend(f"t-{name}", facts.TENSORS[name]) for name in facts.PARTS)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row: its label, the parts (class, size, words), what is written at its end."""
+
+    label: str
+    parts: tuple[tuple[str, float, str], ...]
+    end: str
+
+    @property
+    def total(self) -> float:
+        return sum(size for _, size, _ in self.parts)
+
+
+def pictures(results: Results) -> list[Picture]:
+    """All pictures that the results hold numbers for, in the order of the page."""
+    made = (
+        memory, time_prefill, time_decode, origin, quality_speed, users, prediction, roofline, kernel_speed, outliers,
+    )  # fmt: skip
+    return [picture for draw in made if (picture := draw(results)) is not None]
+
+
+def bars(width: float, label: str, rows: list[Bar], limit: tuple[float, str] | None = None, thick: int = 20) -> Markup:
+    """Stacked bars below their labels, one scale from zero; `limit`: a mark across, off the scale where far beyond."""
+    longest = max((row.total for row in rows), default=0.0)
+    shown = limit is not None and longest > 0 and limit[0] <= 2.5 * longest
+    top, step = 26.0 if limit is not None else 4.0, thick + 32
+    axis = Axis(0, max(longest, limit[0] if limit and shown else 0.0) or 1.0, 0, width - 2)
+    parts: list[Markup] = []
+    for place, row in enumerate(rows):
+        y = top + place * step
+        parts.append(text(0, y + 14, row.label, "label", room=width - 12 - len(row.end) * 8))
+        parts.append(text(width, y + 14, row.end, "value", "end"))
+        parts += _stack(axis, row, y + 21, thick)
+        if limit is not None and shown:
+            parts.append(line(axis.at(limit[0]), y + 18, axis.at(limit[0]), y + 24 + thick, "limit"))
+    if limit is not None:
+        x = axis.at(limit[0]) if shown else width
+        said = limit[1] if shown else f"{limit[1]}, beyond this scale →"
+        parts.append(text(x, 12, said, "label" if shown else "tick", "end" if x > width / 2 else "start"))
+    return drawing(width, top + len(rows) * step, label, *parts)
+
+
+def _stack(axis: Axis, row: Bar, y: float, thick: int) -> list[Markup]:
+    """The bar itself; a part wide enough carries its words."""
+    parts, start = [rect(0, y, axis.end, thick, "track")], 0.0
+    for style, size, words in row.parts:
+        x, end = axis.at(start), axis.at(start + size)
+        parts.append(rect(x, y, max(0.0, end - x - 1), thick, style, words))
+        for said in (words, words.rpartition(" · ")[2]):
+            if len(said) * 7 + 6 <= end - x and style != "t-none" and thick >= 18:
+                parts.append(text(x + 5, y + 14, said, "inside"))
+                break
+        start += size
+    return parts
+
+
+def bars_twice(
+    title: str, summary: str, rows: list[Bar], limit: tuple[float, str] | None = None, thick: int = 20
+) -> tuple[Markup, Markup]:
+    """The wide and the narrow drawing of the same bars."""
+    label = f"{title}. {summary}"
+    return bars(WIDE, label, rows, limit, thick), bars(NARROW, label, rows, limit, thick)
+
+
+def _split(shares: Shares, total: float) -> tuple[tuple[str, float, str], ...]:
+    """Parts of a bar from shares of a total."""
+    named = {name: max(0.0, float(getattr(shares, name))) for name in facts.PARTS}
+    return tuple(
+        (f"t-{name}", share * total, f"{facts.TENSORS[name]} · {units.percent(share)}")
+        for name, share in named.items()
+        if share > 0
+    )
+
+
+def _ledger_parts(items: tuple[LedgerItem, ...]) -> tuple[tuple[str, float, str], ...]:
+    order = ("weights", "kv_cache", "activations", "overhead")
+    total = sum(item.bytes for item in items) or 1
+    found = []
+    for name in order:
+        held = sum(item.bytes for item in items if item.tensor == name)
+        style = "t-other" if name == "overhead" else f"t-{name}"
+        if held > 0:
+            found.append((style, float(held), f"{facts.TENSORS[name]} · {units.percent(held / total)}"))
+    return tuple(found)
+
+
+def memory(results: Results) -> Picture | None:
+    """Bytes by tensor at the declared workload, against the limit."""
+    ledger, capacity = results.profile.memory, results.diagnosis.capacity
+    parts = _ledger_parts(ledger.items) or _split(capacity.shares, capacity.total)
+    if not parts:
+        return None
+    total = sum(size for _, size, _ in parts)
+    limit, whence = facts.memory_limit(results)
+    rows = [Bar(f"Baseline, by ledger: {results.profile.baseline}", parts, units.size(total))]
+    table = [(words.partition(" · ")[0], units.size(size), units.percent(size / total, 1)) for _, size, words in parts]
+    table.append(("ledger, together", units.size(total), "100.0 %"))
+    if ledger.measured_peak_bytes is not None:
+        peak = float(ledger.measured_peak_bytes)
+        rows.append(Bar("Baseline, measured peak", (("t-none", peak, "measured peak"),), units.size(peak)))
+        table.append(("baseline, measured peak", units.size(peak), ""))
+    advised = facts.choice(results)
+    chosen = facts.measured(advised, "peak_bytes")
+    if chosen is not None and advised is not None and results.verdict.change:
+        rows.append(Bar(f"Advised, measured peak: {advised.name}", (("t-none", chosen, "peak"),), units.size(chosen)))
+        table.append(("advised, measured peak", units.size(chosen), ""))
+    table.append((f"limit ({whence})", units.size(limit), ""))
+    biggest = max(parts, key=lambda part: part[1])[2].replace(" · ", " with ")
+    summary = (
+        f"The baseline needs {units.size(total)} at this workload, most of it {biggest}; {units.size(limit)} allowed."
+    )
+    wide, narrow = bars_twice("Memory by tensor", summary, rows, (float(limit), f"limit {units.size(limit)}"))
+    legend = (*TENSOR_LEGEND[:3], Legend("t-other", "overhead"), Legend("t-none", "measured, not split"))
+    return Picture(
+        "memory", "Memory by tensor, against the limit", summary, wide, narrow,
+        ("Tensor", "Bytes", "Share"), tuple(table), legend,
+    )  # fmt: skip
+
+
+def time_prefill(results: Results) -> Picture | None:
+    return _time(results, "prefill", "Prefill: time by tensor", "ttft_s")
+
+
+def time_decode(results: Results) -> Picture | None:
+    return _time(results, "decode", "Decode: time by tensor", "tpot_s")
+
+
+def _time(results: Results, phase: str, title: str, field: str) -> Picture | None:
+    """Seconds per forward pass by tensor: baseline, best unquantized, and what the advice measured (not split)."""
+    rows, table = [], []
+    for what, found in facts.diagnoses(results):
+        side = getattr(found, phase)
+        parts = _split(side.shares, side.total)
+        if not parts or side.total <= 0:
+            continue
+        rows.append(Bar(f"{what.capitalize()}: {found.of}", parts, units.duration(side.total)))
+        table += [
+            (found.of, facts.TENSORS[name], units.duration(getattr(side.shares, name) * side.total),
+             units.percent(getattr(side.shares, name), 1))
+            for name in facts.PARTS
+        ]  # fmt: skip
+    if not rows:
+        return None
+    advised, lost = facts.choice(results), getattr(results.diagnosis, phase).inefficiency
+    value = facts.measured(advised, field)
+    if advised is not None and value is not None and results.verdict.change:
+        name = facts.QUANTITIES[field]
+        rows.append(Bar(f"Advised, measured {name}: {advised.name}", (("t-none", value, name),), units.duration(value)))
+        table.append((advised.name, f"{name}, not split", units.duration(value), ""))
+    binds = getattr(results.diagnosis, phase)
+    summary = (
+        f"On the baseline a forward pass takes {units.duration(binds.total)}; {facts.TENSORS[binds.binds]} "
+        f"hold{'' if binds.binds in ('weights', 'activations') else 's'} "
+        f"{units.percent(getattr(binds.shares, binds.binds))} of it."
+    )
+    note = f"Of the binding linears' time the kernel loses {units.percent(lost)} against the roof." if lost else ""
+    wide, narrow = bars_twice(title, summary, rows)
+    legend = (*TENSOR_LEGEND, *((Legend("t-none", "measured, not split"),) if rows[-1].label.startswith("Adv") else ()))
+    head = ("Candidate", "Tensor", "Seconds per pass", "Share")
+    return Picture(f"time-{phase}", title, summary, wide, narrow, head, tuple(table), legend, note)
+
+
+def origin(results: Results) -> Picture | None:
+    """Where the speed-up came from: runtime, then method, on a logarithmic scale where factors add up."""
+    pairs = (("Request", results.verdict.speedup), ("Decode step", results.verdict.decode_speedup))
+    rows = [(name, value) for name, value in pairs if value is not None and min(value.total, value.runtime) > 0]
+    if not rows or not results.verdict.change:
+        return None
+    label = "; ".join(
+        f"{name}: {units.times(value.runtime)} from the runtime times {units.times(value.method)} from the method is "
+        f"{units.times(value.total)}"
+        for name, value in rows
+    )
+    title = "Where the speed-up came from"
+    wide, narrow = (_origin(width, f"{title}. {label}", rows) for width in (WIDE, NARROW))
+    table = tuple((n, units.times(v.runtime), units.times(v.method), units.times(v.total)) for n, v in rows)
+    legend = (Legend("t-runtime", "runtime, nothing quantized"), Legend("t-method", "method, on that runtime"))
+    note = (
+        "Logarithmic scale, along baseline → best unquantized → advice, each measured. Equal lengths are equal factors."
+    )
+    head = ("What", "Runtime", "Method", "Together")
+    return Picture("origin", title, label + ".", wide, narrow, head, table, legend, note)
+
+
+def _origin(width: float, label: str, rows: list[tuple[str, Speedup]]) -> Markup:
+    ends = [1.0] + [value for _, row in rows for value in (row.runtime, row.total) if value > 0]
+    axis = Axis(min(ends) / 1.04, max(ends) * 1.04, 2, width - 2, log=True)
+    bottom = 8.0 + len(rows) * 58
+    parts: list[Markup] = []
+    for value in axis.ticks(6 if width > 400 else 4):
+        for place in range(len(rows)):
+            parts.append(line(axis.at(value), 22 + place * 58.0, axis.at(value), 50 + place * 58.0, "grid"))
+        anchor = "start" if axis.at(value) < 12 else "end" if axis.at(value) > width - 12 else "middle"
+        parts.append(text(axis.at(value), bottom + 16, units.times_short(value), "tick", anchor))
+    for place, (name, row) in enumerate(rows):
+        y = 4 + place * 58.0
+        parts.append(text(2, y + 14, name, "label"))
+        parts.append(text(width, y + 14, units.times(row.total), "value", "end"))
+        for style, start, end, words in (
+            ("t-runtime", 1.0, row.runtime, f"runtime · {units.times(row.runtime)}"),
+            ("t-method", row.runtime, row.total, f"method · {units.times(row.method)}"),
+        ):
+            left, right = sorted((axis.at(start), axis.at(end)))
+            lower = 11.0 if style == "t-method" and row.method < 1 else 0.0
+            height = 10.0 if row.method < 1 or row.runtime < 1 else 20.0
+            parts.append(rect(left, y + 22 + lower, max(2.0, right - left - 1), height, style, words))
+            if len(words) * 7 + 6 <= right - left and height == 20:
+                parts.append(text(left + 5, y + 36, words, "inside"))
+        parts.append(line(axis.at(1), y + 18, axis.at(1), y + 46, "rule"))
+    return drawing(width, bottom + 22, label, *parts)
+
+
+def users(results: Results) -> Picture | None:
+    """Requests in flight that fit, by candidate, the feasible ones in the order of the ranking."""
+    ranked = [row.item for row in ranking.rank(results) if row.status not in ("refused", "excluded")]
+    held = [(item, value) for item in ranked if (value := facts.users(item)) is not None and value > 0]
+    if len(held) < 2:
+        return None
+    drawn = held[:MOST]
+    rows = [
+        Bar(
+            item.name + (" (advised)" if item.name == results.verdict.choice else ""),
+            (("t-good" if item.name == results.verdict.choice else "t-none", value, units.whole(value)),),
+            units.whole(value),
+        )
+        for item, value in drawn
+    ]
+    most = max(held, key=lambda pair: (pair[1], pair[0].name))
+    title = "Users at once, by candidate"
+    left = f" The first {MOST} of {len(held)} are drawn." if len(held) > MOST else ""
+    summary = f"Requests in flight that fit inside the limits; most on {most[0].name}: {units.whole(most[1])}.{left}"
+    wide, narrow = bars_twice(title, summary, rows, thick=8)
+    table = tuple(
+        (item.name, units.whole(value), units.times(facts.capacity_effect(results, item)), facts.users_kind(item))
+        for item, value in held
+    )
+    return Picture("users", title, summary, wide, narrow, ("Candidate", "Users", "Over the baseline", "Class"), table)

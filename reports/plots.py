@@ -1,0 +1,243 @@
+"""Candidates and layers as points: quality against speed, predicted against measured, activation outliers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from quantadvisor.documents import LayerActivations, Results
+
+from . import facts, units
+from .svg import (
+    NARROW,
+    WIDE,
+    Axis,
+    Box,
+    Legend,
+    Picture,
+    Span,
+    drawing,
+    frame,
+    line,
+    log_range,
+    mark,
+    place_labels,
+    rect,
+    text,
+    twice,
+)  # fmt: skip
+
+KL_FLOOR = 1e-5
+"""Nats per token; smaller divergences are drawn here."""
+
+
+STANDINGS = {
+    "advised": ("p-advised", "diamond"),
+    "tied": ("p-tied", "square"),
+    "baseline": ("p-baseline", "triangle"),
+    "feasible": ("p-feasible", "circle"),
+    "excluded": ("p-excluded", "cross"),
+}
+
+
+def _standing(results: Results, name: str, excluded: bool) -> str:
+    if name == results.verdict.choice:
+        return "advised"
+    if name == results.profile.baseline:
+        return "baseline"
+    if excluded:
+        return "excluded"
+    return "tied" if name in results.verdict.tied_with else "feasible"
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One candidate: request speed over the baseline, mean KL in nats per token (floored), name, standing."""
+
+    speed: float
+    kl: float
+    name: str
+    standing: str
+
+
+def quality_speed(results: Results) -> Picture | None:
+    """Candidates: KL divergence (log axis) against the speed of a request over the baseline, with the budget."""
+    spots = [
+        Spot(speed, max(KL_FLOOR, c.quality.kl.mean), c.name, _standing(results, c.name, bool(c.excluded)))
+        for c in results.candidates
+        if c.quality is not None and (speed := facts.speed_effect(results, c)) is not None
+    ]
+    if not spots:
+        return None
+    budget = results.workload.quality.kl_mean_max
+    inside = sum(1 for spot in spots if budget is None or spot.kl <= budget)
+    fastest = max(spots, key=lambda spot: (spot.speed, spot.name))
+    title = "Quality against speed"
+    summary = f"{inside} of {len(spots)} measured candidates are inside the quality budget; "
+    summary += f"the fastest of all is {fastest.name} at {units.times(fastest.speed)}."
+    first = list(STANDINGS)
+    spots.sort(key=lambda spot: (first.index(spot.standing), spot.name))
+    wide, narrow = twice(title, summary, lambda w, h, label: _quality(w, h, label, spots, budget))
+    table = tuple(
+        (spot.name, units.times(spot.speed), "≤ 0.00001" if spot.kl <= KL_FLOOR else units.nats(spot.kl), spot.standing)
+        for spot in sorted(spots, key=lambda spot: (-spot.speed, spot.name))
+    )
+    used = {spot.standing for spot in spots}
+    legend = tuple(Legend(style, name, shape) for name, (style, shape) in STANDINGS.items() if name in used)
+    note = "Right is faster, low is closer to the fp32 model. Divergences below 0.00001 are drawn at 0.00001."
+    head = ("Candidate", "Request speed", "KL divergence", "Standing")
+    return Picture("quality-speed", title, summary, wide, narrow, head, table, legend, note)
+
+
+def _quality(width: float, height: float, label: str, spots: list[Spot], budget: float | None) -> Markup:
+    speeds = log_range([spot.speed for spot in spots] + [1.0], 1.2) or (0.5, 2.0)
+    kls = log_range([spot.kl for spot in spots] + ([budget] if budget else []), 2) or (KL_FLOOR, 1.0)
+    words = ("request speed over the baseline", "mean KL divergence, nats per token")
+    plot = frame(width, height, Span(*speeds), Span(*kls), words, (units.times_short, units.plain))
+    parts, taken = plot.draw(6 if width > 400 else 4, 6), []
+    if budget is not None:
+        y = plot.y.at(budget)
+        parts.append(line(plot.x.start, y, plot.x.end, y, "limit"))
+        parts.append(text(plot.x.start + 4, y - 5, f"budget {units.plain(budget)}", "tick"))
+        taken = [Box(plot.x.start, y - 17, plot.x.start + 90, y + 2), Box(plot.x.start, y - 1, plot.x.end, y + 1)]
+    named = []
+    for place, spot in enumerate(spots):
+        style, shape = STANDINGS[spot.standing]
+        hint = f"{spot.name}: {units.times(spot.speed)}, KL {units.nats(spot.kl)} ({spot.standing})"
+        x, y = plot.x.at(spot.speed), plot.y.at(spot.kl)
+        parts.append(mark(x, y, shape, f"{style} point", hint, 5.5))
+        named.append((x, y, spot.name if width > 400 or place < 2 else ""))
+    return drawing(width, height, label, *parts, *place_labels(named, width, plot.y.start, taken))
+
+
+LEDGER_HEAD = ("Candidate", "Quantity", "Predicted", "Measured", "Ratio", "Rests on")
+
+
+def ledger_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
+    """Predicted against measured: candidate, quantity, predicted, measured, ratio, what it rests on."""
+    unit = {
+        "ttft_s": units.duration, "tpot_s": units.duration, "peak_bytes": units.size, "max_concurrency": units.whole,
+    }  # fmt: skip
+    return [
+        (
+            row.candidate, facts.QUANTITIES[row.quantity], unit[row.quantity](row.predicted),
+            unit[row.quantity](row.measured), units.times(row.ratio), row.basis,
+        )
+        for row in results.ledger
+    ]  # fmt: skip
+
+
+Group = tuple[str, list[tuple[float, str]]]
+"""A row of the picture: its label, and (ratio, candidate) of its predictions."""
+
+
+def prediction(results: Results) -> Picture | None:
+    """Predicted over measured, one row per quantity and runtime; the band is ±15 %."""
+    groups: list[Group] = []
+    for quantity, name in facts.QUANTITIES.items():
+        rows = [row for row in results.ledger if row.quantity == quantity and row.ratio > 0]
+        for runtime in sorted({facts.runtime_of(row.candidate) for row in rows}):
+            own = [(row.ratio, row.candidate) for row in rows if facts.runtime_of(row.candidate) == runtime]
+            groups.append((f"{name} · {runtime}", sorted(own)))
+    if not groups:
+        return None
+    error, title = facts.time_error(results), "Predicted against measured"
+    summary = f"{len(results.ledger)} predictions, each written before its artifact was first run"
+    summary += f"; TTFT and TPOT are off by {units.percent(error[0], 1)} in the median." if error else "."
+    wide, narrow = (_prediction(width, f"{title}. {summary}", groups) for width in (WIDE, NARROW))
+    legend = (Legend("s0", "one candidate", "circle"), Legend("band", "within 15 %"))
+    note = "Logarithmic. Right of 1× the prediction was too high (too slow, too large), left of it too low."
+    return Picture("prediction", title, summary, wide, narrow, LEDGER_HEAD, tuple(ledger_rows(results)), legend, note)
+
+
+def _prediction(width: float, label: str, groups: list[Group]) -> Markup:
+    ratios = [ratio for _, members in groups for ratio, _ in members]
+    across, wide = log_range([*ratios, 0.8, 1.25], 1.06) or (0.5, 2.0), width > 400
+    left, step = (200.0, 28.0) if wide else (8.0, 42.0)
+    axis = Axis(*across, left, width - 10, log=True)
+    bottom = 8 + step * len(groups)
+    parts = [rect(axis.at(1 / 1.15), 4, axis.at(1.15) - axis.at(1 / 1.15), bottom - 4, "band")]
+    for value in axis.ticks(6 if wide else 4):
+        parts.append(line(axis.at(value), 4, axis.at(value), bottom, "grid"))
+        parts.append(text(axis.at(value), bottom + 16, units.times_short(value), "tick", "middle"))
+    parts.append(line(axis.at(1), 4, axis.at(1), bottom, "rule"))
+    for place, (name, members) in enumerate(groups):
+        y = 4 + step * (place + 1) - (10 if wide else 8)
+        parts.append(text(0, y + 4 if wide else y - 12, name, "label", room=left - 12 if wide else width))
+        for ratio, candidate in members:
+            parts.append(mark(axis.at(ratio), y, "circle", "s0 point", f"{candidate}: {units.times(ratio)}", 4))
+    return drawing(width, bottom + 22, label, *parts)
+
+
+def layer_of(name: str, place: int) -> int:
+    """Layer number in a module's name; its place where there is none."""
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d{1,6})(?:\.|$)", name)
+    return int(found.group(1)) if found else place
+
+
+def outliers(results: Results) -> Picture | None:
+    """Largest magnitude at each linear's input by layer, against the threshold of LLM.int8()."""
+    stats = results.profile.activations
+    if stats is None or not any(item.absmax > 0 for item in stats.layers):
+        return None
+    points = [(layer_of(item.name, place), item) for place, item in enumerate(stats.layers) if item.absmax > 0]
+    worst = max(points, key=lambda point: (point[1].absmax, point[1].name))[1]
+    title = "Activation outliers by layer"
+    summary = f"{units.percent(stats.outlier_layers_share)} of the linears see a magnitude of "
+    summary += f"{stats.outlier_threshold:g} or more; the largest is {units.digits(worst.absmax)} at {worst.name}."
+    wide, narrow = twice(
+        title, summary, lambda w, h, label: _outliers(w, h - 60, label, points, stats.outlier_threshold, worst)
+    )
+    legend = (Legend("s0", "input of one linear", "circle"),)
+    note = f"Over {stats.tokens:,} tokens. Criterion of LLM.int8(), arXiv:2208.07339. Errors are relative squared ones."
+    table = tuple(_activation_row(item) for item in stats.layers)
+    return Picture("outliers", title, summary, wide, narrow, ACTIVATION_HEAD, table, legend, note)
+
+
+ACTIVATION_HEAD = (
+    "Linear",
+    "Largest magnitude",
+    "Median channel",
+    "Outlier channels",
+    "Tokens with outliers",
+    "INT8 error per tensor",
+    "per token",
+    "per channel",
+)
+
+
+def _activation_row(item: LayerActivations) -> tuple[str, ...]:
+    errors = (item.error_per_tensor, item.error_per_token, item.error_per_channel)
+    return (
+        item.name,
+        units.digits(item.absmax),
+        units.digits(item.absmax_channel_p50),
+        f"{item.outlier_channels:,}",
+        units.percent(item.outlier_tokens_share, 1),
+        *(units.plain(value) for value in errors),
+    )
+
+
+def _outliers(
+    width: float,
+    height: float,
+    label: str,
+    points: list[tuple[int, LayerActivations]],
+    threshold: float,
+    worst: LayerActivations,
+) -> Markup:
+    last = max(layer for layer, _ in points)
+    up = log_range([item.absmax for _, item in points] + [threshold]) or (1.0, 10.0)
+    ticks = (units.digits_short, units.digits_short)
+    plot = frame(width, height, Span(-0.5, last + 0.5, False), Span(*up), ("layer", "largest magnitude"), ticks)
+    parts, y = plot.draw(8 if width > 400 else 5, 6), plot.y.at(threshold)
+    parts.append(line(plot.x.start, y, plot.x.end, y, "limit"))
+    for layer, item in points:
+        hint = f"{item.name}: {units.digits(item.absmax)}"
+        parts.append(mark(plot.x.at(layer), plot.y.at(item.absmax), "circle", "s0 point", hint, 3))
+    parts.append(text(plot.x.end - 2, y - 5, f"outlier from {threshold:g}", "tick", "end"))
+    at = next(layer for layer, item in points if item is worst)
+    spot = (plot.x.at(at), plot.y.at(worst.absmax), worst.name.rpartition("layers.")[2])
+    return drawing(width, height, label, *parts, *place_labels([spot], width, height))

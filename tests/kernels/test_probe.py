@@ -1,0 +1,114 @@
+"""The sweep's own logic against children that crash, hang or answer; the real runtimes once, at a toy size."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from quantadvisor.documents import CandidateFailed, Device, LinearShape, Peaks
+from quantadvisor.kernels import probe as module
+from quantadvisor.kernels.probe import NOT_REACHED, probe_kernels, request_of, roof_s
+from quantadvisor.kernels.processes import ProbeProcess
+from quantadvisor.kernels.registry import PROBES
+from quantadvisor.kernels.timing import figure
+
+CPU = Device(name="x", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f", last_level_cache_bytes=1 << 20)
+SHAPES = [
+    LinearShape(name="q_proj", n=48, k=64, count=4),
+    LinearShape(name="lm_head", n=300, k=64, count=1, lm_head=True),
+]
+
+ANSWERS = (
+    'import sys\nfor line in sys.stdin: print(\'{"samples": [0.002, 0.004, 0.003], "operator": "op"}\', flush=True)'
+)
+CRASHES = """import os, signal, sys
+sys.stdin.readline()
+print("bad tile", file=sys.stderr, flush=True)
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+HANGS = "import sys, time\nsys.stdin.readline()\ntime.sleep(60)"
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "child.py"
+    monkeypatch.setattr(module, "ProbeProcess", lambda threads: ProbeProcess(threads, path))
+    return path
+
+
+def test_a_crash_is_a_refusal_with_its_reason(child: Path) -> None:
+    child.write_text(CRASHES)
+    found = probe_kernels(SHAPES, [1], CPU, probes=["fp32_torch", "bf16_torch"], budget_s=20)
+    assert len(found) == 4
+    assert all(timing.time_s is None for timing in found)
+    assert "SIGSEGV" in str(found[0].refused)
+    assert "bad tile" in str(found[0].refused)
+    assert "died 3 times" in str(found[3].refused)
+
+
+def test_a_hang_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(HANGS)
+    with ProbeProcess(1, tmp_path / "child.py") as process:
+        with pytest.raises(CandidateFailed, match="no answer"):
+            process.ask({"probe": "x"}, timeout_s=0.5)
+        assert process.deaths == 1
+
+
+def test_budget_is_kept_and_said(child: Path) -> None:
+    child.write_text(ANSWERS)
+    started = time.monotonic()
+    found = probe_kernels(SHAPES, [1, 8], CPU, probes=["fp32_torch"], budget_s=0, extra_ms=[4])
+    assert time.monotonic() - started < 5
+    assert [timing.refused for timing in found] == [NOT_REACHED] * 3
+
+
+def test_points_heads_extras_and_cache(child: Path, tmp_path: Path) -> None:
+    child.write_text(ANSWERS)
+    seen: list[str] = []
+    options = {"probes": ["fp32_torch", "bf16_onnxruntime"], "budget_s": 30, "cache": tmp_path / "cache"}
+    found = probe_kernels(SHAPES, [512, 1], CPU, extra_ms=[8], progress=lambda i, n, what: seen.append(what), **options)  # type: ignore[arg-type]
+    timed = [(timing.m, timing.n) for timing in found if timing.time_s]
+    assert timed == [(1, 48), (1, 300), (512, 48), (8, 48)]
+    assert found[0].time_s == figure([0.002, 0.004, 0.003], source="fp32_torch")
+    assert found[0].operator == "op"
+    refused = [timing for timing in found if timing.probe == "bf16_onnxruntime"]
+    assert all("not available" in str(timing.refused) for timing in refused)
+    assert len(seen) == 8
+    child.write_text(CRASHES)
+    again = probe_kernels(SHAPES, [512, 1], CPU, extra_ms=[8], **options)  # type: ignore[arg-type]
+    assert [timing.time_s for timing in again] == [timing.time_s for timing in found]
+    other = CPU.model_copy(update={"fingerprint": "g"})
+    assert probe_kernels(SHAPES, [1], other, **options)[0].refused  # type: ignore[arg-type]
+
+
+def test_an_absent_runtime_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    found = probe_kernels(SHAPES, [1], CPU, probes=["w4_openvino"], budget_s=5)
+    assert "pip install 'quantadvisor[openvino]'" in str(found[0].refused)
+
+
+def test_weights_are_cold_at_small_m_only() -> None:
+    shape = LinearShape(name="x", n=576, k=576, count=60)
+    point = module.Point("fp32_torch", PROBES["fp32_torch"], shape, "", 1)
+    asked = request_of(point, CPU)
+    assert (asked["copies"], asked["flush_bytes"]) == (7, 2 << 20)  # 7 x 1.3 MB exceed 8 MiB
+    large = request_of(module.Point("fp32_torch", PROBES["fp32_torch"], shape, "", 512), CPU)
+    assert (large["copies"], large["flush_bytes"]) == (1, 0)
+    warm = request_of(module.Point("fp32_torch", PROBES["fp32_torch"], shape, "", 1, cold=False), CPU)
+    assert warm["flush_bytes"] == 0
+
+
+def test_roof_is_the_longer_of_reading_and_arithmetic() -> None:
+    peaks = Peaks(read_bytes_per_s=figure([10.0]), flops_per_s={"fp32": figure([100.0])})
+    assert roof_s(peaks, "fp32", 1000, 200) == 100
+    assert roof_s(peaks, "fp32", 10, 20000) == 200
+    assert roof_s(peaks, "int8", 10, 20000) is None
+    assert roof_s(None, "fp32", 10, 20000) is None
+
+
+def test_real_runtimes_answer() -> None:
+    names = ["fp32_torch", "w4_onnxruntime", "w8_openvino"]
+    found = probe_kernels(SHAPES[:1], [1, 16], CPU, probes=names, budget_s=60)
+    assert [timing.refused for timing in found] == [None] * 8
+    assert {timing.operator.split()[0] for timing in found} == {"aten::linear", "MatMulNBits", "FullyConnected"}
+    assert all(timing.time_s and timing.time_s.median < 1 for timing in found)
