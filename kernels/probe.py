@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantadvisor.documents import CandidateFailed, Device, KernelTiming, LinearShape, Peaks, Scheme
+from quantadvisor.documents import CandidateFailed, Device, Figure, KernelTiming, LinearShape, Peaks, Scheme
 
 from . import timing_cache
 from .problem import KernelProbe, Problem, matrix_bytes
@@ -24,6 +24,7 @@ from .timing import figure
 
 COLD_M = 64
 COLD_BYTES = 8 << 20
+MOST_BYTES = 256 << 20
 MOST_COPIES = 24
 ROUNDS = 9
 POINT_LIMIT_S = 0.12
@@ -91,16 +92,17 @@ def probe_kernels(
 def _points(
     probes: Mapping[str, KernelProbe], shapes: Sequence[LinearShape], ms: Sequence[int], device: Device, *, heads: bool
 ) -> list[Point]:
+    """The smallest M of every probe first, so that a short budget leaves none without its decode."""
     made = []
-    for name, probe in probes.items():
-        total = sum(one.count * weight_bytes(probe.scheme, one) for one in shapes)
-        cold = total > device.last_level_cache_bytes
-        for m in sorted(set(ms)):
+    for m in sorted(set(ms)):
+        for name, probe in probes.items():
+            total = sum(one.count * weight_bytes(probe.scheme, one) for one in shapes)
+            cold = total > device.last_level_cache_bytes
             for shape in shapes:
                 if shape.lm_head and not (heads and m == min(ms)):
                     continue
                 made += [Point(name, probe, shape, option, m, cold) for option in probe.options]
-    return sorted(made, key=lambda point: list(probes).index(point.name) * 10_000_000 + point.m)
+    return made
 
 
 def _sweep(
@@ -171,9 +173,24 @@ def _timed(point: Point, process: ProbeProcess, device: Device, end: float) -> K
         return base.model_copy(update={"refused": str(error)})
     if "refused" in answer:
         return base.model_copy(update={"refused": str(answer["refused"])})
-    time_s = figure(answer["samples"], source=point.name)
+    time_s = timed_figure(answer["samples"], point)
     share = roofline_share(device, point, time_s.median)
     return base.model_copy(update={"time_s": time_s, "operator": str(answer["operator"]), "roofline_share": share})
+
+
+def timed_figure(samples: Sequence[float], point: Point) -> Figure:
+    """The figure of one product; where only part of a huge weight's rows ran, scaled to all of them and so said."""
+    rows = timed_rows(point)
+    if rows == point.shape.n:
+        return figure(samples, source=point.name)
+    scaled = [sample * point.shape.n / rows for sample in samples]
+    return figure(scaled, "modelled", f"{point.name} timed at {rows} of {point.shape.n} rows and scaled")
+
+
+def timed_rows(point: Point) -> int:
+    """Rows of the weight that are built: all, or as many as exceed every cache several times."""
+    size = weight_bytes(point.probe.scheme, point.shape)
+    return point.shape.n if size <= MOST_BYTES else max(1024, int(point.shape.n * MOST_BYTES / size) // 64 * 64)
 
 
 def request_of(point: Point, device: Device) -> dict[str, object]:
@@ -186,7 +203,7 @@ def request_of(point: Point, device: Device) -> dict[str, object]:
     return {
         "probe": point.name,
         "m": point.m,
-        "n": point.shape.n,
+        "n": timed_rows(point),
         "k": point.shape.k,
         "option": point.option,
         "threads": device.threads,

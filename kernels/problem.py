@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantadvisor.documents import Device, Format, Scheme
@@ -84,6 +85,28 @@ def groups(k: int, group: int = GROUP) -> int:
     return math.ceil(k / group)
 
 
+@lru_cache(maxsize=8)
+def _block(kind: str, size: int) -> Array:
+    """`size` random numbers of one kind, drawn once: drawing costs more than all the rest of building a probe."""
+    import numpy as np
+
+    rng = np.random.default_rng(7)
+    if kind == "normal":
+        return rng.standard_normal(size, dtype=np.float32)
+    if kind == "near one":
+        return rng.uniform(0.75, 1.25, size)
+    if kind == "int8":
+        return rng.integers(-127, 128, size, dtype=np.int8)
+    return rng.integers(0, 1 << int(kind), size, dtype=np.uint8)
+
+
+def _repeated(kind: str, copy: int, sizes: tuple[int, ...]) -> Array:
+    """An array filled with a block that is shifted by `copy`."""
+    import numpy as np
+
+    return np.resize(np.roll(_block(kind, min(BLOCK, math.prod(sizes)) + 64), copy + 1), sizes)
+
+
 def inputs(shape: Problem) -> Array:
     """x: float32 [M, K], standard normal."""
     import numpy as np
@@ -92,31 +115,34 @@ def inputs(shape: Problem) -> Array:
 
 
 def float_weights(shape: Problem, copy: int, *, transposed: bool = False) -> Array:
-    """w: float32 [N, K], normal with variance 1 / K; `transposed`: other values, contiguous as [K, N], returned so."""
+    """w: float32 [N, K], normal with variance 1 / K; `transposed`: other values, as [K, N]."""
     import numpy as np
 
-    block = np.random.default_rng(1).standard_normal(min(BLOCK, shape.n * shape.k) + 64, dtype=np.float32)
-    sizes = (shape.k, shape.n) if transposed else (shape.n, shape.k)
-    return np.resize(np.roll(block, copy + 1) / np.float32(math.sqrt(shape.k)), sizes)
+    w = _repeated("normal", copy, (shape.k, shape.n) if transposed else (shape.n, shape.k))
+    w *= np.float32(1 / math.sqrt(shape.k))
+    return w
+
+
+def channel_weights(shape: Problem, copy: int, *, transposed: bool = False) -> tuple[Array, Array]:
+    """Symmetric INT8 per output channel: q int8 [N, K] (or [K, N]) in [−127, 127], scale float32 [N]."""
+    import numpy as np
+
+    q = _repeated("int8", copy, (shape.k, shape.n) if transposed else (shape.n, shape.k))
+    return q, (_repeated("near one", copy, (shape.n,)) / 73 / math.sqrt(shape.k)).astype(np.float32)
 
 
 def integer_weights(shape: Problem, bits: int, copy: int, group: int = GROUP) -> Array:
     """q: uint8 [N, K / group, group] in [0, 2^bits), the last group full."""
-    import numpy as np
-
-    shape_q = (shape.n, groups(shape.k, group), group)
-    block = np.random.default_rng(2).integers(0, 1 << bits, min(BLOCK, math.prod(shape_q)) + 64, dtype=np.uint8)
-    return np.resize(np.roll(block, copy + 1), shape_q)
+    return _repeated(str(bits), copy, (shape.n, groups(shape.k, group), group))
 
 
 def group_scales(shape: Problem, bits: int, copy: int, group: int = GROUP) -> Array:
-    """Scales: float32 [N, K / group], exact in float16, such that w has about unit columns."""
+    """Scales: float32 [N, K / group], exact in float16, such that y is about standard normal."""
     import numpy as np
 
-    shape_s = (shape.n, groups(shape.k, group))
-    size = 2.0 / (1 << bits) / math.sqrt(shape.k)
-    block = np.random.default_rng(3).uniform(0.75, 1.25, min(BLOCK, math.prod(shape_s)) + 64)
-    return np.resize(np.roll(block, copy + 1) * size, shape_s).astype(np.float16).astype(np.float32)
+    size = 4.0 / (1 << bits) / math.sqrt(shape.k)
+    scales = _repeated("near one", copy, (shape.n, groups(shape.k, group))) * size
+    return scales.astype(np.float16).astype(np.float32)
 
 
 def dequantized(q: Array, scales: Array, bits: int, k: int) -> Array:
@@ -125,17 +151,6 @@ def dequantized(q: Array, scales: Array, bits: int, k: int) -> Array:
 
     w = (q.astype(np.float32) - (1 << (bits - 1))) * scales[:, :, None]
     return w.reshape(len(q), -1)[:, :k]
-
-
-def channel_weights(shape: Problem, copy: int, *, transposed: bool = False) -> tuple[Array, Array]:
-    """Symmetric INT8 per output channel: q int8 [N, K] (or [K, N]) in [−127, 127], scale float32 [N]."""
-    import numpy as np
-
-    count = shape.n * shape.k
-    block = np.random.default_rng(4).integers(-127, 128, min(BLOCK, count) + 64, dtype=np.int8)
-    scale = np.random.default_rng(5).uniform(0.75, 1.25, shape.n) / 73 / math.sqrt(shape.k)
-    sizes = (shape.k, shape.n) if transposed else (shape.n, shape.k)
-    return np.resize(np.roll(block, copy + 1), sizes), scale.astype(np.float32)
 
 
 def grouped_reference(shape: Problem, bits: int) -> Callable[[], Array]:

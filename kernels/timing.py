@@ -68,10 +68,9 @@ def time_callable(
 
     `before_each` runs, untimed, before each round, which then is one call (it empties the caches, for instance).
 
-    Stops after `rounds`, when `limit_s` has passed (at least one sample is taken), or, from five samples on, when the
-    quartiles lie within `tight` of the median.
+    Stops after `rounds`, when `limit_s` has passed since the warm-up (three samples are taken as long as that costs no
+    more than four limits), or, from five samples on, when the quartiles lie within `tight` of the median.
     """
-    started = time.perf_counter()
     once = 0.0
     for _ in range(max(1, warmup)):
         before = time.perf_counter()
@@ -79,6 +78,7 @@ def time_callable(
         once = time.perf_counter() - before
     repeats = 1 if before_each else max(1, round(min_time_s / max(once, 1e-7)))
     samples: list[float] = []
+    started = time.perf_counter()
     while len(samples) < rounds:
         if before_each:
             before_each()
@@ -87,7 +87,8 @@ def time_callable(
             fn()
         after = time.perf_counter()
         samples.append((after - before) / repeats)
-        if after - started >= limit_s or (tight and _is_tight(samples, tight)):
+        allowed = limit_s if len(samples) >= 3 else 4 * limit_s
+        if after - started >= allowed or (tight and _is_tight(samples, tight)):
             break
     return samples
 

@@ -105,22 +105,15 @@ def memory_ledger(
     tied_once: bool = True,
 ) -> MemoryLedger:
     """The ledger of one scheme at a workload; `measured` parts (by tensor, bytes) take the place of modelled ones."""
+    weights = bytes_of_weights(inventory, scheme, scale_bytes=scale_bytes, tied_once=tied_once)
     cache = bytes_of_cache(inventory, scheme, context_tokens, concurrency, plain_bytes=cache_element_bytes)
+    element = compute_bytes(scheme)
+    live = peak_activation_bytes(inventory, tokens_in_pass, logits_rows=concurrency, element_bytes=element)
+    per_token = inventory.kv_values_per_token
     modelled = {
-        "weights": (
-            bytes_of_weights(inventory, scheme, scale_bytes=scale_bytes, tied_once=tied_once),
-            f"{inventory.parameters} parameters stored as {scheme.name}",
-        ),
-        "kv_cache": (
-            cache,
-            f"{inventory.kv_values_per_token} values a token x {context_tokens} tokens x {concurrency} requests",
-        ),
-        "activations": (
-            peak_activation_bytes(
-                inventory, tokens_in_pass, logits_rows=concurrency, element_bytes=compute_bytes(scheme)
-            ),
-            f"widest layer over {tokens_in_pass} tokens, and logits",
-        ),
+        "weights": (weights, f"{inventory.parameters} parameters stored as {scheme.name}"),
+        "kv_cache": (cache, f"{per_token} values a token x {context_tokens} tokens x {concurrency} requests"),
+        "activations": (live, f"widest layer over {tokens_in_pass} tokens, and logits"),
         "overhead": (overhead_bytes, "given" if overhead_bytes else "not modelled"),
     }
     given = dict(measured or {})

@@ -82,6 +82,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "id": f"r{place}",
         "results": results,
         "headline": verdict.headline(results),
+        "reason": verdict.reason(results),
         "numbers": verdict.key_numbers(results),
         "effects": verdict.effects(results),
         "traffic": facts.traffic_words(results),

@@ -42,14 +42,14 @@ STANDINGS = {
 }
 
 
-def _standing(results: Results, name: str, excluded: bool) -> str:
+def _standing(results: Results, name: str, barred: bool) -> str:
     if name == results.verdict.choice:
         return "advised"
     if name == results.profile.baseline:
         return "baseline"
-    if excluded:
-        return "excluded"
-    return "tied" if name in results.verdict.tied_with else "feasible"
+    if name in results.verdict.tied_with:
+        return "tied"
+    return "excluded" if barred else "feasible"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,12 @@ class Spot:
 def quality_speed(results: Results) -> Picture | None:
     """Candidates: KL divergence (log axis) against the speed of a request over the baseline, with the budget."""
     spots = [
-        Spot(speed, max(KL_FLOOR, c.quality.kl.mean), c.name, _standing(results, c.name, bool(c.excluded)))
+        Spot(
+            speed,
+            max(KL_FLOOR, c.quality.kl.mean),
+            c.name,
+            _standing(results, c.name, facts.barred(results, c) is not None),
+        )
         for c in results.candidates
         if c.quality is not None and (speed := facts.speed_effect(results, c)) is not None
     ]
@@ -102,14 +107,15 @@ def _quality(width: float, height: float, label: str, spots: list[Spot], budget:
         parts.append(line(plot.x.start, y, plot.x.end, y, "limit"))
         parts.append(text(plot.x.start + 4, y - 5, f"budget {units.plain(budget)}", "tick"))
         taken = [Box(plot.x.start, y - 17, plot.x.start + 90, y + 2), Box(plot.x.start, y - 1, plot.x.end, y + 1)]
-    named = []
-    for place, spot in enumerate(spots):
+    named, drawn = [], []
+    for spot in spots:
         style, shape = STANDINGS[spot.standing]
         hint = f"{spot.name}: {units.times(spot.speed)}, KL {units.nats(spot.kl)} ({spot.standing})"
         x, y = plot.x.at(spot.speed), plot.y.at(spot.kl)
-        parts.append(mark(x, y, shape, f"{style} point", hint, 5.5))
-        named.append((x, y, spot.name if width > 400 or place < 2 else ""))
-    return drawing(width, height, label, *parts, *place_labels(named, width, plot.y.start, taken))
+        drawn.append(mark(x, y, shape, f"{style} point", hint, 5.5))
+        short = spot.standing if spot.standing in ("advised", "baseline") else ""
+        named.append((x, y, spot.name if width > 400 else short))
+    return drawing(width, height, label, *parts, *reversed(drawn), *place_labels(named, width, plot.y.start, taken))
 
 
 LEDGER_HEAD = ("Candidate", "Quantity", "Predicted", "Measured", "Ratio", "Rests on")

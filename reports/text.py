@@ -10,8 +10,8 @@ from . import facts, ranking, units, verdict, wording
 def verdict_lines(results: Results) -> list[str]:
     """The verdict in a few lines: the sentence, the numbers with their class, the questions, how to serve."""
     lines = [verdict.headline(results)]
-    if results.verdict.reason:
-        lines.append(results.verdict.reason)
+    if verdict.reason(results):
+        lines.append(verdict.reason(results))
     for item in verdict.key_numbers(results):
         lines.append(f"{item.label}: {item.value} ({item.detail + '; ' if item.detail else ''}{item.kind})")
     lines += [f"{word}: {sentence}" for word, sentence in verdict.effects(results)]

@@ -21,23 +21,23 @@ def digits(value: float, significant: int = 3) -> str:
         return ABSENT
     if value == 0:
         return "0"
-    places = max(0, significant - 1 - math.floor(math.log10(abs(value))))
-    if places > 9:
-        return f"{value:.{significant - 1}e}"
-    text = f"{value:,.{places}f}"
-    carried = text.lstrip("-").replace(".", "").replace(",", "").lstrip("0")
-    return f"{value:,.{places - 1}f}" if len(carried) > significant and places > 0 else text
+    rounded = float(f"{value:.{significant - 1}e}")
+    places = max(0, significant - 1 - math.floor(math.log10(abs(rounded))))
+    text = f"{value:.{significant - 1}e}" if places > 9 else f"{value:,.{places}f}"
+    return text.replace("-", "−")
 
 
 def _scaled(value: float | None, steps: tuple[tuple[float, str], ...], reach: float = 1.0) -> str:
-    """`value` in the largest unit of which it reaches `reach`; `steps` from large to small."""
+    """`value` in the largest unit of which it reaches `reach` once rounded; `steps` from large to small."""
     if value is None or not math.isfinite(value):
         return ABSENT
-    for size, unit in steps:
-        if abs(value) >= size * reach:
-            return f"{digits(value / size)} {unit}"
-    size, unit = steps[-1]
-    return f"{digits(value / size)} {unit}"
+    if value == 0:
+        return f"0 {steps[-1][1] if steps[-1][0] == 1 else steps[0][1]}"
+    for unit_size, unit in steps:
+        if abs(value) >= unit_size * reach * 0.9995:
+            return f"{digits(value / unit_size)} {unit}"
+    unit_size, unit = steps[-1]
+    return f"{digits(value / unit_size)} {unit}"
 
 
 def duration(seconds: float | None) -> str:

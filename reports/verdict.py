@@ -35,6 +35,12 @@ def headline(results: Results) -> str:
     return f"{action_words(chosen)}{': ' + gain if gain else ''}."
 
 
+def reason(results: Results) -> str:
+    """The run's own reason, without the words that the headline has said already."""
+    said, first = results.verdict.reason.strip(), "Nothing meets the constraints."
+    return said.removeprefix(first).strip() if results.verdict.choice is None else said
+
+
 def action_words(chosen: Candidate) -> str:
     """What to do, in a clause."""
     runtime = facts.runtime_words(chosen.runtime)
@@ -61,7 +67,8 @@ def gain_words(results: Results, chosen: Candidate) -> str:
     old, new = facts.request_s(results, before), facts.request_s(results, now)
     ratio = results.verdict.speedup.total if results.verdict.speedup else facts.over(old, new)
     if ratio is None or old is None or new is None:
-        return ""
+        guess = facts.predicted_request_s(results, now)
+        return "" if guess is None else f"a request is predicted to take {units.duration(guess)}"
     return f"a request takes {units.duration(new)} instead of {units.duration(old)}, {speed_words(ratio)}"
 
 
@@ -107,23 +114,34 @@ def _objective(results: Results) -> KeyNumber | None:
         before, now = facts.measured(facts.baseline(results), "objective"), facts.measured(chosen, "objective")
         change = f"{units.tokens_rate(before)} → {units.tokens_rate(now)}"
     else:
-        change = f"{units.duration(old)} → {units.duration(new)} per request"
+        change = f"{units.duration(old)} → {units.duration(new)} per request" if old and new else "as modelled"
     kind = facts.chain_kind(results, ("objective",) if rate else facts.TIMES)
     if speedup is not None and results.verdict.change:
         return KeyNumber(name, units.times(speedup.total), f"{change}; {split_words(speedup)}", kind)
+    if new is None:
+        guess = facts.predicted_request_s(results, chosen)
+        return None if guess is None else KeyNumber("Request latency", units.duration(guess), "predicted", "modelled")
     own = facts.worst_kind(facts.figure(chosen, field) for field in facts.TIMES)
-    return None if new is None else KeyNumber("Request latency", units.duration(new), "as today", own)
+    return KeyNumber("Request latency", units.duration(new), _today(results), own)
 
 
 def _decode(results: Results) -> KeyNumber | None:
     chosen, speedup = facts.choice(results), results.verdict.decode_speedup
     old, new = facts.figure(facts.baseline(results), "tpot_s"), facts.figure(chosen, "tpot_s")
     if speedup is not None and results.verdict.change:
-        before = units.duration(old.median if old else None)
-        change = f"{before} → {units.duration(new.median if new else None)} per token"
+        change = "as modelled"
+        if old is not None and new is not None:
+            change = f"{units.duration(old.median)} → {units.duration(new.median)} per token"
         kind = facts.chain_kind(results, ("tpot_s",))
         return KeyNumber("Decode speed", units.times(speedup.total), f"{change}; {split_words(speedup)}", kind)
-    return None if new is None else KeyNumber("Time per token", units.duration(new.median), "as today", new.kind)
+    if new is None:
+        guess = facts.predicted(chosen, "tpot_s")
+        return None if guess is None else KeyNumber("Time per token", units.duration(guess), "predicted", "modelled")
+    return KeyNumber("Time per token", units.duration(new.median), _today(results), new.kind)
+
+
+def _today(results: Results) -> str:
+    return "" if results.verdict.change else "as today"
 
 
 def _users(results: Results) -> KeyNumber | None:

@@ -145,7 +145,9 @@ def source(results: Results) -> list[str]:
 def memory(results: Results) -> tuple[list[tuple[str, ...]], str]:
     """The memory ledger's lines (tensor, bytes, class, source) and its error against the measured peak."""
     ledger = results.profile.memory
-    lines = [(facts.TENSORS[item.tensor], units.size(item.bytes), item.kind, item.source) for item in ledger.items]
+    lines: list[tuple[str, ...]] = []
+    for item in ledger.items:
+        lines.append((facts.TENSORS[item.tensor], units.size(item.bytes), item.kind, item.source))
     if not lines:
         return lines, ""
     lines.append(("together", units.size(ledger.total_bytes), "modelled", ""))
@@ -179,7 +181,7 @@ def ceilings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 def kernel_rows(results: Results) -> list[tuple[str, ...]]:
     """Every kernel timing or refusal: kernel, runtime, M, N, K, time, share of the roof, operator."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for item in results.profile.kernels:
         option = f" +{item.option}" if item.option else ""
         time = (

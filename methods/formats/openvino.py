@@ -1,12 +1,16 @@
-"""OpenVINO artifacts: stateful graphs whose key-value cache lives in variables, compressed by NNCF.
+"""OpenVINO artifacts: stateful graphs whose key-value cache lives in variables.
 
 A folder holds `openvino_model.xml` (logits of the last position, as a server computes them), `openvino_scoring.xml` (the
 same graph with the logits of all positions), one `openvino_model.bin` for both, and the tokenizer. The two graphs differ
 in one attribute of one node, a StridedSlice in front of the output layer whose `begin_mask` is switched off or on:
 their constants, and so the offsets into the file of weights, are the same.
 
-NNCF's integer weights: INT8 is per output channel only (it has no groups), INT4 is by groups of input channels. Its
-symmetric INT4 has a signed scale, so that the larger of the two tails of a group meets −8.
+    export_base       Hugging Face folder -> fp32 folder
+    quantize_weights  fp32 folder -> group-wise 4 and 8 bit weights, on the grid of `methods/affine.py`
+    quantize_w8a8     fp32 folder -> static INT8 x INT8 by NNCF, with or without SmoothQuant
+
+Weights are written by us, not by NNCF: it knows no INT8 in groups, has grids of its own and takes four times as long.
+The CPU plugin runs either as the same operator, FullyConnectedCompressed.
 """
 
 from __future__ import annotations
@@ -14,17 +18,22 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .folders import link_or_copy, new_folder
+
 MODEL, SCORING, WEIGHTS = "openvino_model.xml", "openvino_scoring.xml", "openvino_model.bin"
 SLICE = "quantadvisor/last_position"
 LAST, ALL = 'begin_mask="1, 0"', 'begin_mask="1, 1"'
+HEAD = "lm_head"
+LinearFormat = tuple[int, int, bool]
+"""(bits, group size, symmetric) of one linear's weights."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,7 +49,7 @@ OTHER_FILES = ("config.json", "generation_config.json")
 
 def export_base(model_folder: Path, out: Path) -> None:
     """The float32 artifact of a Hugging Face folder of float32 weights; no network."""
-    with artifact(out) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-export.") as exported:
+    with new_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".export.") as exported:
         with quiet():
             from optimum.exporters.openvino import main_export
             from optimum.intel import OVConfig
@@ -61,35 +70,40 @@ def export_base(model_folder: Path, out: Path) -> None:
         convert_tokenizer(model_folder, folder)
 
 
-def compress_weights(
-    base: Path,
-    out: Path,
-    bits: int | Mapping[str, int],
-    group_size: int,
-    symmetric: bool = True,
-    head_bits: int = 8,
-) -> None:
-    """Round-to-nearest weights of `base`, with float activations.
+def linear_names(folder: Path) -> tuple[str, ...]:
+    """Hugging Face names of the linears of a folder (`model.layers.0.mlp.up_proj`), `lm_head` last: the keys of a plan."""
+    return tuple(linears(read(folder / MODEL, folder / WEIGHTS)))
 
-    `bits` is 8 (per output channel: `group_size` does not apply), 4 (groups of `group_size` inputs), or the bits of each
-    linear by its Hugging Face name (`model.layers.0.mlp.up_proj`), 8 where it is not named. The embedding and the output
-    layer have `head_bits`.
-    """
-    with artifact(out) as folder:
+
+def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat]) -> None:
+    """Every linear named in `plan` gets integer weights in groups; `lm_head` takes a tied embedding table with it."""
+    with new_folder(out) as folder:
         model = read(base / MODEL, base / WEIGHTS)
-        names = linear_names(model)
-        wanted = dict.fromkeys(names, bits) if isinstance(bits, int) else {name: bits.get(name, 8) for name in names}
-        unknown = set() if isinstance(bits, int) else set(bits) - set(names)
-        if unknown or not set(wanted.values()) <= {4, 8} or head_bits not in (4, 8):
-            raise ValueError(f"weights of 4 or 8 bits by the names of linears, found {sorted(unknown) or bits}, {head_bits}")
-        head = output_layer(model).get_friendly_name()
-        keep = [node for name, node in names.items() if wanted[name] == 8 and node != head]
-        if any(width == 4 for width in wanted.values()):
-            model = compress_int4(model, group_size, symmetric, head_bits, keep)
-        if keep or head_bits == 8:
-            model = compress_int8(model, symmetric)
+        known = linears(model)
+        if missing := sorted(set(plan) - set(known)):
+            raise ValueError(
+                f"the graph in {base} has no linear named {missing[0]}; it has {', '.join(list(known)[:3])}…"
+            )
+        for name, chosen in plan.items():
+            store_in_groups(known[name].input_value(1), chosen)
+        model.validate_nodes_and_infer_types()
         write(model, folder)
         copy_rest(base, folder)
+
+
+def compress_weights(
+    base: Path, out: Path, bits: int | Mapping[str, int], group_size: int, symmetric: bool = True, head_bits: int = 8
+) -> None:
+    """`quantize_weights` with one group size. `bits`: of all linears, or of each by name (8 where it is not named).
+
+    8-bit weights are symmetric; `symmetric` is for the 4-bit ones. The output layer has `head_bits` in either case.
+    """
+    names = linear_names(base)
+    if not isinstance(bits, int) and (unknown := sorted(set(bits) - set(names))):
+        raise ValueError(f"the graph in {base} has no linear named {unknown[0]}")
+    widths = {name: bits if isinstance(bits, int) else bits.get(name, 8) for name in names} | {HEAD: head_bits}
+    plan = {name: (width, group_size, symmetric or width == 8) for name, width in widths.items()}
+    quantize_weights(base, out, plan)
 
 
 def quantize_w8a8(base: Path, out: Path, calibration_tokens: Any, smooth: bool) -> None:
@@ -98,7 +112,7 @@ def quantize_w8a8(base: Path, out: Path, calibration_tokens: Any, smooth: bool) 
     `smooth`: SmoothQuant (arXiv:2211.10438) with α 0.5 before the linears. Statistics come from all positions of the
     output layer's input.
     """
-    with artifact(out) as folder:
+    with new_folder(out) as folder:
         model = read(base / SCORING, base / WEIGHTS)
         with quiet():
             import nncf
@@ -113,6 +127,8 @@ def quantize_w8a8(base: Path, out: Path, calibration_tokens: Any, smooth: bool) 
                 subset_size=len(samples),
                 model_type=nncf.ModelType.TRANSFORMER,
                 preset=nncf.QuantizationPreset.PERFORMANCE,
+                fast_bias_correction=True,
+                ignored_scope=nncf.IgnoredScope(types=["ScaledDotProductAttention"], validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha),
                 ),
@@ -122,35 +138,34 @@ def quantize_w8a8(base: Path, out: Path, calibration_tokens: Any, smooth: bool) 
 
 
 @contextlib.contextmanager
-def artifact(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name when the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        folder.chmod(0o755)
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Exporters and NNCF print progress bars, log and warn about their own code: none of it is for our user."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    silence_telemetry()
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("transformers", "optimum", "nncf"))}
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
         try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
             yield
         finally:
-            logging.disable(before)
+            for logger, level in loggers.items():
+                logger.setLevel(level)
+
+
+def silence_telemetry() -> None:
+    """OpenVINO's converter and NNCF report their use to the vendor unless the user has opted out: here they do not."""
+    loaded = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it fails
+    if loaded is not None:
+        loaded.Telemetry.consent = property(lambda self: False, lambda self, value: None)
 
 
 def read(xml: Path, weights: Path) -> Any:
+    silence_telemetry()
     import openvino
 
     return openvino.Core().read_model(xml, weights)
@@ -171,7 +186,9 @@ def slice_last_position(model: Any) -> None:
 
     place = output_layer(model).input(0)
     begin, end, strides = (ops.constant(np.array(value, np.int64)) for value in ([0, -1], [0, 0], [1, 1]))
-    node = ops.strided_slice(place.get_source_output(), begin, end, strides, begin_mask=[1, 0], end_mask=[1, 1], name=SLICE)
+    node = ops.strided_slice(
+        place.get_source_output(), begin, end, strides, begin_mask=[1, 0], end_mask=[1, 1], name=SLICE
+    )
     place.replace_source_output(node.output(0))
     model.validate_nodes_and_infer_types()
 
@@ -189,52 +206,59 @@ def write(model: Any, folder: Path) -> None:
     (folder / SCORING).write_text(head + tail.replace(mark, ALL, 1), encoding="utf-8")
 
 
-def linear_names(model: Any) -> dict[str, str]:
-    """{Hugging Face name: name of the MatMul} of the linears, those with weights [N, K], output layer included."""
-    names = {}
-    for node in model.get_ops():
-        if node.get_type_name() == "MatMul" and node.get_friendly_name().startswith("__module."):
-            if node.get_input_partial_shape(1).is_static and len(node.get_input_shape(1)) == 2:
-                name = node.get_friendly_name()
-                names[name.removeprefix("__module.").split("/")[0]] = name
-    return names
-
-
-def compress_int4(model: Any, group_size: int, symmetric: bool, head_bits: int, keep: list[str]) -> Any:
-    """All linears but `keep` in INT4; with `head_bits` 4 the embedding and the output layer too."""
-    with quiet():
-        import nncf
-
-        modes = nncf.CompressWeightsMode
-        return nncf.compress_weights(
-            model,
-            mode=modes.INT4_SYM if symmetric else modes.INT4_ASYM,
-            ratio=1.0,
-            group_size=group_size,
-            all_layers=head_bits == 4,
-            backup_mode=nncf.BackupMode.INT8_SYM if symmetric else nncf.BackupMode.INT8_ASYM,
-            ignored_scope=nncf.IgnoredScope(names=keep),
-        )
-
-
-def compress_int8(model: Any, symmetric: bool) -> Any:
-    """Every weight that is still float in INT8, per output channel."""
-    with quiet():
-        import nncf
-
-        name_apart(model)
-        modes = nncf.CompressWeightsMode
-        return nncf.compress_weights(model, mode=modes.INT8_SYM if symmetric else modes.INT8_ASYM)
-
-
-def name_apart(model: Any) -> None:
-    """Gives every node a name of its own: the names that NNCF's first pass makes up may clash with read ones."""
-    seen: set[str] = set()
-    for i, node in enumerate(model.get_ordered_ops()):
+def linears(model: Any) -> dict[str, Any]:
+    """{Hugging Face name: MatMul} of the nodes that multiply by a constant [N, K], `lm_head` last."""
+    head, found = output_layer(model), {}
+    for node in model.get_ordered_ops():
         name = node.get_friendly_name()
-        if name in seen:
-            node.set_friendly_name(f"{name}/{i}")
-        seen.add(node.get_friendly_name())
+        constant = node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Constant"
+        if constant and len(node.get_input_shape(1)) == 2 and name != head.get_friendly_name():
+            found[name.removeprefix("__module.").split("/")[0]] = node
+    return found | {HEAD: head}
+
+
+def store_in_groups(weight: Any, chosen: LinearFormat) -> None:
+    """Puts integers, scales and zeros in the place of a float constant [N, K], for every node that reads it.
+
+    Signed integers [N, G, group] and no zeros where symmetric, else unsigned ones and zeros [N, G, 1]; scales are float32.
+    """
+    import numpy as np
+    from openvino import opset13 as ops
+
+    from ..affine import quantize_groups
+
+    bits, group, symmetric = chosen
+    rows, width = weight.get_node().shape
+    if bits not in (4, 8) or width % group:
+        raise ValueError(
+            f"OpenVINO stores 4 or 8 bits in groups that divide a row, found {bits} bits, {group} of {width}"
+        )
+    codes, scales, zeros = quantize_groups(weight.get_node().data, bits, group, symmetric)
+    grouped = ops.convert(integers(codes.reshape(rows, -1, group), bits, symmetric), "f32")
+    if not symmetric:
+        grouped = ops.subtract(grouped, ops.convert(integers(zeros[..., None], bits, symmetric), "f32"))
+    scaled = ops.multiply(grouped, ops.constant(scales[..., None]))
+    table = ops.reshape(scaled, ops.constant(np.array([rows, width], np.int64)), False)
+    for reader in list(weight.get_target_inputs()):
+        reader.replace_source_output(table.output(0))
+
+
+def integers(codes: Any, bits: int, symmetric: bool) -> Any:
+    """A constant of i4, u4, i8 or u8 from unsigned codes; signed ones have half the range taken off."""
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    number = getattr(openvino.Type, f"{'i' if symmetric else 'u'}{bits}")
+    tensor = openvino.Tensor(number, openvino.Shape(codes.shape))
+    shifted = (
+        (codes ^ np.uint8(1 << (bits - 1))).ravel() if symmetric else codes.ravel()
+    )  # two's complement: flips the top bit
+    if bits == 4:
+        shifted = np.append(shifted, np.zeros(shifted.size % 2, np.uint8))
+        shifted = shifted[::2] | shifted[1::2] << 4  # the first of a pair in the low half of its byte
+    tensor.data.view(np.uint8).reshape(-1)[:] = shifted
+    return ops.constant(tensor)
 
 
 def calibration_inputs(row: Any, names: set[str]) -> dict[str, Any]:
@@ -268,4 +292,4 @@ def convert_tokenizer(model_folder: Path, folder: Path) -> None:
 def copy_rest(base: Path, folder: Path) -> None:
     for path in base.iterdir():
         if path.name not in (MODEL, SCORING, WEIGHTS):
-            shutil.copy(path, folder / path.name)
+            link_or_copy(path, folder / path.name)

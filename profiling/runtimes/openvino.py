@@ -65,7 +65,11 @@ def parse(options: tuple[str, ...]) -> tuple[str, str]:
 
 
 def warm_imports() -> None:
+    import sys
+
     import numpy  # noqa: F401
+
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # we report nothing to the vendor
     import openvino
 
     openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the CPU plugin

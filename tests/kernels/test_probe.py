@@ -98,6 +98,16 @@ def test_weights_are_cold_at_small_m_only() -> None:
     assert warm["flush_bytes"] == 0
 
 
+def test_a_huge_weight_is_timed_in_part_and_says_so() -> None:
+    head = LinearShape(name="lm_head", n=150_000, k=4096, count=1, lm_head=True)
+    point = module.Point("fp32_torch", PROBES["fp32_torch"], head, "", 1)
+    rows = request_of(point, CPU)["n"]
+    assert rows == 16384  # 256 MiB
+    found = module.timed_figure([1.0], point)
+    assert (found.median, found.kind) == (150_000 / 16384, "modelled")
+    assert "16384 of 150000 rows" in found.source
+
+
 def test_roof_is_the_longer_of_reading_and_arithmetic() -> None:
     peaks = Peaks(read_bytes_per_s=figure([10.0]), flops_per_s={"fp32": figure([100.0])})
     assert roof_s(peaks, "fp32", 1000, 200) == 100
