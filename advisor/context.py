@@ -24,6 +24,8 @@ CALIBRATION_LENGTH = 128
 EVALUATION_TOKENS = 2048
 MOST_EVALUATION_TOKENS = 16_384
 WINDOW = 512
+GHOST_SAMPLES = 2
+"""Calibration samples of a ghost: its numbers are random, only its shapes matter."""
 
 
 def cache_folder() -> Path:
@@ -79,11 +81,11 @@ class Context:
         """int64 [concurrency, prompt] of the calibration text: what is timed is not what quality is judged on."""
         return prompt_batch(self.calibration.reshape(-1), self.workload.traffic)
 
-    def calibration_file(self) -> Path:
-        path = self.out / "work" / "calibration.npy"
+    def calibration_file(self, samples: int) -> Path:
+        path = self.out / "work" / f"calibration-{samples}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, self.calibration)
+            np.save(path, self.calibration[:samples])
         return path
 
     def passkey(self) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +109,7 @@ class Context:
             runtime=runtime,
             model_folder=ghost or self.model_folder,
             out=out,
-            calibration=self.calibration_file(),
+            calibration=self.calibration_file(GHOST_SAMPLES if ghost else self.workload.calibration.samples),
             base=None if method == "none" else self.base(runtime, ghost is not None),
         )
 

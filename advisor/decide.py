@@ -131,14 +131,15 @@ def decide(
     runner = rest[0] if rest else None
     base = by_name.get(baseline)
     plain = best_unquantized(candidates, base, workload)
+    room = capacity(choice, base, candidates, workload)
     return Verdict(
         choice=choice.name,
         change=choice.name != baseline,
         target=choice.target,
-        reason=reason(choice, base, diagnosis, workload),
+        reason=reason(choice, base, diagnosis, workload, room.step_over_best_unquantized_cache if room else None),
         tied_with=tuple(c.name for c in ties if c.name != choice.name),
         runner_up=RunnerUp(name=runner.name, why_not=why_not(runner, choice, workload, baseline)) if runner else None,
-        capacity=capacity(choice, base, candidates, workload),
+        capacity=room,
         speedup=speedup(base, plain, choice, latency_s(workload)),
         decode_speedup=speedup(base, plain, choice, tpot_s),
         predicted_choice=predicted_choice,
@@ -208,11 +209,14 @@ def capacity(
     plain = [c for c in candidates if not c.scheme.quantizes_cache and users(c) and tpot_s(c)]
     plain = [c for c in plain if c.quality is None or budget_breach(c.quality, workload) is None]
     fastest = min(plain, key=lambda c: tpot_s(c) or 0.0) if plain else None
+    theirs, step, mine = (users(fastest), tpot_s(fastest), tpot_s(choice)) if fastest else (None, None, None)
     before = users(base) if base else None
     return Capacity(
         max_concurrency=int(figure.median),
         over_baseline=figure.median / max(1.0, before.median) if before else 1.0,
-        over_best_unquantized_cache=figure.median / max(1.0, users(fastest).median) if fastest else None,  # type: ignore[union-attr]
+        over_best_unquantized_cache=figure.median / max(1.0, theirs.median) if theirs else None,
+        step_over_best_unquantized_cache=step / mine if step and mine else None,
+        best_unquantized_cache=fastest.name if fastest else None,
         kind="measured" if figure.kind == "measured" else "modelled",
     )
 
@@ -221,26 +225,34 @@ def users(candidate: Candidate) -> Figure | None:
     return candidate.measured.max_concurrency if candidate.measured else None
 
 
-def reason(choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, workload: Workload) -> str:
+def reason(
+    choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, workload: Workload, step: float | None
+) -> str:
     share = getattr(diagnosis.shares, diagnosis.binds)
     binds = f"{words(diagnosis.binds)} bind ({share:.0%} of {asked(workload)} on the baseline)"
     if base is not None and choice.name == base.name:
         return f"Change nothing: {binds}, and no candidate inside the budget does better than {base.name}."
-    gain = gain_in_words(choice, base, workload)
+    gain = gain_in_words(choice, base, workload, step)
     if choice.target == "none":
         return f"Change only the runtime: {binds}; {choice.name} {gain} without quantizing anything."
     return f"Shrink the {words(choice.target)}: {binds}; {choice.name} {gain}."
 
 
-def gain_in_words(choice: Candidate, base: Candidate | None, workload: Workload) -> str:
+def step_in_words(step: float | None) -> str:
+    """What the quantized cache does to the decode step, against the fastest candidate without one."""
+    if step is None:
+        return ""
+    what = "capacity, not speed" if step < 1.05 else "capacity and speed"
+    return f" ({what}: its decode step is {step:.2f}x as fast as the fastest one with an unquantized cache)"
+
+
+def gain_in_words(choice: Candidate, base: Candidate | None, workload: Workload, step: float | None) -> str:
     before, after = (objective_of(base) if base else None), objective_of(choice)
-    speed = (tpot_s(base) or 0.0) / (tpot_s(choice) or 1.0) if base else 0.0
     if before is None or after is None:
         return "is the best that was measured"
     ratio = after.median / before.median if maximised(workload) else before.median / after.median
     if workload.objective == "concurrency":
-        what = "capacity and speed" if speed >= 1.05 else "capacity, not speed"
-        return f"serves {after.median:.0f} users where the baseline serves {before.median:.0f} ({what})"
+        return f"serves {after.median:.0f} users where the baseline serves {before.median:.0f}{step_in_words(step)}"
     return f"is {ratio:.2f}x the baseline"
 
 

@@ -174,11 +174,11 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
     context.progress.say(f"fake quantization of {len(chosen)} schemes on {windows.size} tokens")
     quality = simulate_all(context.model_folder, windows, reference, chosen, name)
     source = None
-    if context.source.reparametrised and (after := quality.get("rtn-w4-g32")):
+    if context.source.reparametrised and (after := quality.get("rtn-w4-g64")):
         from .builtin_model import builtin_original
 
         original = builtin_original(context.cache, context.progress.say)
-        before = simulate_all(original, windows, reference, {"rtn-w4-g32": scheme("w4-g32")}, name)["rtn-w4-g32"]
+        before = simulate_all(original, windows, reference, {"rtn-w4-g64": scheme("w4-g64")}, name)["rtn-w4-g64"]
         source = SourceQuality(rtn_int4_kl_before=before.kl.mean, rtn_int4_kl_after=after.kl.mean, tokens=windows.size)
     return Simulated(quality=quality, source=source)
 

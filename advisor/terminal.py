@@ -12,6 +12,9 @@ from rich.status import Status
 
 from quantadvisor.documents import Results
 
+QUIET_S = 5.0
+"""Where there is no terminal, a line at most this often."""
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -22,6 +25,7 @@ class LiveProgress:
         self.console = target
         self._status: Status | None = None
         self._title, self._started, self._said = "", 0.0, ""
+        self._printed = 0.0
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
@@ -41,7 +45,8 @@ class LiveProgress:
         elapsed = time.monotonic() - self._started
         if self._status is not None and self.console.is_terminal:
             self._status.update(f"{self._title} [dim]{elapsed:.0f} s · {what}[/dim]")
-        elif self._status is not None:
+        elif self._status is not None and time.monotonic() - self._printed > QUIET_S:
+            self._printed = time.monotonic()
             self.console.print(f"  [dim]{elapsed:5.0f} s  {what}[/dim]")
 
 

@@ -74,11 +74,13 @@ def fake_activations(x: Floats) -> Floats:
     """x: any shape -> x rounded to 8 bits with ONE range for the whole tensor: what DynamicQuantizeLinear does."""
     scale, zero = affine_grid(x.min(), x.max(), 0, 255)
     codes = quantize(x, scale, zero, 0, 255)
-    return ((codes - zero) * scale).astype(np.float32)
+    rounded: Floats = (codes - zero).astype(np.float32) * scale
+    return rounded
 
 
 def fake_tokens(x: Floats) -> Floats:
     """x: [T, K] -> x rounded to symmetric 8 bits with one scale per token: max|row| / 127."""
     bound = np.abs(x).max(axis=-1, keepdims=True)
     scale = np.where(bound > 0, bound / np.float32(127), np.float32(1)).astype(np.float32)
-    return (np.rint(x / scale) * scale).astype(np.float32)
+    rounded: Floats = np.rint(x / scale) * scale
+    return rounded

@@ -21,7 +21,6 @@ from .schemes import named
 
 NAME = "dynamic_int8"
 TARGET: Target = "activations"
-RUNTIMES = (*ONNX, "openvino")
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -29,11 +28,7 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
-        return refused
-    if runtime == "openvino" and scheme.name != "w8a8-tensor":
-        return "NNCF writes one activation range per tensor (w8a8-tensor), not one scale per token"
-    return None
+    return not_offered(NAME, scheme, schemes(), runtime, ONNX)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
@@ -41,11 +36,6 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     assert scheme.activations is not None
     per_token = scheme.activations.granularity == "token"
     with base_folder(model_folder, runtime, out, base) as source:
-        if runtime not in ONNX:
-            from .formats import openvino
-
-            openvino.quantize_w8a8(source, out, calibration, smooth=False)
-            return ("activation ranges: static, from calibration through NNCF",)
         from .formats import onnx
 
         return write_onnx(

@@ -30,7 +30,10 @@ def schemes() -> tuple[Scheme, ...]:
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     combined = (*schemes(), *rtn.schemes(), *dynamic_int8.schemes())
-    return not_offered(NAME, scheme, [each for each in combined if each.quantizes_cache], runtime, ONNX)
+    if refused := not_offered(NAME, scheme, [each for each in combined if each.quantizes_cache], runtime, ONNX):
+        return refused
+    grouped = scheme.weights is not None and scheme.activations is None
+    return rtn.refuse(model_folder, scheme, runtime) if grouped else None
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

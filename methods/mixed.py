@@ -41,7 +41,7 @@ class Sensitivity:
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return named("w4w8-g64")
+    return named("w4w8-g32", "w4w8-g64")
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -51,7 +51,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None, accuracy_level: int = 4, share: float = TARGET_SHARE) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, accuracy_level: int = 4,
+          share: float = TARGET_SHARE) -> tuple[str, ...]:  # fmt: skip
     assert scheme.weights is not None
     assert scheme.weights.group_size is not None
     from .formats import onnx
@@ -122,4 +123,5 @@ def note(measured: list[Sensitivity], wide: set[str], share: float) -> str:
     weights = sum(each.weights for each in measured)
     part = sum(each.weights for each in measured if each.name in wide) / weights
     listed = " ".join(sorted(name.removeprefix("model.layers.") for name in wide))
-    return f"8 bit: {len(wide)} of {len(measured)} linears, {part:.0%} of their weights (error share {share:g}): {listed}"
+    counts = f"{len(wide)} of {len(measured)} linears, {part:.0%} of their weights"
+    return f"8 bit: {counts} (error share {share:g}): {listed}"

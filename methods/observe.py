@@ -24,8 +24,16 @@ def load(model_folder: Path) -> Any:
     """The fp32 model, for reading only."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, local_files_only=True).eval()
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, local_files_only=True)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return model.eval()
 
 
 def observe(model: Any, tokens: NDArray[int64], see: Mapping[str, See]) -> None:

@@ -29,7 +29,7 @@ Scale = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pair:
-    """`source` (a norm or a linear) writes what `targets` (linears) read. `repeat`: query heads per key head, v -> o."""
+    """`source` (a norm or a linear) writes what `targets` (linears) read. `repeat`: query heads a key head."""
 
     source: str
     targets: tuple[str, ...]

@@ -3,12 +3,14 @@
     fp32, bf16      float weights of that type
     w4-g64, w8-g32  group-wise integer weights: 4 bit asymmetric, 8 bit symmetric
     w4w8-g64        4 or 8 bit, chosen per linear by its sensitivity
+    w8              8-bit integer weights, one symmetric scale per output channel (what NNCF writes)
     w8a8            int8 weights per channel, int8 activations at run time, one scale per token
     w8a8-tensor     the same with one range per activation tensor: what onnxruntime's quantize_dynamic writes
+    w8a8-static     the same with that range fixed by calibration: what NNCF writes
     ...-kv8         any of these with an INT8 cache, one fixed scale per channel
 
-Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8), and a tied embedding table
-shares its codes.
+Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8, per channel with w8), and a
+tied embedding table shares its codes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ HEAD_GROUP = 64
 MIXED_BITS = 6.0
 """Stored bits a weight before sensitivities are known: half of the weights in 8 bit."""
 
-PATTERN = re.compile(r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<tensor>-tensor)?")
+PATTERN = re.compile(r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8|w8a8(?P<range>-tensor|-static)?")
 
 
 def scheme(name: str) -> Scheme:
@@ -31,7 +33,7 @@ def scheme(name: str) -> Scheme:
     stem = name.removesuffix(CACHE)
     found = PATTERN.fullmatch(stem)
     if not found:
-        raise ValueError(f"scheme {name!r} is not understood; forms are fp32, bf16, w4-g64, w4w8-g64, w8a8 and …-kv8")
+        raise ValueError(f"scheme {name!r} is unknown; forms are fp32, bf16, w8, w4-g64, w4w8-g64, w8a8 and …-kv8")
     cache = integer(8, "channel") if name != stem else None
     if found["float"]:
         compute: Literal["fp32", "bf16"] = "bf16" if found["float"] == "bf16" else "fp32"
@@ -42,12 +44,12 @@ def scheme(name: str) -> Scheme:
         head = integer(8, "group", group)
         weights = integer(bits, "group", group, symmetric=bits == 8)
         return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=cache, values=cache)
+    channel = integer(8, "channel")
+    if stem == "w8":
+        return Scheme(name=name, weights=channel, embeddings=channel, lm_head=channel, keys=cache, values=cache)
     head = integer(8, "group", HEAD_GROUP)
-    activations = (
-        integer(8, "tensor", symmetric=False, dynamic=True) if found["tensor"] else integer(8, "token", dynamic=True)
-    )
     return Scheme(
-        name=name, weights=integer(8, "channel"), activations=activations,
+        name=name, weights=channel, activations=ACTIVATIONS[found["range"]],
         embeddings=head, lm_head=head, keys=cache, values=cache,
     )  # fmt: skip
 
@@ -57,6 +59,13 @@ def integer(bits: float, granularity: Literal["tensor", "channel", "group", "tok
     return Format(
         number="int", bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, dynamic=dynamic
     )
+
+
+ACTIVATIONS = {
+    None: integer(8, "token", dynamic=True),
+    "-tensor": integer(8, "tensor", symmetric=False, dynamic=True),
+    "-static": integer(8, "tensor", symmetric=False),
+}
 
 
 def named(*names: str) -> tuple[Scheme, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy import int64
@@ -23,27 +22,30 @@ from .artifact import base_folder, write_onnx
 from .refusals import ONNX, config, not_offered
 from .rescale import Pair, Scale, mapping_missing, pairs
 from .schemes import named
+from .schemes import scheme as scheme_named
 
 NAME = "smoothquant"
 TARGET: Target = "activations"
 RUNTIMES = (*ONNX, "openvino")
-GRID = (0.35, 0.5, 0.65, 0.8)
-SEARCH_SAMPLES = 1
-"""Calibration samples that the search measures errors on; ranges come from all samples."""
+GRID = (0.5, 0.65, 0.8, 0.9)
+SEARCH_TOKENS = 128
+"""Tokens of the first calibration sample that the search measures errors on; ranges come from all samples."""
 
 Round = Callable[[Floats], Floats]
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return named("w8a8", "w8a8-tensor")
+    return (*named("w8a8", "w8a8-tensor"), scheme_named("w8a8-static"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
         return refused
+    static = scheme.activations is not None and not scheme.activations.dynamic
     if runtime == "openvino":
-        per_tensor = scheme.name == "w8a8-tensor"
-        return None if per_tensor else "NNCF writes one activation range per tensor (w8a8-tensor), not per token"
+        return None if static else f"NNCF's activation ranges are fixed: w8a8-static instead of {scheme.name}"
+    if static:
+        return f"{runtime} rounds activations at run time: w8a8 or w8a8-tensor instead of {scheme.name}"
     return mapping_missing(config(model_folder))
 
 
@@ -96,7 +98,7 @@ def search(model_folder: Path, calibration: NDArray[int64], rounding: Round,
             weights = [weight(model, target) for target in every[name].targets]
             picked[name] = best(every[name], x, bounds[name], weights, rounding)
 
-    observe(model, calibration[:SEARCH_SAMPLES], dict.fromkeys(every, choose))
+    observe(model, calibration[:1, :SEARCH_TOKENS], dict.fromkeys(every, choose))
     chosen = [(every[name], scale) for name, (_, scale) in picked.items() if scale is not None]
     return chosen, (summary([alpha for alpha, _ in picked.values()]),)
 
@@ -106,7 +108,8 @@ def best(pair: Pair, x: Floats, x_bound: Floats, weights: list[Floats],
     """(exponent, scale) of least output error; (None, None) when no scale beats leaving the tensor as it is."""
     w_bound = pair.gather(np.max([np.abs(w).max(axis=0) for w in weights], axis=0))
     exact = [x @ w.T for w in weights]
-    least, found = output_error(x, weights, exact, rounding), (None, None)  # type: tuple[Any, Any]
+    least = output_error(x, weights, exact, rounding)
+    found: tuple[float | None, Scale | None] = (None, None)
     for alpha in GRID:
         scale = smoothing(pair.gather(x_bound), w_bound, alpha)
         wide = pair.spread(scale)
@@ -126,6 +129,5 @@ def output_error(x: Floats, weights: list[Floats], exact: list[Floats], rounding
 
 
 def summary(alphas: list[float | None]) -> str:
-    counts = {alpha: alphas.count(alpha) for alpha in (*GRID, None)}
-    listed = ", ".join(f"{'left alone' if alpha is None else alpha}: {count}" for alpha, count in counts.items() if count)
-    return f"SmoothQuant exponents chosen, tensors each: {listed}"
+    counts = {str(alpha or "left alone"): alphas.count(alpha) for alpha in (*GRID, None)}
+    return "SmoothQuant exponents, tensors each: " + ", ".join(f"{key}: {n}" for key, n in counts.items() if n)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Half = Literal["calibration", "evaluation"]
 
 NGRAM = 13
-"""Tokens in a row that count as the same passage (the length that GPT-3 used, arXiv:2005.14165, appendix C)."""
+"""Words in a row that count as the same passage (the length that GPT-3 used, arXiv:2005.14165, appendix C)."""
 
 LARGEST_SHARED = 0.10
 """Share of the evaluation's 13-grams that may appear in the calibration text."""
@@ -71,9 +71,7 @@ def calibration_tokens(
     text, source = _text("calibration", text_file)
     prefix, tokens = _encode(tokenizer_folder, text)
     body = length - len(prefix)
-    least = max(body + samples - 1, samples * body // OVERLAP)
-    if text_file is None:
-        least = body + samples - 1
+    least = body + samples - 1 if text_file is None else max(body + samples - 1, samples * body // OVERLAP)
     if len(tokens) < least:
         raise BadInput(
             f"calibration.text ({source.name})",
@@ -81,27 +79,27 @@ def calibration_tokens(
             "give a longer text, or fewer calibration.samples",
         )
     if text_file is not None or evaluation_file is not None:
-        judged = _encode(tokenizer_folder, _text("evaluation", evaluation_file)[0])[1]
-        refuse_overlap(tokens, judged, f"calibration.text ({source.name})")
+        refuse_overlap(text, _text("evaluation", evaluation_file)[0], f"calibration.text ({source.name})")
     last = len(tokens) - body
     starts = [round(i * last / max(samples - 1, 1)) for i in range(samples)]
     return _int64([prefix + tokens[start : start + body] for start in starts]), source
 
 
-def shared_passages(calibration: list[int], evaluation: list[int]) -> float:
-    """Share of the 13-grams of `evaluation` that `calibration` holds, 0..1."""
-    seen = {tuple(calibration[i : i + NGRAM]) for i in range(len(calibration) - NGRAM + 1)}
-    total = len(evaluation) - NGRAM + 1
-    return sum(tuple(evaluation[i : i + NGRAM]) in seen for i in range(total)) / total if total > 0 else 0.0
+def shared_passages(calibration: str, evaluation: str) -> float:
+    """Share of the 13-grams of words of `evaluation` that `calibration` holds, 0..1."""
+    known, judged = (re.findall(r"\w+", side.lower()) for side in (calibration, evaluation))
+    seen = {tuple(known[i : i + NGRAM]) for i in range(len(known) - NGRAM + 1)}
+    total = len(judged) - NGRAM + 1
+    return sum(tuple(judged[i : i + NGRAM]) in seen for i in range(total)) / total if total > 0 else 0.0
 
 
-def refuse_overlap(calibration: list[int], evaluation: list[int], where: str) -> None:
+def refuse_overlap(calibration: str, evaluation: str, where: str) -> None:
     """Raise where quality would be judged on text that the method was calibrated on."""
     share = shared_passages(calibration, evaluation)
     if share > LARGEST_SHARED:
         raise BadInput(
             where,
-            f"{share:.0%} of the evaluation text's passages ({NGRAM} tokens in a row) are in it too,"
+            f"{share:.0%} of the evaluation text's passages ({NGRAM} words in a row) are in it too,"
             f" at most {LARGEST_SHARED:.0%} may be",
             "calibrate on another text than quality.text",
         )
@@ -122,7 +120,7 @@ def passkey_prompt(tokenizer_folder: Path, context_tokens: int, key: str = "7143
     asked = "the secret pass key of the door is"
     needle = f"\n\nRemember this: {asked} {key}. Again, {asked} {key}. Once more, {asked} {key}.\n\n"
     question = f"\n\nRemember this: {asked}"
-    filler = encode("\n\n".join(_builtin_text("evaluation")))
+    filler = encode("\n\n".join(builtin_paragraphs("evaluation")))
     head, tail = encode(needle), encode(question)
     space = context_tokens - len(prefix) - len(head) - len(tail)
     if space < 0:
@@ -145,7 +143,7 @@ def read_text(path: Path, where: str) -> str:
 
 def _text(half: Half, text_file: Path | None) -> tuple[str, TextSource]:
     if text_file is None:
-        text = "\n\n".join(_builtin_text(half))
+        text = "\n\n".join(builtin_paragraphs(half))
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         name, licence = f"Python {version} language reference (pydoc_data.topics), {half} half", "PSF-2.0"
     else:
@@ -155,7 +153,7 @@ def _text(half: Half, text_file: Path | None) -> tuple[str, TextSource]:
 
 
 @functools.cache
-def _builtin_text(half: Half) -> tuple[str, ...]:
+def builtin_paragraphs(half: Half) -> tuple[str, ...]:
     """Paragraphs of one half, each once; what both halves hold belongs to calibration."""
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     names = sorted(topics)

@@ -1,9 +1,9 @@
 """OpenVINO artifacts: stateful graphs whose key-value cache lives in variables.
 
-A folder holds `openvino_model.xml` (logits of the last position, as a server computes them), `openvino_scoring.xml` (the
-same graph with the logits of all positions), one `openvino_model.bin` for both, and the tokenizer. The two graphs differ
-in one attribute of one node, a StridedSlice in front of the output layer whose `begin_mask` is switched off or on:
-their constants, and so the offsets into the file of weights, are the same.
+A folder holds `openvino_model.xml` (logits of the last position, as a server computes them), `openvino_scoring.xml`
+(the same graph with the logits of all positions), one `openvino_model.bin` for both, and the tokenizer. The two graphs
+differ in one attribute of one node, a StridedSlice in front of the output layer whose `begin_mask` is switched off or
+on: their constants, and so the offsets into the file of weights, are the same.
 
     export_base       Hugging Face folder -> fp32 folder
     quantize_weights  fp32 folder -> group-wise 4 and 8 bit weights, on the grid of `methods/affine.py`
@@ -71,7 +71,7 @@ def export_base(model_folder: Path, out: Path) -> None:
 
 
 def linear_names(folder: Path) -> tuple[str, ...]:
-    """Hugging Face names of the linears of a folder (`model.layers.0.mlp.up_proj`), `lm_head` last: the keys of a plan."""
+    """Hugging Face names of the linears of a folder (`model.layers.0.mlp.up_proj`), `lm_head` last."""
     return tuple(linears(read(folder / MODEL, folder / WEIGHTS)))
 
 
@@ -107,8 +107,9 @@ def compress_weights(
 
 
 def quantize_w8a8(base: Path, out: Path, calibration_tokens: Any, smooth: bool) -> None:
-    """INT8 weights (per channel) and INT8 activations (static, per tensor) from calibration tokens int64 [samples, length].
+    """INT8 weights per channel and INT8 activations per tensor; calibration tokens: int64 [samples, length].
 
+    Attention stays float: quantized inputs would take the cache out of it, and decode would copy the cache every step.
     `smooth`: SmoothQuant (arXiv:2211.10438) with α 0.5 before the linears. Statistics come from all positions of the
     output layer's input.
     """
@@ -127,9 +128,9 @@ def quantize_w8a8(base: Path, out: Path, calibration_tokens: Any, smooth: bool) 
                 subset_size=len(samples),
                 model_type=nncf.ModelType.TRANSFORMER,
                 preset=nncf.QuantizationPreset.PERFORMANCE,
-                fast_bias_correction=True,
                 ignored_scope=nncf.IgnoredScope(types=["ScaledDotProductAttention"], validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    disable_bias_correction=True,
                     smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha),
                 ),
             )
@@ -220,7 +221,7 @@ def linears(model: Any) -> dict[str, Any]:
 def store_in_groups(weight: Any, chosen: LinearFormat) -> None:
     """Puts integers, scales and zeros in the place of a float constant [N, K], for every node that reads it.
 
-    Signed integers [N, G, group] and no zeros where symmetric, else unsigned ones and zeros [N, G, 1]; scales are float32.
+    Symmetric: signed integers [N, G, group], no zeros; else unsigned ones and zeros [N, G, 1]. Scales are float32.
     """
     import numpy as np
     from openvino import opset13 as ops
@@ -281,7 +282,7 @@ def convert_tokenizer(model_folder: Path, folder: Path) -> None:
         return
     with quiet():
         import openvino
-        from openvino_tokenizers import convert_tokenizer as convert
+        from openvino_tokenizers import convert_tokenizer as convert  # type: ignore[import-untyped]
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(model_folder), local_files_only=True)

@@ -1,20 +1,20 @@
 """OpenVINO on the CPU: one compiled stateful graph, whose key-value cache lives in its variables.
 
 Loads the folder of `methods/formats/openvino.py`: `openvino_model.xml` (last logits) and `openvino_scoring.xml` (all
-logits, same `.bin`). Options: `f32` or `bf16`, the precision of computation (INFERENCE_PRECISION_HINT, default f32), and
-`kvu8`, `kvf16` or `kvf32`, the precision of the cache (KV_CACHE_PRECISION; default: that of computation). OpenVINO's own
-defaults depend on the hardware and on `rt_info` of the file (a cache in u8 where that says nothing), so all are set here.
+logits, same `.bin`). Options: `f32` or `bf16`, the precision of computation (INFERENCE_PRECISION_HINT, default f32);
+`kvu8`, `kvf16` or `kvf32`, the precision of the cache (KV_CACHE_PRECISION, default that of computation). OpenVINO's own
+defaults depend on the hardware and on `rt_info` in the file (a u8 cache where that says nothing), so all are set here.
 
 What is stored is not always what is asked (`kvf16` under `bf16` is kept as bfloat16): `operators` reads it back from
-the compiled graph. A cache [batch, kv_heads, tokens, head_dim] grows by doubling, so that `capacity` cannot be reserved.
+the compiled graph. A cache [batch, kv_heads, tokens, head_dim] grows by doubling: `capacity` cannot be reserved.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 NAME = "openvino"
 
@@ -86,12 +86,10 @@ class OpenvinoSession:
         self.folder, self.precisions, self.threads = folder, precisions, threads
         self.decoder = Decoder(self._compile("openvino_model.xml"))
         self.scorer: Decoder | None = None
-        self.copied: Any = None
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
-        self.scorer = self.copied = None
-        self.decoder.reset()
-        return self.decoder.run(tokens)[:, -1].copy()
+        self.scorer = None
+        return self.decoder.start(tokens)
 
     def decode(self, tokens: Any) -> Any:
         return self.decoder.run(tokens)[:, -1].copy()
@@ -101,7 +99,7 @@ class OpenvinoSession:
         if not self.decoder.past:
             raise ValueError("fill copies the cache of a prefilled row: prefill one first")
         if batch > 1:
-            self.copied = self.decoder.replicate(batch)
+            self.decoder.replicate(batch)
 
     def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
         self.scorer = self.scorer or Decoder(self._compile("openvino_scoring.xml"))
@@ -110,29 +108,22 @@ class OpenvinoSession:
         for at in range(0, len(tokens), step):
             yield scorer.run(tokens[None, at : at + step])[0].copy()
 
-    def operators(self, tokens: Any) -> dict[str, Any]:
+    def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         import numpy as np
 
         decoder = Decoder(self._compile("openvino_model.xml", PERF_COUNT=True))
-        walls: dict[str, list[float]] = {"prefill": [], "decode": []}
-
-        def prefill() -> Any:
-            decoder.reset()
-            return timed(lambda: decoder.run(tokens)[:, -1].copy(), walls["prefill"])
-
-        following = prefill().argmax(-1)[:, None].astype(np.int64)
-        totals = [decoder.totals()]
-        for run, rounds in ((prefill, 2), (lambda: timed(lambda: decoder.run(following), walls["decode"]), 1)):
-            totals.append(decoder.totals_after(run, rounds))
-        totals.append(decoder.totals_after(lambda: timed(lambda: decoder.run(following), walls["decode"]), 6))
+        following = decoder.start(tokens).argmax(-1)[:, None].astype(np.int64)
+        prefill = decoder.observe(lambda: decoder.start(tokens), 2)
+        if batch:
+            decoder.replicate(batch)
+            following = np.repeat(following[:1], batch, 0)
+        decoder.run(following)  # the cache grows here
+        decode = decoder.observe(lambda: decoder.run(following), 6)
         nodes, notes = graph_nodes(decoder.compiled), graph_notes(decoder.compiled)
-        return {
-            "prefill": phase(nodes, totals[0], totals[1], 2, walls["prefill"][1:], notes),
-            "decode": phase(nodes, totals[2], totals[3], 6, walls["decode"][1:], notes),
-        }
+        return {"prefill": phase(nodes, prefill, notes), "decode": phase(nodes, decode, notes)}
 
     def close(self) -> None:
-        self.scorer = self.copied = self.decoder = None  # type: ignore[assignment]
+        self.scorer = self.decoder = None  # type: ignore[assignment]
 
     def _compile(self, name: str, **more: Any) -> Any:
         import openvino
@@ -150,6 +141,18 @@ class OpenvinoSession:
         return core.compile_model(model, "CPU", properties | more)
 
 
+Totals = dict[str, tuple[str, str, float]]
+"""{node: (type, kernel, seconds)}"""
+
+
+class Observed(NamedTuple):
+    """What the profiler had counted before and after the passes whose wall times are `walls`, seconds."""
+
+    before: Totals
+    after: Totals
+    walls: list[float]
+
+
 class Decoder:
     """A compiled graph with one request, the number of tokens in its cache, and its count of passes."""
 
@@ -157,10 +160,16 @@ class Decoder:
         self.compiled, self.past, self.passes = compiled, 0, 0
         self.names = {name for port in compiled.inputs for name in port.get_names()}
         self.request = compiled.create_infer_request()
+        self.copied: dict[Any, Any] = {}
 
     def reset(self) -> None:
         self.request.reset_state()
-        self.past = 0
+        self.past, self.copied = 0, {}
+
+    def start(self, tokens: Any) -> Any:
+        """Tokens [B, S] into an empty cache; logits of the last position [B, V]."""
+        self.reset()
+        return self.run(tokens)[:, -1].copy()
 
     def run(self, tokens: Any) -> Any:
         """Appends tokens [B, S]; a view of the logits [B, S or 1, V], valid until the next pass."""
@@ -179,43 +188,38 @@ class Decoder:
         self.past, self.passes = total, self.passes + 1
         return self.request.get_tensor("logits").data
 
-    def replicate(self, batch: int) -> Any:
-        """Sets every variable to `batch` copies of its single row; returns the buffer that the states were set from."""
+    def replicate(self, batch: int) -> None:
+        """Sets every variable to `batch` copies of its single row [1, kv_heads, tokens, head_dim].
+
+        Variables give and take float32, whatever they store. The buffers live on: variables keep a pointer to them.
+        """
         import numpy as np
         import openvino
 
-        buffer: Any = None
+        self.copied = {}
         for variable in self.request.query_state():
-            row = variable.state.data  # [1, kv_heads, tokens, head_dim], float32 whatever the cache stores
+            row = variable.state.data
             if row.shape[0] != 1:
-                raise NotImplementedError(
-                    f"the state {variable.name} has {row.shape[0]} rows, not the one of a single prefill"
-                )
+                raise NotImplementedError(f"the state {variable.name} has {row.shape[0]} rows, not one")
             shape = (batch, *row.shape[1:])
-            if buffer is None or buffer.shape != shape or buffer.dtype != row.dtype:
-                buffer = np.empty(shape, row.dtype)
+            buffer = self.copied.setdefault((shape, row.dtype), np.empty(shape, row.dtype))
             buffer[:] = row
             variable.state = openvino.Tensor(buffer, shared_memory=True)
-        return buffer
 
-    def totals(self) -> dict[str, tuple[str, str, float]]:
-        """{node: (type, kernel, seconds since compilation)}: OpenVINO gives the mean over all passes so far."""
+    def totals(self) -> Totals:
+        """Seconds since compilation: OpenVINO gives the mean over all passes so far."""
         return {
             node.node_name: (node.node_type, node.exec_type, node.real_time.total_seconds() * self.passes)
             for node in self.request.get_profiling_info()
         }
 
-    def totals_after(self, run: Any, rounds: int) -> dict[str, tuple[str, str, float]]:
-        for _ in range(rounds):
+    def observe(self, run: Callable[[], Any], passes: int) -> Observed:
+        before, walls = self.totals(), []
+        for _ in range(passes):
+            start = time.perf_counter()
             run()
-        return self.totals()
-
-
-def timed(run: Any, walls: list[float]) -> Any:
-    start = time.perf_counter()
-    result = run()
-    walls.append(time.perf_counter() - start)
-    return result
+            walls.append(time.perf_counter() - start)
+        return Observed(before, self.totals(), walls)
 
 
 def text_of(information: Any, key: str) -> str:
@@ -262,21 +266,14 @@ def part_of(kind: str) -> str:
     return "cache_s" if kind.startswith(("Memory", "ReadValue", "Assign")) else "other_s"
 
 
-def phase(
-    nodes: dict[str, dict[str, Any]],
-    before: dict[str, tuple[str, str, float]],
-    after: dict[str, tuple[str, str, float]],
-    passes: int,
-    walls: list[float],
-    notes: list[str],
-) -> dict[str, Any]:
-    """Operators and times of one forward pass, from the totals before and after `passes` of them."""
+def phase(nodes: dict[str, dict[str, Any]], seen: Observed, notes: list[str]) -> dict[str, Any]:
+    """Operators and times of one forward pass."""
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     parts = {"linears_s": 0.0, "attention_s": 0.0, "cache_s": 0.0, "other_s": 0.0}
     linears = quantized = 0
-    for name, (kind, kernel, total) in after.items():
+    for name, (kind, kernel, total) in seen.after.items():
         node = nodes.get(name, {"type": kind, "weights": "", "activations": "", "linears": 0})
-        seconds = max(0.0, total - before[name][2]) / passes
+        seconds = max(0.0, total - seen.before[name][2]) / len(seen.walls)
         precision = f"{node['weights']} weights, {node['activations']} in" if node["linears"] else ""
         new = {"name": kind, "count": 0, "provider": kernel, "precision": precision, "time_s": 0.0}
         flags = {"linear": node["linears"] > 0, "quantized": node["weights"] in QUANTIZED}
@@ -292,8 +289,8 @@ def phase(
         ),
         "linears": linears,
         "quantized_linears": quantized,
-        "wall_s": sorted(walls)[len(walls) // 2],
-        "walls_s": walls,
+        "wall_s": sorted(seen.walls)[len(seen.walls) // 2],
+        "walls_s": seen.walls,
         "notes": notes,
         **parts,
     }

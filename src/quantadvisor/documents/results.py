@@ -143,6 +143,9 @@ class Capacity(OpenDocument):
     max_concurrency: int
     over_baseline: Finite
     over_best_unquantized_cache: Finite | None = None
+    step_over_best_unquantized_cache: Finite | None = None
+    """TPOT of the fastest candidate with an unquantized cache over the choice's, at the declared concurrency."""
+    best_unquantized_cache: str | None = None
     kind: Literal["measured", "modelled"] = "modelled"
 
 

