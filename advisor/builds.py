@@ -25,7 +25,7 @@ class Build(Document):
     runtime: str
     model_folder: Path
     out: Path
-    calibration: Path | None = None
+    calibration: Path
     base: Path | None = None
     """The fp32 export of the same model for the same runtime, where there is one."""
 
@@ -91,7 +91,7 @@ def run_build(build: Build) -> Built:
     from quantadvisor.profiling.worker import reset_peak, status_bytes
 
     warm_libraries(build.runtime)
-    calibration = np.load(build.calibration) if build.calibration else None
+    calibration = np.load(build.calibration)
     base_bytes = status_bytes("VmRSS")
     reset_peak()
     start = time.monotonic()

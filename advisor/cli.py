@@ -135,21 +135,21 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([finding.model_dump(mode="json") for finding in findings]))
     else:
-        marks = {"ok": "[green]✓[/green]", "note": "[yellow]·[/yellow]", "error": "[red]✗[/red]"}
+        marks = {"ok": "[green]✓[/green]", "error": "[red]✗[/red]"}
         for finding in findings:
-            mend = f"  [bold]{escape(finding.mend)}[/bold]" if finding.mend else ""
-            console.print(f"{marks.get(finding.level, '·')} {escape(finding.subject)}: {escape(finding.found)}{mend}")
-    if any(finding.level == "error" for finding in findings):
+            command = f"  [bold]{escape(finding.command)}[/bold]" if finding.command else ""
+            mark = marks.get(finding.status, "[yellow]·[/yellow]")
+            console.print(f"{mark} {escape(finding.name)}: {escape(finding.detail)}{command}", soft_wrap=True)
+    if examination.failed(findings):
         raise typer.Exit(2)
 
 
 @app.command()
 def schema(which: Annotated[str, typer.Argument(help="workload or results")] = "workload") -> None:
     """JSON Schema of a document, on standard output."""
-    documents = {"workload": Workload, "results": Results}
-    if which not in documents:
-        raise BadInput("schema", f"{which!r} is unknown", "give workload or results")
-    print(json.dumps(documents[which].model_json_schema(by_alias=True), indent=1))
+    from . import spec
+
+    print(json.dumps(spec.schema(which), indent=1))  # type: ignore[arg-type]  # schema refuses other words
 
 
 def version(wanted: bool) -> None:

@@ -57,7 +57,7 @@ PACKAGES = (
     "onnx",
     "numpy",
 )
-SIMULATED_TOKENS = 1024
+SIMULATED_TOKENS = 512
 EIGHT_BIT_SHARE = 0.5
 
 

@@ -158,7 +158,7 @@ def prediction_ledger(candidates: Sequence[Candidate]) -> tuple[LedgerRow, ...]:
             rows.append(
                 LedgerRow(
                     candidate=candidate.name,
-                    quantity=quantity,  # type: ignore[arg-type]
+                    quantity=quantity,
                     predicted=float(predicted),
                     measured=figure.median,
                     ratio=float(predicted) / figure.median,

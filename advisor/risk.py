@@ -1,7 +1,8 @@
 """The quality that a scheme would probably have, before anything is written: fake quantization in fp32 torch.
 
 Weights are rounded to the scheme's grid and put back; activations are rounded on their way into each linear. What a
-runtime adds beside (its own accumulation, its own cache) is not simulated: the applied artifact is scored for real.
+runtime adds beside (its own accumulation, an 8-bit head, its own cache) is not simulated: the applied artifact is scored
+for real.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: 
 
     torch.set_grad_enabled(False)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     original = {name: linear.weight.data for name, linear in linears.items()}
     peaks = channel_peaks(model, linears, windows[:1])
     scores = {}
     for name, scheme in schemes.items():
         smooth = name.startswith("smoothquant")
-        hooks = [round_linear(key, linear, scheme, peaks[key] if smooth else None) for key, linear in linears.items()]
+        hooks = [round_linear(linear, scheme, peaks[key] if smooth else None) for key, linear in linears.items()]
         scores[name] = score(model, windows, np.load(reference, mmap_mode="r"))
         for hook in hooks:
             hook.remove()
@@ -73,21 +74,18 @@ def channel_peaks(model: Any, linears: Mapping[str, Any], windows: np.ndarray) -
     return peaks
 
 
-def round_linear(name: str, linear: Any, scheme: Scheme, peaks: Any) -> Any:
+def round_linear(linear: Any, scheme: Scheme, peaks: Any) -> Any:
     """Put the rounded weight in place and round the inputs by a hook, which is returned."""
     import torch
 
-    weight, head = linear.weight.data, name == "lm_head"
-    number = scheme.lm_head if head else scheme.weights
+    weight, number, activations = linear.weight.data, scheme.weights, scheme.activations
     factors = torch.ones(weight.shape[1])
-    if peaks is not None and not head:
-        factors = (peaks.clamp(min=1e-5) ** SMOOTHING / weight.abs().amax(0).clamp(min=1e-5) ** (1 - SMOOTHING)).clamp(
-            min=1e-5
-        )
+    if peaks is not None:
+        bound = weight.abs().amax(0).clamp(min=1e-5)
+        factors = (peaks.clamp(min=1e-5) ** SMOOTHING / bound ** (1 - SMOOTHING)).clamp(min=1e-5)
     if number is not None:
         rounded = round_weight(weight * factors, int(number.bits), number.group_size, number.symmetric)
         linear.weight = torch.nn.Parameter(rounded / factors, requires_grad=False)
-    activations = None if head else scheme.activations
 
     def hook(_: Any, inputs: Any) -> Any:
         if activations is None:

@@ -31,7 +31,7 @@ from .diagnose import split
 
 BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
-KERNEL_BUDGET_S = 30.0
+KERNEL_BUDGET_S = 25.0
 PROFILED_TOKENS = 4096
 
 
@@ -80,8 +80,11 @@ def make_reference(context: Context, tokens: int = EVALUATION_TOKENS) -> Path:
 
 def statistics(context: Context) -> Statistics:
     """The fp32 reference and what the activations look like."""
+    from transformers.utils import logging
+
     from quantadvisor.profiling.activations import collect_activations
 
+    logging.disable_progress_bar()
     reference = make_reference(context)
     context.progress.say("activation maxima and outliers per layer")
     stats = collect_activations(context.model_folder, context.calibration[:16])

@@ -44,7 +44,7 @@ def unpack_nbits(packed: Codes, bits: int, count: int) -> Codes:
     if 8 % bits == 0:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         codes: Codes = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-        return codes.reshape(*packed.shape[:-1], -1)[..., :count]
+        return codes.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))[..., :count]
     flat = np.unpackbits(packed, axis=-1, count=count * bits, bitorder="little")
     planes = flat.reshape(*packed.shape[:-1], count, bits)
     return np.packbits(planes, axis=-1, bitorder="little")[..., 0]
@@ -56,7 +56,7 @@ def _pack_even(codes: Codes, bits: int) -> Codes:
     missing = -codes.shape[-1] % per_byte
     if missing:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], missing), np.uint8)], axis=-1)
-    lanes = codes.reshape(*codes.shape[:-1], -1, per_byte)
+    lanes = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
     packed: Codes = lanes[..., 0].copy()
     for lane in range(1, per_byte):
         packed |= lanes[..., lane] << np.uint8(lane * bits)

@@ -29,7 +29,9 @@ TARGET: Target = "activations"
 RUNTIMES = (*ONNX, "openvino")
 GRID = (0.5, 0.65, 0.8, 0.9)
 SEARCH_TOKENS = 128
-"""Tokens of the first calibration sample that the search measures errors on; ranges come from all samples."""
+"""Tokens of the first calibration sample that the search measures errors on."""
+RANGE_SAMPLES = 32
+"""Calibration samples that the ranges come from."""
 
 Round = Callable[[Floats], Floats]
 
@@ -90,7 +92,7 @@ def search(model_folder: Path, calibration: NDArray[int64], rounding: Round,
     def widen(name: str, x: Floats) -> None:
         bounds[name] = np.maximum(bounds[name], np.abs(x).max(axis=0))
 
-    observe(model, calibration, dict.fromkeys(every, widen))
+    observe(model, calibration[:RANGE_SAMPLES], dict.fromkeys(every, widen))
     picked: dict[str, tuple[float | None, Scale | None]] = {}
 
     def choose(name: str, x: Floats) -> None:

@@ -89,7 +89,7 @@ def interleave(
     for index in range(-1 if warm_up else 0, rounds):
         if deadline is not None and index >= 2 and time.monotonic() > deadline:
             break
-        order = list(workers) if index % 2 else list(reversed(workers))
+        order = list(workers) if index % 2 else list(workers)[::-1]
         for name in (name for name in order if name not in failed):
             progress(f"{name}: " + ("warm-up" if index < 0 else f"round {index + 1} of {rounds}"))
             try:

@@ -84,4 +84,4 @@ def straddles(quality: Quality, workload: Workload) -> bool:
 def passkey_found(worker: RunningWorker, prompt: np.ndarray, answer: np.ndarray) -> bool:
     """Does greedy decoding after int64 [S] continue with `answer`, int64 [n]? A quantized cache is read at each step."""
     made = worker.generate(prompt[None], len(answer))
-    return made.generated[0] == answer.tolist()
+    return bool(made.generated[0] == answer.tolist())

@@ -1,0 +1,132 @@
+"""A tiny random Llama as a Hugging Face folder, and its ONNX export: made once a session."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+VOCABULARY = 256
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline() -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setenv("TRANSFORMERS_OFFLINE", "1")
+    yield
+    patch.undo()
+
+
+def write_llama(folder: Path, tied: bool = True, **changes: object) -> Path:
+    """Hidden 64, 2 layers, 4 heads over 2 key heads; a few loud channels, as trained models have."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 128,
+    }  # fmt: skip
+    config = LlamaConfig(**(sizes | changes), tie_word_embeddings=tied, initializer_range=0.08)
+    model = LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("layernorm.weight"):
+                value.mul_(torch.exp(0.5 * torch.randn_like(value)))
+                value[3] *= 12
+    model.save_pretrained(folder)
+    words = Tokenizer(WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", eos_token="t2", bos_token="t1").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("llama") / "hf")
+
+
+@pytest.fixture(scope="session")
+def base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from quantadvisor.methods.formats import onnx
+
+    out = tmp_path_factory.mktemp("base") / "base"
+    onnx.export_base(llama, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tokens() -> np.ndarray:
+    """[4 samples, 32 tokens]"""
+    return np.random.default_rng(0).integers(3, VOCABULARY, (4, 32)).astype(np.int64)
+
+
+def torch_logits(folder: Path, row: np.ndarray) -> np.ndarray:
+    """Of every position: [S, V], by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own deprecations
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(row)[None]).logits[0].numpy()
+
+
+def session(folder: Path, name: str, optimised: Path | None = None):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it warns that a dumped optimised graph fits only this machine
+    options.intra_op_num_threads = 1
+    if optimised:
+        options.optimized_model_filepath = str(optimised)
+    return ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+
+
+def run(folder: Path, row: np.ndarray, chunk: int | None = None, name: str = "scoring.onnx") -> np.ndarray:
+    """Logits [positions, V] of a folder, later chunks reading the cache that earlier ones left."""
+    opened = session(folder, name)
+    kinds = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+    past = {
+        value.name: np.zeros((1, value.shape[1], 0, 16), kinds[value.type])
+        for value in opened.get_inputs()
+        if value.name.startswith("past")
+    }
+    names, parts = [value.name for value in opened.get_outputs()], []
+    for start in range(0, len(row), chunk or len(row)):
+        part = row[start : start + (chunk or len(row))]
+        mask = np.ones((1, start + len(part)), np.int64)
+        found = dict(zip(names, opened.run(names, {"input_ids": part[None], "attention_mask": mask, **past}), strict=True))
+        parts.append(found["logits"][0])
+        past = {key.replace("past_key_values", "past_key_values"): found[key.replace("past_key_values", "present")] for key in past}
+    return np.concatenate(parts)
+
+
+def operators(folder: Path, scratch: Path) -> dict[str, int]:
+    """Operator types after ONNX Runtime's own optimisation, with counts."""
+    import onnx
+
+    session(folder, "model.onnx", scratch / "optimised.onnx")
+    counts: dict[str, int] = {}
+    for node in onnx.load(scratch / "optimised.onnx", load_external_data=False).graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+def kl(exact: np.ndarray, other: np.ndarray) -> float:
+    """Mean over positions of KL(exact || other), in nats."""
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64) - x.max(axis=-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+    p, q = log_softmax(exact), log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())

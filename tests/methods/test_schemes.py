@@ -1,0 +1,59 @@
+import pytest
+
+from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.methods.schemes import scheme
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "granularity", "group", "symmetric"),
+    [
+        ("w4-g32", 4, "group", 32, False),
+        ("w8-g64", 8, "group", 64, True),
+        ("w4w8-g64-kv8", 6, "group", 64, False),
+        ("w8", 8, "channel", None, True),
+        ("w8a8", 8, "channel", None, True),
+    ],
+)
+def test_weights(name: str, bits: float, granularity: str, group: int | None, symmetric: bool) -> None:
+    made = scheme(name)
+    assert made.name == name
+    assert made.weights is not None
+    assert (made.weights.bits, made.weights.granularity, made.weights.group_size) == (bits, granularity, group)
+    assert made.weights.symmetric is symmetric
+    assert made.lm_head is not None
+    assert made.lm_head == made.embeddings
+    assert made.lm_head.bits == 8
+    assert made.quantizes_cache is name.endswith("-kv8")
+
+
+def test_floats() -> None:
+    assert scheme("fp32").weights is None
+    assert scheme("bf16").compute == "bf16"
+    cache = scheme("fp32-kv8").keys
+    assert cache is not None
+    assert (cache.bits, cache.granularity, cache.dynamic) == (8, "channel", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity", "dynamic"),
+    [("w8a8", "token", True), ("w8a8-tensor", "tensor", True), ("w8a8-static", "tensor", False)],
+)
+def test_activations_say_what_they_are(name: str, granularity: str, dynamic: bool) -> None:
+    activations = scheme(name).activations
+    assert activations is not None
+    assert (activations.granularity, activations.dynamic) == (granularity, dynamic)
+
+
+@pytest.mark.parametrize("name", ["w9-g32", "w4", "int4", "w8a8-row", "w4-g32-kv4", ""])
+def test_what_is_no_scheme(name: str) -> None:
+    with pytest.raises(ValueError, match="is unknown"):
+        scheme(name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_speak_these_names(name: str) -> None:
+    module = method(name)
+    assert name == module.NAME
+    assert module.schemes()
+    for offered in module.schemes():
+        assert scheme(offered.name) == offered

@@ -1,0 +1,90 @@
+"""The worker protocol with a virtual runtime: known times are measured, planted faults become reasons, nobody is left over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.documents import CandidateFailed
+from quantadvisor.profiling.workers import RunningWorker
+
+RUNTIME = Path(__file__).with_name("virtual_runtime.py")
+PROMPT = np.arange(8, dtype=np.int64)[None]
+
+
+def worker(*options: str, **more: object) -> RunningWorker:
+    return RunningWorker(RUNTIME, Path("nowhere"), options, 1, **more)  # type: ignore[arg-type]
+
+
+def test_known_times_are_measured() -> None:
+    with worker() as running:
+        made = running.generate(PROMPT, 6)
+    assert made.ttft_s == pytest.approx(0.05, rel=0.5)
+    assert np.median(made.itl_s) == pytest.approx(0.01, rel=0.5)
+    assert made.generated == [[7] * 6]
+    assert len(made.itl_s) == 5
+
+
+def test_recorded_cache_is_decoded_at_the_batch() -> None:
+    with worker() as running:
+        steady = running.steady(PROMPT, 5, 3)
+    assert steady.rows_equal
+    assert len(steady.itl_s) == 3
+
+
+def test_score_against_itself_is_zero(tmp_path: Path) -> None:
+    windows = np.arange(12, dtype=np.int64).reshape(2, 6)
+    with worker() as running:
+        running.write_reference(windows, tmp_path / "reference.npy")
+        scores = running.score(windows, tmp_path / "reference.npy", 4)
+    assert scores.shape == (3, 12)
+    assert scores[1] == pytest.approx(0.0, abs=1e-4)
+    assert (scores[2] == 1).all()
+    logits = np.arange(32) / 10
+    closed_form = np.log(np.exp(logits).sum()) - logits[windows[:, 1:]]
+    assert scores[0].reshape(2, 6)[:, :-1] == pytest.approx(closed_form, abs=1e-4)
+    assert np.isnan(scores[0].reshape(2, 6)[:, -1]).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("crash", "SIGSEGV"), ("nan", "NaN"), ("no-load", "another runtime")],
+)
+def test_a_fault_is_a_reason(option: str, reason: str) -> None:
+    with pytest.raises(CandidateFailed, match=reason), worker(option) as running:
+        running.generate(PROMPT, 2)
+
+
+def test_a_hang_ends_at_the_time_limit() -> None:
+    started = time.monotonic()
+    with pytest.raises(CandidateFailed, match="within 1 s"), worker("hang", time_limit_s=1.0) as running:
+        running.generate(PROMPT, 2)
+    assert time.monotonic() - started < 10
+
+
+def test_too_much_memory_is_killed_by_our_limit() -> None:
+    with pytest.raises(CandidateFailed, match="more than the worker's limit"), worker("hog", memory_limit_bytes=300 << 20) as running:
+        running.generate(PROMPT, 2)
+
+
+def test_workers_die_with_their_parent() -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from quantadvisor.profiling.workers import RunningWorker\n"
+        f"w = RunningWorker(Path({str(RUNTIME)!r}), Path('nowhere'), (), 1); print(w._process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split(")")[1][:3]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the worker outlived its parent")

@@ -1,0 +1,67 @@
+"""A runtime with known TTFT and ITL and with planted faults, loaded by the real worker; the option names the fault."""
+
+import os
+import time
+
+NAME = "virtual"
+TTFT_S, ITL_S, VOCABULARY = 0.05, 0.01, 32
+
+
+def refuse(path, options, isa):
+    return None
+
+
+def warm_imports():
+    import numpy  # noqa: F401
+
+
+def open_session(path, options, threads):
+    if "no-load" in options:
+        raise ValueError("this artifact is made for another runtime")
+    return VirtualSession(options)
+
+
+class VirtualSession:
+    def __init__(self, options):
+        self.options = options
+        self.rows = 0
+
+    def logits(self, rows):
+        import numpy as np
+
+        made = np.zeros((rows, VOCABULARY), np.float32)
+        made[:, 7] = np.nan if "nan" in self.options else 5.0
+        return made
+
+    def prefill(self, tokens, capacity):
+        time.sleep(TTFT_S)
+        if "crash" in self.options:
+            os.kill(os.getpid(), 11)
+        if "hang" in self.options:
+            time.sleep(600)
+        if "hog" in self.options:
+            self.kept = bytearray(os.urandom(1 << 20) * 600)
+            time.sleep(600)
+        self.rows = len(tokens)
+        return self.logits(self.rows)
+
+    def decode(self, tokens):
+        time.sleep(ITL_S)
+        return self.logits(len(tokens))
+
+    def fill(self, batch, capacity):
+        self.rows = batch
+
+    def score(self, tokens, chunk):
+        import numpy as np
+
+        step = chunk or len(tokens)
+        for at in range(0, len(tokens), step):
+            rows = len(tokens[at : at + step])
+            yield np.tile(np.arange(VOCABULARY, dtype=np.float32) / 10, (rows, 1))
+
+    def operators(self, tokens, batch):
+        return {}
+
+    def close(self):
+        pass
