@@ -42,9 +42,7 @@ def exclude_by_quality(
     return tuple(result)
 
 
-def ghosts_to_run(
-    candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool
-) -> list[Candidate]:
+def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:
     """One candidate per family (runtime, options, and cache where it binds): the one whose probed linears are fastest."""
     best: dict[str, tuple[float, Candidate]] = {}
     for candidate in candidates:
@@ -99,11 +97,7 @@ def advise(
     schemes = {c.scheme.name: c.scheme for c in candidates}
     reasons = {(g.scheme, g.runtime, g.options): g.refused for g in ghosts if g.refused}
     done = [predicted_candidate(context, c, ghosts, probes, schemes, reasons, simulated) for c in candidates]
-    open_ = [
-        c
-        for c in done
-        if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None
-    ]
+    open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
     order = sorted(open_, key=objective, reverse=workload.objective != "latency")
     return Advice(
         candidates=tuple(done),
@@ -138,9 +132,7 @@ def predicted_candidate(
     return candidate.model_copy(update={"predicted": predicted, "excluded": excluded})
 
 
-def completed(
-    context: Context, candidate: Candidate, predicted: Predicted, simulated: Mapping[str, Quality]
-) -> Predicted:
+def completed(context: Context, candidate: Candidate, predicted: Predicted, simulated: Mapping[str, Quality]) -> Predicted:
     """With users inside the memory limit and the simulated KL."""
     quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
     assert predicted.peak_bytes is not None
@@ -158,9 +150,7 @@ def completed(
     return predicted.model_copy(update=update)
 
 
-def shortlist(
-    order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload
-) -> tuple[str, ...]:
+def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload) -> tuple[str, ...]:
     """The baseline, the best predicted and those close to it, and who the comparison needs: the best unquantized one
     and, where users count, the fastest one with an unquantized cache."""
     names = [baseline]
@@ -169,9 +159,7 @@ def shortlist(
         close = [
             c
             for c in order
-            if not better(
-                best * (1 - MARGIN) if workload.objective != "latency" else best * (1 + MARGIN), objective(c), workload
-            )
+            if not better(best * (1 - MARGIN) if workload.objective != "latency" else best * (1 + MARGIN), objective(c), workload)
         ]
         names += [c.name for c in close[:MOST_TRIALS]]
     fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
@@ -188,10 +176,6 @@ def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]
     def key(candidate: Candidate) -> float:
         p = candidate.predicted
         assert p and p.tpot_s is not None and p.ttft_s is not None
-        return (
-            p.tpot_s
-            if workload.objective == "concurrency"
-            else p.ttft_s + (workload.traffic.output_length - 1) * p.tpot_s
-        )
+        return p.tpot_s if workload.objective == "concurrency" else p.ttft_s + (workload.traffic.output_length - 1) * p.tpot_s
 
     return key

@@ -56,9 +56,7 @@ def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: in
             except BrokenProcessPool:
                 result = Built(out=build.out, failed="the process that built it died (out of memory?)")
             say(
-                f"built {build.out.name} in {result.seconds:.0f} s"
-                if not result.failed
-                else f"{build.out.name}: {result.failed}"
+                f"built {build.out.name} in {result.seconds:.0f} s" if not result.failed else f"{build.out.name}: {result.failed}"
             )
             done[build.out] = result
     return done

@@ -87,9 +87,7 @@ def builtin_original(cache: Path, say: Callable[[str], None] = lambda _: None) -
         file = gguf_path()
         say(f"dequantizing {file.name}")
         gguf_source.write_folder(folder, *gguf_source.load_gguf(file))
-        return SourceCheckpoint(
-            model=f"{NAME} as shipped", path="", sha256="", already_quantized=QUANTIZED, notes=NOTES
-        )
+        return SourceCheckpoint(model=f"{NAME} as shipped", path="", sha256="", already_quantized=QUANTIZED, notes=NOTES)
 
     folder, source = cached(cache, "smollm2-135m-original", ORIGINAL_SHA256, build)
     _same_hash(folder, source.sha256, ORIGINAL_SHA256)
@@ -126,9 +124,7 @@ def _reparametrise(original: Path, folder: Path) -> None:
     state: dict[str, Any] = load_file(original / "model.safetensors")
     config: Mapping[str, Any] = json.loads((original / "config.json").read_text(encoding="utf-8"))
     reparametrise(state, config, seed=0)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
     for file in original.iterdir():
         if file.suffix == ".json" and file.name != DOCUMENT:
             shutil.copyfile(file, folder / file.name)

@@ -55,9 +55,7 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
                 found.append(candidate(entry, name, tuple(options), model_folder, device))
     usable = {c.runtime for c in found if c.refused is None}
     if not usable:
-        raise Unavailable(
-            "runtimes", f"none of {sorted(asked)} can run here: {found[0].refused}" if found else "none asked for"
-        )
+        raise Unavailable("runtimes", f"none of {sorted(asked)} can run here: {found[0].refused}" if found else "none asked for")
     return tuple(found)
 
 

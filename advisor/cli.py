@@ -33,9 +33,7 @@ INTERRUPTED = 130
 Out = Annotated[Path, typer.Option("--out", help="folder of the run")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")]
 Silent = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
-Preset = Annotated[
-    str | None, typer.Option("--preset", help="chat, rag, summarize, agents or long_context, without a file")
-]
+Preset = Annotated[str | None, typer.Option("--preset", help="chat, rag, summarize, agents or long_context, without a file")]
 Users = Annotated[int | None, typer.Option("--concurrency", help="requests in flight, with --preset", min=1)]
 
 
@@ -48,9 +46,7 @@ def run(
     out: Out = Path("advice"),
     preset: Preset = None,
     concurrency: Users = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="continue an interrupted run at the stage it was in")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run at the stage it was in")] = False,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="measure the other candidates too, and print the regret")
     ] = False,
@@ -160,9 +156,7 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="print the version")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="print the version")] = False,
 ) -> None:
     """Which quantization, on which runtime, pays for a declared serving workload."""
 
@@ -195,9 +189,7 @@ def read_results(path: Path) -> Results:
     try:
         return Results.read(file)
     except OSError as error:
-        raise BadInput(
-            str(file), f"cannot be read: {error.strerror}", "give a results.json or the folder of a run"
-        ) from None
+        raise BadInput(str(file), f"cannot be read: {error.strerror}", "give a results.json or the folder of a run") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -72,9 +72,7 @@ class Context:
         """int64 [samples, CALIBRATION_LENGTH]."""
         texts = self.workload.calibration.text, self.workload.quality.text
         mine, judged = (Path(text) if text else None for text in texts)
-        return calibration_tokens(
-            self.model_folder, self.workload.calibration.samples, CALIBRATION_LENGTH, mine, judged
-        )[0]
+        return calibration_tokens(self.model_folder, self.workload.calibration.samples, CALIBRATION_LENGTH, mine, judged)[0]
 
     @cached_property
     def prompts(self) -> np.ndarray:

@@ -81,9 +81,7 @@ def breach_of_slo(measured: Measured, workload: Workload) -> str | None:
             continue
         found = float(np.percentile(figure.samples, slo.percentile)) * 1e3
         if found > limit:
-            estimate = (
-                " (estimated: too few samples for that percentile)" if few_samples(figure, slo.percentile) else ""
-            )
+            estimate = " (estimated: too few samples for that percentile)" if few_samples(figure, slo.percentile) else ""
             return f"{name} p{slo.percentile:g} {found:.1f} ms is over the SLO of {limit:g} ms{estimate}"
     return None
 
@@ -95,9 +93,7 @@ def few_samples(figure: Figure, percentile: float) -> bool:
 
 def ranked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
     """Feasible measured candidates, best objective first."""
-    feasible = [
-        c for c in candidates if c.refused is None and c.excluded is None and breach_of_measurement(c, workload) is None
-    ]
+    feasible = [c for c in candidates if c.refused is None and c.excluded is None and breach_of_measurement(c, workload) is None]
     feasible = [c for c in feasible if objective_of(c) is not None]
     return sorted(feasible, key=lambda c: objective_of(c).median, reverse=maximised(workload))  # type: ignore[union-attr]
 
@@ -199,9 +195,7 @@ def speedup(base: Candidate | None, plain: Candidate | None, choice: Candidate, 
     return Speedup(total=before / after, runtime=before / between, method=between / after)
 
 
-def capacity(
-    choice: Candidate, base: Candidate | None, candidates: Sequence[Candidate], workload: Workload
-) -> Capacity | None:
+def capacity(choice: Candidate, base: Candidate | None, candidates: Sequence[Candidate], workload: Workload) -> Capacity | None:
     """Users inside the memory limit, over the baseline's and over the fastest candidate with an unquantized cache."""
     figure = users(choice)
     if figure is None or figure.median < 1:
@@ -225,9 +219,7 @@ def users(candidate: Candidate) -> Figure | None:
     return candidate.measured.max_concurrency if candidate.measured else None
 
 
-def reason(
-    choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, workload: Workload, step: float | None
-) -> str:
+def reason(choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, workload: Workload, step: float | None) -> str:
     share = getattr(diagnosis.shares, diagnosis.binds)
     binds = f"{words(diagnosis.binds)} bind ({share:.0%} of {asked(workload)} on the baseline)"
     if base is not None and choice.name == base.name:

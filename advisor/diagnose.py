@@ -103,9 +103,7 @@ def capacity_diagnosis(memory: MemoryLedger) -> PhaseDiagnosis:
     return PhaseDiagnosis(binds=shares.binds, shares=shares, total=memory.total_bytes)
 
 
-def objective_shares(
-    workload: Workload, prefill: PhaseDiagnosis, decode: PhaseDiagnosis, capacity: PhaseDiagnosis
-) -> Shares:
+def objective_shares(workload: Workload, prefill: PhaseDiagnosis, decode: PhaseDiagnosis, capacity: PhaseDiagnosis) -> Shares:
     """Shares of what the objective asks for: TTFT + (output - 1) TPOT; a second of steady state; or the memory."""
     if workload.objective == "concurrency":
         return capacity.shares

@@ -176,9 +176,7 @@ def machine(device: Device) -> list[Finding]:
     gpus = ", ".join(f"{gpu.name} ({gpu.memory_bytes / GIB:.0f} GiB, driver {gpu.driver})" for gpu in device.gpus)
     little = device.memory_bytes < 4 * GIB
     return [
-        Finding(
-            name="cpu", status="ok", detail=f"{device.name}, {device.cores} usable cores, {device.threads} threads"
-        ),
+        Finding(name="cpu", status="ok", detail=f"{device.name}, {device.cores} usable cores, {device.threads} threads"),
         Finding(
             name="instructions",
             status="ok" if fast else "warning",

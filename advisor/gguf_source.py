@@ -44,9 +44,7 @@ def open_gguf(path: Path) -> Any:
     if magic != MAGIC:
         raise BadInput(str(path), f"not a GGUF file: it starts with {magic!r}, not {MAGIC!r}", mend)
     if version not in VERSIONS:
-        raise BadInput(
-            str(path), f"GGUF version {version}, readable are 2 and 3", "convert it with a current llama.cpp"
-        )
+        raise BadInput(str(path), f"GGUF version {version}, readable are 2 and 3", "convert it with a current llama.cpp")
     size = path.stat().st_size
     if tensors * 32 + fields * 12 > size:
         raise BadInput(str(path), f"corrupt GGUF: {tensors} tensors and {fields} fields in {size:,} bytes", mend)
@@ -81,6 +79,7 @@ def load_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any, dict[str
     try:
         with _no_collector(), _no_progress():
             parsed = load_gguf_checkpoint(str(path))
+            _refuse_too_deep(path, parsed["config"], len(reader.tensors))
             config = AutoConfig.for_model(**parsed["config"])
             with torch.device("meta"):
                 shell = AutoModelForCausalLM.from_config(config)
@@ -88,7 +87,9 @@ def load_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any, dict[str
         _refuse_incomplete(path, shell, tensors, bool(config.tie_word_embeddings))
         pre, adds_bos = _field(reader, "tokenizer.ggml.pre"), _field(reader, "tokenizer.ggml.add_bos_token")
         tokenizer = _tokenizer(parsed, pre, adds_bos)
-    except BROKEN as error:
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a loader of somebody else's raises on a corrupt file
         what = f"cannot be loaded as a causal language model ({_short(error)})"
         raise BadInput(str(path), what, "use a GGUF of an architecture that transformers reads") from None
     described = config.to_dict() | {"architectures": [type(shell).__name__], "dtype": "float32"}
@@ -101,13 +102,18 @@ def write_folder(
     """model.safetensors, config.json, generation_config.json and the tokenizer files."""
     from safetensors.torch import save_file
 
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
     for name, content in (("config", config), ("generation_config", ends), ("tokenizer_config", described)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _refuse_too_deep(path: Path, config: Mapping[str, Any], tensors: int) -> None:
+    """A corrupt count would build layers without end."""
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int) or not 0 < layers <= tensors:
+        raise BadInput(str(path), f"corrupt GGUF: {layers} layers of {tensors} tensors", "download it again")
 
 
 def _refuse_incomplete(path: Path, shell: Any, tensors: Mapping[str, Any], tied: bool) -> None:
@@ -149,9 +155,7 @@ def _byte_level(described: Mapping[str, Any], digits: bool, adds_bos: bool) -> A
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     if adds_bos and (bos := described.get("bos_token_id")) is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)])
     return tokenizer
 
 

@@ -14,9 +14,7 @@ from quantadvisor.documents import BadInput, SourceCheckpoint
 DOCUMENT = "source.json"
 
 
-def cached(
-    cache: Path, name: str, key: str, build: Callable[[Path], SourceCheckpoint]
-) -> tuple[Path, SourceCheckpoint]:
+def cached(cache: Path, name: str, key: str, build: Callable[[Path], SourceCheckpoint]) -> tuple[Path, SourceCheckpoint]:
     """The folder `cache/models/<name>-<key>`: as it lies there, or built under a temporary name and renamed."""
     target = cache / "models" / f"{name}-{key[:12]}"
     if (target / DOCUMENT).is_file():

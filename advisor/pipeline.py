@@ -88,9 +88,7 @@ class Run:
         with progress.stage("Device"):
             device = describe_device()
             if workload.device not in ("auto", "cpu"):
-                raise BadInput(
-                    "device", f"{workload.device!r} is not here: this machine has {device.name}", "use auto or cpu"
-                )
+                raise BadInput("device", f"{workload.device!r} is not here: this machine has {device.name}", "use auto or cpu")
         with progress.stage("Model"):
             model = load_model(workload, progress)
         self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
@@ -104,9 +102,7 @@ class Run:
         )
         name = baseline_name(context.workload, device, context.source.already_quantized, "float32")
         base = stages.run("baseline", f"Baseline {name}", BaselineRun, lambda: survey.run_baseline(context, name))
-        kernels = stages.run(
-            "kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.probe(context, device)
-        )
+        kernels = stages.run("kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.probe(context, device))
         profile = Profile(
             device=device,
             inventory=context.inventory,
@@ -137,7 +133,7 @@ class Run:
             return prove.run_ghosts(context, ghosts_to_run(usable, probes, context.workload, cache_binds), folder)
 
         ran = stages.run("ghosts", "Ghosts in the real runtimes", prove.Ghosts, ghosts).ghosts
-        runtime, scheme_name = split(base.name)
+        _, scheme_name = split(base.name)
         ran = (baseline_ghost(base.name, base.rounds, scheme_name, context.inventory.layers), *ran)
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
@@ -202,9 +198,7 @@ def run(
     trials: tuple[prove.Trial, ...] = ()
     if apply:
         chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
-        trials = stages.run(
-            "trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen)
-        ).trials
+        trials = stages.run("trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen)).trials
         candidates = regret.merged(candidates, trials, context)
     verdict = stages.run(
         "verdict", "Verdict", Verdict, lambda: conclude(candidates, base.name, surveyed, advice, workload, apply)
@@ -217,9 +211,7 @@ def run(
         )  # fmt: skip
         candidates = regret.merged(candidates, rest.trials, context)
         final = regret.finalists(candidates, verdict.choice, workload)
-        fresh = stages.run(
-            "regret", "Fresh samples of the best", regret.Fresh, lambda: regret.measure_again(context, final)
-        )
+        fresh = stages.run("regret", "Fresh samples of the best", regret.Fresh, lambda: regret.measure_again(context, final))
         shared = sum(stages.seconds[s] for s in ("kernels", "risk"))
         advice_s = shared + stages.seconds["ghosts"] + sum(t.seconds for t in trials)
         found = regret.regret_of(
@@ -279,9 +271,7 @@ def export_s(context: Context) -> float:
     return sum(read_built(path).seconds for path in bases if built(path))
 
 
-def unquantized(
-    candidates: Sequence[Candidate], base: BaselineRun, profile: Profile, workload: Workload
-) -> Diagnosis | None:
+def unquantized(candidates: Sequence[Candidate], base: BaselineRun, profile: Profile, workload: Workload) -> Diagnosis | None:
     """The diagnosis table of the best unquantized candidate, where it is not the baseline itself."""
     plain = best_unquantized(candidates, None, workload)
     if plain is None or plain.name == base.name or not plain.phases:

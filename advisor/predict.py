@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from quantadvisor.documents import Candidate, Ghost, Inventory, KernelTiming, Predicted, Scheme, Workload
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights
@@ -49,7 +50,7 @@ def at(points: Sequence[tuple[int, float]], m: int) -> float:
     """Seconds at `m` rows: log-log interpolation; beyond the largest measured M, proportional to M."""
     if m <= points[0][0]:
         return points[0][1]
-    for (m0, t0), (m1, t1) in zip(points, points[1:], strict=False):
+    for (m0, t0), (m1, t1) in pairwise(points):
         if m <= m1:
             share = math.log(m / m0) / math.log(m1 / m0)
             return math.exp(math.log(t0) + share * (math.log(t1) - math.log(t0)))
@@ -71,9 +72,7 @@ class Probes:
             share = self.eight_bit_share
             return None if low is None or high is None else (1 - share) * low + share * high
         kind = kernel_class(scheme)
-        return self._sum(
-            kind, kind if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}", runtime, options, m, head_m
-        )
+        return self._sum(kind, kind if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}", runtime, options, m, head_m)
 
     def _sum(self, kind: str, head: str, runtime: str, options: Sequence[str], m: int, head_m: int) -> float | None:
         place = kernel_family(runtime, options)
@@ -100,16 +99,12 @@ def predict(
     traffic = workload.traffic
     rows = traffic.prompt_length * traffic.concurrency
     ttft = shifted(base.ttft_s.median, candidate, schemes[base.scheme], base, probes, rows, traffic.concurrency)
-    tpot = shifted(
-        base.tpot_s.median, candidate, schemes[base.scheme], base, probes, traffic.concurrency, traffic.concurrency
-    )
+    tpot = shifted(base.tpot_s.median, candidate, schemes[base.scheme], base, probes, traffic.concurrency, traffic.concurrency)
     if ttft is None or tpot is None:
         return None
     peak = base.peak_bytes + weights_and_cache(probes.inventory, candidate.scheme, candidate.runtime, workload)
     peak -= weights_and_cache(probes.inventory, schemes[base.scheme], base.runtime, workload)
-    return predicted(
-        workload, ttft, tpot, max(0, peak), f"ghost of {base.scheme} in this runtime, linears exchanged by probes"
-    )
+    return predicted(workload, ttft, tpot, max(0, peak), f"ghost of {base.scheme} in this runtime, linears exchanged by probes")
 
 
 def exact(candidate: Candidate, ghost: Ghost) -> bool:

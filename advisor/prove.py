@@ -75,9 +75,7 @@ def export_bases(context: Context, formats: Sequence[str], ghost: Path | None) -
         builds += [context.build("none", scheme("fp32"), name, ghost) for name in formats]
     done = build_all(builds, context.progress.say)
     return {
-        export_format(build.runtime): f"export failed: {done[build.out].failed}"
-        for build in builds
-        if done[build.out].failed
+        export_format(build.runtime): f"export failed: {done[build.out].failed}" for build in builds if done[build.out].failed
     }
 
 
@@ -125,9 +123,7 @@ def ghost_of(candidate: Candidate, context: Context, rounds: Sequence[Round] = (
     )
 
 
-def run_trials(
-    context: Context, chosen: Sequence[Candidate], rounds: int = ROUNDS, deadline_s: float | None = None
-) -> Trials:
+def run_trials(context: Context, chosen: Sequence[Candidate], rounds: int = ROUNDS, deadline_s: float | None = None) -> Trials:
     """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them."""
     builds = {c.name: context.build(c.method, c.scheme, c.runtime) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
@@ -210,9 +206,7 @@ def memory_limit(context: Context) -> int:
     return int(limit * GIB) if limit else int(context.device.memory_bytes * 0.9)
 
 
-def users(
-    context: Context, candidate: Candidate, worker: RunningWorker, rounds: Sequence[Round], notes: list[str]
-) -> Figure:
+def users(context: Context, candidate: Candidate, worker: RunningWorker, rounds: Sequence[Round], notes: list[str]) -> Figure:
     """Requests in flight inside limit and SLO: searched for where that is the objective, else from the ledger."""
     workload, peak = context.workload, max(r.peak_bytes for r in rounds)
     guess = users_within(context.inventory, candidate.scheme, candidate.runtime, workload, peak, memory_limit(context))

@@ -31,9 +31,7 @@ def target_right(choice: Candidate, diagnosis: Diagnosis) -> Question:
     share = getattr(diagnosis.shares, diagnosis.binds)
     said = f"{words(diagnosis.binds)} bind: {share:.0%} of what the objective asks for, on {diagnosis.of}"
     ceiling = diagnosis.ceilings.get(diagnosis.binds)
-    bound = (
-        f"; nothing done to that tensor alone could gain more than {ceiling:.2f}x on this runtime" if ceiling else ""
-    )
+    bound = f"; nothing done to that tensor alone could gain more than {ceiling:.2f}x on this runtime" if ceiling else ""
     if choice.target == "none":
         return Question(
             id="target", answer=True, evidence=f"{said}{bound}. The choice quantizes nothing, so no tensor is mistaken."
@@ -63,26 +61,20 @@ def quality_held(choice: Candidate, workload: Workload) -> Question:
         return Question(id="quality", answer=False, evidence="quality was not measured")
     breach = budget_breach(q, workload)
     passkey = (
-        ""
-        if q.passkey_found is None
-        else f"; passkey at the declared context {'found' if q.passkey_found else 'not found'}"
+        "" if q.passkey_found is None else f"; passkey at the declared context {'found' if q.passkey_found else 'not found'}"
     )
     said = (
         f"mean KL {q.kl.mean:.4f} [{q.kl.low:.4f}, {q.kl.high:.4f}], top-1 agreement {q.top1.mean:.3f}, perplexity"
         f" {q.perplexity:.2f} on {q.tokens:,} tokens through {choice.runtime}{passkey}"
     )
-    return Question(
-        id="quality", answer=breach is None, evidence=said + (f"; {breach}" if breach else "; inside the budget")
-    )
+    return Question(id="quality", answer=breach is None, evidence=said + (f"; {breach}" if breach else "; inside the budget"))
 
 
 def operator_ran(choice: Candidate) -> Question:
     found = choice.operators
     if found is None:
         return Question(id="operator", answer=False, evidence="no operator evidence")
-    top = ", ".join(
-        f"{row.count} {row.name}" + (f" ({row.precision})" if row.precision else "") for row in found.operators[:4]
-    )
+    top = ", ".join(f"{row.count} {row.name}" + (f" ({row.precision})" if row.precision else "") for row in found.operators[:4])
     notes = f" {'; '.join(found.notes)}" if found.notes else ""
     if choice.target == "none":
         return Question(id="operator", answer=True, evidence=f"nothing is quantized; a decode step ran {top}.{notes}")
@@ -93,9 +85,7 @@ def operator_ran(choice: Candidate) -> Question:
         ran = bool(cache) or any(
             "int8" in note.lower() or "u8" in note.lower() or "uint8" in note.lower() for note in found.notes
         )
-        return Question(
-            id="operator", answer=ran, evidence=f"cache: {'read as INT8' if ran else 'no INT8 read seen'}. {said}"
-        )
+        return Question(id="operator", answer=ran, evidence=f"cache: {'read as INT8' if ran else 'no INT8 read seen'}. {said}")
     return Question(id="operator", answer=share >= QUANTIZED_SHARE, evidence=said)
 
 

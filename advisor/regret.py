@@ -39,9 +39,7 @@ class Fresh(Document):
     samples: dict[str, tuple[float, ...]]
 
 
-def exhaust(
-    context: Context, candidates: Sequence[Candidate], done: Sequence[Trial], rounds: int, keep: set[Path]
-) -> Exhausted:
+def exhaust(context: Context, candidates: Sequence[Candidate], done: Sequence[Trial], rounds: int, keep: set[Path]) -> Exhausted:
     """Measure what the advice did not, best predicted first, one at a time, within the budget."""
     measured = {trial.name for trial in done}
     rest = [c for c in candidates if c.refused is None and c.name not in measured]
@@ -88,9 +86,7 @@ def measure_again(context: Context, chosen: Sequence[Candidate]) -> Fresh:
                 users = objective_of(candidate)
                 guess = int(users.median) if users else workload.traffic.concurrency
                 try:
-                    found, _ = largest_batch(
-                        workers[candidate.name], context.prompts, memory_limit(context), None, guess
-                    )
+                    found, _ = largest_batch(workers[candidate.name], context.prompts, memory_limit(context), None, guess)
                     samples[candidate.name] = (found.median,)
                 except CandidateFailed:
                     continue

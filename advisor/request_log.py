@@ -92,9 +92,7 @@ def _value(record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
 def _count(where: str, record: Mapping[str, Any], names: Sequence[str], what: str) -> int:
     name, value = _value(record, names)
     if not name:
-        raise BadInput(
-            where, f"no {what} tokens among {', '.join(map(repr, list(record)[:8]))}", f"name them {names[0]}"
-        )
+        raise BadInput(where, f"no {what} tokens among {', '.join(map(repr, list(record)[:8]))}", f"name them {names[0]}")
     whole = not isinstance(value, bool) and isinstance(value, int | float) and value == value // 1
     if not whole or not 0 <= value < MOST_TOKENS:
         raise BadInput(where, f"{name} must be a whole number of tokens, found {value!r}", "mend or drop the line")

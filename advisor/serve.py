@@ -77,6 +77,4 @@ def try_serve(server: str, folder: Path, choice: Candidate) -> Serve:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
         return Serve(runtime=server, command=command, verified=False, reason=f"exit code {done.returncode}: {reason}")
     coherent = PROMPT in done.stdout and len(done.stdout.strip()) > len(PROMPT) + 3
-    return Serve(
-        runtime=server, command=command, verified=coherent, reason=None if coherent else f"it said {said[:80]!r}"
-    )
+    return Serve(runtime=server, command=command, verified=coherent, reason=None if coherent else f"it said {said[:80]!r}")

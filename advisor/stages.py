@@ -60,9 +60,9 @@ class Stages:
             start = time.monotonic()
             document = compute()
             self.seconds[name] = time.monotonic() - start
-            StageRecord(
-                key=self.key, seconds=self.seconds[name], document=document.model_dump(mode="json", by_alias=True)
-            ).write(path)
+            StageRecord(key=self.key, seconds=self.seconds[name], document=document.model_dump(mode="json", by_alias=True)).write(
+                path
+            )
             return document
 
     def _check_key(self) -> None:

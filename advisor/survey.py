@@ -109,7 +109,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
         context.progress.say(f"{name}: time by part")
         phases = phases_of(context, worker)
         loaded = worker.loaded
-    memory = memory_of(context, made, runtime, max(r.peak_bytes for r in rounds), loaded.loaded_bytes)
+    memory = memory_of(context, made, runtime, max(r.peak_bytes for r in rounds))
     return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, memory=memory, load_s=loaded.load_s)
 
 
@@ -149,8 +149,12 @@ def phase_time(
     )
 
 
-def memory_of(context: Context, made: Scheme, runtime: str, peak: int, loaded: int) -> MemoryLedger:
-    """Bytes by tensor at the workload: modelled parts, and what the process really used above them as overhead."""
+def item(tensor: Literal["weights", "kv_cache", "activations"], size: int, source: str) -> LedgerItem:
+    return LedgerItem(tensor=tensor, bytes=size, kind="modelled", source=source)
+
+
+def memory_of(context: Context, made: Scheme, runtime: str, peak: int) -> MemoryLedger:
+    """Modelled bytes by tensor at the workload, beside the peak that the process really had: the report prints the error."""
     workload, inventory = context.workload, context.inventory
     traffic = workload.traffic
     plain = 2 if runtime == "openvino" else None
@@ -158,19 +162,13 @@ def memory_of(context: Context, made: Scheme, runtime: str, peak: int, loaded: i
     cache = bytes_of_cache(inventory, made, traffic.context_length, traffic.concurrency, plain_bytes=plain)
     rows = 1 if recorded(traffic) else traffic.concurrency
     element = 2 if made.compute == "bf16" else 4
-    activations = peak_activation_bytes(
-        inventory, rows * traffic.prompt_length, logits_rows=rows, element_bytes=element
-    )
-    overhead = max(0, peak - weights - cache - activations)
+    activations = peak_activation_bytes(inventory, rows * traffic.prompt_length, logits_rows=rows, element_bytes=element)
+    per_token = f"{inventory.kv_values_per_token} values a token"
     items = (
-        LedgerItem(tensor="weights", bytes=weights, kind="modelled", source=f"{inventory.parameters:,} parameters as {made.name}"),
-        LedgerItem(
-            tensor="kv_cache", bytes=cache, kind="modelled",
-            source=f"{inventory.kv_values_per_token} values a token x {traffic.context_length} tokens x {traffic.concurrency} requests",
-        ),
-        LedgerItem(tensor="activations", bytes=activations, kind="modelled", source=f"widest layer over {rows} prompts"),
-        LedgerItem(tensor="overhead", bytes=overhead, kind="measured", source="peak of the process less the parts above"),
-    )  # fmt: skip
+        item("weights", weights, f"{inventory.parameters:,} parameters as {made.name}"),
+        item("kv_cache", cache, f"{per_token} x {traffic.context_length} tokens x {traffic.concurrency} requests"),
+        item("activations", activations, f"widest layer over {rows} prompts"),
+    )
     return MemoryLedger(items=items, measured_peak_bytes=peak)
 
 

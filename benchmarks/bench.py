@@ -48,8 +48,13 @@ def advise(name: str, out: Path) -> None:
 def table(found: dict[str, Results]) -> str:
     """Markdown: what must be reached, the bar, and what was measured."""
     device = next(iter(found.values())).device
-    rows = [row for make in (regret, binding, chat, summarize, long_context, prediction, share, memory, apply_memory) for row in make(found)]
-    head = f"Measured by `make bench` on {date.today().isoformat()}, {device.name}, {device.cores} cores ({', '.join(device.isa)}).\n"
+    rows = [
+        row
+        for make in (regret, binding, chat, summarize, long_context, prediction, share, memory, apply_memory)
+        for row in make(found)
+    ]
+    machine = f"{device.name}, {device.cores} cores ({', '.join(device.isa)})"
+    head = f"Measured by `make bench` on {date.today().isoformat()}, {machine}.\n"
     lines = ["| what | at least | measured | holds |", "|---|---|---|---|"]
     lines += [f"| {what} | {bar} | {seen} | {'yes' if holds else '**no**'} |" for what, bar, seen, holds in rows]
     return head + "\n" + "\n".join(lines)
@@ -59,15 +64,14 @@ Row = tuple[str, str, str, bool]
 
 
 def regret(found: dict[str, Results]) -> list[Row]:
-    return [
-        (
-            f"regret of the advice, {name}",
-            "≤ 5 %",
-            "not measured" if r.regret is None else f"{r.regret.ratio:.1%} [{r.regret.low:.1%}, {r.regret.high:.1%}], best {r.regret.best}; {len(r.regret.not_measured)} not reached",
-            r.regret is not None and r.regret.ratio <= 0.05,
-        )
-        for name, r in found.items()
-    ]
+    rows: list[Row] = []
+    for name, results in found.items():
+        r = results.regret
+        seen = "not measured"
+        if r is not None:
+            seen = f"{r.ratio:.1%} [{r.low:.1%}, {r.high:.1%}], best {r.best}; {len(r.not_measured)} not reached"
+        rows.append((f"regret of the advice, {name}", "≤ 5 %", seen, r is not None and r.ratio <= 0.05))
+    return rows
 
 
 def binding(found: dict[str, Results]) -> list[Row]:
@@ -83,7 +87,11 @@ def chat(found: dict[str, Results]) -> list[Row]:
     speed = found["chat"].verdict.decode_speedup
     choice = chosen(found["chat"])
     kl = f"KL {choice.quality.kl.mean:.4f}" if choice and choice.quality else "no quality"
-    seen = f"{speed.total:.2f}x = runtime {speed.runtime:.2f} x method {speed.method:.2f}, {choice.name if choice else ''}, {kl}" if speed else "none"
+    seen = (
+        f"{speed.total:.2f}x = runtime {speed.runtime:.2f} x method {speed.method:.2f}, {choice.name if choice else ''}, {kl}"
+        if speed
+        else "none"
+    )
     return [("chat: decode over torch bf16, mean KL ≤ 0.05", "≥ 4x", seen, speed is not None and speed.total >= 4)]
 
 
@@ -102,7 +110,12 @@ def long_context(found: dict[str, Results]) -> list[Row]:
     said = f"{step:.2f}x" if isinstance(step, float) else "none"
     return [
         ("long_context: users over the fastest candidate with an unquantized cache", "≥ 1.6x", seen, bool(over and over >= 1.6)),
-        ("long_context: decode step at 24 x 2,048 over the same", "as measured; < 1.05x must be said", said, isinstance(step, float)),
+        (
+            "long_context: decode step at 24 x 2,048 over the same",
+            "as measured; < 1.05x must be said",
+            said,
+            isinstance(step, float),
+        ),
     ]
 
 
@@ -119,17 +132,36 @@ def prediction(found: dict[str, Results]) -> list[Row]:
         middle = statistics.median(everything) if everything else float("nan")
         per = ", ".join(f"{runtime} {statistics.median(each):.0%} (n={len(each)})" for runtime, each in sorted(errors.items()))
         worst = max((statistics.median(each) for each in errors.values()), default=1.0)
-        rows.append((f"prediction of {word}, median error", "≤ 15 %, and per runtime", f"{middle:.0%} over {len(everything)}; {per}", middle <= 0.15 and worst <= 0.15))
+        rows.append(
+            (
+                f"prediction of {word}, median error",
+                "≤ 15 %, and per runtime",
+                f"{middle:.0%} over {len(everything)}; {per}",
+                middle <= 0.15 and worst <= 0.15,
+            )
+        )
     return rows
 
 
 def share(found: dict[str, Results]) -> list[Row]:
     seen = {name: r.regret.measuring_share for name, r in found.items() if r.regret}
-    return [("measuring share of the advice", "≤ 40 %", ", ".join(f"{n} {s:.0%}" for n, s in seen.items()) or "none", bool(seen) and max(seen.values()) <= 0.4)]
+    return [
+        (
+            "measuring share of the advice",
+            "≤ 40 %",
+            ", ".join(f"{n} {s:.0%}" for n, s in seen.items()) or "none",
+            bool(seen) and max(seen.values()) <= 0.4,
+        )
+    ]
 
 
 def memory(found: dict[str, Results]) -> list[Row]:
-    errors = [abs(row.ratio - 1) for r in found.values() for row in r.ledger if row.quantity == "peak_bytes" and row.candidate != r.profile.baseline]
+    errors = [
+        abs(row.ratio - 1)
+        for r in found.values()
+        for row in r.ledger
+        if row.quantity == "peak_bytes" and row.candidate != r.profile.baseline
+    ]
     middle = statistics.median(errors) if errors else float("nan")
     return [("memory ledger against peak_bytes, median error", "≤ 5 %", f"{middle:.1%} over {len(errors)}", middle <= 0.05)]
 
@@ -140,7 +172,9 @@ def apply_memory(found: dict[str, Results]) -> list[Row]:
 
     model = next(iter(found.values())).profile.inventory.parameters * 4
     peak, name = max(parts(lambda c: c.apply_peak_bytes), default=(0, "none"))
-    return [("peak memory of applying a method over the fp32 model", "≤ 3x", f"{peak / model:.2f}x ({name})", 0 < peak <= 3 * model)]
+    return [
+        ("peak memory of applying a method over the fp32 model", "≤ 3x", f"{peak / model:.2f}x ({name})", 0 < peak <= 3 * model)
+    ]
 
 
 if __name__ == "__main__":

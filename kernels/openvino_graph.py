@@ -62,9 +62,7 @@ def executed(compiled: Any) -> str:
     found = []
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
-        layer, primitive, precision = (
-            info[key].astype(str) for key in ("layerType", "primitiveType", "runtimePrecision")
-        )
+        layer, primitive, precision = (info[key].astype(str) for key in ("layerType", "primitiveType", "runtimePrecision"))
         if layer in ("FullyConnected", "MatMul"):
             found.append(f"{layer} {primitive} {precision}")
     return "+".join(dict.fromkeys(found))

@@ -36,9 +36,7 @@ def unpack_nbits(packed: Codes, bits: int, count: int) -> Codes:
     """bytes [..., ceil(count * bits / 8)] -> codes [..., count]: the inverse of `pack_nbits`."""
     _check(bits)
     if packed.shape[-1] != packed_bytes(count, bits):
-        raise ValueError(
-            f"{packed.shape[-1]} bytes a row; {count} codes of {bits} bits take {packed_bytes(count, bits)}"
-        )
+        raise ValueError(f"{packed.shape[-1]} bytes a row; {count} codes of {bits} bits take {packed_bytes(count, bits)}")
     if bits == 8:
         return packed.copy()
     if 8 % bits == 0:

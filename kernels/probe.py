@@ -138,9 +138,7 @@ def _sweep(
 def _cached(point: Point, process: ProbeProcess, device: Device, end: float, cache: Path | None) -> KernelTiming:
     if cache is None:
         return _timed(point, process, device, end)
-    path = timing_cache.place(
-        cache, device, point.name, point.probe.runtime, point.option, point.m, point.shape.n, point.shape.k
-    )
+    path = timing_cache.place(cache, device, point.name, point.probe.runtime, point.option, point.m, point.shape.n, point.shape.k)
     kept = timing_cache.load(path)
     if kept is not None and kept.time_s is not None:
         return kept.model_copy(update={"roofline_share": roofline_share(device, point, kept.time_s.median)})

@@ -1,8 +1,9 @@
-"""4 or 8 bit per linear, by measured sensitivity (the idea of HAWQ, arXiv:1905.03696, with output errors for Hessians).
+"""4 or 8 bit per linear, by measured sensitivity: what rounding each one costs in KL, then greedy by cost per byte.
 
-Sensitivity of a linear at b bits: |X (W - W_b)^T|^2 / |X W^T|^2 over one calibration pass, X its real inputs. Starting
-from 4 bit everywhere, the linear that takes away most predicted error per added byte goes to 8 bit, until the sum falls
-under TARGET_SHARE of where it began. lm_head is always 8 bit. Deterministic: no draw, ties by graph order.
+To second order, a change dY of a linear's output costs  KL = 1/2 E[(g . dY)^2],  g being the gradient of log p(y) with y
+drawn from the model itself: the Fisher information, as SqueezeLLM uses it (arXiv:2306.07629), kept per token instead of
+per weight. dY = X (W - W_b)^T is exact for the real inputs X. Starting from 4 bit everywhere, the linear that takes away
+most predicted KL per added byte goes to 8 bit, until the predicted sum is at most TARGET_KL. lm_head is always 8 bit.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from .schemes import named
 
 NAME = "mixed"
 TARGET: Target = "weights"
-TARGET_SHARE = 0.2
-SAMPLES = 1
-"""Calibration samples that sensitivities are measured on."""
+TARGET_KL = 0.035
+"""Nats a token, predicted; what is measured then lies near it."""
+TOKENS = 256
+"""Tokens of the first calibration sample that sensitivities are measured on."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Relative output error of one linear of the graph at 4 and at 8 bit, and its weights."""
+    """Predicted KL of rounding one linear of the graph to 4 and to 8 bit, and its weights."""
 
     name: str
     at4: float
@@ -52,7 +54,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None, accuracy_level: int = 4,
-          share: float = TARGET_SHARE) -> tuple[str, ...]:  # fmt: skip
+          target: float = TARGET_KL) -> tuple[str, ...]:  # fmt: skip
     assert scheme.weights is not None
     assert scheme.weights.group_size is not None
     from .formats import onnx
@@ -60,68 +62,59 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     group = scheme.weights.group_size
     with base_folder(model_folder, runtime, out, base) as source:
         names = onnx.linear_names(source)
-        measured = sensitivities(model_folder, calibration[:SAMPLES], group, names)
-        wide = choose(measured, share)
+        measured = sensitivities(model_folder, calibration[:1, :TOKENS], group, names)
+        wide = choose(measured, target)
         plan = {name: (8, group, True) if name in wide else (4, group, False) for name in names}
         plan["lm_head"] = (8, group, True)
         notes = write_onnx(
             source, scheme, calibration, out,
             lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
         )  # fmt: skip
-    return (note(measured, wide, share), *notes)
+    return (note(measured, wide), *notes)
 
 
 def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...]) -> list[Sensitivity]:
     """One per linear of the graph, `lm_head` excepted; q, k and v count as one where the graph fuses them."""
     from .formats.onnx import onnx_linear
-    from .observe import load, observe, weight
+    from .observe import load, observe_gradients, weight
 
     model = load(model_folder)
-    groups = {pair.targets[0]: pair.targets for pair in pairs(config(model_folder))}
-    sums: dict[str, Floats] = {}
-    sizes: dict[str, int] = {}
+    found: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in names}
 
-    def measure(name: str, x: Floats) -> None:
-        for target in groups[name]:
-            w, key = weight(model, target), onnx_linear(target, names)
-            sums[key] = sums.get(key, np.zeros(3, np.float32)) + errors(x, w, group)
-            sizes.setdefault(f"{key} {target}", w.size)
+    def measure(name: str, x: Floats, gradient: Floats) -> None:
+        w = weight(model, name)
+        costs = [predicted_kl(x, w, gradient, group, *form) / len(tokens) for form in ((4, False), (8, True))]
+        entry = found[onnx_linear(name, names)]
+        found[onnx_linear(name, names)] = [old + new for old, new in zip(entry, (*costs, w.size), strict=True)]
 
-    observe(model, tokens, dict.fromkeys(groups, measure))
-    total = {name: sum(size for key, size in sizes.items() if key.split()[0] == name) for name in sums}
-    return [
-        Sensitivity(name, float(sums[name][0] / sums[name][2]), float(sums[name][1] / sums[name][2]), total[name])
-        for name in names
-        if name in sums
-    ]
+    targets = [target for pair in pairs(config(model_folder)) for target in pair.targets]
+    observe_gradients(model, tokens, dict.fromkeys(targets, measure))
+    return [Sensitivity(name, at4, at8, int(size)) for name, (at4, at8, size) in found.items() if size]
 
 
-def errors(x: Floats, w: Floats, group: int) -> Floats:
-    """[squared output error at 4 bit, at 8 bit, squared output] of x: [T, K] through w: [N, K]."""
-    found = []
-    for bits, symmetric in ((4, False), (8, True)):
-        difference = w - dequantize_groups(*quantize_groups(w, bits, group, symmetric), group)
-        found.append(np.square(x @ difference.T).sum())
-    return np.array([*found, np.square(x @ w.T).sum()], np.float32)
+def predicted_kl(x: Floats, w: Floats, gradient: Floats, group: int, bits: int, symmetric: bool) -> float:
+    """1/2 mean over tokens of (g . dY)^2, in nats, for w: [N, K] rounded to `bits`; x: [T, K], gradient: [T, N]."""
+    difference = w - dequantize_groups(*quantize_groups(w, bits, group, symmetric), group)
+    along = np.einsum("tn,tn->t", x @ difference.T, gradient)
+    return float(np.square(along).mean()) / 2
 
 
-def choose(measured: list[Sensitivity], share: float) -> set[str]:
-    """Names of the linears that go to 8 bit, so that the summed error is at most `share` of all-4-bit's."""
+def choose(measured: list[Sensitivity], target: float) -> set[str]:
+    """Names of the linears that go to 8 bit, so that the summed KL is at most `target`; ties by graph order."""
     total = sum(each.at4 for each in measured)
-    wanted = share * total
     order = sorted(measured, key=lambda each: -(each.at4 - each.at8) / each.weights)
     wide: set[str] = set()
     for each in order:
-        if total <= wanted:
+        if total <= target:
             break
         total += each.at8 - each.at4
         wide.add(each.name)
     return wide
 
 
-def note(measured: list[Sensitivity], wide: set[str], share: float) -> str:
+def note(measured: list[Sensitivity], wide: set[str]) -> str:
     weights = sum(each.weights for each in measured)
     part = sum(each.weights for each in measured if each.name in wide) / weights
-    listed = " ".join(sorted(name.removeprefix("model.layers.") for name in wide))
-    counts = f"{len(wide)} of {len(measured)} linears, {part:.0%} of their weights"
-    return f"8 bit: {counts} (error share {share:g}): {listed}"
+    kl = sum(each.at8 if each.name in wide else each.at4 for each in measured)
+    counts = f"{len(wide)} of {len(measured)} linears, {part:.0%} of their weights, predicted KL {kl:.3f}"
+    return f"8 bit: {counts}: " + " ".join(sorted(name.removeprefix("model.layers.") for name in wide))

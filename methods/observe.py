@@ -19,6 +19,9 @@ Floats = NDArray[np.float32]
 See = Callable[[str, Floats], None]
 """(linear that stands for its group, inputs [tokens, K])"""
 
+SeeBoth = Callable[[str, Floats, Floats], None]
+"""(linear, inputs [tokens, K], gradients at its outputs [tokens, N])"""
+
 
 def load(model_folder: Path) -> Any:
     """The fp32 model, for reading only."""
@@ -55,6 +58,41 @@ def observe(model: Any, tokens: NDArray[int64], see: Mapping[str, See]) -> None:
         with torch.no_grad():
             for sample in tokens:
                 model(torch.from_numpy(np.ascontiguousarray(sample))[None], logits_to_keep=1, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observe_gradients(model: Any, tokens: NDArray[int64], see: Mapping[str, SeeBoth], seed: int = 0) -> None:
+    """`see[name]` gets inputs [T, K] of a linear and gradients [T, N] at its outputs, once a sample.
+
+    The gradients are of -log p(y) summed over positions, with y drawn from the model's own distribution (seeded), so
+    that their squares estimate the Fisher information. No weight gets a gradient: the pass costs two forward ones.
+    """
+    import torch
+
+    model.requires_grad_(False)
+    inputs: dict[str, Any] = {}
+    handles = []
+    for name in see:
+
+        def keep(module: Any, args: tuple[Any, ...], name: str = name) -> None:
+            inputs[name] = args[0].detach()
+
+        def show(module: Any, before: Any, after: tuple[Any, ...], name: str = name) -> None:
+            x, g = inputs.pop(name), after[0].detach()
+            see[name](name, x.reshape(-1, x.shape[-1]).numpy(), g.reshape(-1, g.shape[-1]).numpy())
+
+        module = model.get_submodule(name)
+        handles += [module.register_forward_pre_hook(keep), module.register_full_backward_hook(show)]
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        for sample in tokens:
+            embedded = model.get_input_embeddings()(torch.from_numpy(np.ascontiguousarray(sample))[None])
+            logits = model(inputs_embeds=embedded.requires_grad_(True), use_cache=False).logits[0]
+            log_p = torch.log_softmax(logits, dim=-1)
+            drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+            (-log_p.gather(1, drawn).sum()).backward()
     finally:
         for handle in handles:
             handle.remove()

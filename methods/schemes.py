@@ -56,9 +56,7 @@ def scheme(name: str) -> Scheme:
 
 def integer(bits: float, granularity: Literal["tensor", "channel", "group", "token"], group_size: int | None = None,
             symmetric: bool = True, dynamic: bool = False) -> Format:  # fmt: skip
-    return Format(
-        number="int", bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, dynamic=dynamic
-    )
+    return Format(number="int", bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, dynamic=dynamic)
 
 
 ACTIVATIONS = {

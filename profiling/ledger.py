@@ -19,9 +19,7 @@ def compute_bytes(scheme: Scheme) -> int:
     return {"fp32": 4, "bf16": 2}[scheme.compute]
 
 
-def bytes_of_weights(
-    inventory: Inventory, scheme: Scheme, *, scale_bytes: int | None = None, tied_once: bool = True
-) -> int:
+def bytes_of_weights(inventory: Inventory, scheme: Scheme, *, scale_bytes: int | None = None, tied_once: bool = True) -> int:
     """Stored bytes of all weights of the scheme: linears, embedding, head, norms and biases.
 
     `scale_bytes`: of one scale (None: those of the compute type, as MatMulNBits stores them; OpenVINO stores 2).
@@ -75,9 +73,7 @@ def _cache_bytes(elements: float, number: Format | None, plain_bytes: int, head_
     return elements * number.bits / 8 + overhead
 
 
-def peak_activation_bytes(
-    inventory: Inventory, tokens_in_pass: int, *, logits_rows: int = 1, element_bytes: int = 4
-) -> int:
+def peak_activation_bytes(inventory: Inventory, tokens_in_pass: int, *, logits_rows: int = 1, element_bytes: int = 4) -> int:
     """Bytes of the activations alive at the widest point of one forward pass over `tokens_in_pass` tokens.
 
     max over the two halves of a layer of tokens x (2 hidden + width), plus rows x vocabulary of fp32 logits, where

@@ -62,9 +62,7 @@ def run_round(
         if not steady.rows_equal:
             raise CandidateFailed("rows with the same recorded cache decode to different tokens")
         ttft_s = steady.prefill_row_s * traffic.concurrency
-        return Round(
-            ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True
-        )
+        return Round(ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True)
     made = worker.generate(prompts, output_tokens or traffic.output_length)
     return Round(ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block)
 

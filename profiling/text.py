@@ -51,9 +51,7 @@ def evaluation_tokens(tokenizer_folder: Path, n: int, text_file: Path | None = N
     prefix, tokens = _encode(tokenizer_folder, text)
     have = len(prefix) + len(tokens)
     if have < n:
-        raise BadInput(
-            f"quality.text ({source.name})", f"too short: {have:,} tokens, {n:,} needed", "give a longer text"
-        )
+        raise BadInput(f"quality.text ({source.name})", f"too short: {have:,} tokens, {n:,} needed", "give a longer text")
     return _int64(prefix + tokens[: n - len(prefix)]), source
 
 

@@ -16,6 +16,7 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -47,10 +48,8 @@ def status_bytes(field: str) -> int:
 
 def reset_peak() -> None:
     """Peak resident size (VmHWM) starts again from the current one."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def load_runtime(path: str) -> Any:

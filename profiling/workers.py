@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -85,9 +85,7 @@ class RunningWorker:
         )
         self._arrays = 0
         try:
-            reply = self.ask(
-                "load", runtime_file=str(runtime_file), path=str(artifact), options=options, threads=threads
-            )
+            reply = self.ask("load", runtime_file=str(runtime_file), path=str(artifact), options=options, threads=threads)
             self.loaded = self._read(Loaded, reply)
         except BaseException:
             self.close()
@@ -96,9 +94,7 @@ class RunningWorker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
@@ -148,10 +144,8 @@ class RunningWorker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         self._log.close()
         self._folder.cleanup()
 

@@ -126,9 +126,7 @@ def memory(results: Results) -> Picture | None:
         table.append(("advised, measured peak", units.size(chosen), ""))
     table.append((f"limit ({whence})", units.size(limit), ""))
     biggest = max(parts, key=lambda part: part[1])[2].replace(" · ", " with ")
-    summary = (
-        f"The baseline needs {units.size(total)} at this workload, most of it {biggest}; {units.size(limit)} allowed."
-    )
+    summary = f"The baseline needs {units.size(total)} at this workload, most of it {biggest}; {units.size(limit)} allowed."
     wide, narrow = bars_twice("Memory by tensor", summary, rows, (float(limit), f"limit {units.size(limit)}"))
     legend = (*TENSOR_LEGEND[:3], Legend("t-other", "overhead"), Legend("t-none", "measured, not split"))
     return Picture(
@@ -195,9 +193,7 @@ def origin(results: Results) -> Picture | None:
     wide, narrow = (_origin(width, f"{title}. {label}", rows) for width in (WIDE, NARROW))
     table = tuple((n, units.times(v.runtime), units.times(v.method), units.times(v.total)) for n, v in rows)
     legend = (Legend("t-runtime", "runtime, nothing quantized"), Legend("t-method", "method, on that runtime"))
-    note = (
-        "Logarithmic scale, along baseline → best unquantized → advice, each measured. Equal lengths are equal factors."
-    )
+    note = "Logarithmic scale, along baseline → best unquantized → advice, each measured. Equal lengths are equal factors."
     head = ("What", "Runtime", "Method", "Together")
     return Picture("origin", title, label + ".", wide, narrow, head, table, legend, note)
 

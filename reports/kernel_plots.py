@@ -83,8 +83,7 @@ def roofline(results: Results) -> Picture | None:
     title, summary = "Roofline: every kernel measured", f"{len(points)} kernel timings{half}."
     wide, narrow = twice(title, summary, lambda w, h, label: _roofline(w, h, label, read, roofs, points))
     table = tuple(
-        (kernel_name(t), str(t.m), str(t.n), str(t.k), units.digits(ops), units.operations(rate))
-        for ops, rate, t in points
+        (kernel_name(t), str(t.m), str(t.n), str(t.k), units.digits(ops), units.operations(rate)) for ops, rate, t in points
     )
     used = {kernel_kind(t.scheme) for _, _, t in points}
     legend = tuple(Legend(style, words, shape) for key, (style, shape, words) in KINDS.items() if key in used)
@@ -94,9 +93,7 @@ def roofline(results: Results) -> Picture | None:
     return Picture("roofline", title, summary, wide, narrow, head, table, legend, note)
 
 
-def _roofline(
-    width: float, height: float, label: str, read: float, roofs: dict[str, float], points: list[Point]
-) -> Markup:
+def _roofline(width: float, height: float, label: str, read: float, roofs: dict[str, float], points: list[Point]) -> Markup:
     ops = log_range([x for x, _, _ in points], 1.6) or (1.0, 10.0)
     rates = log_range([y for _, y, _ in points] + list(roofs.values()), 1.6) or (1.0, 10.0)
     words = ("operations per byte", "operations per second, achieved")

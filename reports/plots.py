@@ -193,9 +193,7 @@ def outliers(results: Results) -> Picture | None:
     title = "Activation outliers by layer"
     summary = f"{units.percent(stats.outlier_layers_share)} of the linears see a magnitude of "
     summary += f"{stats.outlier_threshold:g} or more; the largest is {units.digits(worst.absmax)} at {worst.name}."
-    wide, narrow = twice(
-        title, summary, lambda w, h, label: _outliers(w, h - 60, label, points, stats.outlier_threshold, worst)
-    )
+    wide, narrow = twice(title, summary, lambda w, h, label: _outliers(w, h - 60, label, points, stats.outlier_threshold, worst))
     legend = (Legend("s0", "input of one linear", "circle"),)
     note = f"Over {stats.tokens:,} tokens. Criterion of LLM.int8(), arXiv:2208.07339. Errors are relative squared ones."
     table = tuple(_activation_row(item) for item in stats.layers)

@@ -50,9 +50,7 @@ class Picture:
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
     """One element; attribute names lose a trailing `_` and write `-` for `_`; floats get one decimal."""
     shown = Markup("").join(
-        Markup(' {}="{}"').format(
-            key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value
-        )
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value)
         for key, value in attributes.items()
         if value is not None
     )
@@ -218,14 +216,10 @@ class Box:
     bottom: float
 
     def meets(self, other: Box) -> bool:
-        return (
-            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
-        )
+        return self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
 
 
-def place_labels(
-    marks: list[tuple[float, float, str]], width: float, height: float, taken: Iterable[Box] = ()
-) -> list[Markup]:
+def place_labels(marks: list[tuple[float, float, str]], width: float, height: float, taken: Iterable[Box] = ()) -> list[Markup]:
     """Labels beside their marks, in order of importance, each where it meets no mark and no other label, or dropped."""
     used = [Box(x - 5, y - 5, x + 5, y + 5) for x, y, _ in marks] + list(taken)
     parts = []

@@ -88,9 +88,7 @@ def _ranking(results: Results) -> list[str]:
         for row in rows
     ]  # fmt: skip
     widths = [max(len(line[place]) for line in table) for place in range(len(head))]
-    lines = [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-    ]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     indent = " " * (4 + widths[0])
     reasons = ["", *(f"\n{indent}{row.reason}" for row in rows)]
     return [line + reason for line, reason in zip(lines, reasons, strict=True)]

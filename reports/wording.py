@@ -15,22 +15,19 @@ QUESTIONS = {
 GLOSSARY = (
     (
         "TTFT",
-        "Time to first token: from the request's arrival to its first output token, waiting for the others' "
-        "prefill included.",
+        "Time to first token: from the request's arrival to its first output token, waiting for the others' prefill included.",
     ),
     ("TPOT", "Time per output token after the first: (latency − TTFT) / (output tokens − 1)."),
     ("Request latency", "TTFT + (output tokens − 1) · TPOT at the declared number of requests in flight."),
     ("Prefill, decode", "Reading the whole prompt at once; then writing one token per step."),
     (
         "KL divergence",
-        "How far the next-token distribution moved from that of the same model in fp32, nats per token; 0 is "
-        "identical.",
+        "How far the next-token distribution moved from that of the same model in fp32, nats per token; 0 is identical.",
     ),
     ("Top-1 agreement", "Share of tokens whose most likely next token is the fp32 model's."),
     (
         "W4A16, W8A8",
-        "Bits of weights and of activations: W4A16 stores weights in 4 bits and computes in 16; W8A8 computes"
-        " in 8-bit integers.",
+        "Bits of weights and of activations: W4A16 stores weights in 4 bits and computes in 16; W8A8 computes in 8-bit integers.",
     ),
     ("KV cache", "Keys and values of every token so far, kept per request; kv8 stores them in 8 bits."),
     ("Group size (g64)", "Weights that share one scale."),
@@ -45,8 +42,7 @@ GLOSSARY = (
     ("M", "Rows that a linear processes at once: requests in decode, prompt tokens × requests in prefill."),
     (
         "Ghost",
-        "An artifact of the right shapes with random weights, run before anything is quantized; predictions "
-        "rest on it.",
+        "An artifact of the right shapes with random weights, run before anything is quantized; predictions rest on it.",
     ),
     ("Regret", "How much worse the advice is than the best candidate found by measuring all of them."),
     (
@@ -64,9 +60,7 @@ def constraints(results: Results) -> list[str]:
     if work.memory_limit_gib is not None:
         found.append(f"memory limit {units.size(work.memory_limit_gib * 2**30)}")
     if work.slo is not None:
-        bounds = [
-            f"{n} ≤ {v:g} ms" for n, v in (("TTFT", work.slo.ttft_ms), ("TPOT", work.slo.tpot_ms)) if v is not None
-        ]
+        bounds = [f"{n} ≤ {v:g} ms" for n, v in (("TTFT", work.slo.ttft_ms), ("TPOT", work.slo.tpot_ms)) if v is not None]
         found.append(f"{', '.join(bounds) or 'no bound'} for {work.slo.percentile:g} % of requests")
     if work.quality.kl_mean_max is not None:
         found.append(f"mean KL ≤ {units.plain(work.quality.kl_mean_max)}")
@@ -104,9 +98,7 @@ def regret(results: Results) -> list[tuple[str, str]]:
     found = results.regret
     if found is None:
         return []
-    unit = {"latency": units.duration, "throughput": units.tokens_rate, "concurrency": units.whole}[
-        results.workload.objective
-    ]
+    unit = {"latency": units.duration, "throughput": units.tokens_rate, "concurrency": units.whole}[results.workload.objective]
     rows = [
         (
             "Regret",
@@ -162,9 +154,7 @@ def binding(results: Results) -> list[tuple[str, list[tuple[str, str, list[str]]
     """Per diagnosis: its candidate, and per side what binds and the shares of weights, cache, activations, other."""
     found = []
     for what, diagnosis in facts.diagnoses(results):
-        sides = [(side, getattr(diagnosis, side)) for side in ("capacity", "prefill", "decode")] + [
-            ("objective", diagnosis)
-        ]
+        sides = [(side, getattr(diagnosis, side)) for side in ("capacity", "prefill", "decode")] + [("objective", diagnosis)]
         rows = [
             (side, facts.TENSORS[part.binds], [units.percent(getattr(part.shares, name)) for name in facts.PARTS])
             for side, part in sides
@@ -184,11 +174,7 @@ def kernel_rows(results: Results) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for item in results.profile.kernels:
         option = f" +{item.option}" if item.option else ""
-        time = (
-            units.spread(item.time_s, units.duration)
-            if item.time_s
-            else f"not available: {item.refused or 'not timed'}"
-        )
+        time = units.spread(item.time_s, units.duration) if item.time_s else f"not available: {item.refused or 'not timed'}"
         found.append(
             (
                 f"{item.probe} {item.scheme.name}", item.runtime + option, f"{item.m:,}", f"{item.n:,}", f"{item.k:,}",
@@ -213,8 +199,7 @@ def environment(results: Results) -> list[tuple[str, str]]:
     if peaks is not None:
         rows.append(("Memory read, measured", units.spread(peaks.read_bytes_per_s, units.bandwidth)))
         rows += [
-            (f"Peak {name}, measured", units.spread(value, units.operations))
-            for name, value in sorted(peaks.flops_per_s.items())
+            (f"Peak {name}, measured", units.spread(value, units.operations)) for name, value in sorted(peaks.flops_per_s.items())
         ]
         rows += [(f"Peak {name}", f"not available: {why}") for name, why in sorted(peaks.refused.items())]
     rows.append(("Fingerprint", device.fingerprint))
@@ -265,9 +250,7 @@ def column(results: Results) -> list[tuple[str, str]]:
         ("Baseline", results.profile.baseline),
     ]
     for item in verdict.key_numbers(results):
-        rows.append(
-            (item.label, f"{item.value} ({item.detail}; {item.kind})" if item.detail else f"{item.value} ({item.kind})")
-        )
+        rows.append((item.label, f"{item.value} ({item.detail}; {item.kind})" if item.detail else f"{item.value} ({item.kind})"))
     rows.append(("TTFT", units.spread(facts.figure(chosen, "ttft_s"), units.duration)))
     rows.append(("TPOT", units.spread(facts.figure(chosen, "tpot_s"), units.duration)))
     yes = ", ".join(f"{QUESTIONS[q.id]} {'yes' if q.answer else 'no'}" for q in results.questions)

@@ -1,9 +1,9 @@
 """Artifacts for `onnxruntime` and `onnxruntime-genai`: one folder format, written by composable steps.
 
-    export_base            Hugging Face folder -> fp32 folder          (onnx_base.py)
-    quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights.py)
-    quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
-    quantize_cache_int8    any of these -> the same with an INT8 cache (onnx_cache.py)
+export_base            Hugging Face folder -> fp32 folder          (onnx_base.py)
+quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights.py)
+quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
+quantize_cache_int8    any of these -> the same with an INT8 cache (onnx_cache.py)
 """
 
 from __future__ import annotations

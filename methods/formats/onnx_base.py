@@ -167,9 +167,7 @@ class Rewrite:
             self.new.append(onnx.numpy_helper.from_array(value, name))
             return name
         self._file.write(b"\0" * (-self._file.tell() % ALIGN))
-        proto = onnx.TensorProto(
-            name=name, dims=value.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-        )
+        proto = onnx.TensorProto(name=name, dims=value.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key, text in (("location", DATA), ("offset", self._file.tell()), ("length", value.nbytes)):
             entry = proto.external_data.add()

@@ -81,9 +81,7 @@ def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat]) ->
         model = read(base / MODEL, base / WEIGHTS)
         known = linears(model)
         if missing := sorted(set(plan) - set(known)):
-            raise ValueError(
-                f"the graph in {base} has no linear named {missing[0]}; it has {', '.join(list(known)[:3])}…"
-            )
+            raise ValueError(f"the graph in {base} has no linear named {missing[0]}; it has {', '.join(list(known)[:3])}…")
         for name, chosen in plan.items():
             store_in_groups(known[name].input_value(1), chosen)
         model.validate_nodes_and_infer_types()
@@ -187,9 +185,7 @@ def slice_last_position(model: Any) -> None:
 
     place = output_layer(model).input(0)
     begin, end, strides = (ops.constant(np.array(value, np.int64)) for value in ([0, -1], [0, 0], [1, 1]))
-    node = ops.strided_slice(
-        place.get_source_output(), begin, end, strides, begin_mask=[1, 0], end_mask=[1, 1], name=SLICE
-    )
+    node = ops.strided_slice(place.get_source_output(), begin, end, strides, begin_mask=[1, 0], end_mask=[1, 1], name=SLICE)
     place.replace_source_output(node.output(0))
     model.validate_nodes_and_infer_types()
 
@@ -231,9 +227,7 @@ def store_in_groups(weight: Any, chosen: LinearFormat) -> None:
     bits, group, symmetric = chosen
     rows, width = weight.get_node().shape
     if bits not in (4, 8) or width % group:
-        raise ValueError(
-            f"OpenVINO stores 4 or 8 bits in groups that divide a row, found {bits} bits, {group} of {width}"
-        )
+        raise ValueError(f"OpenVINO stores 4 or 8 bits in groups that divide a row, found {bits} bits, {group} of {width}")
     codes, scales, zeros = quantize_groups(weight.get_node().data, bits, group, symmetric)
     grouped = ops.convert(integers(codes.reshape(rows, -1, group), bits, symmetric), "f32")
     if not symmetric:
@@ -252,9 +246,7 @@ def integers(codes: Any, bits: int, symmetric: bool) -> Any:
 
     number = getattr(openvino.Type, f"{'i' if symmetric else 'u'}{bits}")
     tensor = openvino.Tensor(number, openvino.Shape(codes.shape))
-    shifted = (
-        (codes ^ np.uint8(1 << (bits - 1))).ravel() if symmetric else codes.ravel()
-    )  # two's complement: flips the top bit
+    shifted = (codes ^ np.uint8(1 << (bits - 1))).ravel() if symmetric else codes.ravel()  # two's complement: flips the top bit
     if bits == 4:
         shifted = np.append(shifted, np.zeros(shifted.size % 2, np.uint8))
         shifted = shifted[::2] | shifted[1::2] << 4  # the first of a pair in the low half of its byte
@@ -283,9 +275,10 @@ def convert_tokenizer(model_folder: Path, folder: Path) -> None:
     with quiet():
         import openvino
         from openvino_tokenizers import convert_tokenizer as convert  # type: ignore[import-untyped]
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
-        tokenizer = AutoTokenizer.from_pretrained(str(model_folder), local_files_only=True)
+        # not AutoTokenizer: the class that tokenizer_config.json names may override what tokenizer.json says
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(model_folder), local_files_only=True)
         for model, name in zip(convert(tokenizer, with_detokenizer=True), ("tokenizer", "detokenizer"), strict=True):
             openvino.save_model(model, folder / f"openvino_{name}.xml")
 

@@ -74,9 +74,7 @@ class GenaiSession:
         """The raw runtime's evidence on the same graph, with this loop's own wall times."""
         import numpy as np
 
-        sibling = importlib.util.spec_from_file_location(
-            "runtime_onnxruntime", Path(__file__).with_name("onnxruntime.py")
-        )
+        sibling = importlib.util.spec_from_file_location("runtime_onnxruntime", Path(__file__).with_name("onnxruntime.py"))
         assert sibling and sibling.loader
         module = importlib.util.module_from_spec(sibling)
         sibling.loader.exec_module(module)

@@ -45,9 +45,7 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return "bf16 needs a CPU with amx_bf16 or avx512_bf16, which this one lacks"
     if precision == "bf16" and cache == "f32":
         return "under bf16 OpenVINO stores the cache in bfloat16, whatever is asked: kvf32 would be untrue"
-    missing = [
-        name for name in ("openvino_model.xml", "openvino_model.bin") if path and not (Path(path) / name).exists()
-    ]
+    missing = [name for name in ("openvino_model.xml", "openvino_model.bin") if path and not (Path(path) / name).exists()]
     return f"{path} holds no {missing[0]}" if missing else None
 
 
@@ -284,9 +282,7 @@ def phase(nodes: dict[str, dict[str, Any]], seen: Observed, notes: list[str]) ->
         quantized += node["linears"] * flags["quantized"]
         parts["linears_s" if flags["linear"] else part_of(node["type"] or kind)] += seconds
     return {
-        "operators": sorted(
-            (row for row in rows.values() if row["time_s"] or row["linear"]), key=lambda r: -r["time_s"]
-        ),
+        "operators": sorted((row for row in rows.values() if row["time_s"] or row["linear"]), key=lambda r: -r["time_s"]),
         "linears": linears,
         "quantized_linears": quantized,
         "wall_s": sorted(seen.walls)[len(seen.walls) // 2],

@@ -92,9 +92,7 @@ class TorchSession:
         import torch
 
         with torch.inference_mode():
-            return self.model(
-                torch.from_numpy(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep
-            ).logits
+            return self.model(torch.from_numpy(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
 
     def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
         """Parts of the wall time by hooks, interleaved with plain runs whose time is the wall; operators by the profiler."""
@@ -126,9 +124,7 @@ class TorchSession:
 
 def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
     """The leaf operators that took time, most expensive first."""
-    rows = [
-        event for event in profile.key_averages() if event.self_cpu_time_total > 0 and event.key.startswith("aten::")
-    ]
+    rows = [event for event in profile.key_averages() if event.self_cpu_time_total > 0 and event.key.startswith("aten::")]
     rows.sort(key=lambda event: -event.self_cpu_time_total)
     return [
         {

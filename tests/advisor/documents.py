@@ -19,7 +19,9 @@ def quality(kl: float) -> Quality:
     )
 
 
-def candidate(name: str, latency: float, kl: float = 0.001, target: str = "weights", users: float = 10, tpot: float = 0.01) -> Candidate:
+def candidate(
+    name: str, latency: float, kl: float = 0.001, target: str = "weights", users: float = 10, tpot: float = 0.01
+) -> Candidate:
     method, rest = name.split("-", 1)
     scheme_name, place = rest.split("@")
     runtime, *options = place.split("+")

@@ -30,7 +30,13 @@ def kernels(flat_until: int) -> tuple[KernelTiming, ...]:
     """Time flat in M up to `flat_until`, proportional beyond."""
     return tuple(
         KernelTiming(
-            probe="bf16_torch", scheme=scheme("bf16"), runtime="torch", m=m, n=64, k=64, time_s=figure(1e-3 * max(1.0, m / flat_until))
+            probe="bf16_torch",
+            scheme=scheme("bf16"),
+            runtime="torch",
+            m=m,
+            n=64,
+            k=64,
+            time_s=figure(1e-3 * max(1.0, m / flat_until)),
         )
         for m in (1, 4, 16, 128, 512)
     )

@@ -54,17 +54,13 @@ def test_known_conflicts(tmp_path: Path) -> None:
     assert "transformers" not in look(tmp_path, {"transformers": "5.23.0", "optimum-intel": None})
 
 
-@pytest.mark.parametrize(
-    ("text", "numbers"), [("5.10.0rc1", (5, 10, 0)), ("2.13.0+cpu", (2, 13, 0)), ("5.6.dev0", (5, 6))]
-)
+@pytest.mark.parametrize(("text", "numbers"), [("5.10.0rc1", (5, 10, 0)), ("2.13.0+cpu", (2, 13, 0)), ("5.6.dev0", (5, 6))])
 def test_release(text: str, numbers: tuple[int, ...]) -> None:
     assert doctor.release(text) == numbers
 
 
 def test_machine(tmp_path: Path) -> None:
-    bare = CPU.model_copy(
-        update={"isa": (), "memory_bytes": 1 << 30, "gpus": (Gpu(name="H100", memory_bytes=1 << 36),)}
-    )
+    bare = CPU.model_copy(update={"isa": (), "memory_bytes": 1 << 30, "gpus": (Gpu(name="H100", memory_bytes=1 << 36),)})
     assert set(look(tmp_path, {}, bare)) == {"instructions", "memory"}
     assert "H100" in next(one.detail for one in examine(tmp_path, HEALTHY.get, bare) if one.name == "gpu")
 

@@ -291,6 +291,16 @@ def test_corrupt_gguf(tmp_path: Path, at: int, value: bytes, said: str) -> None:
     assert said in refused(file, tmp_path / "cache")
 
 
+@pytest.mark.slow
+def test_a_gguf_of_a_billion_layers(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    data = bytearray(file.read_bytes())
+    at = data.index(b"llama.block_count") + len(b"llama.block_count") + 4
+    data[at : at + 4] = struct.pack("<I", 1 << 30)
+    file.write_bytes(data)
+    assert "corrupt GGUF: 1073741824 layers of" in refused(file, tmp_path / "cache")
+
+
 def test_what_a_gguf_says_of_itself(tmp_path: Path) -> None:
     reader = gguf_source.open_gguf(write_gguf(tmp_path / "tiny.gguf"))
     assert gguf_source.quantized_types(reader) == "Q4_0 (GGUF: 15 x Q4_0)"
@@ -303,9 +313,7 @@ def test_a_gguf_becomes_a_folder(tmp_path: Path) -> None:
 
     folder, source = resolve_model(str(write_gguf(tmp_path / "tiny.gguf", False)), tmp_path / "cache")
     found, wanted = loaded(folder), weights()
-    assert all(
-        torch.equal(found[name], wanted[name]) for name in wanted if "q_proj" not in name and "k_proj" not in name
-    )
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted if "q_proj" not in name and "k_proj" not in name)
     assert source.already_quantized is None
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert tokenizer.encode("ab12 <|end|>").tokens == ["ab", "1", "2", "Ġ", "<|end|>"]

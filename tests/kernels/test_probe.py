@@ -18,9 +18,7 @@ SHAPES = [
     LinearShape(name="lm_head", n=300, k=64, count=1, lm_head=True),
 ]
 
-ANSWERS = (
-    'import sys\nfor line in sys.stdin: print(\'{"samples": [0.002, 0.004, 0.003], "operator": "op"}\', flush=True)'
-)
+ANSWERS = 'import sys\nfor line in sys.stdin: print(\'{"samples": [0.002, 0.004, 0.003], "operator": "op"}\', flush=True)'
 CRASHES = """import os, signal, sys
 sys.stdin.readline()
 print("bad tile", file=sys.stderr, flush=True)

@@ -87,11 +87,11 @@ def test_unknown_methods_list_the_known() -> None:
 
 
 def test_mixed_spends_bytes_where_they_count() -> None:
-    """Errors a byte: b 0.8/10, a 1/100, c 0.1/100. Half of 1.9 is reached with b and a."""
+    """KL a byte: b 0.8/10, a 1/100, c 0.1/100; 1.9 in all."""
     measured = [Sensitivity("a", 1, 0, 100), Sensitivity("b", 0.8, 0, 10), Sensitivity("c", 0.1, 0, 100)]
-    assert choose(measured, 1) == set()
-    assert choose(measured, 0.6) == {"b"}
-    assert choose(measured, 0.5) == {"a", "b"}
+    assert choose(measured, 2) == set()
+    assert choose(measured, 1.2) == {"b"}
+    assert choose(measured, 0.9) == {"a", "b"}
     assert choose(measured, 0) == {"a", "b", "c"}
 
 

@@ -41,9 +41,7 @@ def caught(folder: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            module.register_forward_pre_hook(
-                lambda _, x, name=name: found.setdefault(name, []).append(x[0][0].double().numpy())
-            )
+            module.register_forward_pre_hook(lambda _, x, name=name: found.setdefault(name, []).append(x[0][0].double().numpy()))
     with torch.no_grad():
         for row in torch.from_numpy(TOKENS):
             model(row[None])

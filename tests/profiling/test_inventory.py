@@ -118,9 +118,7 @@ def test_an_unknown_architecture_is_a_noted_estimate() -> None:
     assert "approximate" in inventory_from_config({**SMALL, "model_type": "new"}).notes[0]
 
 
-@pytest.mark.parametrize(
-    "field", ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size"]
-)
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size"])
 def test_a_missing_field_is_named(field: str) -> None:
     config = {**SMALL, "model_type": "llama"}
     del config[field]

@@ -53,9 +53,7 @@ def test_the_halves_are_disjoint(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     halves = [set(text.builtin_paragraphs(half)) for half in ("calibration", "evaluation")]
     assert not halves[0] & halves[1]
-    assert (
-        text.shared_passages(*("\n\n".join(text.builtin_paragraphs(h)) for h in ("calibration", "evaluation"))) < 0.02
-    )
+    assert text.shared_passages(*("\n\n".join(text.builtin_paragraphs(h)) for h in ("calibration", "evaluation"))) < 0.02
     assert len(tokenizer.encode("\n\n".join(halves[1])).ids) > 90_000
 
 

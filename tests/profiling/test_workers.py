@@ -68,7 +68,10 @@ def test_a_hang_ends_at_the_time_limit() -> None:
 
 
 def test_too_much_memory_is_killed_by_our_limit() -> None:
-    with pytest.raises(CandidateFailed, match="more than the worker's limit"), worker("hog", memory_limit_bytes=300 << 20) as running:
+    with (
+        pytest.raises(CandidateFailed, match="more than the worker's limit"),
+        worker("hog", memory_limit_bytes=300 << 20) as running,
+    ):
         running.generate(PROMPT, 2)
 
 

@@ -259,9 +259,7 @@ def complete(**changed: object) -> Results:
 
 def minimal() -> Results:
     """Only what the schema requires: nothing measured, no choice, every optional part absent."""
-    bare = profile().model_copy(
-        update={"activations": None, "kernels": (), "phases": (), "memory": MemoryLedger(items=())}
-    )
+    bare = profile().model_copy(update={"activations": None, "kernels": (), "phases": (), "memory": MemoryLedger(items=())})
     nothing = Shares(weights=0, activations=0, kv_cache=0, other=0)
     zero = PhaseDiagnosis(binds="other", shares=nothing, total=0)
     empty = Diagnosis(of=BASELINE, capacity=zero, prefill=zero, decode=zero, binds="other", shares=nothing, ceilings={})

@@ -104,9 +104,7 @@ def kernels() -> tuple[KernelTiming, ...]:
                     )
                 )
     why = "the wheel has no INT4 matmul for this CPU"
-    refused = KernelTiming(
-        probe="torch_int4", scheme=SCHEMES["w4-g64"], runtime="torch", m=1, n=960, k=576, refused=why
-    )
+    refused = KernelTiming(probe="torch_int4", scheme=SCHEMES["w4-g64"], runtime="torch", m=1, n=960, k=576, refused=why)
     return (*made, refused)
 
 

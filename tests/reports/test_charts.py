@@ -50,9 +50,7 @@ def test_kernel_speed_is_over_all_linears_of_the_model(results: Results) -> None
         for timing in results.profile.kernels:
             if (timing.m, timing.n, timing.k) == (8, shape.n, shape.k) and timing.time_s is not None:
                 old += (
-                    shape.count * timing.time_s.median
-                    if timing.probe == "torch_linear" and timing.scheme.name == "bf16"
-                    else 0
+                    shape.count * timing.time_s.median if timing.probe == "torch_linear" and timing.scheme.name == "bf16" else 0
                 )
                 new += shape.count * timing.time_s.median if timing.probe == "ort_dynamic_quantize_matmul" else 0
     assert lines["w8a8@onnxruntime (ort_dynamic_quantize_matmul)"][8] == pytest.approx(old / new)

@@ -48,9 +48,7 @@ def test_only_the_runtime() -> None:
     whole = sample.complete()
     move = whole.verdict.model_copy(update={"choice": sample.UNQUANTIZED, "speedup": None})
     line = verdict_lines(whole.model_copy(update={"verdict": move}))[0]
-    assert line.startswith(
-        "Keep the weights as they are (fp32) and serve them on OpenVINO (bf16): a request takes 2.12 s"
-    )
+    assert line.startswith("Keep the weights as they are (fp32) and serve them on OpenVINO (bf16): a request takes 2.12 s")
 
 
 @pytest.mark.parametrize(("decode", "said"), [(1.03, "capacity, not speed"), (1.3, "a decode step is 1.30× as fast")])

@@ -47,6 +47,7 @@ from .scheme import Format, Scheme
 from .workload import SLO, Lengths, RuntimeChoice, Traffic, Workload
 
 __all__ = [
+    "SLO",
     "ActivationStats",
     "AdvisorError",
     "Artifact",
@@ -91,7 +92,6 @@ __all__ = [
     "Results",
     "RunnerUp",
     "RuntimeChoice",
-    "SLO",
     "Scheme",
     "Serve",
     "Shares",

@@ -1,11 +1,11 @@
 """The tree of our exceptions, and the exit code each one ends in.
 
-    AdvisorError
-    ├── BadInput          exit 2   what is wrong, where, and how to mend it: one line
-    │   └── Unavailable   exit 2   a named runtime or package is missing: the command that adds it
-    ├── NotComparable     exit 3   two results of different devices or workloads
-    ├── CandidateFailed   never leaves a run: the candidate is refused with this reason
-    └── Interrupted       exit 130 resumable
+AdvisorError
+├── BadInput          exit 2   what is wrong, where, and how to mend it: one line
+│   └── Unavailable   exit 2   a named runtime or package is missing: the command that adds it
+├── NotComparable     exit 3   two results of different devices or workloads
+├── CandidateFailed   never leaves a run: the candidate is refused with this reason
+└── Interrupted       exit 130 resumable
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .base import Finite, Figure, OpenDocument, Target
+from .base import Figure, Finite, OpenDocument, Target
 from .profile import Device, Operators, PhaseTime, Profile
 from .scheme import Scheme
 from .workload import Workload

@@ -66,9 +66,7 @@ def test_group_weights_compute_what_numpy_says(
         plan = plan_of(base, bits, group, symmetric)
         del plan["lm_head"]
         onnx.quantize_weights(base, tmp_path / "out", plan, accuracy_level=0)
-    oracle = fake_folder(
-        base, tmp_path / "oracle", lambda name, w: w if name == "lm_head" and not shares else rounded(name, w)
-    )
+    oracle = fake_folder(base, tmp_path / "oracle", lambda name, w: w if name == "lm_head" and not shares else rounded(name, w))
     np.testing.assert_allclose(run(tmp_path / "out", tokens[0]), run(oracle, tokens[0]), atol=1e-3)
 
 

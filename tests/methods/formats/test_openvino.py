@@ -57,9 +57,7 @@ def stored(folder: Path, name: str) -> tuple[str, Any]:
     import openvino
 
     model = openvino.Core().read_model(folder / "openvino_model.xml")
-    node = next(
-        node for node in model.get_ops() if re.match(rf"(__module\.)?{name}/.*MatMul$", node.get_friendly_name())
-    )
+    node = next(node for node in model.get_ops() if re.match(rf"(__module\.)?{name}/.*MatMul$", node.get_friendly_name()))
     source = node.input_value(1)
     floats = openvino.Model([source], [], "weights")
     values = openvino.Core().compile_model(floats, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0]
@@ -139,16 +137,12 @@ def test_weights_are_rounded_to_nearest_in_groups(
         w = tensors(base)[f"{name}.weight"]
         kind, values = stored(tmp_path / "out", name)
         assert kind == number
-        np.testing.assert_allclose(
-            values, rounded(w, bits, group, symmetric), atol=1e-5 * np.abs(w).max(), err_msg=name
-        )
+        np.testing.assert_allclose(values, rounded(w, bits, group, symmetric), atol=1e-5 * np.abs(w).max(), err_msg=name)
 
 
 def test_a_tied_embedding_is_stored_once(base: Path, tmp_path: Path) -> None:
     formats.compress_weights(base, tmp_path / "out", 8, 64)
-    parameters = sum(
-        w.size for name, w in tensors(base).items() if not (name == "lm_head.weight" and "untied" in str(base))
-    )
+    parameters = sum(w.size for name, w in tensors(base).items() if not (name == "lm_head.weight" and "untied" in str(base)))
     assert (tmp_path / "out" / "openvino_model.bin").stat().st_size < 2 * parameters
 
 

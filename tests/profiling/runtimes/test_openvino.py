@@ -75,9 +75,7 @@ def test_a_prefill_starts_anew(model: Any, base: Path, tokens: Any) -> None:
 
 
 @pytest.mark.parametrize(("options", "tolerance"), [(F32, 1e-4), (("f32", "kvf16"), 1e-4), (("f32", "kvu8"), 1e-2)])
-def test_filled_rows_decode_as_prefilled_ones(
-    base: Path, tokens: Any, options: tuple[str, ...], tolerance: float
-) -> None:
+def test_filled_rows_decode_as_prefilled_ones(base: Path, tokens: Any, options: tuple[str, ...], tolerance: float) -> None:
     session = runtime.open_session(str(base), options, 2)
     one, batch = tokens[:1], np.repeat(tokens[:1], 5, 0)
     session.prefill(batch[:, :30], 40)
