@@ -119,6 +119,9 @@ def warm_libraries(runtime: str) -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     if runtime == "openvino":
+        from quantadvisor.methods.formats.openvino import silence_telemetry
+
+        silence_telemetry()
         import nncf  # noqa: F401
         import openvino  # noqa: F401
 

@@ -26,8 +26,7 @@ CATALOGUE = (
     Entry("none", "bf16", "none", ("torch",)),
     Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
     Entry("rtn", "w4-g64", "weights", (*ONNX, *OPENVINO)),
-    Entry("rtn", "w8-g64", "weights", ONNX),
-    Entry("rtn", "w8", "weights", OPENVINO),
+    Entry("rtn", "w8-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("mixed", "w4w8-g64", "weights", ONNX),
     Entry("dynamic_int8", "w8a8", "activations", ONNX),
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
@@ -35,8 +34,7 @@ CATALOGUE = (
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
-    Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime",)),
-    Entry("kv_int8", "w8-kv8", "kv_cache", OPENVINO),
+    Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
 )
 
 

@@ -251,3 +251,7 @@ def usage(error: BaseException) -> int:
 
 def interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

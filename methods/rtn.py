@@ -28,18 +28,13 @@ RUNTIMES = (*ONNX, "openvino")
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return named("w4-g32", "w4-g64", "w8-g32", "w8-g64", "w8")
+    return named("w4-g32", "w4-g64", "w8-g32", "w8-g64")
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
         return refused
-    groups = scheme.weights is not None and scheme.weights.group_size is not None
-    if runtime in ONNX:
-        return None if groups else f"MatMulNBits has groups, not channels: w8-g64 instead of {scheme.name}"
-    if groups and scheme.weights and scheme.weights.bits == 8:
-        return f"NNCF's 8-bit weights have one scale per channel: w8 instead of {scheme.name}"
-    return group_mismatch(model_folder, scheme)
+    return group_mismatch(model_folder, scheme) if runtime == "openvino" else None
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
@@ -51,9 +46,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         if runtime not in ONNX:
             from .formats import openvino
 
-            form = scheme.weights
-            openvino.compress_weights(source, out, int(form.bits), form.group_size or 0, form.symmetric)
-            return ("lm_head and embedding: 8 bit per channel",)
+            openvino.compress_weights(source, out, *group_format(scheme.weights))
+            return ("lm_head and a tied embedding: 8 bit, symmetric, in the same groups",)
         from .formats import onnx
 
         plan = dict.fromkeys(onnx.linear_names(source), group_format(scheme.weights))

@@ -3,13 +3,12 @@
     fp32, bf16      float weights of that type
     w4-g64, w8-g32  group-wise integer weights: 4 bit asymmetric, 8 bit symmetric
     w4w8-g64        4 or 8 bit, chosen per linear by its sensitivity
-    w8              8-bit integer weights, one symmetric scale per output channel (what NNCF writes)
     w8a8            int8 weights per channel, int8 activations at run time, one scale per token
     w8a8-tensor     the same with one range per activation tensor: what onnxruntime's quantize_dynamic writes
     w8a8-static     the same with that range fixed by calibration: what NNCF writes
     ...-kv8         any of these with an INT8 cache, one fixed scale per channel
 
-Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8, per channel with w8), and a
+Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8), and a
 tied embedding table shares its codes.
 """
 
@@ -25,7 +24,7 @@ HEAD_GROUP = 64
 MIXED_BITS = 6.0
 """Stored bits a weight before sensitivities are known: half of the weights in 8 bit."""
 
-PATTERN = re.compile(r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8|w8a8(?P<range>-tensor|-static)?")
+PATTERN = re.compile(r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static)?")
 
 
 def scheme(name: str) -> Scheme:
@@ -45,8 +44,6 @@ def scheme(name: str) -> Scheme:
         weights = integer(bits, "group", group, symmetric=bits == 8)
         return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=cache, values=cache)
     channel = integer(8, "channel")
-    if stem == "w8":
-        return Scheme(name=name, weights=channel, embeddings=channel, lm_head=channel, keys=cache, values=cache)
     head = integer(8, "group", HEAD_GROUP)
     return Scheme(
         name=name, weights=channel, activations=ACTIVATIONS[found["range"]],

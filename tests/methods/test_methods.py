@@ -62,13 +62,10 @@ def test_torch_folders(wanted: str, llama: Path, tokens: np.ndarray, tmp_path: P
     [
         ("none", "bf16", "onnxruntime", "torch only"),
         ("rtn", "w4-g32", "torch", "writes nothing for torch"),
-        ("rtn", "w8", "onnxruntime", "w8-g64 instead of w8"),
-        ("rtn", "w8-g64", "openvino", "w8 instead of w8-g64"),
         ("rtn", "w4-g64-kv8", "openvino", "an option for it"),
         ("rtn", "w8a8", "onnxruntime", "does not offer w8a8"),
         ("dynamic_int8", "w8a8", "openvino", "writes nothing for openvino"),
         ("kv_int8", "w8-g64", "onnxruntime", "does not offer w8-g64"),
-        ("kv_int8", "w8-kv8", "onnxruntime", "w8-g64 instead"),
         ("mixed", "w4w8-g64", "openvino", "writes nothing for openvino"),
     ],
 )
