@@ -9,11 +9,11 @@ from quantadvisor.profiling.measure import Round
 from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
-from .decide import better, breach_of_prediction
+from .decide import better, breach_of_prediction, objective_of, ranked
 from .predict import Probes, family, predict, users_within
 from .prove import memory_limit
 
-MARGIN = 0.12
+MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
 MOST_TRIALS = 3
 
@@ -47,6 +47,8 @@ def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Wor
     best: dict[str, tuple[float, Candidate]] = {}
     for candidate in candidates:
         if candidate.refused or candidate.excluded or candidate.runtime == "torch":
+            continue
+        if candidate.method == "mixed":  # which layers get 8 bits depends on the weights: random ones would choose others
             continue
         if candidate.scheme.quantizes_cache and not cache_binds:
             continue
@@ -153,21 +155,38 @@ def completed(context: Context, candidate: Candidate, predicted: Predicted, simu
 def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload) -> tuple[str, ...]:
     """The baseline, the best predicted and those close to it, and who the comparison needs: the best unquantized one
     and, where users count, the fastest one with an unquantized cache."""
-    names = [baseline]
-    if order:
-        best = objective(order[0])
-        close = [
-            c
-            for c in order
-            if not better(best * (1 - MARGIN) if workload.objective != "latency" else best * (1 + MARGIN), objective(c), workload)
-        ]
-        names += [c.name for c in close[:MOST_TRIALS]]
+    names = [baseline, *(c.name for c in closest(order, workload))]
     fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
     names += [c.name for c in fastest if c.target == "none"][:1]
     if workload.objective == "concurrency":
         names += [c.name for c in fastest if not c.scheme.quantizes_cache][:1]
     known = {c.name for c in everyone}
     return tuple(dict.fromkeys(name for name in names if name in known))
+
+
+def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
+    """The best predicted candidate of each method and scheme, as far as it is within MARGIN of the best of all."""
+    chosen: dict[str, Candidate] = {}
+    for candidate in order:
+        best, value = objective(order[0]), objective(candidate)
+        near = value >= best * (1 - MARGIN) if workload.objective != "latency" else value <= best * (1 + MARGIN)
+        if near:
+            chosen.setdefault(candidate.name.split("@")[0], candidate)
+    return list(chosen.values())[:MOST_TRIALS]
+
+
+def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
+    """The unmeasured candidate that is predicted to beat the best feasible measured one by more than MARGIN, if any."""
+    order = ranked(candidates, workload)
+    open_ = [c for c in candidates if not c.measured and not c.refused and not c.excluded and c.predicted]
+    open_ = [c for c in open_ if c.predicted and c.predicted.objective is not None]
+    open_.sort(key=objective, reverse=workload.objective != "latency")
+    if not order:
+        return open_[:1]
+    measured = objective_of(order[0])
+    assert measured
+    goal = measured.median * (1 + MARGIN if workload.objective != "latency" else 1 - MARGIN)
+    return [c for c in open_ if better(objective(c), goal, workload)][:1]
 
 
 def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
-from .advise import Advice, advise, baseline_ghost, exclude_by_quality, ghosts_to_run
+from .advise import Advice, advise, baseline_ghost, exclude_by_quality, ghosts_to_run, overlooked
 from .candidates import CATALOGUE, baseline_name, enumerate_candidates
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide
@@ -59,6 +60,7 @@ PACKAGES = (
 )
 SIMULATED_TOKENS = 512
 EIGHT_BIT_SHARE = 0.5
+MOST_FOLLOW_UPS = 3
 
 
 class Model(Document):
@@ -200,6 +202,14 @@ def run(
         chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
         trials = stages.run("trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen)).trials
         candidates = regret.merged(candidates, trials, context)
+        for turn in range(MOST_FOLLOW_UPS):
+            more = overlooked(candidates, workload)
+            if not more:
+                break
+            title = f"Predicted better than what held: {more[0].name}"
+            found_more = stages.run(f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more))
+            trials += found_more.trials
+            candidates = regret.merged(candidates, found_more.trials, context)
     verdict = stages.run(
         "verdict", "Verdict", Verdict, lambda: conclude(candidates, base.name, surveyed, advice, workload, apply)
     )

@@ -132,7 +132,8 @@ def shifted(
 
 def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:
     """Bytes of the weights and of the caches at the declared context and concurrency."""
-    return bytes_of_weights(inventory, scheme) + workload.traffic.concurrency * cache_row_bytes(
+    once = not (runtime.startswith("onnxruntime") and scheme.lm_head is None)  # its fp32 head is a transposed copy
+    return bytes_of_weights(inventory, scheme, tied_once=once) + workload.traffic.concurrency * cache_row_bytes(
         inventory, scheme, runtime, workload
     )
 

@@ -206,9 +206,13 @@ def memory_limit(context: Context) -> int:
     return int(limit * GIB) if limit else int(context.device.memory_bytes * 0.9)
 
 
-def users(context: Context, candidate: Candidate, worker: RunningWorker, rounds: Sequence[Round], notes: list[str]) -> Figure:
+def users(
+    context: Context, candidate: Candidate, worker: RunningWorker, rounds: Sequence[Round], notes: list[str]
+) -> Figure | None:
     """Requests in flight inside limit and SLO: searched for where that is the objective, else from the ledger."""
     workload, peak = context.workload, max(r.peak_bytes for r in rounds)
+    if workload.objective != "concurrency" and workload.memory_limit_gib is None:
+        return None
     guess = users_within(context.inventory, candidate.scheme, candidate.runtime, workload, peak, memory_limit(context))
     if workload.objective != "concurrency":
         return figure([float(guess)], "modelled", "peak at the declared concurrency, and whole caches more")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantadvisor import __version__
+
 from ..reports.sample import minimal
 
 SPEC = """schema: quantadvisor/workload/1

@@ -106,9 +106,7 @@ def run(folder: Path, row: np.ndarray, chunk: int | None = None, name: str = "sc
         mask = np.ones((1, start + len(part)), np.int64)
         found = dict(zip(names, opened.run(names, {"input_ids": part[None], "attention_mask": mask, **past}), strict=True))
         parts.append(found["logits"][0])
-        past = {
-            key.replace("past_key_values", "past_key_values"): found[key.replace("past_key_values", "present")] for key in past
-        }
+        past = {key: found[key.replace("past_key_values", "present")] for key in past}
     return np.concatenate(parts)
 
 

@@ -9,7 +9,7 @@ from quantadvisor.methods.schemes import scheme
     [
         ("w4-g32", 4, "group", 32, False),
         ("w8-g64", 8, "group", 64, True),
-        ("w4w8-g64-kv8", 6, "group", 64, False),
+        ("w4w8-g64-kv8", 7, "group", 64, False),
         ("w8a8", 8, "channel", None, True),
     ],
 )

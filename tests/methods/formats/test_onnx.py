@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,12 +200,34 @@ def test_cache_scales_are_the_channels_maxima(base: Path, tokens: np.ndarray) ->
 
 
 def test_an_exception_midway_leaves_nothing(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Rewrite(base, tmp_path / "out") as edit:
-        edit.add("half", np.zeros(4096, np.float32))
-        raise KeyboardInterrupt
-    with pytest.raises(KeyError), Rewrite(base, tmp_path / "out") as edit:
-        del edit.model.metadata_props[:]  # makes the last step fail
-    assert list(tmp_path.iterdir()) == []
+    def interrupted() -> None:
+        with Rewrite(base, tmp_path / "out") as edit:
+            edit.add("half", np.zeros(4096, np.float32))
+            raise KeyboardInterrupt
+
+    def failing_at_the_end() -> None:
+        with Rewrite(base, tmp_path / "out") as edit:
+            del edit.model.metadata_props[:]
+
+    for broken, error in ((interrupted, KeyboardInterrupt), (failing_at_the_end, KeyError)):
+        with pytest.raises(error):
+            broken()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_nothing_under_the_name(base: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; import numpy as np\n"
+        "from quantadvisor.methods.formats.onnx_base import Rewrite\n"
+        "with Rewrite(Path(sys.argv[1]), Path(sys.argv[2])) as edit:\n"
+        "    edit.add('half', np.zeros(4096, np.float32))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    source = Path(__file__).resolve().parents[3] / "src"
+    command = [sys.executable, "-c", code, str(base), str(tmp_path / "out")]
+    done = subprocess.run(command, env={"PYTHONPATH": str(source)})
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_older_folder_is_replaced_whole(base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Prediction against planted machines whose times are known exactly."""
+
+import pytest
+
+from quantadvisor.advisor.predict import Probes, at, predict, users_within
+from quantadvisor.documents import Ghost, KernelTiming
+from quantadvisor.methods.schemes import scheme
+
+from .documents import candidate, figure, workload
+from .test_diagnose import INVENTORY
+
+REST_S = 0.5
+SECONDS = {"fp32": 4e-3, "w8-g64": 1e-3}
+
+
+def kernels() -> list[KernelTiming]:
+    return [
+        KernelTiming(probe="p", scheme=scheme(name), runtime="onnxruntime", m=m, n=64, k=64, time_s=figure(seconds * m))
+        for name, seconds in SECONDS.items()
+        for m in (1, 512)
+    ]
+
+
+def ghost(name: str = "fp32") -> Ghost:
+    """A runtime whose pass takes its linears (two of them, proportional to M) and REST_S."""
+    linears = 2 * SECONDS[name]
+    return Ghost(
+        scheme=name,
+        runtime="onnxruntime",
+        depth=2,
+        ttft_s=figure(linears * 512 + REST_S),
+        tpot_s=figure(linears + REST_S),
+        peak_bytes=10**9,
+    )
+
+
+def predicted(name: str, ghosts: list[Ghost]):
+    probes = Probes(kernels(), INVENTORY, 0.5)
+    return predict(candidate(name, 1.0), workload(), probes, ghosts, {k: scheme(k) for k in SECONDS})
+
+
+def test_a_ghost_is_the_prediction_of_its_own_scheme() -> None:
+    found = predicted("none-fp32@onnxruntime", [ghost()])
+    assert found
+    assert found.basis == "ghost"
+    assert found.tpot_s == pytest.approx(2 * SECONDS["fp32"] + REST_S)
+
+
+def test_another_scheme_exchanges_the_linears_only() -> None:
+    found = predicted("rtn-w8-g64@onnxruntime", [ghost()])
+    assert found
+    assert found.tpot_s == pytest.approx(2 * SECONDS["w8-g64"] + REST_S)
+    assert found.ttft_s == pytest.approx(2 * SECONDS["w8-g64"] * 512 + REST_S)
+    assert found.peak_bytes is not None
+    assert found.peak_bytes < 10**9
+
+
+def test_without_a_ghost_of_the_family_nothing_is_claimed() -> None:
+    assert predicted("rtn-w8-g64@openvino+f32", [ghost()]) is None
+    assert predicted("rtn-w8-g64@onnxruntime", [ghost().model_copy(update={"refused": "it crashed"})]) is None
+
+
+def test_interpolation_is_log_log_and_beyond_it_proportional() -> None:
+    points = [(1, 1.0), (16, 4.0)]
+    assert at(points, 4) == pytest.approx(2.0)
+    assert at(points, 1) == 1.0
+    assert at(points, 64) == pytest.approx(16.0)
+
+
+def test_users_against_the_closed_form() -> None:
+    spec = workload(traffic={"prompt_tokens": 1000, "output_tokens": 24, "concurrency": 8}, memory_limit_gib=1)
+    row = 256 * 4 * 1024
+    assert users_within(INVENTORY, scheme("fp32"), "onnxruntime", spec, 0, 10 * row) == 18
+    assert users_within(INVENTORY, scheme("fp32"), "openvino", spec, 0, 10 * row) == 28

@@ -1,0 +1,55 @@
+"""Regret on planted samples, and stages that resume."""
+
+from pathlib import Path
+
+import pytest
+
+from quantadvisor.advisor.regret import Fresh, ratio_interval, regret_of
+from quantadvisor.advisor.stages import Quiet, Stages
+from quantadvisor.documents import BadInput, Document
+
+from .documents import workload
+
+
+class Number(Document):
+    value: int
+
+
+def test_regret_is_zero_for_the_best_and_the_gap_for_another() -> None:
+    fresh = Fresh(samples={"a": (1.0, 1.0, 1.0), "b": (1.1, 1.1, 1.1)})
+    best = regret_of(fresh, "a", [], workload(), 1.0, 4.0, ["c"])
+    other = regret_of(fresh, "b", [], workload(), 1.0, 4.0, [])
+    assert best
+    assert other
+    assert (best.ratio, best.best, best.not_measured) == (0.0, "a", ("c",))
+    assert other.ratio == pytest.approx(0.1)
+    assert other.measuring_share == pytest.approx(0.25)
+    assert regret_of(fresh, "gone", [], workload(), 1.0, 4.0, []) is None
+
+
+def test_what_is_maximised_is_turned_round() -> None:
+    middle, low, high = ratio_interval((40.0,), (44.0,), maximise=True)
+    assert middle == pytest.approx(0.1)
+    assert low <= middle <= high
+
+
+def test_an_interval_covers_the_noise() -> None:
+    middle, low, high = ratio_interval((1.0, 1.2, 0.9, 1.1, 1.0), (1.0, 1.0, 1.1, 0.9, 1.0), maximise=False)
+    assert low < 0 < high
+    assert low <= middle <= high
+
+
+def test_a_stage_is_computed_once_and_read_on_resume(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def compute() -> Number:
+        made.append(1)
+        return Number(value=len(made))
+
+    assert Stages(tmp_path, "k", False, Quiet()).run("n", "N", Number, compute).value == 1
+    assert Stages(tmp_path, "k", True, Quiet()).run("n", "N", Number, compute).value == 1
+    assert Stages(tmp_path, "k", False, Quiet()).run("n", "N", Number, compute).value == 2
+    with pytest.raises(BadInput, match="another workload"):
+        Stages(tmp_path, "other", True, Quiet())
+    (tmp_path / "stages" / "n.json").write_text("{")
+    assert Stages(tmp_path, "k", True, Quiet()).run("n", "N", Number, compute).value == 3
