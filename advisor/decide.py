@@ -19,6 +19,7 @@ from quantadvisor.documents import (
     Predicted,
     RunnerUp,
     Speedup,
+    Target,
     Verdict,
     Workload,
 )
@@ -131,7 +132,7 @@ def decide(
     return Verdict(
         choice=choice.name,
         change=choice.name != baseline,
-        target=choice.target,
+        target=diagnosis.binds if diagnosis.binds in targets_of(choice) else choice.target,
         reason=reason(choice, base, diagnosis, workload, room.step_over_best_unquantized_cache if room else None),
         tied_with=tuple(c.name for c in ties if c.name != choice.name),
         runner_up=RunnerUp(name=runner.name, why_not=why_not(runner, choice, workload, baseline)) if runner else None,
@@ -221,13 +222,15 @@ def users(candidate: Candidate) -> Figure | None:
 
 def reason(choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, workload: Workload, step: float | None) -> str:
     share = getattr(diagnosis.shares, diagnosis.binds)
-    binds = f"{words(diagnosis.binds)} bind ({share:.0%} of {asked(workload)} on the baseline)"
+    verb = "binds" if diagnosis.binds == "kv_cache" else "bind"
+    binds = f"{words(diagnosis.binds)} {verb} ({share:.0%} of {asked(workload)} on the baseline)"
     if base is not None and choice.name == base.name:
         return f"Change nothing: {binds}, and no candidate inside the budget does better than {base.name}."
     gain = gain_in_words(choice, base, workload, step)
     if choice.target == "none":
         return f"Change only the runtime: {binds}; {choice.name} {gain} without quantizing anything."
-    return f"Shrink the {words(choice.target)}: {binds}; {choice.name} {gain}."
+    shrinks = " and ".join(words(target) for target in targets_of(choice))
+    return f"Shrink {shrinks}: {binds}; {choice.name} {gain}."
 
 
 def step_in_words(step: float | None) -> str:
@@ -248,8 +251,19 @@ def gain_in_words(choice: Candidate, base: Candidate | None, workload: Workload,
     return f"is {ratio:.2f}x the baseline"
 
 
+def targets_of(candidate: Candidate) -> list[Target]:
+    found: list[Target] = []
+    if candidate.scheme.weights is not None:
+        found.append("weights")
+    if candidate.scheme.activations is not None:
+        found.append("activations")
+    if candidate.scheme.quantizes_cache:
+        found.append("kv_cache")
+    return found
+
+
 def words(target: str) -> str:
-    return {"kv_cache": "KV cache", "other": "operations outside linears and attention"}.get(target, target)
+    return {"kv_cache": "the KV cache", "other": "operations outside linears and attention"}.get(target, target)
 
 
 def asked(workload: Workload) -> str:

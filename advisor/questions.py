@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from quantadvisor.documents import Candidate, Diagnosis, LedgerRow, PhaseTime, Question, Verdict, Workload
 from quantadvisor.profiling.quality import budget_breach
 
-from .decide import words
+from .decide import targets_of, words
 
 QUANTIZED_SHARE = 0.9
 
@@ -42,17 +42,6 @@ def target_right(choice: Candidate, diagnosis: Diagnosis) -> Question:
         answer=diagnosis.binds in shrinks,
         evidence=f"{said}{bound}. {choice.name} shrinks {' and '.join(words(t) for t in shrinks)}.",
     )
-
-
-def targets_of(candidate: Candidate) -> list[str]:
-    found = []
-    if candidate.scheme.weights is not None:
-        found.append("weights")
-    if candidate.scheme.activations is not None:
-        found.append("activations")
-    if candidate.scheme.quantizes_cache:
-        found.append("kv_cache")
-    return found
 
 
 def quality_held(choice: Candidate, workload: Workload) -> Question:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,8 @@ PROMPT = "The capital of France is"
 COMMANDS = {
     "onnxruntime-genai": (
         "import onnxruntime_genai as og; m = og.Model({path!r}); t = og.Tokenizer(m); p = og.GeneratorParams(m); "
-        "p.set_search_options(max_length=24, do_sample=False); g = og.Generator(m, p); g.append_tokens(t.encode({prompt!r}))\n"
-        "while not g.is_done(): g.generate_next_token()\n"
-        "print(t.decode(g.get_sequence(0)))"
+        "p.set_search_options(max_length=24, do_sample=False); g = og.Generator(m, p); g.append_tokens(t.encode({prompt!r})); "
+        "[g.generate_next_token() for _ in iter(g.is_done, True)]; print(t.decode(g.get_sequence(0)))"
     ),
     "openvino-genai": (
         "import openvino_genai as og; p = og.LLMPipeline({path!r}, 'CPU', INFERENCE_PRECISION_HINT={hint!r}); "
@@ -59,14 +59,13 @@ def sha256(path: Path) -> str:
 
 
 def try_serve(server: str, folder: Path, choice: Candidate) -> Serve:
-    """Run the command once on the artifact: verified where it exits with 0 and continues the prompt."""
+    """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt."""
     hint = "bf16" if "bf16" in choice.options else "f32"
-    shown = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint)
-    command = f"python -c {shown!r}"
-    code = COMMANDS[server].format(path=str(folder), prompt=PROMPT, hint=hint)
+    command = "python -c " + shlex.quote(COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint))
+    line = shlex.quote(sys.executable) + command.removeprefix("python")
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=180, check=False,
+            line, shell=True, cwd=folder.parent, capture_output=True, text=True, timeout=180, check=False,
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     except subprocess.TimeoutExpired:

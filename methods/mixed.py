@@ -88,7 +88,7 @@ def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names:
         w = weight(model, name)
         costs = [predicted_kl(x, w, gradient, group, *form) / len(tokens) for form in ((4, False), (8, True))]
         entry = found[onnx_linear(name, names)]
-        found[onnx_linear(name, names)] = [old + new for old, new in zip(entry, (*costs, w.size), strict=True)]
+        found[onnx_linear(name, names)] = [old + new for old, new in zip(entry, (*costs, w.size / len(tokens)), strict=True)]
 
     targets = [target for pair in pairs(config(model_folder)) for target in pair.targets]
     observe_gradients(model, tokens, dict.fromkeys(targets, measure))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from quantadvisor.documents.errors import BadInput
-from quantadvisor.methods.mixed import Sensitivity, choose
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
 
@@ -81,15 +80,6 @@ def test_groups_that_do_not_divide_are_refused_for_openvino(tmp_path: Path) -> N
 def test_unknown_methods_list_the_known() -> None:
     with pytest.raises(BadInput, match="known are none, rtn"):
         method("gptq")
-
-
-def test_mixed_spends_bytes_where_they_count() -> None:
-    """KL a byte: b 0.8/10, a 1/100, c 0.1/100; 1.9 in all."""
-    measured = [Sensitivity("a", 1, 0, 100), Sensitivity("b", 0.8, 0, 10), Sensitivity("c", 0.1, 0, 100)]
-    assert choose(measured, 2) == set()
-    assert choose(measured, 1.2) == {"b"}
-    assert choose(measured, 0.9) == {"a", "b"}
-    assert choose(measured, 0) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("name", [*METHODS.values(), "quantadvisor.methods.registry", "quantadvisor.methods.formats.onnx"])

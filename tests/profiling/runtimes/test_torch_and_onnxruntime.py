@@ -1,0 +1,106 @@
+"""torch, onnxruntime and onnxruntime-genai sessions through the real worker, on a tiny random llama, against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime_genai")
+
+from quantadvisor.methods.registry import method
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.runtimes.registry import runtime, runtime_file
+from quantadvisor.profiling.workers import RunningWorker
+
+from ...methods.conftest import write_llama
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:.*(torch\.jit|`torch_dtype`|swigvarlink|SwigPy).*")
+TOKENS = np.random.default_rng(3).integers(3, 250, (2, 24)).astype(np.int64)
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-genai")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runtimes")
+    hf = write_llama(root / "hf")
+    method("none").apply(hf, scheme("fp32"), "onnxruntime", TOKENS, root / "onnx")
+    method("kv_int8").apply(hf, scheme("fp32-kv8"), "onnxruntime", TOKENS, root / "kv8", base=root / "onnx")
+    return {"torch": hf, "onnxruntime": root / "onnx", "onnxruntime-genai": root / "onnx", "kv8": root / "kv8"}
+
+
+@pytest.fixture(scope="module")
+def greedy(folders: dict[str, Path]) -> Any:
+    """What transformers' own generate gives: int [2, 6]."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folders["torch"]).eval()
+    made = model.generate(torch.from_numpy(TOKENS), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    made = made[:, TOKENS.shape[1] :].tolist()
+    assert not any(2 in row for row in made), "an end-of-sequence token ends a row early: take another seed"
+    return made
+
+
+def opened(name: str, folder: Path) -> RunningWorker:
+    return RunningWorker(runtime_file(name), folder, (), 2)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_batch_generates_what_transformers_generates(name: str, folders: dict[str, Path], greedy: Any) -> None:
+    with opened(name, folders[name]) as worker:
+        made = worker.generate(TOKENS, 6)
+    assert made.generated == greedy
+    assert made.peak_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+def test_recorded_rows_decode_alike(name: str, folders: dict[str, Path]) -> None:
+    with opened(name, folders[name]) as worker:
+        assert worker.steady(TOKENS, 5, 3).rows_equal
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_scores_agree_with_the_fp32_reference(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    with opened("torch", folders["torch"]) as worker:
+        worker.write_reference(TOKENS, tmp_path / "reference.npy")
+    with opened(name, folders[name]) as worker:
+        for chunk in (None, 7):
+            scores = worker.score(TOKENS, tmp_path / "reference.npy", chunk)
+            assert np.abs(scores[1]).max() < 1e-4
+            assert scores[2].mean() > 0.95
+
+
+def test_an_int8_cache_is_read_and_costs_a_little(folders: dict[str, Path], tmp_path: Path) -> None:
+    with opened("torch", folders["torch"]) as worker:
+        worker.write_reference(TOKENS, tmp_path / "reference.npy")
+    with opened("onnxruntime", folders["kv8"]) as worker:
+        scores = worker.score(TOKENS, tmp_path / "reference.npy", 6)
+        seen = worker.operators(TOKENS)
+    assert 1e-9 < scores[1].mean() < 0.1
+    attention = [row for row in seen["decode"]["operators"] if "Attention" in row["name"]]
+    assert attention
+    assert all(row["quantized"] and row["precision"] == "int8 cache" for row in attention)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_parts_add_up_and_operators_are_named(name: str, folders: dict[str, Path]) -> None:
+    with opened(name, folders[name]) as worker:
+        seen = worker.operators(TOKENS)
+    for phase in ("prefill", "decode"):
+        part = seen[phase]
+        assert part["linears"] > 0
+        assert part["quantized_linears"] == 0
+        assert part["operators"][0]["count"] > 0
+        assert all(part[key] >= 0 for key in ("linears_s", "attention_s", "cache_s", "other_s"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("torch", "config.json"), ("onnxruntime", "model.onnx"), ("onnxruntime-genai", "genai_config.json")]
+)
+def test_another_runtimes_artifact_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+    assert reason in str(runtime(name).refuse(str(tmp_path), (), ()))
+    assert "no option" in str(runtime(name).refuse(None, ("f32",), ()))
+    assert runtime(name).refuse(None, (), ()) is None
