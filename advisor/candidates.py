@@ -51,9 +51,6 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
             name, *options = place.split("+")
             if name in asked:
                 found.append(candidate(entry, name, tuple(options), model_folder, device))
-    usable = {c.runtime for c in found if c.refused is None}
-    if not usable:
-        raise Unavailable("runtimes", f"none of {sorted(asked)} can run here: {found[0].refused}" if found else "none asked for")
     return tuple(found)
 
 
@@ -87,6 +84,14 @@ def session_options(runtime_name: str, options: tuple[str, ...], cache_quantized
     if runtime_name != "openvino":
         return options
     return (*options, "kvu8" if cache_quantized else "kvf16")
+
+
+def check_runtimes(workload: Workload, device: Device) -> None:
+    """Before anything is measured: every runtime that is named is known, and one at least can run here."""
+    reasons = {name: runtime(name).refuse(None, (), device.isa) for name in sorted(asked_runtimes(workload))}
+    if all(reasons.values()):
+        name, reason = next(iter(reasons.items()))
+        raise Unavailable("runtimes", f"none of {', '.join(reasons)} can run here: {name}: {reason}")
 
 
 def asked_runtimes(workload: Workload) -> set[str]:

@@ -34,7 +34,7 @@ from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
 from .advise import Advice, advise, baseline_ghost, exclude_by_quality, ghosts_to_run, overlooked
-from .candidates import CATALOGUE, baseline_name, enumerate_candidates
+from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide
 from .diagnose import diagnose, split
@@ -91,6 +91,7 @@ class Run:
             device = describe_device()
             if workload.device not in ("auto", "cpu"):
                 raise BadInput("device", f"{workload.device!r} is not here: this machine has {device.name}", "use auto or cpu")
+        check_runtimes(workload, device)
         with progress.stage("Model"):
             model = load_model(workload, progress)
         self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
