@@ -227,24 +227,21 @@ def fail(error: BaseException) -> int:
 def main() -> NoReturn:
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        code = app(standalone_mode=False)
-    except typer.Exit as end:
-        code = end.exit_code
-    except typer.Abort:
+        code = app(standalone_mode=False) or 0
+    except KeyboardInterrupt:
         code = INTERRUPTED
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
+    except Exception as error:
         code = usage(error)
-    sys.exit(code or 0)
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code and says nothing
+        fail(KeyboardInterrupt())
+    sys.exit(code)
 
 
-def usage(error: BaseException) -> int:
+def usage(error: Exception) -> int:
     """Errors of the command line itself are bad input; everything else goes to `fail`."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show(file=sys.stderr)
+    message = getattr(error, "format_message", None)  # click's own exceptions, wherever Typer imports them from
+    if message is not None:
+        console.print(f"[red]error[/red] {escape(' '.join(message().split()))}; see advisor --help", soft_wrap=True)
         return 2
     return fail(error)
 

@@ -1,8 +1,10 @@
 """What a user's shell sees: exit codes, one line for bad input, one JSON document on standard output."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,13 @@ def test_bad_input_is_one_line_and_exit_2(change: dict[str, object], said: str, 
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.parametrize("arguments", [("nosuch",), ("run",), ("run", "x.yaml", "--nosuch"), ("gate",)])
+def test_a_wrong_command_line_is_one_line_and_exit_2(arguments: tuple[str, ...]) -> None:
+    done = advisor(*arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_a_corrupt_gguf_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
     done = advisor("run", spec(tmp_path, model=str(tmp_path / "model.gguf")), "--out", str(tmp_path / "out"))
@@ -92,3 +101,19 @@ def test_a_broken_results_file_is_one_line(text: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_continue(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", "run", spec(tmp_path), "--out", str(tmp_path / "out")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert running.stderr
+    line = ""
+    while "Model" not in line:
+        line = running.stderr.readline()
+    time.sleep(1.0)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "--resume" in said
+    assert not (tmp_path / "out" / "results.json").exists()
