@@ -203,6 +203,8 @@ def show(results: Results, out: Path, as_json: bool, quiet: bool) -> None:
         print(results.model_dump_json(by_alias=True))
     elif not quiet:
         lines = [escape(line) for line in verdict_lines(results)]
+        for line in results.extra.get("not_acted_on", ()):
+            console.print(f"[yellow]declared but not used yet[/yellow] {escape(line)}", soft_wrap=True)
         console.print(verdict_panel(results, [*lines, "", f"report: {escape(str((out / 'report.html').resolve()))}"]))
 
 

@@ -1,7 +1,7 @@
 """Ghosts: random-weight artifacts of the right shapes, packing and options, run whole in the real runtime.
 
-At full depth where the model is small: below about twice the last-level cache per step a shallow ghost would stay in
-the caches and flatter decode (measured: 40 % off). Deep models are ghosted at two depths and extrapolated linearly.
+At full depth: below about twice the last-level cache per step a shallow ghost would stay in the caches and flatter decode
+(measured: 40 % off). Two depths extrapolated, for models too large for that, are still to come.
 """
 
 from __future__ import annotations
@@ -11,19 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quantadvisor.documents import Inventory, write_text
-
-FULL_DEPTH_BELOW_BYTES = 2 * 2**30
-"""fp32 models up to this size are ghosted at full depth."""
-
-
-def ghost_depths(inventory: Inventory, cache_bytes: int) -> tuple[int, ...]:
-    """(layers,) at full depth, or two depths whose INT4 bytes per step both exceed twice the last-level cache."""
-    if inventory.parameters * 4 <= FULL_DEPTH_BELOW_BYTES:
-        return (inventory.layers,)
-    per_layer = max(1, inventory.linear_parameters // inventory.layers // 2)
-    first = max(2, -(-2 * cache_bytes // per_layer))
-    return (inventory.layers,) if 2 * first >= inventory.layers else (first, 2 * first)
+from quantadvisor.documents import write_text
 
 
 def ghost_folder(model_folder: Path, depth: int, out: Path) -> Path:

@@ -43,7 +43,7 @@ from .predict import Probes
 from .questions import answer, prediction_ledger
 from .risk import schemes_at_risk, simulate_all
 from .serve import place_artifact
-from .spec import check_against_model
+from .spec import check_against_model, not_acted_on
 from .stages import Progress, Stages
 from .survey import BaselineRun
 
@@ -250,6 +250,7 @@ def run(
         environment=environment(context),
         source_quality=simulated.source,
         timing_s=dict(stages.seconds),
+        extra={"not_acted_on": list(not_acted_on(workload))},
     )
 
 

@@ -23,6 +23,7 @@ from quantadvisor.profiling.measure import (
     Round,
     interleave,
     largest_batch,
+    linear_check,
     measured_from_rounds,
     recorded,
     run_round,
@@ -180,6 +181,9 @@ def evidence(
     notes: list[str] = list(built.notes)
     say = context.progress.say
     try:
+        if recorded(context.workload.traffic):
+            ratio = linear_check(worker, context.prompts)
+            notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
         found = users(context, candidate, worker, rounds, notes)
         say(f"{candidate.name}: quality")
         quality = quality_of_candidate(context, candidate, worker)

@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -212,14 +211,3 @@ def resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
-
-
-@contextmanager
-def workers_closed() -> Iterator[list[RunningWorker]]:
-    """A list of workers that are all ended on the way out."""
-    running: list[RunningWorker] = []
-    try:
-        yield running
-    finally:
-        for worker in running:
-            worker.close()

@@ -1,0 +1,73 @@
+"""How rounds become figures: TPOT's definition, recorded caches, the search for the largest batch, the linear check."""
+
+import numpy as np
+import pytest
+
+from quantadvisor.documents import Traffic
+from quantadvisor.profiling.measure import (
+    Round,
+    interleave,
+    largest_batch,
+    linear_check,
+    next_guess,
+    objective_value,
+    prompt_batch,
+    recorded,
+)
+from quantadvisor.profiling.workers import Steady
+
+from .test_workers import PROMPT, worker
+
+TRAFFIC = Traffic(prompt_tokens=8, output_tokens=4, concurrency=2)
+
+
+class Planted:
+    """A worker whose peak is 100 + 10 bytes a row."""
+
+    def steady(self, tokens: np.ndarray, batch: int, steps: int) -> Steady:
+        return Steady(prefill_row_s=0.1, itl_s=[0.01] * steps, peak_bytes=100 + 10 * batch, rows_equal=True)
+
+
+@pytest.mark.parametrize("guess", [1, 7, 19, 20, 21, 60])
+def test_the_largest_batch_is_found_and_measured(guess: int) -> None:
+    found, _ = largest_batch(Planted(), PROMPT, 300, None, guess)  # type: ignore[arg-type]
+    assert 18 <= found.median <= 20
+    assert found.kind == "measured"
+
+
+def test_a_limit_nothing_fits_is_not_measured() -> None:
+    found, _ = largest_batch(Planted(), PROMPT, 50, None, 4)  # type: ignore[arg-type]
+    assert found.median == 0
+    assert found.kind == "modelled"
+
+
+def test_the_next_guess_lies_between_what_fits_and_what_does_not() -> None:
+    assert 10 < next_guess(10, 20, {10: 200, 20: 300}, 260) < 20
+
+
+def test_tpot_is_latency_less_ttft_over_output_less_one() -> None:
+    made = Round(ttft_s=1.0, itl_s=(0.1, 0.2, 0.3), peak_bytes=1)
+    assert made.tpot_s == pytest.approx((1.6 - 1.0) / 3)
+    assert objective_value("latency", TRAFFIC, 1.0, made.tpot_s) == pytest.approx(1.6)
+    assert objective_value("throughput", TRAFFIC, 1.0, made.tpot_s) == pytest.approx(2 * 4 / 1.6)
+
+
+def test_rows_of_a_batch_are_real_and_differ() -> None:
+    rows = prompt_batch(np.arange(100), TRAFFIC)
+    assert rows.shape == (2, 8)
+    assert (rows[0] != rows[1]).any()
+    assert not recorded(TRAFFIC)
+    assert recorded(Traffic(prompt_tokens=2000, output_tokens=4, concurrency=24))
+
+
+def test_candidates_are_interleaved_and_a_fault_is_a_reason() -> None:
+    with worker() as good, worker("nan") as bad:
+        rows, failed = interleave({"good": good, "bad": bad}, np.repeat(PROMPT, 2, 0), TRAFFIC, 3)
+    assert len(rows["good"]) == 3
+    assert "NaN" in failed["bad"]
+    assert "bad" not in rows
+
+
+def test_the_linear_check_against_a_constant_time() -> None:
+    with worker() as running:
+        assert linear_check(running, np.repeat(PROMPT, 2, 0)) == pytest.approx(0.5, rel=0.3)
