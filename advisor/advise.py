@@ -9,7 +9,8 @@ from quantadvisor.profiling.measure import Round
 from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
-from .decide import better, breach_of_prediction, objective_of, ranked
+from .decide import better, breach_of_prediction, maximised, objective_of, ranked
+from .diagnose import options_of, split
 from .predict import Probes, family, predict, users_within
 from .prove import memory_limit
 
@@ -77,8 +78,8 @@ def baseline_ghost(name: str, rounds: Sequence[Round], scheme: str, depth: int) 
 
     return Ghost(
         scheme=scheme,
-        runtime=name.split("@")[1].split("+")[0],
-        options=tuple(name.split("@")[1].split("+")[1:]),
+        runtime=split(name)[0],
+        options=options_of(name),
         depth=depth,
         ttft_s=figure([r.ttft_s for r in rounds]),
         tpot_s=figure([gap for r in rounds for gap in r.itl_s]),
@@ -100,7 +101,7 @@ def advise(
     reasons = {(g.scheme, g.runtime, g.options): g.refused for g in ghosts if g.refused}
     done = [predicted_candidate(context, c, ghosts, probes, schemes, reasons, simulated) for c in candidates]
     open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
-    order = sorted(open_, key=objective, reverse=workload.objective != "latency")
+    order = sorted(open_, key=objective, reverse=maximised(workload))
     return Advice(
         candidates=tuple(done),
         shortlist=shortlist(order, done, baseline, workload),
@@ -169,7 +170,7 @@ def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
     chosen: dict[str, Candidate] = {}
     for candidate in order:
         best, value = objective(order[0]), objective(candidate)
-        near = value >= best * (1 - MARGIN) if workload.objective != "latency" else value <= best * (1 + MARGIN)
+        near = value >= best * (1 - MARGIN) if maximised(workload) else value <= best * (1 + MARGIN)
         if near:
             chosen.setdefault(candidate.name.split("@")[0], candidate)
     return list(chosen.values())[:MOST_TRIALS]
@@ -180,12 +181,12 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
     order = ranked(candidates, workload)
     open_ = [c for c in candidates if not c.measured and not c.refused and not c.excluded and c.predicted]
     open_ = [c for c in open_ if c.predicted and c.predicted.objective is not None]
-    open_.sort(key=objective, reverse=workload.objective != "latency")
+    open_.sort(key=objective, reverse=maximised(workload))
     if not order:
         return open_[:1]
     measured = objective_of(order[0])
     assert measured
-    goal = measured.median * (1 + MARGIN if workload.objective != "latency" else 1 - MARGIN)
+    goal = measured.median * (1 + MARGIN if maximised(workload) else 1 - MARGIN)
     return [c for c in open_ if better(objective(c), goal, workload)][:1]
 
 

@@ -79,7 +79,7 @@ def profile(
     from . import pipeline
 
     job = pipeline.Run(workload_of(spec, preset, concurrency), out, resume, progress(quiet or as_json))
-    surveyed, _, _ = job.survey()
+    surveyed, _ = job.survey()
     surveyed.write(out / "profile.json")
     if as_json:
         print(surveyed.model_dump_json(by_alias=True))

@@ -54,6 +54,11 @@ def split(name: str) -> tuple[str, str]:
     return right.split("+")[0], left.split("-", 1)[1]
 
 
+def options_of(name: str) -> tuple[str, ...]:
+    """The options in a candidate's name."""
+    return tuple(name.split("@")[1].split("+")[1:])
+
+
 def phase_sizes(workload: Workload) -> dict[str, int]:
     """M of the linears in each phase: rows of the activation matrix in one forward pass."""
     traffic = workload.traffic

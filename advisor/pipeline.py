@@ -97,7 +97,7 @@ class Run:
         self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
         self.stages = Stages(out, run_key(workload, device, model.source), resume, progress)
 
-    def survey(self) -> tuple[Surveyed, BaselineRun, Device]:
+    def survey(self) -> tuple[Surveyed, BaselineRun]:
         context, stages = self.context, self.stages
         device = stages.run("peaks", "Roofs of the device", Device, lambda: survey.peaks_of(context.device))
         statistics = stages.run(
@@ -117,7 +117,7 @@ class Run:
             kernels=kernels.timings,
         )
         schemes = {entry.scheme: scheme(entry.scheme) for entry in CATALOGUE}
-        return Surveyed(profile=profile, diagnosis=diagnose(profile, context.workload, schemes.values())), base, device
+        return Surveyed(profile=profile, diagnosis=diagnose(profile, context.workload, schemes.values())), base
 
     def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...]]:
         context, stages = self.context, self.stages
@@ -194,7 +194,7 @@ def run(
     """The whole job; results.json and report.html are written by the caller from what this returns."""
     job = Run(workload, out, resume, progress)
     context, stages = job.context, job.stages
-    surveyed, base, _ = job.survey()
+    surveyed, base = job.survey()
     advice, simulated, ghosts = job.advise(surveyed, base)
     profile = surveyed.profile.model_copy(update={"ghosts": ghosts})
     candidates: tuple[Candidate, ...] = advice.candidates

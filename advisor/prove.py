@@ -35,7 +35,7 @@ from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
 from .ghosts import ghost_folder
 from .predict import users_within
-from .survey import SHORT_DECODE, make_reference, phase_time, profiled_prompts
+from .survey import SHORT_DECODE, make_reference, observe
 
 GHOST_ROUNDS = 2
 ROUNDS = 5
@@ -251,15 +251,8 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
 
 
 def operators_of(context: Context, worker: RunningWorker, notes: list[str]) -> tuple[Operators, tuple[PhaseTime, ...]]:
-    """Operators of a prefill, and the time by part of both phases."""
-    prompts = profiled_prompts(context)
-    batch = context.workload.traffic.concurrency if recorded(context.workload.traffic) else None
-    seen = worker.operators(prompts, batch)
-    rows, length = prompts.shape
-    phases = (
-        phase_time("prefill", seen["prefill"], rows, rows * length, length),
-        phase_time("decode", seen["decode"], batch or rows, batch or rows, length),
-    )
+    """Operators of a decode step, and the time by part of both phases."""
+    seen, phases = observe(context, worker)
     decode = seen["decode"]
     notes += decode["notes"]
     found = Operators(

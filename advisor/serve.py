@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -11,6 +10,9 @@ import sys
 from pathlib import Path
 
 from quantadvisor.documents import Artifact, Candidate, Serve
+from quantadvisor.methods.formats.folders import link_or_copy
+
+from .model_cache import sha256_of
 
 PROMPT = "The capital of France is"
 
@@ -38,24 +40,14 @@ def place_artifact(source: Path, out: Path, kind: str, choice: Candidate) -> Art
     """Put the chosen artifact at DIR/artifact (whole or not at all) and try its serve commands."""
     target, scratch = out / "artifact", out / ".artifact.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(source, scratch, copy_function=link_or_copy, ignore=shutil.ignore_patterns("built.json"))
+    shutil.copytree(
+        source, scratch, copy_function=lambda a, b: link_or_copy(Path(a), Path(b)), ignore=shutil.ignore_patterns("built.json")
+    )
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
-    hashes = {str(p.relative_to(target)): sha256(p) for p in sorted(target.rglob("*")) if p.is_file()}
+    hashes = {str(p.relative_to(target)): sha256_of(p) for p in sorted(target.rglob("*")) if p.is_file()}
     serve = tuple(try_serve(server, target, choice) for server in SERVERS[kind])
     return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=serve)
-
-
-def link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def try_serve(server: str, folder: Path, choice: Candidate) -> Serve:

@@ -27,7 +27,7 @@ from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
 from .context import EVALUATION_TOKENS, Context
-from .diagnose import split
+from .diagnose import options_of, split
 
 BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
@@ -94,7 +94,7 @@ def statistics(context: Context) -> Statistics:
 def run_baseline(context: Context, name: str) -> BaselineRun:
     """Rounds of the workload on the baseline, then its time by parts and its memory by tensor."""
     runtime, scheme_name = split(name)
-    made, options = scheme(scheme_name), tuple(name.split("@")[1].split("+")[1:])
+    made, options = scheme(scheme_name), options_of(name)
     build = context.build(name.split("-")[0], made, runtime)
     built = build_all([build], context.progress.say)[build.out]
     if built.failed:
@@ -107,7 +107,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
             context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
             rounds.append(run_round(worker, context.prompts, traffic, SHORT_DECODE))
         context.progress.say(f"{name}: time by part")
-        phases = phases_of(context, worker)
+        _, phases = observe(context, worker)
         loaded = worker.loaded
     memory = memory_of(context, made, runtime, max(r.peak_bytes for r in rounds))
     return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, memory=memory, load_s=loaded.load_s)
@@ -121,13 +121,14 @@ def profiled_prompts(context: Context) -> np.ndarray:
     return context.prompts[:rows]
 
 
-def phases_of(context: Context, worker: RunningWorker) -> tuple[PhaseTime, ...]:
-    """Time by part of a prefill (of as many rows as are profiled) and of a decode step at the declared batch."""
+def observe(context: Context, worker: RunningWorker) -> tuple[dict[str, Any], tuple[PhaseTime, ...]]:
+    """What the session says ran, and the time by part of a prefill (of as many rows as are profiled) and of a decode
+    step at the declared batch."""
     prompts = profiled_prompts(context)
     batch = context.workload.traffic.concurrency if recorded(context.workload.traffic) else None
     seen = worker.operators(prompts, batch)
     rows, length = prompts.shape
-    return (
+    return seen, (
         phase_time("prefill", seen["prefill"], rows, rows * length, length),
         phase_time("decode", seen["decode"], batch or rows, batch or rows, length),
     )

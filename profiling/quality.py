@@ -55,12 +55,8 @@ def block_interval(values: np.ndarray) -> Interval:
     return Interval(mean=mean, low=min(float(low), mean), high=max(float(high), mean))
 
 
-def within_budget(quality: Quality, workload: Workload) -> bool:
-    """A budget holds when the mean is inside it."""
-    return budget_breach(quality, workload) is None
-
-
 def budget_breach(quality: Quality, workload: Workload) -> str | None:
+    """Why the quality is outside the budget; None where the mean is inside it."""
     budget = workload.quality
     how = "simulated " if quality.simulated else ""
     if budget.kl_mean_max is not None and quality.kl.mean > budget.kl_mean_max:
