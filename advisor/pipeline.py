@@ -34,6 +34,7 @@ from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
 from .advise import Advice, advise, baseline_ghost, exclude_by_quality, ghosts_to_run, overlooked
+from .boundaries import boundaries
 from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide
@@ -201,14 +202,16 @@ def run(
     trials: tuple[prove.Trial, ...] = ()
     if apply:
         chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
-        trials = stages.run("trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen)).trials
+        trials = stages.run(
+            "trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen, base)
+        ).trials
         candidates = regret.merged(candidates, trials, context)
         for turn in range(MOST_FOLLOW_UPS):
             more = overlooked(candidates, workload)
             if not more:
                 break
             title = f"Predicted better than what held: {more[0].name}"
-            found_more = stages.run(f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more))
+            found_more = stages.run(f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base))
             trials += found_more.trials
             candidates = regret.merged(candidates, found_more.trials, context)
     verdict = stages.run(
@@ -218,7 +221,7 @@ def run(
     if exhaustive and apply and verdict.choice:
         rest = stages.run(
             "exhaustive", "Everything else", regret.Exhausted,
-            lambda: regret.exhaust(context, candidates, trials, prove.ROUNDS, kept(context, candidates, verdict)),
+            lambda: regret.exhaust(context, candidates, trials, base, kept(context, candidates, verdict)),
         )  # fmt: skip
         candidates = regret.merged(candidates, rest.trials, context)
         final = regret.finalists(candidates, verdict.choice, workload)
@@ -258,7 +261,9 @@ def conclude(
     candidates: Sequence[Candidate], baseline: str, surveyed: Surveyed, advice: Advice, workload: Workload, apply: bool
 ) -> Verdict:
     if apply:
-        return decide(candidates, baseline, workload, surveyed.diagnosis, advice.choice)
+        found = decide(candidates, baseline, workload, surveyed.diagnosis, advice.choice)
+        edges = boundaries(candidates, found.choice, workload) if found.choice else ()
+        return found.model_copy(update={"boundaries": edges})
     choice = next((c for c in candidates if c.name == advice.choice), None)
     return Verdict(
         choice=advice.choice,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from quantadvisor.documents import (
     Document,
     Figure,
     Ghost,
-    OperatorCount,
     Operators,
     PhaseTime,
     Quality,
@@ -21,12 +20,12 @@ from quantadvisor.documents import (
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling.measure import (
     Round,
+    clear_losers,
     interleave,
     largest_batch,
     linear_check,
     measured_from_rounds,
     recorded,
-    run_round,
 )
 from quantadvisor.profiling.quality import passkey_found, score_through_runtime, straddles
 from quantadvisor.profiling.workers import RunningWorker
@@ -35,9 +34,9 @@ from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
 from .ghosts import ghost_folder
 from .predict import users_within
-from .survey import SHORT_DECODE, make_reference, observe
+from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
 
-GHOST_ROUNDS = 2
+GHOST_ROUNDS = 3
 ROUNDS = 5
 GIB = 2**30
 
@@ -86,29 +85,28 @@ def make_ghost_folder(context: Context) -> Path:
 
 
 def run_ghosts(context: Context, chosen: Sequence[Candidate], ghost: Path) -> Ghosts:
-    """Each chosen candidate's ghost, built and run whole for a few rounds."""
+    """Each chosen candidate's ghost, built, then run whole for a few rounds, interleaved."""
     builds = {c.name: context.build(c.method, c.scheme, c.runtime, ghost) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
-    ghosts = []
-    for candidate in chosen:
-        built = done[builds[candidate.name].out]
-        if built.failed:
-            ghosts.append(ghost_of(candidate, context, refused=built.failed))
-            continue
-        context.progress.say(f"ghost of {candidate.name}")
-        try:
-            with context.worker(candidate.runtime, built.out, candidate.options, candidate.scheme) as worker:
-                ghosts.append(ghost_of(candidate, context, rounds=ghost_rounds(context, worker)))
-        except CandidateFailed as error:
-            ghosts.append(ghost_of(candidate, context, refused=str(error)))
-    return Ghosts(ghosts=tuple(ghosts))
-
-
-def ghost_rounds(context: Context, worker: RunningWorker) -> list[Round]:
+    failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
     traffic = context.workload.traffic
-    run_round(worker, context.prompts, traffic, 2)
-    steps = min(SHORT_DECODE, traffic.output_length)
-    return [run_round(worker, context.prompts, traffic, steps) for _ in range(GHOST_ROUNDS)]
+    with ExitStack() as stack:
+        starting = {
+            c.name: context.worker(c.runtime, builds[c.name].out, c.options, c.scheme) for c in chosen if c.name not in failed
+        }
+        context.progress.say(f"loading {len(starting)} ghosts")
+        workers, broke = start_workers(starting, stack)
+        failed |= broke
+        rows, broke = interleave(
+            workers,
+            context.prompts,
+            traffic,
+            GHOST_ROUNDS,
+            output_tokens=min(SHORT_DECODE, traffic.output_length),
+            progress=lambda what: context.progress.say(f"ghost of {what}"),
+        )
+        failed |= broke
+    return Ghosts(ghosts=tuple(ghost_of(c, context, rows.get(c.name, ()), failed.get(c.name)) for c in chosen))
 
 
 def ghost_of(candidate: Candidate, context: Context, rounds: Sequence[Round] = (), refused: str | None = None) -> Ghost:
@@ -124,47 +122,65 @@ def ghost_of(candidate: Candidate, context: Context, rounds: Sequence[Round] = (
     )
 
 
-def run_trials(context: Context, chosen: Sequence[Candidate], rounds: int = ROUNDS, deadline_s: float | None = None) -> Trials:
+def run_trials(
+    context: Context,
+    chosen: Sequence[Candidate],
+    baseline: BaselineRun,
+    rounds: int = ROUNDS,
+    deadline_s: float | None = None,
+) -> Trials:
     """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them."""
     builds = {c.name: context.build(c.method, c.scheme, c.runtime) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
     failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
-    loaded: dict[str, float] = {}
     started = time.monotonic()
     with ExitStack() as stack:
-        workers: dict[str, RunningWorker] = {}
-        for candidate in (c for c in chosen if c.name not in failed):
-            try:
-                worker = stack.enter_context(context.worker_of(candidate))
-            except CandidateFailed as error:
-                failed[candidate.name] = str(error)
-                continue
-            workers[candidate.name], loaded[candidate.name] = worker, worker.loaded.load_s
-        deadline = started + deadline_s if deadline_s else None
-        rows, broke = interleave(
-            workers, context.prompts, context.workload.traffic, rounds, deadline=deadline, progress=context.progress.say
-        )
-        shared_s = (time.monotonic() - started) / max(1, len(workers))
+        context.progress.say("loading the artifacts")
+        starting = {c.name: context.worker_of(c) for c in chosen if c.name not in failed}
+        workers, broke = start_workers(starting, stack)
         failed |= broke
+        traffic, objective = context.workload.traffic, context.workload.objective
+        rows, broke = interleave(
+            workers,
+            context.prompts,
+            traffic,
+            rounds,
+            deadline=started + deadline_s if deadline_s else None,
+            enough=lambda rows: clear_losers(rows, objective, traffic),
+            progress=context.progress.say,
+        )
+        failed |= broke
+        shared_s = (time.monotonic() - started) / max(1, len(workers))
         trials = []
         for candidate in chosen:
             built = done[builds[candidate.name].out]
             if candidate.name in failed:
                 trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
                 continue
-            trials.append(
-                evidence(
-                    context,
-                    candidate,
-                    workers[candidate.name],
-                    rows[candidate.name],
-                    loaded[candidate.name],
-                    built,
-                    shared_s,
-                )
-            )
-            workers[candidate.name].close()
+            worker = workers[candidate.name]
+            trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
+            worker.close()
     return Trials(trials=tuple(trials))
+
+
+def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tuple[dict[str, RunningWorker], dict[str, str]]:
+    """Loaded workers, and the reason of each that failed. Imports run side by side, loads one at a time."""
+    workers: dict[str, RunningWorker] = {}
+    failed: dict[str, str] = {}
+    for worker in starting.values():
+        stack.callback(worker.close)
+    for name, worker in starting.items():
+        try:
+            worker.ready()
+        except CandidateFailed as error:
+            failed[name] = str(error)
+    for name, worker in starting.items():
+        if name not in failed:
+            try:
+                workers[name] = stack.enter_context(worker)
+            except CandidateFailed as error:
+                failed[name] = str(error)
+    return workers, failed
 
 
 def evidence(
@@ -172,11 +188,11 @@ def evidence(
     candidate: Candidate,
     worker: RunningWorker,
     rounds: Sequence[Round],
-    load_s: float,
     built: Built,
     shared_s: float,
+    baseline: BaselineRun,
 ) -> Trial:
-    """Largest batch, quality and operators of a candidate whose rounds are done."""
+    """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known."""
     started = time.monotonic()
     notes: list[str] = list(built.notes)
     say = context.progress.say
@@ -187,14 +203,18 @@ def evidence(
         found = users(context, candidate, worker, rounds, notes)
         say(f"{candidate.name}: quality")
         quality = quality_of_candidate(context, candidate, worker)
-        say(f"{candidate.name}: operators")
-        operators, phases = operators_of(context, worker, notes)
+        if candidate.name == baseline.name:
+            operators, phases = baseline.operators, baseline.phases
+        else:
+            say(f"{candidate.name}: operators")
+            operators, phases = look_at_operators(context, worker)
+        notes += operators.notes
     except CandidateFailed as error:
         return Trial(name=candidate.name, failed=str(error), built=built, seconds=built.seconds + shared_s)
     return Trial(
         name=candidate.name,
         rounds=tuple(rounds),
-        load_s=(load_s,),
+        load_s=(worker.loaded.load_s,),
         users=found,
         quality=quality,
         operators=operators,
@@ -248,21 +268,6 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
         prompt, answer = context.passkey()
         quality = quality.model_copy(update={"passkey_found": passkey_found(worker, prompt, answer)})
     return quality
-
-
-def operators_of(context: Context, worker: RunningWorker, notes: list[str]) -> tuple[Operators, tuple[PhaseTime, ...]]:
-    """Operators of a decode step, and the time by part of both phases."""
-    seen, phases = observe(context, worker)
-    decode = seen["decode"]
-    notes += decode["notes"]
-    found = Operators(
-        phase="decode",
-        operators=tuple(OperatorCount.model_validate(row) for row in decode["operators"]),
-        linears=decode["linears"],
-        quantized_linears=decode["quantized_linears"],
-        notes=tuple(decode["notes"]),
-    )
-    return found, phases
 
 
 def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidate:

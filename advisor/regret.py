@@ -18,6 +18,7 @@ from quantadvisor.profiling.measure import interleave, largest_batch, objective_
 from .context import Context
 from .decide import maximised, objective_of, ranked
 from .prove import Trial, clean, memory_limit, run_trials, with_trial
+from .survey import BaselineRun
 
 SLOW = 5.0
 """Candidates more than this much slower than the best are left out of the measuring share's denominator."""
@@ -39,7 +40,9 @@ class Fresh(Document):
     samples: dict[str, tuple[float, ...]]
 
 
-def exhaust(context: Context, candidates: Sequence[Candidate], done: Sequence[Trial], rounds: int, keep: set[Path]) -> Exhausted:
+def exhaust(
+    context: Context, candidates: Sequence[Candidate], done: Sequence[Trial], base: BaselineRun, keep: set[Path]
+) -> Exhausted:
     """Measure what the advice did not, best predicted first, one at a time, within the budget."""
     measured = {trial.name for trial in done}
     rest = [c for c in candidates if c.refused is None and c.name not in measured]
@@ -52,7 +55,7 @@ def exhaust(context: Context, candidates: Sequence[Candidate], done: Sequence[Tr
         if left <= 0:
             return Exhausted(trials=tuple(trials), not_measured=tuple(c.name for c in rest[index:]))
         context.progress.say(f"{candidate.name} ({index + 1} of {len(rest)}, {left:.0f} s left)")
-        trials += run_trials(context, [candidate], rounds, deadline_s=left / 2).trials
+        trials += run_trials(context, [candidate], base, deadline_s=left / 2).trials
         following = {context.build(c.method, c.scheme, c.runtime).out for c in rest[index + 1 :]}
         clean(context.out / "work", keep | following)
     return Exhausted(trials=tuple(trials), not_measured=())

@@ -14,6 +14,8 @@ from quantadvisor.documents import (
     KernelTiming,
     LedgerItem,
     MemoryLedger,
+    OperatorCount,
+    Operators,
     PhaseTime,
     Scheme,
 )
@@ -45,6 +47,7 @@ class BaselineRun(Document):
     name: str
     rounds: tuple[Round, ...]
     phases: tuple[PhaseTime, ...]
+    operators: Operators
     memory: MemoryLedger
     load_s: float
 
@@ -107,10 +110,10 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
             context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
             rounds.append(run_round(worker, context.prompts, traffic, SHORT_DECODE))
         context.progress.say(f"{name}: time by part")
-        _, phases = observe(context, worker)
+        operators, phases = look_at_operators(context, worker)
         loaded = worker.loaded
     memory = memory_of(context, made, runtime, max(r.peak_bytes for r in rounds))
-    return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, memory=memory, load_s=loaded.load_s)
+    return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, operators=operators, memory=memory, load_s=loaded.load_s)
 
 
 def profiled_prompts(context: Context) -> np.ndarray:
@@ -121,14 +124,22 @@ def profiled_prompts(context: Context) -> np.ndarray:
     return context.prompts[:rows]
 
 
-def observe(context: Context, worker: RunningWorker) -> tuple[dict[str, Any], tuple[PhaseTime, ...]]:
-    """What the session says ran, and the time by part of a prefill (of as many rows as are profiled) and of a decode
+def look_at_operators(context: Context, worker: RunningWorker) -> tuple[Operators, tuple[PhaseTime, ...]]:
+    """Operators of a decode step, and the time by part of a prefill (of as many rows as are profiled) and of a decode
     step at the declared batch."""
     prompts = profiled_prompts(context)
     batch = context.workload.traffic.concurrency if recorded(context.workload.traffic) else None
     seen = worker.operators(prompts, batch)
     rows, length = prompts.shape
-    return seen, (
+    decode = seen["decode"]
+    operators = Operators(
+        phase="decode",
+        operators=tuple(OperatorCount.model_validate(row) for row in decode["operators"]),
+        linears=decode["linears"],
+        quantized_linears=decode["quantized_linears"],
+        notes=tuple(decode["notes"]),
+    )
+    return operators, (
         phase_time("prefill", seen["prefill"], rows, rows * length, length),
         phase_time("decode", seen["decode"], batch or rows, batch or rows, length),
     )

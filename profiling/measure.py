@@ -22,7 +22,9 @@ from quantadvisor.kernels.timing import figure
 from .workers import RunningWorker
 
 PREFILL_TOKENS_MEASURED = 16_384
-RECORDED_STEPS = 8
+RECORDED_STEPS = 6
+ENOUGH_ROUNDS = 3
+CLEARLY = 0.1
 
 
 class Round(Document):
@@ -73,14 +75,17 @@ def interleave(
     traffic: Traffic,
     rounds: int,
     *,
+    output_tokens: int | None = None,
     block: int = 0,
     warm_up: bool = True,
     deadline: float | None = None,
+    enough: Callable[[Mapping[str, Sequence[Round]]], set[str]] = lambda _: set(),
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, list[Round]], dict[str, str]]:
     """`rounds` rounds of each candidate, A B C, C B A, …; and the reason of each that failed.
 
-    Stops at `deadline` (time.monotonic) once every candidate has had two rounds.
+    `enough` names, before each turn, the candidates that need no more rounds. Stops at `deadline` (time.monotonic) once
+    every candidate has had two.
     """
     done: dict[str, list[Round]] = {name: [] for name in workers}
     failed: dict[str, str] = {}
@@ -88,17 +93,33 @@ def interleave(
         if deadline is not None and index >= 2 and time.monotonic() > deadline:
             break
         order = list(workers) if index % 2 else list(workers)[::-1]
-        for name in (name for name in order if name not in failed):
+        out = set(failed) | enough(done)
+        for name in (name for name in order if name not in out):
             progress(f"{name}: " + ("warm-up" if index < 0 else f"round {index + 1} of {rounds}"))
             try:
-                short = min(4, traffic.output_length) if index < 0 else None
-                made = run_round(workers[name], prompts, traffic, short, block)
+                steps = min(4, traffic.output_length) if index < 0 else output_tokens
+                made = run_round(workers[name], prompts, traffic, steps, block)
             except CandidateFailed as error:
                 failed[name] = str(error)
                 continue
             if index >= 0:
                 done[name].append(made)
     return {name: rows for name, rows in done.items() if name not in failed}, failed
+
+
+def clear_losers(
+    rounds: Mapping[str, Sequence[Round]], objective: Literal["latency", "throughput", "concurrency"], traffic: Traffic
+) -> set[str]:
+    """Candidates of at least ENOUGH_ROUNDS rounds whose best round is more than CLEARLY worse than the leader's worst.
+
+    Where users count, rounds decide nothing, and ENOUGH_ROUNDS are enough for all.
+    """
+    ready = {name: rows for name, rows in rounds.items() if len(rows) >= ENOUGH_ROUNDS}
+    if objective == "concurrency" or not ready:
+        return set(ready)
+    cost = {name: [r.ttft_s + (traffic.output_length - 1) * r.tpot_s for r in rows] for name, rows in ready.items()}
+    leader = min(cost, key=lambda name: float(np.median(cost[name])))
+    return {name for name, values in cost.items() if min(values) > max(cost[leader]) * (1 + CLEARLY)}
 
 
 def objective_value(

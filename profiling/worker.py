@@ -5,7 +5,8 @@ library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as
 
 Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error": "..."}`:
 
-    load      runtime_file, path, options, threads        -> load_s, base_bytes, loaded_bytes
+    imports   runtime_file                                -> (the runtime's libraries are imported)
+    load      path, options, threads                      -> load_s, base_bytes, loaded_bytes
     generate  tokens [B, S], output_tokens                -> ttft_s, itl_s[output_tokens - 1], peak_bytes, generated [B][n]
     steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
@@ -65,17 +66,21 @@ class Worker:
     """Holds the session of one candidate between requests."""
 
     def __init__(self) -> None:
+        self.runtime: Any = None
         self.session: Any = None
         self.base_bytes = 0
 
-    def load(self, runtime_file: str, path: str, options: list[str], threads: int) -> dict[str, Any]:
-        runtime = load_runtime(runtime_file)
-        runtime.warm_imports()
+    def imports(self, runtime_file: str) -> dict[str, Any]:
+        self.runtime = load_runtime(runtime_file)
+        self.runtime.warm_imports()
+        return {}
+
+    def load(self, path: str, options: list[str], threads: int) -> dict[str, Any]:
         gc.collect()
         self.base_bytes = status_bytes("VmRSS")
         reset_peak()
         start = time.perf_counter()
-        self.session = runtime.open_session(path, tuple(options), threads)
+        self.session = self.runtime.open_session(path, tuple(options), threads)
         load_s = time.perf_counter() - start
         return {
             "load_s": load_s,

@@ -57,7 +57,8 @@ ReplyKind = TypeVar("ReplyKind", bound=Reply)
 
 
 class RunningWorker:
-    """One child process with one loaded candidate. A context manager: leaving it ends the process."""
+    """One child process for one candidate. Made: it starts and imports its runtime. Entered (a context manager): it
+    loads the artifact. Left: the process ends."""
 
     def __init__(
         self,
@@ -83,14 +84,23 @@ class RunningWorker:
             start_new_session=True,
         )
         self._arrays = 0
+        self._load = {"path": str(artifact), "options": options, "threads": threads}
+        self._ready = False
+        self._send("imports", runtime_file=str(runtime_file))
+
+    def ready(self) -> None:
+        """Wait until the runtime is imported."""
+        if not self._ready:
+            self._ready = True
+            self._answer("imports")
+
+    def __enter__(self) -> Self:
         try:
-            reply = self.ask("load", runtime_file=str(runtime_file), path=str(artifact), options=options, threads=threads)
-            self.loaded = self._read(Loaded, reply)
+            self.ready()
+            self.loaded = self._read(Loaded, self.ask("load", **self._load))
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -121,6 +131,10 @@ class RunningWorker:
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """One request and its reply; raises CandidateFailed on an error, a crash, a hang or too much memory."""
+        self._send(op, **fields)
+        return self._answer(op)
+
+    def _send(self, op: str, **fields: Any) -> None:
         assert self._process.stdin
         self._signal(signal.SIGCONT)
         try:
@@ -128,6 +142,8 @@ class RunningWorker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise CandidateFailed(self._post_mortem()) from None
+
+    def _answer(self, op: str) -> dict[str, Any]:
         line = self._await(op)
         self._signal(signal.SIGSTOP)
         try:

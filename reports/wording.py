@@ -78,18 +78,25 @@ def changed_mind(results: Results) -> str:
 
 
 def boundaries(results: Results) -> list[str]:
-    """What the advice holds until."""
+    """What the advice holds until, on either side of what was declared."""
+    workload = results.workload
+    declared = {
+        "concurrency": workload.traffic.concurrency,
+        "prompt_tokens": workload.traffic.prompt_length,
+        "output_tokens": workload.traffic.output_length,
+        "kl_mean_max": workload.quality.kl_mean_max,
+        "memory_limit_gib": workload.memory_limit_gib or results.device.memory_bytes / 2**30,
+    }
+    names = {"kl_mean_max": "a budget of mean KL", "memory_limit_gib": "a memory limit in GiB"}
     found = []
     for edge in results.verdict.boundaries:
-        axis = edge.axis.replace("_", " ")
-        now = {
-            "concurrency": results.workload.traffic.concurrency,
-            "prompt_tokens": results.workload.traffic.prompt_length,
-            "output_tokens": results.workload.traffic.output_length,
-        }.get(edge.axis)
-        factor = facts.over(edge.at, now)
+        now = declared.get(edge.axis)
+        axis = names.get(edge.axis, edge.axis.replace("_", " "))
+        factor = facts.over(edge.at, now) if edge.axis not in names else None
         times = f" ({units.times(factor)} the declared {now:,})" if factor is not None and now is not None else ""
-        found.append(f"Until {axis} of {units.count_or_digits(edge.at)}{times}; beyond it {edge.winner} wins.")
+        below = now is not None and edge.at < now
+        at = f"{edge.at:.3g}" if edge.axis in names else units.count_or_digits(edge.at)
+        found.append(f"{'Below' if below else 'Beyond'} {axis} of {at}{times}, {edge.winner} wins.")
     return found
 
 
