@@ -11,7 +11,7 @@ from quantadvisor.profiling.quality import budget_breach
 from .context import Context
 from .decide import better, breach_of_prediction, maximised, objective_of, ranked
 from .diagnose import options_of, split
-from .predict import Probes, family, predict, users_within
+from .predict import Probes, family, kernel_class, predict, users_within
 from .prove import memory_limit
 
 MARGIN = 0.15
@@ -44,7 +44,10 @@ def exclude_by_quality(
 
 
 def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:
-    """One candidate per family (runtime, options, and cache where it binds): the one whose probed linears are fastest."""
+    """One candidate per family (runtime, options), kernel class, and cache where it binds: the fastest by probes.
+
+    GenAI runs ONNX Runtime's kernels: one ghost, of its fastest class, shows what its loop adds.
+    """
     best: dict[str, tuple[float, Candidate]] = {}
     for candidate in candidates:
         if candidate.refused or candidate.excluded or candidate.runtime == "torch":
@@ -54,7 +57,10 @@ def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Wor
         if candidate.scheme.quantizes_cache and not cache_binds:
             continue
         seconds = linears_objective(candidate, probes, workload)
-        place = family(candidate.runtime, candidate.options) + ("-kv8" if candidate.scheme.quantizes_cache else "")
+        parts = [family(candidate.runtime, candidate.options)]
+        if candidate.runtime != "onnxruntime-genai":
+            parts += [kernel_class(candidate.scheme), "kv8" * candidate.scheme.quantizes_cache]
+        place = " ".join(parts)
         if place not in best or seconds < best[place][0]:
             best[place] = (seconds, candidate)
     return [candidate for _, candidate in best.values()]

@@ -73,7 +73,9 @@ def looser_budget(mine: Candidate, candidates: Sequence[Candidate], workload: Wo
     over = [
         (c.quality.kl.mean, c.name)
         for c in ranked(measured, free)
-        if c.quality and c.quality.kl.mean > limit and sign * (value.median if (value := objective_of(c)) else 0) > sign * goal.median
+        if c.quality
+        and c.quality.kl.mean > limit
+        and sign * (value.median if (value := objective_of(c)) else 0) > sign * goal.median
     ]
     return [Boundary(axis="kl_mean_max", at=at, winner=name) for at, name in sorted(over)[:1]]
 

@@ -42,7 +42,7 @@ from .diagnose import diagnose, split
 from .model_source import resolve_model
 from .predict import Probes
 from .questions import answer, prediction_ledger
-from .risk import schemes_at_risk, simulate_all
+from .risk import Job, schemes_at_risk, simulate_all
 from .serve import place_artifact
 from .spec import check_against_model, not_acted_on
 from .stages import Progress, Stages
@@ -172,13 +172,16 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
     reference = survey.make_reference(context)
     name = context.evaluation[1].name
     context.progress.say(f"fake quantization of {len(chosen)} schemes on {windows.size} tokens")
-    quality = simulate_all(context.model_folder, windows, reference, chosen, name)
-    source = None
-    if context.source.reparametrised and (after := quality.get("rtn-w4-g64")):
+    jobs = [Job(context.model_folder, chosen)]
+    if context.source.reparametrised and "rtn-w4-g64" in chosen:
         from .builtin_model import builtin_original
 
         original = builtin_original(context.cache, context.progress.say)
-        before = simulate_all(original, windows, reference, {"rtn-w4-g64": scheme("w4-g64")}, name)["rtn-w4-g64"]
+        jobs.append(Job(original, {"rtn-w4-g64": scheme("w4-g64")}))
+    quality, *others = simulate_all(jobs, windows, reference, name)
+    source = None
+    if others:
+        before, after = others[0]["rtn-w4-g64"], quality["rtn-w4-g64"]
         source = SourceQuality(rtn_int4_kl_before=before.kl.mean, rtn_int4_kl_after=after.kl.mean, tokens=windows.size)
     return Simulated(quality=quality, source=source)
 

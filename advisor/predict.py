@@ -1,9 +1,10 @@
 """Predicted TTFT, TPOT and memory of every candidate, from ghosts and kernel probes: pure functions.
 
 A ghost ran the whole graph with random weights in the real runtime: it *is* the prediction of its scheme, runtime and
-options. Another scheme in the same family (runtime and options) differs only in its linears: its prediction is the
-ghost's time minus the probed time of the ghost's linears plus the probed time of its own. What a ghost holds beside its
-linears (attention, norms, launches) is thereby measured, not modelled. Memory likewise, by the bytes of the weights.
+options, and one runs for each family (runtime and options) and class of kernels. Another scheme in the family differs
+only in its linears: its prediction is the ghost's time minus the probed time of the ghost's linears plus the probed time
+of its own. What a ghost holds beside its linears (attention, norms, launches) is thereby measured, not modelled. Memory
+likewise, by the bytes of the weights.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def predict(
     candidate: Candidate, workload: Workload, probes: Probes, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]
 ) -> Predicted | None:
     """None where the candidate's family has no ghost that ran: then nothing is claimed."""
-    base = nearest_ghost(candidate, ghosts)
+    base = nearest_ghost(candidate, ghosts, schemes)
     if base is None or base.ttft_s is None or base.tpot_s is None or base.peak_bytes is None:
         return None
     if exact(candidate, base):
@@ -111,12 +112,17 @@ def exact(candidate: Candidate, ghost: Ghost) -> bool:
     return (candidate.scheme.name, candidate.runtime, candidate.options) == (ghost.scheme, ghost.runtime, ghost.options)
 
 
-def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost]) -> Ghost | None:
-    """The ghost of the same family: the candidate's own scheme if it ran, else one with the same cache, else any."""
+def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]) -> Ghost | None:
+    """The ghost of the same family nearest to the candidate: its own scheme, else its cache, else its kernel class."""
     same = [g for g in ghosts if g.refused is None and (g.runtime, g.options) == (candidate.runtime, candidate.options)]
-    quantized = candidate.scheme.quantizes_cache
-    same.sort(key=lambda g: (not exact(candidate, g), g.scheme.endswith("-kv8") != quantized))
-    return same[0] if same else None
+    wanted = candidate.scheme
+
+    def distance(ghost: Ghost) -> tuple[bool, bool, bool]:
+        scheme = schemes[ghost.scheme]
+        other_class = kernel_class(scheme) != kernel_class(wanted)
+        return (not exact(candidate, ghost), scheme.quantizes_cache != wanted.quantizes_cache, other_class)
+
+    return min(same, key=distance, default=None)
 
 
 def shifted(

@@ -11,7 +11,7 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,14 +23,20 @@ from .builds import quiet_child
 SMOOTHING = 0.5
 
 
-def simulate_all(
-    model_folder: Path, windows: np.ndarray, reference: Path, schemes: Mapping[str, Scheme], text: str
-) -> dict[str, Quality]:
-    """Simulated quality by `method-scheme`; windows int64 [W, S], `reference` holds their fp32 log-probabilities first."""
+class Job(NamedTuple):
+    """Schemes by `method-scheme` to simulate on the model of one folder."""
+
+    model_folder: Path
+    schemes: Mapping[str, Scheme]
+
+
+def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[dict[str, Quality]]:
+    """Simulated quality by `method-scheme`, per job; windows int64 [W, S], `reference` holds their fp32 log-probabilities
+    first. One child process does them all."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
-        scores = pool.submit(simulate, model_folder, windows, reference, dict(schemes)).result()
-    return {name: quality_of(score, text, simulated=True) for name, score in scores.items()}
+        done = [pool.submit(simulate, job.model_folder, windows, reference, dict(job.schemes)) for job in jobs]
+        return [{name: quality_of(score, text, simulated=True) for name, score in each.result().items()} for each in done]
 
 
 def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: dict[str, Scheme]) -> dict[str, Any]:

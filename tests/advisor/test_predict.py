@@ -55,6 +55,13 @@ def test_another_scheme_exchanges_the_linears_only() -> None:
     assert found.peak_bytes < 10**9
 
 
+def test_the_ghost_of_the_same_kernel_class_is_taken_and_needs_no_exchange() -> None:
+    slower = ghost("w8-g64").model_copy(update={"tpot_s": figure(0.9)})
+    found = predicted("kv_int8-w8-g64-kv8@onnxruntime", [ghost(), slower])
+    assert found
+    assert found.tpot_s == pytest.approx(0.9)
+
+
 def test_without_a_ghost_of_the_family_nothing_is_claimed() -> None:
     assert predicted("rtn-w8-g64@openvino+f32", [ghost()]) is None
     assert predicted("rtn-w8-g64@onnxruntime", [ghost().model_copy(update={"refused": "it crashed"})]) is None
