@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+
 from quantadvisor.documents import (
     Candidate,
     CandidateFailed,
@@ -28,7 +30,7 @@ from quantadvisor.profiling.measure import (
     recorded,
 )
 from quantadvisor.profiling.quality import passkey_found, score_through_runtime, straddles
-from quantadvisor.profiling.workers import RunningWorker
+from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
@@ -101,7 +103,7 @@ def run_ghosts(context: Context, chosen: Sequence[Candidate], ghost: Path) -> Gh
             workers,
             context.prompts,
             traffic,
-            GHOST_ROUNDS,
+            1 if recorded(traffic) else GHOST_ROUNDS,
             output_tokens=min(SHORT_DECODE, traffic.output_length),
             progress=lambda what: context.progress.say(f"ghost of {what}"),
         )
@@ -198,9 +200,10 @@ def evidence(
     say = context.progress.say
     try:
         if recorded(context.workload.traffic):
-            ratio = linear_check(worker, context.prompts)
+            row_s = float(np.median([r.ttft_s for r in rounds])) / context.workload.traffic.concurrency
+            ratio = linear_check(worker, context.prompts, row_s)
             notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
-        found = users(context, candidate, worker, rounds, notes)
+        found = users(context, candidate, rounds, notes)
         say(f"{candidate.name}: quality")
         quality = quality_of_candidate(context, candidate, worker)
         if candidate.name == baseline.name:
@@ -230,9 +233,7 @@ def memory_limit(context: Context) -> int:
     return int(limit * GIB) if limit else int(context.device.memory_bytes * 0.9)
 
 
-def users(
-    context: Context, candidate: Candidate, worker: RunningWorker, rounds: Sequence[Round], notes: list[str]
-) -> Figure | None:
+def users(context: Context, candidate: Candidate, rounds: Sequence[Round], notes: list[str]) -> Figure | None:
     """Requests in flight inside limit and SLO: searched for where that is the objective, else from the ledger."""
     workload, peak = context.workload, max(r.peak_bytes for r in rounds)
     if workload.objective != "concurrency" and workload.memory_limit_gib is None:
@@ -240,11 +241,22 @@ def users(
     guess = users_within(context.inventory, candidate.scheme, candidate.runtime, workload, peak, memory_limit(context))
     if workload.objective != "concurrency":
         return figure([float(guess)], "modelled", "peak at the declared concurrency, and whole caches more")
-    tpot = workload.slo.tpot_ms / 1e3 if workload.slo and workload.slo.tpot_ms else None
-    context.progress.say(f"{candidate.name}: largest batch, about {guess}")
-    found, said = largest_batch(worker, context.prompts, memory_limit(context), tpot, guess)
+    found, said = search_users(context, candidate, guess, {workload.traffic.concurrency: peak})
     notes += said
     return found
+
+
+def search_users(context: Context, candidate: Candidate, guess: int, known: Mapping[int, int]) -> tuple[Figure, list[str]]:
+    """The largest batch inside the limits, each try in a worker of its own."""
+    slo = context.workload.slo
+
+    def run(rows: int) -> Steady:
+        context.progress.say(f"{candidate.name}: {rows} users")
+        with context.worker_of(candidate) as worker:
+            return worker.steady(context.prompts, rows, 2)
+
+    tpot = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
+    return largest_batch(run, memory_limit(context), tpot, guess, known)
 
 
 def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker) -> Quality:

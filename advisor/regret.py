@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quantadvisor.documents import Candidate, CandidateFailed, Document, Regret, Workload
-from quantadvisor.profiling.measure import interleave, largest_batch, objective_value
+from quantadvisor.documents import Candidate, Document, Regret, Workload
+from quantadvisor.profiling.measure import interleave, objective_value
 
 from .context import Context
 from .decide import maximised, objective_of, ranked
-from .prove import Trial, clean, memory_limit, run_trials, with_trial
+from .prove import Trial, clean, run_trials, search_users, with_trial
 from .survey import BaselineRun
 
 SLOW = 5.0
@@ -82,18 +82,16 @@ def measure_again(context: Context, chosen: Sequence[Candidate]) -> Fresh:
     build_all([context.build(c.method, c.scheme, c.runtime) for c in chosen], context.progress.say)
     workload = context.workload
     samples: dict[str, tuple[float, ...]] = {}
+    if workload.objective == "concurrency":
+        for candidate in chosen:
+            users = objective_of(candidate)
+            guess = int(users.median) if users else workload.traffic.concurrency
+            found, _ = search_users(context, candidate, guess, {})
+            if found.median:
+                samples[candidate.name] = (found.median,)
+        return Fresh(samples=samples)
     with ExitStack() as stack:
         workers = {c.name: stack.enter_context(context.worker_of(c)) for c in chosen}
-        if workload.objective == "concurrency":
-            for candidate in chosen:
-                users = objective_of(candidate)
-                guess = int(users.median) if users else workload.traffic.concurrency
-                try:
-                    found, _ = largest_batch(workers[candidate.name], context.prompts, memory_limit(context), None, guess)
-                    samples[candidate.name] = (found.median,)
-                except CandidateFailed:
-                    continue
-            return Fresh(samples=samples)
         rows, _ = interleave(workers, context.prompts, workload.traffic, FRESH_ROUNDS, progress=context.progress.say)
     for name, rounds in rows.items():
         values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s) for r in rounds]

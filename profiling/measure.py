@@ -19,11 +19,12 @@ import numpy as np
 from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, Measured, Traffic, Workload
 from quantadvisor.kernels.timing import figure
 
-from .workers import RunningWorker
+from .workers import RunningWorker, Steady
 
 PREFILL_TOKENS_MEASURED = 16_384
 RECORDED_STEPS = 6
 ENOUGH_ROUNDS = 3
+MOST_TRIES = 6
 CLEARLY = 0.1
 
 
@@ -77,19 +78,19 @@ def interleave(
     *,
     output_tokens: int | None = None,
     block: int = 0,
-    warm_up: bool = True,
     deadline: float | None = None,
     enough: Callable[[Mapping[str, Sequence[Round]]], set[str]] = lambda _: set(),
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, list[Round]], dict[str, str]]:
     """`rounds` rounds of each candidate, A B C, C B A, …; and the reason of each that failed.
 
+    A short warm-up goes before, except where caches are recorded (there the first step is left out of each round).
     `enough` names, before each turn, the candidates that need no more rounds. Stops at `deadline` (time.monotonic) once
     every candidate has had two.
     """
     done: dict[str, list[Round]] = {name: [] for name in workers}
     failed: dict[str, str] = {}
-    for index in range(-1 if warm_up else 0, rounds):
+    for index in range(0 if recorded(traffic) else -1, rounds):
         if deadline is not None and index >= 2 and time.monotonic() > deadline:
             break
         order = list(workers) if index % 2 else list(workers)[::-1]
@@ -157,39 +158,40 @@ def measured_from_rounds(
     )
 
 
-def linear_check(worker: RunningWorker, prompts: np.ndarray) -> float:
-    """Time of a two-row prefill over twice that of one row: 1.0 where the runtime scales linearly."""
-    worker.generate(prompts[:1], 1)
-    one = min(worker.generate(prompts[:1], 1).ttft_s for _ in range(2))
-    two = worker.generate(np.repeat(prompts[:1], 2, 0), 1).ttft_s
-    return two / (2 * one)
+def linear_check(worker: RunningWorker, prompts: np.ndarray, row_s: float) -> float:
+    """Time of a two-row prefill over twice that of one row (`row_s`): 1.0 where the runtime scales linearly."""
+    return worker.generate(np.repeat(prompts[:1], 2, 0), 1).ttft_s / (2 * row_s)
 
 
 def largest_batch(
-    worker: RunningWorker, prompts: np.ndarray, limit_bytes: int, tpot_limit_s: float | None, first_guess: int
+    run: Callable[[int], Steady], limit_bytes: int, tpot_limit_s: float | None, first_guess: int, known: Mapping[int, int]
 ) -> tuple[Figure, list[str]]:
     """The most rows at the declared context whose peak stays under `limit_bytes` (and TPOT under its limit).
 
-    *Measured* only if that batch ran inside the limits and one at most 10 % larger did not; otherwise *modelled*.
+    `run` decodes that many rows in a process that has not held more before; `known` are peaks by rows that were already
+    measured. *Measured* only if that batch ran inside the limits and one at most 10 % larger did not; else *modelled*.
     """
     notes: list[str] = []
-    best, worst = 0, None
+    peaks = dict(known)
+    best = max((rows for rows, peak in peaks.items() if peak <= limit_bytes), default=0) if tpot_limit_s is None else 0
+    worst = min((rows for rows, peak in peaks.items() if peak > limit_bytes), default=None)
     guess = max(1, first_guess)
-    peaks: dict[int, int] = {}
-    for _ in range(6):
+    for _ in range(MOST_TRIES):
+        if guess == best or (worst is not None and guess >= worst):
+            guess = next_guess(best, worst, peaks, limit_bytes)
         try:
-            run = worker.steady(prompts, guess, 2)
+            seen = run(guess)
         except CandidateFailed as error:
             notes.append(f"{guess} rows: {error}")
             worst = guess
             break
-        peaks[guess] = run.peak_bytes
-        slow = tpot_limit_s is not None and min(run.itl_s) > tpot_limit_s
-        if run.peak_bytes <= limit_bytes and not slow:
+        peaks[guess] = seen.peak_bytes
+        slow = tpot_limit_s is not None and min(seen.itl_s) > tpot_limit_s
+        if seen.peak_bytes <= limit_bytes and not slow:
             best = max(best, guess)
         else:
             worst = guess if worst is None else min(worst, guess)
-        if worst is not None and best and worst <= max(best + 1, int(best * 1.1)):
+        if worst == 1 or (worst is not None and best and worst <= max(best + 1, int(best * 1.1))):
             break
         guess = next_guess(best, worst, peaks, limit_bytes)
     settled = worst is not None and best > 0 and worst <= max(best + 1, int(best * 1.1))

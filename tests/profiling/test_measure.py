@@ -21,22 +21,21 @@ from .test_workers import PROMPT, worker
 TRAFFIC = Traffic(prompt_tokens=8, output_tokens=4, concurrency=2)
 
 
-class Planted:
-    """A worker whose peak is 100 + 10 bytes a row."""
-
-    def steady(self, tokens: np.ndarray, batch: int, steps: int) -> Steady:
-        return Steady(prefill_row_s=0.1, itl_s=[0.01] * steps, peak_bytes=100 + 10 * batch, rows_equal=True)
+def planted(rows: int) -> Steady:
+    """A process whose peak is 100 + 10 bytes a row."""
+    return Steady(prefill_row_s=0.1, itl_s=[0.01, 0.01], peak_bytes=100 + 10 * rows, rows_equal=True)
 
 
+@pytest.mark.parametrize("known", [{}, {10: 200}, {24: 340}, {20: 300}])
 @pytest.mark.parametrize("guess", [1, 7, 19, 20, 21, 60])
-def test_the_largest_batch_is_found_and_measured(guess: int) -> None:
-    found, _ = largest_batch(Planted(), PROMPT, 300, None, guess)  # type: ignore[arg-type]
+def test_the_largest_batch_is_found_and_measured(guess: int, known: dict[int, int]) -> None:
+    found, _ = largest_batch(planted, 300, None, guess, known)
     assert 18 <= found.median <= 20
     assert found.kind == "measured"
 
 
 def test_a_limit_nothing_fits_is_not_measured() -> None:
-    found, _ = largest_batch(Planted(), PROMPT, 50, None, 4)  # type: ignore[arg-type]
+    found, _ = largest_batch(planted, 50, None, 4, {})
     assert found.median == 0
     assert found.kind == "modelled"
 
@@ -70,4 +69,4 @@ def test_candidates_are_interleaved_and_a_fault_is_a_reason() -> None:
 
 def test_the_linear_check_against_a_constant_time() -> None:
     with worker() as running:
-        assert linear_check(running, np.repeat(PROMPT, 2, 0)) == pytest.approx(0.5, rel=0.3)
+        assert linear_check(running, PROMPT, 0.05) == pytest.approx(0.5, rel=0.3)
