@@ -40,8 +40,8 @@ def output_lengths(mine: Candidate, feasible: Sequence[Candidate], workload: Wor
                 crossings.append((at, other.name))
     above = min((c for c in crossings if c[0] > declared), default=None)
     below = max((c for c in crossings if c[0] <= declared), default=None)
-    found = [Boundary(axis="output_tokens", at=math.floor(below[0]), winner=below[1])] if below and below[0] >= 2 else []
-    return found + ([Boundary(axis="output_tokens", at=math.ceil(above[0]), winner=above[1])] if above else [])
+    found = [Boundary(axis="output_tokens", at=round(below[0]), winner=below[1])] if below and below[0] >= 2 else []
+    return found + ([Boundary(axis="output_tokens", at=round(above[0]), winner=above[1])] if above else [])
 
 
 def times(candidate: Candidate) -> tuple[float, float]:

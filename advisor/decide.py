@@ -72,6 +72,13 @@ def breach_of_measurement(candidate: Candidate, workload: Workload) -> str | Non
     return breach_of_slo(measured, workload) or breach_of_memory(peak, workload, 1.0, "peak memory")
 
 
+def with_breach(candidate: Candidate, workload: Workload) -> Candidate:
+    """A measured candidate outside the constraints carries the reason."""
+    if candidate.measured is None or candidate.excluded:
+        return candidate
+    return candidate.model_copy(update={"excluded": breach_of_measurement(candidate, workload)})
+
+
 def breach_of_slo(measured: Measured, workload: Workload) -> str | None:
     slo = workload.slo
     for name, limit, figure in (
@@ -241,13 +248,22 @@ def step_in_words(step: float | None) -> str:
     return f" ({what}: its decode step is {step:.2f}x as fast as the fastest one with an unquantized cache)"
 
 
+def ttft_in_words(choice: Candidate, base: Candidate | None) -> str:
+    """What the users pay for it: said where the TTFT is more than a fifth longer than the baseline's."""
+    mine, before = (c.measured.ttft_s if c and c.measured else None for c in (choice, base))
+    if mine is None or before is None or mine.median <= 1.2 * before.median:
+        return ""
+    return f"; its TTFT is {mine.median / before.median:.1f}x the baseline's ({mine.median:.0f} s, {mine.kind})"
+
+
 def gain_in_words(choice: Candidate, base: Candidate | None, workload: Workload, step: float | None) -> str:
     before, after = (objective_of(base) if base else None), objective_of(choice)
     if before is None or after is None:
         return "is the best that was measured"
     ratio = after.median / before.median if maximised(workload) else before.median / after.median
     if workload.objective == "concurrency":
-        return f"serves {after.median:.0f} users where the baseline serves {before.median:.0f}{step_in_words(step)}"
+        served = f"serves {after.median:.0f} users where the baseline serves {before.median:.0f}{step_in_words(step)}"
+        return served + ttft_in_words(choice, base)
     return f"is {ratio:.2f}x the baseline"
 
 

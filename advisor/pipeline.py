@@ -37,7 +37,7 @@ from .advise import Advice, advise, baseline_ghost, exclude_by_quality, ghosts_t
 from .boundaries import boundaries
 from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
 from .context import WINDOW, Context, cache_folder, export_format, run_key
-from .decide import best_unquantized, decide
+from .decide import best_unquantized, decide, with_breach
 from .diagnose import diagnose, split
 from .model_source import resolve_model
 from .predict import Probes
@@ -247,7 +247,7 @@ def run(
         profile=profile,
         diagnosis=surveyed.diagnosis,
         unquantized_diagnosis=unquantized(candidates, base, profile, workload),
-        candidates=candidates,
+        candidates=tuple(with_breach(c, workload) for c in candidates),
         verdict=verdict,
         questions=answer(verdict, candidates, base.name, surveyed.diagnosis, workload),
         ledger=prediction_ledger(candidates),

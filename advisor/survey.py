@@ -12,7 +12,6 @@ from quantadvisor.documents import (
     Device,
     Document,
     KernelTiming,
-    LedgerItem,
     MemoryLedger,
     OperatorCount,
     Operators,
@@ -23,7 +22,7 @@ from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
-from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, peak_activation_bytes
+from quantadvisor.profiling.ledger import memory_ledger
 from quantadvisor.profiling.measure import Round, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -104,6 +103,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
         raise RuntimeError(f"the baseline's artifact could not be made: {built.failed}")
     traffic = context.workload.traffic
     with context.worker(runtime, build.out, options, made) as worker:
+        one_token, shorter = shorter_peaks(context, worker)
         run_round(worker, context.prompts, traffic, 2)
         rounds = []
         for index in range(BASELINE_ROUNDS):
@@ -112,7 +112,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
         context.progress.say(f"{name}: time by part")
         operators, phases = look_at_operators(context, worker)
         loaded = worker.loaded
-    memory = memory_of(context, made, runtime, max(r.peak_bytes for r in rounds))
+    memory = memory_of(context, made, runtime, one_token, shorter, max(r.peak_bytes for r in rounds))
     return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, operators=operators, memory=memory, load_s=loaded.load_s)
 
 
@@ -161,27 +161,32 @@ def phase_time(
     )
 
 
-def item(tensor: Literal["weights", "kv_cache", "activations"], size: int, source: str) -> LedgerItem:
-    return LedgerItem(tensor=tensor, bytes=size, kind="modelled", source=source)
+def shorter_peaks(context: Context, worker: RunningWorker) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:
+    """Peaks of a fresh process over one token, and over prompts of a quarter and of half the declared length, bytes."""
+    prompts = context.prompts[:1] if recorded(context.workload.traffic) else context.prompts
+    one = worker.generate(prompts[:1, :1], 2).peak_bytes
+    lengths = [max(1, prompts.shape[1] // part) for part in (4, 2)]
+    quarter, half = ((length, worker.generate(prompts[:, :length], 2).peak_bytes) for length in lengths)
+    return one, (quarter, half)
 
 
-def memory_of(context: Context, made: Scheme, runtime: str, peak: int) -> MemoryLedger:
-    """Modelled bytes by tensor at the workload, beside the peak that the process really had: the report prints the error."""
-    workload, inventory = context.workload, context.inventory
-    traffic = workload.traffic
-    plain = 2 if runtime == "openvino" else None
-    weights = bytes_of_weights(inventory, made)
-    cache = bytes_of_cache(inventory, made, traffic.context_length, traffic.concurrency, plain_bytes=plain)
-    rows = 1 if recorded(traffic) else traffic.concurrency
-    element = 2 if made.compute == "bf16" else 4
-    activations = peak_activation_bytes(inventory, rows * traffic.prompt_length, logits_rows=rows, element_bytes=element)
-    per_token = f"{inventory.kv_values_per_token} values a token"
-    items = (
-        item("weights", weights, f"{inventory.parameters:,} parameters as {made.name}"),
-        item("kv_cache", cache, f"{per_token} x {traffic.context_length} tokens x {traffic.concurrency} requests"),
-        item("activations", activations, f"widest layer over {rows} prompts"),
+def memory_of(
+    context: Context, made: Scheme, runtime: str, one_token: int, shorter: tuple[tuple[int, int], tuple[int, int]], peak: int
+) -> MemoryLedger:
+    """Bytes by tensor at the workload, beside the peak that the process really had: the report prints the error."""
+    traffic = context.workload.traffic
+    return memory_ledger(
+        context.inventory,
+        made,
+        prompt_tokens=traffic.prompt_length,
+        context_tokens=traffic.context_length,
+        concurrency=traffic.concurrency,
+        prefilled_rows=1 if recorded(traffic) else traffic.concurrency,
+        one_token_bytes=one_token,
+        shorter=shorter,
+        measured_peak_bytes=peak,
+        cache_element_bytes=2 if runtime == "openvino" else None,
     )
-    return MemoryLedger(items=items, measured_peak_bytes=peak)
 
 
 def probe(context: Context, device: Device) -> Kernels:

@@ -1,6 +1,6 @@
 """Bytes by tensor class at a declared workload: pure functions of an inventory and a scheme.
 
-Everything here is modelled until a measured part is passed in; `memory_ledger` says which is which, line by line.
+`memory_ledger` says line by line what is modelled and what was measured.
 Conventions: integer weights are stored in whole groups along K, packed to whole bytes per group; a scale per group
 (or per output channel, or one), and a zero point of as many bits as the weight where the format is asymmetric.
 """
@@ -8,7 +8,6 @@ Conventions: integer weights are stored in whole groups along K, packed to whole
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from quantadvisor.documents import Format, Inventory, LedgerItem, MemoryLedger, Scheme
 from quantadvisor.kernels.problem import matrix_bytes
@@ -73,65 +72,56 @@ def _cache_bytes(elements: float, number: Format | None, plain_bytes: int, head_
     return elements * number.bits / 8 + overhead
 
 
-def peak_activation_bytes(inventory: Inventory, tokens_in_pass: int, *, logits_rows: int = 1, element_bytes: int = 4) -> int:
-    """Bytes of the activations alive at the widest point of one forward pass over `tokens_in_pass` tokens.
-
-    max over the two halves of a layer of tokens x (2 hidden + width), plus rows x vocabulary of fp32 logits, where
-    width = 2 heads·head_dim + 2 kv_heads·head_dim (q, k, v and the attended values) or 3 intermediate (gate, up and
-    their product). Assumes attention without a materialised score matrix and a runtime that reuses buffers.
-    """
-    attention = 2 * (inventory.heads + inventory.kv_heads) * inventory.head_dim
-    mlp = 3 * max((one.k for one in inventory.linears if not one.lm_head and one.n == inventory.hidden), default=0)
-    live = tokens_in_pass * (2 * inventory.hidden + max(attention, mlp)) * element_bytes
-    return live + logits_rows * inventory.vocabulary * 4
-
-
 def memory_ledger(
     inventory: Inventory,
     scheme: Scheme,
     *,
+    prompt_tokens: int,
     context_tokens: int,
     concurrency: int,
-    tokens_in_pass: int,
-    overhead_bytes: int = 0,
-    measured: Mapping[str, int] | None = None,
-    measured_peak_bytes: int | None = None,
+    prefilled_rows: int,
+    one_token_bytes: int,
+    shorter: tuple[tuple[int, int], tuple[int, int]],
+    measured_peak_bytes: int,
     cache_element_bytes: int | None = None,
-    scale_bytes: int | None = None,
-    tied_once: bool = True,
 ) -> MemoryLedger:
-    """The ledger of one scheme at a workload; `measured` parts (by tensor, bytes) take the place of modelled ones."""
-    weights = bytes_of_weights(inventory, scheme, scale_bytes=scale_bytes, tied_once=tied_once)
-    cache = bytes_of_cache(inventory, scheme, context_tokens, concurrency, plain_bytes=cache_element_bytes)
-    element = compute_bytes(scheme)
-    live = peak_activation_bytes(inventory, tokens_in_pass, logits_rows=concurrency, element_bytes=element)
+    """The ledger at a workload, from the model and three smaller passes in the process; the peak at the workload itself
+    is not used: it is what the sum is checked against.
+
+    `one_token_bytes`: peak of a pass over one token; beyond the weights it is overhead. `shorter`: (tokens per prompt,
+    peak) of two passes over `prefilled_rows` shorter prompts, the shorter first; activations are what grows from one to
+    the other beside the cache, extrapolated in a straight line to `prompt_tokens`.
+    """
+    weights = bytes_of_weights(inventory, scheme)
+    cache_token = bytes_of_cache(inventory, scheme, 1, 1, plain_bytes=cache_element_bytes)
+    cache = cache_token * context_tokens * concurrency
+    overhead = max(0, one_token_bytes - weights)
+    (less, peak_less), (more, peak_more) = shorter
+    at_prompt = peak_more + (peak_more - peak_less) / max(1, more - less) * (prompt_tokens - more)
+    live = max(0, round(at_prompt - one_token_bytes - cache_token * prefilled_rows * prompt_tokens))
     per_token = inventory.kv_values_per_token
-    modelled = {
-        "weights": (weights, f"{inventory.parameters} parameters stored as {scheme.name}"),
-        "kv_cache": (cache, f"{per_token} values a token x {context_tokens} tokens x {concurrency} requests"),
-        "activations": (live, f"widest layer over {tokens_in_pass} tokens, and logits"),
-        "overhead": (overhead_bytes, "given" if overhead_bytes else "not modelled"),
-    }
-    given = dict(measured or {})
-    if unknown := set(given) - set(modelled):
-        raise ValueError(f"unknown parts of the ledger: {sorted(unknown)}; known are {sorted(modelled)}")
-    items = [
-        LedgerItem(tensor=name, bytes=given[name], kind="measured", source="measured in the process")
-        if name in given
-        else LedgerItem(tensor=name, bytes=size, kind="modelled", source=source)
-        for name, (size, source) in modelled.items()
-    ]
-    return MemoryLedger(items=tuple(items), measured_peak_bytes=measured_peak_bytes)
+    items = (
+        LedgerItem(
+            tensor="weights", bytes=weights, kind="modelled", source=f"{inventory.parameters:,} parameters as {scheme.name}"
+        ),
+        LedgerItem(
+            tensor="kv_cache",
+            bytes=cache,
+            kind="modelled",
+            source=f"{per_token:,} values a token x {context_tokens:,} tokens x {concurrency} requests",
+        ),
+        LedgerItem(
+            tensor="activations",
+            bytes=live,
+            kind="modelled",
+            source=f"peaks of prompts of {less} and {more} tokens, extrapolated to {prompt_tokens:,} x {prefilled_rows}",
+        ),
+        LedgerItem(tensor="overhead", bytes=overhead, kind="measured", source="peak of a pass over one token, less the weights"),
+    )
+    return MemoryLedger(items=items, measured_peak_bytes=measured_peak_bytes)
 
 
 def smallest_weights_bytes(inventory: Inventory, bits: float = 2) -> int:
     """Floor of what any scheme here stores: every matrix at `bits`, the rest in 16 bit, a tied head once."""
     matrices = inventory.parameters - inventory.other_parameters
     return math.ceil(matrices * bits / 8) + inventory.other_parameters * 2
-
-
-def max_concurrency(limit_bytes: int, fixed_bytes: int, bytes_per_request: int) -> int:
-    """Most requests whose cache and activations fit beside what does not grow with them; 0 where nothing fits."""
-    if bytes_per_request <= 0:
-        raise ValueError(f"bytes_per_request must be positive, found {bytes_per_request}")
-    return max(0, (limit_bytes - fixed_bytes) // bytes_per_request)

@@ -164,45 +164,6 @@ def chain_kind(results: Results, fields: Sequence[str]) -> NumberClass:
     return worst_kind(figure(item, field) for item in chain for field in fields)
 
 
-def barred(results: Results, item: Candidate) -> str | None:
-    """Why a candidate is outside the constraints: as the run said, else read off what was measured."""
-    if item.excluded:
-        return item.excluded
-    quality, budget, limit = item.quality, results.workload.quality, results.workload.memory_limit_gib
-    if quality is not None and budget.kl_mean_max is not None and quality.kl.mean > budget.kl_mean_max:
-        return f"mean KL {quality.kl.mean:.2g} is above the budget of {budget.kl_mean_max:g}"
-    least = budget.top1_agreement_min
-    if quality is not None and least is not None and quality.top1.mean < least:
-        return f"top-1 agreement {quality.top1.mean:.1%} is below {least:.1%}"
-    peak = measured(item, "peak_bytes")
-    counted = results.workload.objective == "concurrency"  # there the limit bounds the users, not the candidate
-    if peak is not None and limit is not None and not counted and peak > limit * 2**30:
-        return f"peak memory {peak / 2**30:.2f} GiB is above the limit of {limit:g} GiB"
-    return _late(results, item)
-
-
-def _late(results: Results, item: Candidate) -> str | None:
-    """The first of TTFT and TPOT that misses the service level objective at its percentile."""
-    slo = results.workload.slo
-    for field, bound in (("ttft_s", slo.ttft_ms), ("tpot_s", slo.tpot_ms)) if slo is not None else ():
-        found = figure(item, field)
-        if slo is None or bound is None or found is None:
-            continue
-        reached = _percentile(found.samples or (found.median,), slo.percentile) * 1e3
-        if reached > bound:
-            return f"{QUANTITIES[field]} {reached:.4g} ms at p{slo.percentile:g} is above {bound:g} ms"
-    return None
-
-
-def _percentile(samples: Sequence[float], percent: float) -> float:
-    """Linear between the two nearest samples, as numpy's default."""
-    ordered = sorted(samples)
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
 def memory_limit(results: Results) -> tuple[int, str]:
     """The bound on memory in bytes, and where it comes from."""
     if results.workload.memory_limit_gib is not None:

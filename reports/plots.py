@@ -69,7 +69,7 @@ def quality_speed(results: Results) -> Picture | None:
             speed,
             max(KL_FLOOR, c.quality.kl.mean),
             c.name,
-            _standing(results, c.name, facts.barred(results, c) is not None),
+            _standing(results, c.name, c.excluded is not None),
         )
         for c in results.candidates
         if c.quality is not None and (speed := facts.speed_effect(results, c)) is not None

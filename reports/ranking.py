@@ -65,7 +65,7 @@ def status(results: Results, item: Candidate) -> Status:
         return "refused"
     if item.name in verdict.tied_with and not item.excluded:
         return "tied"
-    if facts.barred(results, item):
+    if item.excluded:
         return "excluded"
     return "slower" if facts.measured(item, "objective") is not None else "unmeasured"
 
@@ -76,7 +76,7 @@ def reason(results: Results, item: Candidate) -> str:
     if place == "advised":
         return "Advised" if verdict.change else "Advised: change nothing"
     if place in ("refused", "excluded"):
-        return ((item.refused if place == "refused" else facts.barred(results, item)) or "").rstrip(".")
+        return ((item.refused if place == "refused" else item.excluded) or "").rstrip(".")
     if verdict.runner_up is not None and verdict.runner_up.name == item.name:
         return f"Runner-up: {verdict.runner_up.why_not.rstrip('.')}"
     if place == "tied":

@@ -2,7 +2,8 @@
 
 import pytest
 
-from quantadvisor.advisor.decide import breach_of_measurement, decide, why_not
+from quantadvisor.advisor.boundaries import boundaries
+from quantadvisor.advisor.decide import breach_of_measurement, decide, why_not, with_breach
 from quantadvisor.documents import Diagnosis, PhaseDiagnosis, Shares
 
 from .documents import candidate, workload
@@ -81,3 +82,20 @@ def test_concurrency_is_maximised_and_says_capacity_not_speed() -> None:
     assert found.capacity
     assert found.capacity.over_best_unquantized_cache == pytest.approx(2.0)
     assert "capacity, not speed" in found.reason
+
+
+def test_a_measured_breach_is_kept_as_the_reason() -> None:
+    worse = with_breach(candidate("rtn-w4-g64@onnxruntime", 1.0, kl=0.5), workload())
+    assert worse.excluded == "mean KL 0.5 is over the budget of 0.05"
+    assert with_breach(candidate("rtn-w8-g64@onnxruntime", 1.0), workload()).excluded is None
+
+
+def test_boundaries_are_where_the_measured_lines_cross() -> None:
+    mine = candidate("rtn-w8-g64@onnxruntime", 0.5 + 127 * 0.010, kl=0.01, tpot=0.010)
+    quick_start = candidate("none-fp32@openvino+bf16", 0.2 + 127 * 0.020, kl=0.001, tpot=0.020, target="none")
+    rough = candidate("rtn-w4-g64@onnxruntime", 0.5 + 127 * 0.005, kl=0.3, tpot=0.005)
+    found = {(edge.axis, edge.winner): edge.at for edge in boundaries([mine, quick_start, rough], mine.name, workload())}
+    assert found[("output_tokens", quick_start.name)] == 31  # 0.5 + 30 x 10 ms = 0.2 + 30 x 20 ms
+    assert found[("kl_mean_max", quick_start.name)] == pytest.approx(0.01)
+    assert found[("kl_mean_max", rough.name)] == pytest.approx(0.3)
+    assert not any(axis == "memory_limit_gib" for axis, _ in found)

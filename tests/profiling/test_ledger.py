@@ -5,9 +5,7 @@ from quantadvisor.kernels.problem import matrix_bytes
 from quantadvisor.profiling.ledger import (
     bytes_of_cache,
     bytes_of_weights,
-    max_concurrency,
     memory_ledger,
-    peak_activation_bytes,
     smallest_weights_bytes,
 )
 
@@ -73,30 +71,27 @@ def test_a_window_counts_only_where_the_runtime_drops() -> None:
     assert bytes_of_cache(one, FP32, 100, 1, windowed=True) == 64 * 4 * (2 * 10 + 100)
 
 
-def test_activations_follow_the_formula() -> None:
-    # widest: 3 * 200 (gate, up, product) against 2 * (6 + 2) * 16
-    assert peak_activation_bytes(inventory(), 50, logits_rows=2) == 50 * (2 * 96 + 600) * 4 + 2 * 331 * 4
+def test_the_ledger_of_a_planted_process_adds_up_to_its_peak() -> None:
+    """A process of 1,000 bytes of its own beside the weights, 70 a token of activations, and the cache."""
+    one = inventory()
+    weights, cache = 4 * one.parameters, 192 * 4
 
+    def peak(rows: int, tokens: int) -> int:
+        return weights + 1000 + rows * tokens * (cache + 70)
 
-def test_measured_parts_override() -> None:
     made = memory_ledger(
-        inventory(), FP32, context_tokens=100, concurrency=2, tokens_in_pass=50, measured={"activations": 5},
-        measured_peak_bytes=99,
+        one, FP32, prompt_tokens=80, context_tokens=100, concurrency=3, prefilled_rows=3,
+        one_token_bytes=weights + 1000, shorter=((20, peak(3, 20)), (40, peak(3, 40))),
+        measured_peak_bytes=peak(3, 80) + 60 * cache,
     )  # fmt: skip
     parts = {item.tensor: (item.bytes, item.kind) for item in made.items}
-    assert parts["activations"] == (5, "measured")
-    assert parts["weights"] == (4 * inventory().parameters, "modelled")
-    assert made.total_bytes == 4 * inventory().parameters + 192 * 200 * 4 + 5
-    with pytest.raises(ValueError, match="wieghts"):
-        memory_ledger(
-            inventory(), FP32, context_tokens=1, concurrency=1, tokens_in_pass=1, measured={"wieghts": 1}
-        )  # fmt: skip
+    assert parts["weights"] == (weights, "modelled")
+    assert parts["kv_cache"] == (cache * 300, "modelled")
+    assert parts["activations"] == (70 * 240, "modelled")
+    assert parts["overhead"] == (1000, "measured")
+    assert made.total_bytes == made.measured_peak_bytes
 
 
-def test_floor_and_capacity() -> None:
+def test_the_floor() -> None:
     one = inventory()
     assert smallest_weights_bytes(one) == (one.parameters - 700) // 4 + 1400
-    assert max_concurrency(1000, 100, 300) == 3
-    assert max_concurrency(1000, 1001, 300) == 0
-    with pytest.raises(ValueError, match="positive"):
-        max_concurrency(1, 1, 0)
