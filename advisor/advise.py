@@ -142,8 +142,11 @@ def predicted_candidate(
 
 
 def completed(context: Context, candidate: Candidate, predicted: Predicted, simulated: Mapping[str, Quality]) -> Predicted:
-    """With users inside the memory limit and the simulated KL."""
+    """With the simulated KL and, where users or memory are asked about, the users inside the limit."""
     quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
+    predicted = predicted.model_copy(update={"kl": quality.kl.mean if quality else None})
+    if context.workload.objective != "concurrency" and context.workload.memory_limit_gib is None:
+        return predicted
     assert predicted.peak_bytes is not None
     users = users_within(
         context.inventory,
@@ -153,7 +156,7 @@ def completed(context: Context, candidate: Candidate, predicted: Predicted, simu
         predicted.peak_bytes,
         memory_limit(context),
     )
-    update = {"max_concurrency": users, "kl": quality.kl.mean if quality else None}
+    update: dict[str, float] = {"max_concurrency": users}
     if context.workload.objective == "concurrency":
         update["objective"] = float(users)
     return predicted.model_copy(update=update)

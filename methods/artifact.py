@@ -18,6 +18,10 @@ Write = Callable[[Path, Path], None]
 """(base folder, out folder)"""
 
 
+CACHE_SAMPLES = 32
+"""Calibration samples that the scales of an INT8 cache come from."""
+
+
 @contextmanager
 def base_folder(model_folder: Path, runtime: str, out: Path, base: Path | None) -> Iterator[Path]:
     """The fp32 export of `model_folder` for `runtime`: the given one, or one made beside `out` and removed after."""
@@ -46,8 +50,9 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
     from .formats import onnx
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    scales = onnx.calibrate_cache(base, calibration)
+    seen = calibration[:CACHE_SAMPLES]
+    scales = onnx.calibrate_cache(base, seen)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".weights.") as scratch:
         write(base, Path(scratch) / "weights")
         onnx.quantize_cache_int8(Path(scratch) / "weights", out, scales)
-    return (f"INT8 cache: one scale per channel, from max|x| over {calibration.size} calibration tokens",)
+    return (f"INT8 cache: one scale per channel, from max|x| over {seen.size} calibration tokens",)
