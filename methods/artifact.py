@@ -55,4 +55,4 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".weights.") as scratch:
         write(base, Path(scratch) / "weights")
         onnx.quantize_cache_int8(Path(scratch) / "weights", out, scales)
-    return (f"INT8 cache: one scale per channel, from max|x| over {seen.size} calibration tokens",)
+    return (f"INT8 cache: one scale per channel (keys: per rotary pair), from {seen.size} calibration tokens",)

@@ -1,4 +1,4 @@
-"""An INT8 key-value cache: one fixed scale per layer, head and channel, from real prefills (max|x| / 127).
+"""An INT8 key-value cache: one fixed scale per layer, head and channel, from real prefills.
 
 Halves nothing in the weights: it pays where many users or long contexts make the cache the larger stream of memory.
 By itself it leaves the weights in fp32; `rtn`, `mixed`, `dynamic_int8` and `smoothquant` offer it on top of theirs as

@@ -1,7 +1,11 @@
 """An INT8 key-value cache in ONNX Runtime: GroupQueryAttention with one fixed scale per channel.
 
-Scales are max|x| / 127 over the keys (after the rotary embedding) and values of real prefills, one per layer, head and
+Scales are bounds / 127 over the keys (after the rotary embedding) and values of real prefills, one per layer, head and
 channel; codes are signed. The cache enters and leaves the graph as int8; attention reads it without a float copy.
+
+A value's bound is max|v|. A key's is the largest norm of its rotary pair, sqrt(k_i^2 + k_j^2), which no position changes:
+max|k| over short samples is too small for the slow pairs, which have hardly turned there, and clips them at long contexts
+(measured: SmolLM2-135M, KL 0.0005 at 128 tokens and 3.9 at 2,040 with max|k| from samples of 128).
 """
 
 from __future__ import annotations
@@ -38,11 +42,33 @@ def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Scales:
     empty = {name: np.zeros((1, shape[1], 0, size), np.float32) for name, shape in past.items()}
     presents = {name: name.replace("past_key_values", "present") for name in past}
     bound = {name: np.zeros(shape[1] * size, np.float32) for name, shape in past.items()}
+    turned = rotary(base)
     for sample in tokens:
         feeds = {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64), **empty}
         for name, cache in zip(past, session.run(list(presents.values()), feeds), strict=True):
-            np.maximum(bound[name], np.abs(cache[0]).max(axis=1).reshape(-1), out=bound[name])
+            sizes = pair_norms(cache[0], *turned) if name.endswith(".key") else np.abs(cache[0])
+            np.maximum(bound[name], sizes.max(axis=1).reshape(-1), out=bound[name])
     return {name: np.where(most > 0, most, 1).astype(np.float32) / np.float32(127) for name, most in bound.items()}
+
+
+def rotary(folder: Path) -> tuple[int, bool]:
+    """(channels of a head that the graph's attention turns, whether pairs are neighbours); 0 where it turns none."""
+    for node in load_graph(folder).graph.node:
+        if node.op_type == ATTENTION:
+            found = {attribute.name: attribute.i for attribute in node.attribute}
+            turned = found.get("rotary_embedding_dim") or _head_size(folder)
+            return (turned if found.get("do_rotary") else 0), bool(found.get("rotary_interleaved"))
+    return 0, False
+
+
+def pair_norms(keys: NDArray[np.float32], turned: int, neighbours: bool) -> NDArray[np.float32]:
+    """[..., head_size]: sqrt(k_i^2 + k_j^2) for both channels of a rotary pair, |k| for channels that are not turned."""
+    sizes = np.abs(keys)
+    head = sizes[..., :turned]
+    first, second = (head[..., ::2], head[..., 1::2]) if neighbours else (head[..., : turned // 2], head[..., turned // 2 :])
+    norms = np.hypot(first, second)
+    first[...] = second[...] = norms
+    return sizes
 
 
 def quantize_cache_int8(base: Path, out: Path, scales: Mapping[str, NDArray[np.float32]]) -> None:
