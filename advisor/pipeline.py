@@ -224,7 +224,7 @@ def run(
     if exhaustive and apply and verdict.choice:
         rest = stages.run(
             "exhaustive", "Everything else", regret.Exhausted,
-            lambda: regret.exhaust(context, candidates, trials, base, kept(context, candidates, verdict)),
+            lambda: regret.exhaust(context, candidates, trials, base, verdict.choice or "", kept(context, candidates, verdict)),
         )  # fmt: skip
         candidates = regret.merged(candidates, rest.trials, context)
         final = regret.finalists(candidates, verdict.choice, workload)

@@ -130,8 +130,12 @@ def run_trials(
     baseline: BaselineRun,
     rounds: int = ROUNDS,
     deadline_s: float | None = None,
+    to_beat: Sequence[Round] = (),
 ) -> Trials:
-    """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them."""
+    """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them.
+
+    `to_beat`: rounds of the choice, where it is not measured again among these.
+    """
     builds = {c.name: context.build(c.method, c.scheme, c.runtime) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
     failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
@@ -148,7 +152,7 @@ def run_trials(
             traffic,
             rounds,
             deadline=started + deadline_s if deadline_s else None,
-            enough=lambda rows: clear_losers(rows, objective, traffic),
+            enough=lambda rows: clear_losers(rows, objective, traffic, to_beat),
             progress=context.progress.say,
         )
         failed |= broke

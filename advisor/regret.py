@@ -41,7 +41,7 @@ class Fresh(Document):
 
 
 def exhaust(
-    context: Context, candidates: Sequence[Candidate], done: Sequence[Trial], base: BaselineRun, keep: set[Path]
+    context: Context, candidates: Sequence[Candidate], done: Sequence[Trial], base: BaselineRun, choice: str, keep: set[Path]
 ) -> Exhausted:
     """Measure what the advice did not, best predicted first, one at a time, within the budget."""
     measured = {trial.name for trial in done}
@@ -49,13 +49,14 @@ def exhaust(
     rest.sort(key=lambda c: predicted_rank(c, context.workload))
     limit = min(3 * context.workload.budget.advise_s, MOST_SECONDS)
     started = time.monotonic()
+    to_beat = next((trial.rounds for trial in done if trial.name == choice), ())
     trials: list[Trial] = []
     for index, candidate in enumerate(rest):
         left = limit - (time.monotonic() - started)
         if left <= 0:
             return Exhausted(trials=tuple(trials), not_measured=tuple(c.name for c in rest[index:]))
         context.progress.say(f"{candidate.name} ({index + 1} of {len(rest)}, {left:.0f} s left)")
-        trials += run_trials(context, [candidate], base, deadline_s=left / 2).trials
+        trials += run_trials(context, [candidate], base, deadline_s=left / 2, to_beat=to_beat).trials
         following = {context.build(c.method, c.scheme, c.runtime).out for c in rest[index + 1 :]}
         clean(context.out / "work", keep | following)
     return Exhausted(trials=tuple(trials), not_measured=())

@@ -109,18 +109,26 @@ def interleave(
 
 
 def clear_losers(
-    rounds: Mapping[str, Sequence[Round]], objective: Literal["latency", "throughput", "concurrency"], traffic: Traffic
+    rounds: Mapping[str, Sequence[Round]],
+    objective: Literal["latency", "throughput", "concurrency"],
+    traffic: Traffic,
+    to_beat: Sequence[Round] = (),
 ) -> set[str]:
     """Candidates of at least ENOUGH_ROUNDS rounds whose best round is more than CLEARLY worse than the leader's worst.
 
-    Where users count, rounds decide nothing, and ENOUGH_ROUNDS are enough for all.
+    `to_beat` are rounds of a leader measured earlier. Where users count, rounds decide nothing, and ENOUGH_ROUNDS are
+    enough for all.
     """
     ready = {name: rows for name, rows in rounds.items() if len(rows) >= ENOUGH_ROUNDS}
     if objective == "concurrency" or not ready:
         return set(ready)
-    cost = {name: [r.ttft_s + (traffic.output_length - 1) * r.tpot_s for r in rows] for name, rows in ready.items()}
-    leader = min(cost, key=lambda name: float(np.median(cost[name])))
-    return {name for name, values in cost.items() if min(values) > max(cost[leader]) * (1 + CLEARLY)}
+
+    def cost(rows: Sequence[Round]) -> list[float]:
+        return [r.ttft_s + (traffic.output_length - 1) * r.tpot_s for r in rows]
+
+    costs = {name: cost(rows) for name, rows in ready.items()}
+    leader = min([*costs.values(), *([cost(to_beat)] if to_beat else [])], key=lambda values: float(np.median(values)))
+    return {name for name, values in costs.items() if min(values) > max(leader) * (1 + CLEARLY)}
 
 
 def objective_value(

@@ -6,6 +6,7 @@ import pytest
 from quantadvisor.documents import Traffic
 from quantadvisor.profiling.measure import (
     Round,
+    clear_losers,
     interleave,
     largest_batch,
     linear_check,
@@ -65,6 +66,19 @@ def test_candidates_are_interleaved_and_a_fault_is_a_reason() -> None:
     assert len(rows["good"]) == 3
     assert "NaN" in failed["bad"]
     assert "bad" not in rows
+
+
+def rounds_of(*seconds: float) -> list[Round]:
+    return [Round(ttft_s=s, itl_s=(), peak_bytes=1) for s in seconds]
+
+
+def test_who_is_clearly_behind_needs_no_more_rounds() -> None:
+    seen = {"best": rounds_of(1.0, 1.1, 0.9), "near": rounds_of(1.3, 1.2, 1.15), "behind": rounds_of(2.0, 1.9, 2.1)}
+    assert clear_losers(seen, "latency", TRAFFIC) == {"behind"}
+    assert clear_losers({name: rows[:2] for name, rows in seen.items()}, "latency", TRAFFIC) == set()
+    assert clear_losers({"near": seen["near"]}, "latency", TRAFFIC) == set()
+    assert clear_losers({"near": seen["near"]}, "latency", TRAFFIC, rounds_of(0.5, 0.5, 0.5)) == {"near"}
+    assert clear_losers(seen, "concurrency", TRAFFIC) == set(seen)
 
 
 def test_the_linear_check_against_a_constant_time() -> None:
