@@ -205,8 +205,9 @@ def run(
     trials: tuple[prove.Trial, ...] = ()
     if apply:
         chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
+        left = measuring_left(stages, workload)
         trials = stages.run(
-            "trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen, base)
+            "trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen, base, deadline_s=left)
         ).trials
         candidates = regret.merged(candidates, trials, context)
         for turn in range(MOST_FOLLOW_UPS):
@@ -214,7 +215,9 @@ def run(
             if not more:
                 break
             title = f"Predicted better than what held: {more[0].name}"
-            found_more = stages.run(f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base))
+            found_more = stages.run(
+                f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base, deadline_s=left)
+            )
             trials += found_more.trials
             candidates = regret.merged(candidates, found_more.trials, context)
     verdict = stages.run(
@@ -258,6 +261,12 @@ def run(
         timing_s=dict(stages.seconds),
         extra={"not_acted_on": list(not_acted_on(workload))},
     )
+
+
+def measuring_left(stages: Stages, workload: Workload) -> float:
+    """What the profile has left of budget.advise_s for the rounds of applied candidates (each gets two in any case)."""
+    spent = sum(stages.seconds[name] for name in ("baseline", "kernels", "ghosts"))
+    return max(1.0, workload.budget.advise_s - spent)
 
 
 def conclude(
