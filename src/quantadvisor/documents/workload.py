@@ -95,7 +95,7 @@ class Parallel(Document):
 
 
 class Budget(Document):
-    advise_s: Annotated[float, Field(gt=0)] = Field(180, description="seconds of measuring for the advice; once spent, candidates get two rounds each")
+    advise_s: Annotated[float, Field(gt=0)] = Field(180, description="seconds of measuring; once spent, two rounds each")
     apply_s: Annotated[float, Field(gt=0)] = Field(3600, description="seconds to apply the chosen methods")
     train_s: Annotated[float, Field(ge=0)] = Field(0, description="seconds of training; 0 excludes methods that train")
 
