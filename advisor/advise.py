@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
-from quantadvisor.profiling.measure import Round
+from quantadvisor.profiling.measure import Round, peak_of
 from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
@@ -89,7 +89,7 @@ def baseline_ghost(name: str, rounds: Sequence[Round], scheme: str, depth: int) 
         depth=depth,
         ttft_s=figure([r.ttft_s for r in rounds]),
         tpot_s=figure([gap for r in rounds for gap in r.itl_s]),
-        peak_bytes=max(r.peak_bytes for r in rounds),
+        peak_bytes=peak_of(rounds),
     )
 
 

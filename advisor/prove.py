@@ -27,6 +27,7 @@ from quantadvisor.profiling.measure import (
     largest_batch,
     linear_check,
     measured_from_rounds,
+    peak_of,
     recorded,
 )
 from quantadvisor.profiling.quality import passkey_found, score_through_runtime, straddles
@@ -119,7 +120,7 @@ def ghost_of(candidate: Candidate, context: Context, rounds: Sequence[Round] = (
         depth=context.inventory.layers,
         ttft_s=figure([r.ttft_s for r in rounds]) if rounds else None,
         tpot_s=figure([gap for r in rounds for gap in r.itl_s]) if rounds else None,
-        peak_bytes=max(r.peak_bytes for r in rounds) if rounds else None,
+        peak_bytes=peak_of(rounds) if rounds else None,
         refused=refused,
     )
 
@@ -239,7 +240,7 @@ def memory_limit(context: Context) -> int:
 
 def users(context: Context, candidate: Candidate, rounds: Sequence[Round], notes: list[str]) -> Figure | None:
     """Requests in flight inside limit and SLO: searched for where that is the objective, else from the ledger."""
-    workload, peak = context.workload, max(r.peak_bytes for r in rounds)
+    workload, peak = context.workload, peak_of(rounds)
     if workload.objective != "concurrency" and workload.memory_limit_gib is None:
         return None
     guess = users_within(context.inventory, candidate.scheme, candidate.runtime, workload, peak, memory_limit(context))

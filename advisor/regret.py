@@ -108,8 +108,12 @@ def regret_of(
     advice_s: float,
     shared_s: float,
     not_measured: Sequence[str],
+    unreached: int,
 ) -> Regret | None:
-    """The document; None where the choice could not be re-measured. Interval: paired bootstrap over rounds."""
+    """The document; None where the choice could not be re-measured. Interval: paired bootstrap over rounds.
+
+    `unreached`: how many of `not_measured` no prediction excluded.
+    """
     if choice not in fresh.samples:
         return None
     medians = {name: float(np.median(values)) for name, values in fresh.samples.items()}
@@ -123,7 +127,7 @@ def regret_of(
         ratio=ratio,
         low=low,
         high=high,
-        measuring_share=advice_s / max(advice_s, everything_s(trials, shared_s)),
+        measuring_share=advice_s / max(advice_s, everything_s(trials, shared_s, unreached)),
         not_measured=tuple(not_measured),
     )
 
@@ -142,11 +146,13 @@ def ratio_interval(advised: Sequence[float], best: Sequence[float], maximise: bo
     return middle, min(middle, float(np.percentile(spread, 2.5))), max(middle, float(np.percentile(spread, 97.5)))
 
 
-def everything_s(trials: Sequence[Trial], shared_s: float) -> float:
-    """Measuring time of all candidates at the same rounds, those far slower than the best left out."""
+def everything_s(trials: Sequence[Trial], shared_s: float, unreached: int) -> float:
+    """Measuring time of all candidates at the same rounds, those far slower than the best left out; `unreached` feasible
+    ones, which the budget did not allow, count as the median of those that were measured."""
     tpots = {t.name: float(np.median([r.tpot_s + r.ttft_s / 100 for r in t.rounds])) for t in trials if t.rounds}
     fastest = min(tpots.values(), default=0.0)
-    return shared_s + sum(t.seconds for t in trials if t.name not in tpots or tpots[t.name] <= SLOW * fastest)
+    counted = [t.seconds for t in trials if t.name not in tpots or tpots[t.name] <= SLOW * fastest]
+    return shared_s + sum(counted) + unreached * (float(np.median(counted)) if counted else 0.0)
 
 
 def merged(candidates: Sequence[Candidate], trials: Sequence[Trial], context: Context) -> tuple[Candidate, ...]:

@@ -23,7 +23,7 @@ from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
 from quantadvisor.profiling.ledger import memory_ledger
-from quantadvisor.profiling.measure import Round, recorded, run_round
+from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
@@ -112,7 +112,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
         context.progress.say(f"{name}: time by part")
         operators, phases = look_at_operators(context, worker)
         loaded = worker.loaded
-    memory = memory_of(context, made, runtime, one_token, shorter, max(r.peak_bytes for r in rounds))
+    memory = memory_of(context, made, runtime, one_token, shorter, peak_of(rounds))
     return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, operators=operators, memory=memory, load_s=loaded.load_s)
 
 

@@ -159,11 +159,17 @@ def measured_from_rounds(
     return Measured(
         ttft_s=figure([r.ttft_s for r in rounds], kind, source),
         tpot_s=figure([r.tpot_s for r in rounds], "measured", "mean gap per round"),
-        peak_bytes=figure([float(max(r.peak_bytes for r in rounds))], "measured", "VmHWM above imports"),
+        peak_bytes=figure([float(peak_of(rounds))], "measured", "VmHWM above imports"),
         max_concurrency=max_concurrency,
         load_s=figure(list(load_s), "measured", "open_session") if load_s else None,
         objective=objective,
     )
+
+
+def peak_of(rounds: Sequence[Round]) -> int:
+    """Peak of the process, bytes. Of the first round where caches are recorded: to fill them again beside the old ones is
+    our doing, not the workload's."""
+    return rounds[0].peak_bytes if rounds[0].recorded else max(r.peak_bytes for r in rounds)
 
 
 def linear_check(worker: RunningWorker, prompts: np.ndarray, row_s: float) -> float:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from quantadvisor.advisor.regret import Fresh, ratio_interval, regret_of
+from quantadvisor.advisor.prove import Trial
+from quantadvisor.advisor.regret import Fresh, everything_s, ratio_interval, regret_of
 from quantadvisor.advisor.stages import Quiet, Stages
 from quantadvisor.documents import BadInput, Document
 
@@ -17,14 +18,19 @@ class Number(Document):
 
 def test_regret_is_zero_for_the_best_and_the_gap_for_another() -> None:
     fresh = Fresh(samples={"a": (1.0, 1.0, 1.0), "b": (1.1, 1.1, 1.1)})
-    best = regret_of(fresh, "a", [], workload(), 1.0, 4.0, ["c"])
-    other = regret_of(fresh, "b", [], workload(), 1.0, 4.0, [])
+    best = regret_of(fresh, "a", [], workload(), 1.0, 4.0, ["c"], 0)
+    other = regret_of(fresh, "b", [], workload(), 1.0, 4.0, [], 0)
     assert best
     assert other
     assert (best.ratio, best.best, best.not_measured) == (0.0, "a", ("c",))
     assert other.ratio == pytest.approx(0.1)
     assert other.measuring_share == pytest.approx(0.25)
-    assert regret_of(fresh, "gone", [], workload(), 1.0, 4.0, []) is None
+    assert regret_of(fresh, "gone", [], workload(), 1.0, 4.0, [], 0) is None
+
+
+def test_what_was_not_reached_counts_as_the_median_of_what_was() -> None:
+    trials = [Trial(name=name, seconds=10.0) for name in "ab"]
+    assert everything_s(trials, 5.0, 3) == pytest.approx(5.0 + 20.0 + 30.0)
 
 
 def test_what_is_maximised_is_turned_round() -> None:
