@@ -32,7 +32,7 @@ from .diagnose import options_of, split
 
 BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
-KERNEL_BUDGET_S = 25.0
+KERNEL_BUDGET_S = 15.0
 PROFILED_TOKENS = 4096
 
 
