@@ -16,7 +16,7 @@ from .prove import memory_limit
 
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
-MOST_TRIALS = 3
+MOST_TRIALS = 4
 
 
 class Advice(Document):
@@ -175,14 +175,15 @@ def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baselin
 
 
 def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """The best predicted candidate of each method and scheme, as far as it is within MARGIN of the best of all."""
-    chosen: dict[str, Candidate] = {}
+    """The best predicted candidates within MARGIN of the best of all, at most two runtimes of one method and scheme."""
+    chosen: list[Candidate] = []
     for candidate in order:
         best, value = objective(order[0]), objective(candidate)
         near = value >= best * (1 - MARGIN) if maximised(workload) else value <= best * (1 + MARGIN)
-        if near:
-            chosen.setdefault(candidate.name.split("@")[0], candidate)
-    return list(chosen.values())[:MOST_TRIALS]
+        same = [c for c in chosen if c.name.split("@")[0] == candidate.name.split("@")[0]]
+        if near and len(same) < 2:
+            chosen.append(candidate)
+    return chosen[:MOST_TRIALS]
 
 
 def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:

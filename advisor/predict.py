@@ -92,6 +92,8 @@ def predict(
     candidate: Candidate, workload: Workload, probes: Probes, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]
 ) -> Predicted | None:
     """None where the candidate's family has no ghost that ran: then nothing is claimed."""
+    if twin := through_twin(candidate, workload, probes, ghosts, schemes):
+        return twin
     base = nearest_ghost(candidate, ghosts, schemes)
     if base is None or base.ttft_s is None or base.tpot_s is None or base.peak_bytes is None:
         return None
@@ -106,6 +108,34 @@ def predict(
     peak = base.peak_bytes + weights_and_cache(probes.inventory, candidate.scheme, candidate.runtime, workload)
     peak -= weights_and_cache(probes.inventory, schemes[base.scheme], base.runtime, workload)
     return predicted(workload, ttft, tpot, max(0, peak), f"ghost of {base.scheme} in this runtime, linears exchanged by probes")
+
+
+TWINS = {"onnxruntime-genai": "onnxruntime"}
+"""Runtimes whose kernels are another one's."""
+
+
+def through_twin(
+    candidate: Candidate, workload: Workload, probes: Probes, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]
+) -> Predicted | None:
+    """What the runtime with the same kernels is predicted, times what this one's loop adds: the ratio of their two ghosts
+    of one scheme. None where there is no such pair, or the candidate has a ghost of its own."""
+    twin = candidate.model_copy(update={"runtime": TWINS.get(candidate.runtime, candidate.runtime)})
+    here, there = nearest_ghost(candidate, ghosts, schemes), nearest_ghost(twin, ghosts, schemes)
+    if twin.runtime == candidate.runtime or here is None or there is None or exact(candidate, here):
+        return None
+    pair = next((g for g in ghosts if g.scheme == here.scheme and g.runtime == twin.runtime and g.refused is None), None)
+    theirs = predict(twin, workload, probes, ghosts, schemes)
+    if pair is None or theirs is None or theirs.ttft_s is None or theirs.tpot_s is None or theirs.peak_bytes is None:
+        return None
+    if not (pair.ttft_s and pair.tpot_s and pair.peak_bytes and here.ttft_s and here.tpot_s and here.peak_bytes):
+        return None
+    return predicted(
+        workload,
+        theirs.ttft_s * here.ttft_s.median / pair.ttft_s.median,
+        theirs.tpot_s * here.tpot_s.median / pair.tpot_s.median,
+        theirs.peak_bytes + here.peak_bytes - pair.peak_bytes,
+        f"{theirs.basis}, of {twin.runtime}, times the ratio of their ghosts of {here.scheme}",
+    )
 
 
 def exact(candidate: Candidate, ghost: Ghost) -> bool:

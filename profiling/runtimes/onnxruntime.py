@@ -60,12 +60,13 @@ class OnnxSession:
         self.session = self._open("model.onnx")
         self.cache = Cache(self.session, json.loads((folder / "genai_config.json").read_text()))
         self.buffers: list[Any] = []
+        self.binding: Any = None
         self.past = 0
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
         import numpy as np
 
-        self.buffers = []
+        self.binding, self.buffers = None, []
         self.buffers = self.cache.allocate(len(tokens), capacity)
         self.past = tokens.shape[1]
         rows = max(1, TOKENS_PER_PASS // tokens.shape[1])
@@ -76,12 +77,15 @@ class OnnxSession:
         return np.concatenate(logits)
 
     def decode(self, tokens: Any) -> Any:
+        """The caches are bound at the first step and stay: to bind 60 of them anew costs a tenth of a fast step."""
         self.past += 1
-        return self._run(tokens, self.past - 1, self.buffers)
+        self.binding = self.binding or self._binding(self.session, self.buffers)
+        return self._bound(self.session, self.binding, tokens, self.past - 1)[:, -1]
 
     def fill(self, batch: int, capacity: int) -> None:
         import numpy as np
 
+        self.binding = None
         for i, one in enumerate(self.buffers):
             rows = np.empty((batch, *one.shape[1:2], capacity, *one.shape[3:]), one.dtype)
             rows[:, :, : one.shape[2]] = one[:, :, :capacity]
@@ -92,7 +96,7 @@ class OnnxSession:
         buffers = self.cache.allocate(1, len(tokens))
         step = chunk or len(tokens)
         for at in range(0, len(tokens), step):
-            yield self._bind(session, tokens[None, at : at + step], at, buffers)[0]
+            yield self._bound(session, self._binding(session, buffers), tokens[None, at : at + step], at)[0]
 
     def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         import numpy as np
@@ -114,7 +118,7 @@ class OnnxSession:
                 self.decode(following)
                 walls["decode"].append(time.perf_counter() - start)
             path = self.session.end_profiling()
-            self.session = live
+            self.session, self.binding = live, None
             runs = runs_of_profile(json.loads(Path(path).read_text()))
         passes = -(-len(tokens) // max(1, TOKENS_PER_PASS // tokens.shape[1]))
         return {
@@ -123,7 +127,7 @@ class OnnxSession:
         }
 
     def close(self) -> None:
-        self.buffers = []
+        self.binding, self.buffers = None, []
 
     def _noted(self, phase: dict[str, Any]) -> dict[str, Any]:
         """Attention rows say which number type of cache they read."""
@@ -145,23 +149,28 @@ class OnnxSession:
         return onnxruntime.InferenceSession(str(self.folder / name), options, providers=["CPUExecutionProvider"])
 
     def _run(self, tokens: Any, past: int, buffers: list[Any]) -> Any:
-        return self._bind(self.session, tokens, past, buffers)[:, -1]
+        return self._bound(self.session, self._binding(self.session, buffers), tokens, past)[:, -1]
 
-    def _bind(self, session: Any, tokens: Any, past: int, buffers: list[Any]) -> Any:
-        """One forward pass; logits [B, S or 1, V]. Present is written into the buffers that past is read from."""
-        import numpy as np
+    def _binding(self, session: Any, buffers: list[Any]) -> Any:
+        """Present is written into the buffers that past is read from."""
         from onnxruntime import OrtValue
 
         binding = session.io_binding()
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
-        binding.bind_cpu_input("attention_mask", np.ones((len(tokens), past + tokens.shape[1]), np.int64))
         for (before, after), buffer in zip(self.cache.names, buffers, strict=True):
             value = OrtValue.ortvalue_from_numpy(buffer)
             binding.bind_ortvalue_input(before, value)
             binding.bind_ortvalue_output(after, value)
+        return binding
+
+    def _bound(self, session: Any, binding: Any, tokens: Any, past: int) -> Any:
+        """One forward pass on bound caches; logits [B, S or 1, V]."""
+        import numpy as np
+
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
+        binding.bind_cpu_input("attention_mask", np.ones((len(tokens), past + tokens.shape[1]), np.int64))
         binding.bind_output("logits", "cpu")
         session.run_with_iobinding(binding)
-        return binding.get_outputs()[-1].numpy()  # outputs come in the order they were bound
+        return binding.get_outputs()[-1].numpy()  # outputs come in the order they were first bound
 
 
 class Cache:

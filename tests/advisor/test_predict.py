@@ -62,6 +62,17 @@ def test_the_ghost_of_the_same_kernel_class_is_taken_and_needs_no_exchange() -> 
     assert found.tpot_s == pytest.approx(0.9)
 
 
+def test_a_runtime_with_the_kernels_of_another_is_predicted_through_it() -> None:
+    loop = ghost().model_copy(update={"runtime": "onnxruntime-genai", "tpot_s": figure(1.1 * (2 * SECONDS["fp32"] + REST_S))})
+    own = ghost("w8-g64").model_copy(update={"tpot_s": figure(0.7)})
+    found = predicted("rtn-w8-g64@onnxruntime-genai", [ghost(), own, loop])
+    assert found
+    assert found.tpot_s == pytest.approx(1.1 * 0.7)
+    alone = predicted("none-fp32@onnxruntime-genai", [ghost(), own, loop])
+    assert alone
+    assert alone.basis == "ghost"
+
+
 def test_without_a_ghost_of_the_family_nothing_is_claimed() -> None:
     assert predicted("rtn-w8-g64@openvino+f32", [ghost()]) is None
     assert predicted("rtn-w8-g64@onnxruntime", [ghost().model_copy(update={"refused": "it crashed"})]) is None
