@@ -40,6 +40,8 @@ from .predict import users_within
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
 
 GHOST_ROUNDS = 3
+GHOST_SHARE = 0.25
+"""Part of budget.advise_s after which each ghost has had its one round and no more are run."""
 ROUNDS = 5
 GIB = 2**30
 
@@ -106,6 +108,8 @@ def run_ghosts(context: Context, chosen: Sequence[Candidate], ghost: Path) -> Gh
             traffic,
             1 if recorded(traffic) else GHOST_ROUNDS,
             output_tokens=min(SHORT_DECODE, traffic.output_length),
+            deadline=time.monotonic() + GHOST_SHARE * context.workload.budget.advise_s,
+            least=1,
             progress=lambda what: context.progress.say(f"ghost of {what}"),
         )
         failed |= broke

@@ -79,6 +79,7 @@ def interleave(
     output_tokens: int | None = None,
     block: int = 0,
     deadline: float | None = None,
+    least: int = 2,
     enough: Callable[[Mapping[str, Sequence[Round]]], set[str]] = lambda _: set(),
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, list[Round]], dict[str, str]]:
@@ -86,12 +87,12 @@ def interleave(
 
     A short warm-up goes before, except where caches are recorded (there the first step is left out of each round).
     `enough` names, before each turn, the candidates that need no more rounds. Stops at `deadline` (time.monotonic) once
-    every candidate has had two.
+    every candidate has had `least`.
     """
     done: dict[str, list[Round]] = {name: [] for name in workers}
     failed: dict[str, str] = {}
     for index in range(0 if recorded(traffic) else -1, rounds):
-        if deadline is not None and index >= 2 and time.monotonic() > deadline:
+        if deadline is not None and index >= least and time.monotonic() > deadline:
             break
         order = list(workers) if index % 2 else list(workers)[::-1]
         out = set(failed) | enough(done)
