@@ -29,7 +29,8 @@ def answer(
 
 def target_right(choice: Candidate, diagnosis: Diagnosis) -> Question:
     share = getattr(diagnosis.shares, diagnosis.binds)
-    said = f"{words(diagnosis.binds)} bind: {share:.0%} of what the objective asks for, on {diagnosis.of}"
+    verb = "binds" if diagnosis.binds == "kv_cache" else "bind"
+    said = f"{words(diagnosis.binds)} {verb}: {share:.0%} of what the objective asks for, on {diagnosis.of}"
     ceiling = diagnosis.ceilings.get(diagnosis.binds)
     bound = f"; nothing done to that tensor alone could gain more than {ceiling:.2f}x on this runtime" if ceiling else ""
     if choice.target == "none":

@@ -198,6 +198,8 @@ def effects(results: Results) -> list[tuple[str, str]]:
 def share_sentence(speedup: Speedup) -> str:
     """Who earned the speed-up: the runtime or the method."""
     runtime, method = units.times(speedup.runtime), units.times(speedup.method)
+    if speedup.total < 1:
+        return f"The runtime alone gives {runtime}, what is quantized {method} of that: it buys capacity, not speed."
     if speedup.method < CAPACITY_ONLY:
         return f"All of it comes from the runtime ({runtime}); quantization adds {method}."
     if speedup.runtime < CAPACITY_ONLY:
