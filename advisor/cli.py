@@ -1,4 +1,4 @@
-"""The command line: `advisor run`, `profile`, `report`, `init`, `doctor`, `schema`. Exit codes as in the contract.
+"""The command line: `advisor run`, `profile`, `explain`, `report`, `init`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -22,7 +22,7 @@ from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
 
 from .stages import Progress, Quiet
-from .terminal import LiveProgress, console, verdict_panel
+from .terminal import LiveProgress, console, explanation_panel, verdict_panel
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -89,6 +89,25 @@ def profile(
             shares = ", ".join(f"{key} {value:.0%}" for key, value in part.shares.model_dump().items())
             console.print(f"{name}: [bold]{part.binds}[/bold] ({shares})")
         console.print(f"the objective: [bold]{surveyed.diagnosis.binds}[/bold]; written to {out / 'profile.json'}")
+
+
+@app.command()
+def explain(
+    checkpoint: Annotated[str, typer.Argument(help="folder of a quantized model: ONNX, OpenVINO IR or Hugging Face")],
+    workload: Annotated[Path, typer.Option("--workload", help="workload YAML; its model is the unquantized one")],
+    runtime: Annotated[str | None, typer.Option("--runtime", help="runtime, with options: openvino+bf16")] = None,
+    as_json: Json = False,
+    quiet: Silent = False,
+) -> None:
+    """Why an existing quantized checkpoint is, or is not, faster than the unquantized model on the same runtime."""
+    from .side_by_side import explain_checkpoint
+    from .spec import load_workload
+
+    found = explain_checkpoint(checkpoint, load_workload(workload), runtime, progress(quiet or as_json))
+    if as_json:
+        print(found.model_dump_json(by_alias=True))
+    elif not quiet:
+        console.print(explanation_panel(found))
 
 
 @app.command()

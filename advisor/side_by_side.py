@@ -1,0 +1,203 @@
+"""`advisor explain`, the measuring: a checkpoint and the unquantized model on one runtime, interleaved, in real workers.
+
+Wall times are those of plain rounds of the workload; the parts come from the runtime's own profiler, beside them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from quantadvisor.documents import (
+    BadInput,
+    CandidateFailed,
+    Checkpoint,
+    Explanation,
+    Figure,
+    Inventory,
+    Observation,
+    OperatorCount,
+    Operators,
+    Peaks,
+    PhaseTime,
+    Scheme,
+    Workload,
+)
+from quantadvisor.kernels.timing import figure
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import describe_device, measure_peaks
+from quantadvisor.profiling.measure import Round, interleave, recorded
+from quantadvisor.profiling.workers import RunningWorker
+
+from .builds import build_all
+from .candidates import candidate_name
+from .checkpoint import check_same_model, inspect
+from .context import Context
+from .explain import explain, number_of, plain_bytes, roof_of_linears
+from .pipeline import load_model
+from .prove import start_workers
+from .stages import Progress
+from .survey import PROFILED_TOKENS, SHORT_DECODE
+
+ROUNDS = 5
+LOOKS = 3
+"""Looks at the operators of each; the one of median time counts."""
+
+
+def explain_checkpoint(path: str, workload: Workload, place: str | None, progress: Progress) -> Explanation:
+    """Inspect, measure beside the unquantized model, take apart."""
+    with progress.stage("Checkpoint"):
+        device = describe_device()
+        checkpoint = inspect(path, place, device.isa)
+    with progress.stage("Model"):
+        model = load_model(workload, progress)
+        check_same_model(checkpoint, model.inventory, workload.model)
+    with progress.stage("Roofs of the device"):
+        peaks = measure_peaks(device.threads)
+    with tempfile.TemporaryDirectory(prefix="quantadvisor-explain-") as scratch:
+        context = Context(workload, device, model.inventory, model.source, model.folder, Path(scratch), progress)
+        with progress.stage("The checkpoint beside the unquantized model"):
+            quantized, unquantized, notes = observe_both(context, checkpoint, peaks)
+    return explain(checkpoint, quantized, unquantized, workload, model.inventory, peaks, notes)
+
+
+def observe_both(context: Context, checkpoint: Checkpoint, peaks: Peaks) -> tuple[Observation, Observation, tuple[str, ...]]:
+    """(checkpoint, unquantized, notes). Where no unquantized model can run, its linears are modelled by the roofline."""
+    plain = candidate_name("none", "fp32", checkpoint.runtime, checkpoint.options)
+    build = context.build("none", scheme("fp32"), checkpoint.runtime)
+    reason = build_all([build], context.progress.say, processes=1)[build.out].failed
+    ours = f"{checkpoint.scheme.name}@{checkpoint.place}"
+    artifacts: dict[str, tuple[Path, Scheme]] = {ours: (Path(checkpoint.path), checkpoint.scheme)}
+    if reason is None:
+        artifacts[plain] = (build.out, scheme("fp32"))
+    with ExitStack() as stack:
+        starting = {
+            name: context.worker(checkpoint.runtime, artifact, checkpoint.options, made)
+            for name, (artifact, made) in artifacts.items()
+        }
+        context.progress.say(f"loading {' and '.join(starting)}")
+        workers, failed = start_workers(starting, stack)
+        refuse_failed(checkpoint, failed.get(ours))
+        traffic = context.workload.traffic
+        rounds, broke = interleave(
+            workers,
+            context.prompts,
+            traffic,
+            ROUNDS,
+            output_tokens=min(SHORT_DECODE, traffic.output_length),
+            progress=context.progress.say,
+        )
+        failed |= broke
+        refuse_failed(checkpoint, failed.get(ours))
+        looks, broke = look_in_turns(context, {name: workers[name] for name in rounds})
+        failed |= broke
+        refuse_failed(checkpoint, failed.get(ours))
+        mine = observation(context, ours, rounds[ours], looks[ours])
+        if plain in looks:
+            return mine, observation(context, plain, rounds[plain], looks[plain]), ()
+    reason = reason or failed.get(plain)
+    note = f"the unquantized model did not run on {checkpoint.place} ({reason}): its linears are modelled by the roofline"
+    return mine, modelled(checkpoint, mine, context.inventory, peaks, context.workload), (note,)
+
+
+def refuse_failed(checkpoint: Checkpoint, reason: str | None) -> None:
+    if reason is not None:
+        raise BadInput(checkpoint.path, f"does not run on {checkpoint.place}: {reason}", "see advisor runtimes")
+
+
+def look_in_turns(context: Context, workers: dict[str, RunningWorker]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """Operators and times by part, LOOKS of each, in turns; decode at the declared batch."""
+    traffic = context.workload.traffic
+    few = not recorded(traffic) and context.prompts.size <= max(PROFILED_TOKENS, traffic.prompt_length)
+    prompts, batch = (context.prompts, None) if few else (context.prompts[:1], traffic.concurrency)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    failed: dict[str, str] = {}
+    for turn in range(LOOKS):
+        for name in list(workers) if turn % 2 else list(workers)[::-1]:
+            if name in failed:
+                continue
+            context.progress.say(f"{name}: time by part, look {turn + 1} of {LOOKS}")
+            try:
+                seen = workers[name].operators(prompts, batch)
+            except CandidateFailed as error:
+                failed[name] = str(error)
+                found.pop(name)
+                continue
+            found[name].append(seen | {"scale": traffic.concurrency / len(prompts)})
+    return found, failed
+
+
+def observation(context: Context, name: str, rounds: list[Round], looks: list[dict[str, Any]]) -> Observation:
+    """Plain wall times of the rounds, parts and operators of the median look."""
+    traffic = context.workload.traffic
+    tokens = traffic.prompt_length * traffic.concurrency
+    kind: Literal["measured", "modelled"] = "modelled" if rounds[0].recorded else "measured"
+    prefill = median_look(looks, "prefill")
+    decode = median_look(looks, "decode")
+    return Observation(
+        name=name,
+        kind=kind,
+        prefill=time_of(
+            "prefill", prefill["prefill"], figure([r.ttft_s for r in rounds], kind), prefill["scale"], traffic.concurrency,
+            tokens, traffic.prompt_length,
+        ),
+        decode=time_of(
+            "decode", decode["decode"], figure([r.tpot_s for r in rounds]), 1.0, traffic.concurrency, traffic.concurrency,
+            traffic.prompt_length,
+        ),
+        prefill_operators=operators_of("prefill", prefill["prefill"]),
+        decode_operators=operators_of("decode", decode["decode"]),
+    )  # fmt: skip
+
+
+def median_look(looks: list[dict[str, Any]], phase: str) -> dict[str, Any]:
+    ordered = sorted(looks, key=lambda look: float(look[phase]["wall_s"]))
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def time_of(
+    phase: Literal["prefill", "decode"], part: dict[str, Any], wall: Figure, scale: float, batch: int, tokens: int, context: int
+) -> PhaseTime:
+    """One phase of the whole batch: `scale` rows for each row that was profiled."""
+    timed = {key: scale * part[key] for key in ("linears_s", "attention_s", "cache_s", "other_s")}
+    return PhaseTime(
+        phase=phase, batch=batch, tokens=tokens, context_tokens=context, wall_s=wall,
+        residue_s=wall.median - sum(timed.values()), **timed,
+    )  # fmt: skip
+
+
+def operators_of(phase: Literal["prefill", "decode"], part: dict[str, Any]) -> Operators:
+    return Operators(
+        phase=phase,
+        operators=tuple(OperatorCount.model_validate(row) for row in part["operators"]),
+        linears=part["linears"],
+        quantized_linears=part["quantized_linears"],
+        notes=tuple(part["notes"]),
+    )
+
+
+def modelled(
+    checkpoint: Checkpoint, quantized: Observation, inventory: Inventory, peaks: Peaks, workload: Workload
+) -> Observation:
+    """What the unquantized model would cost at best: linears at the roofline, the rest as it is in the checkpoint."""
+    plain, traffic = plain_bytes(checkpoint), workload.traffic
+    made: dict[str, PhaseTime] = {}
+    for phase, rows in (("prefill", traffic.prompt_length * traffic.concurrency), ("decode", traffic.concurrency)):
+        ours: PhaseTime = getattr(quantized, phase)
+        roof = roof_of_linears(inventory, Scheme(name="plain"), peaks, rows, traffic.concurrency, plain, number_of(None, plain))
+        if roof is None:
+            raise BadInput(checkpoint.path, "its unquantized model cannot run, and the device's roofs are unknown")
+        wall = ours.wall_s.median - ours.linears_s + roof
+        changed = {"linears_s": roof, "wall_s": figure([wall], "modelled", "linears at the roofline")}
+        made[phase] = ours.model_copy(update=changed)
+    nothing = Operators(operators=quantized.decode_operators.operators, linears=checkpoint.linears, quantized_linears=0)
+    return Observation(
+        name="the roofline of unquantized linears",
+        kind="modelled",
+        prefill=made["prefill"],
+        decode=made["decode"],
+        prefill_operators=nothing.model_copy(update={"operators": quantized.prefill_operators.operators}),
+        decode_operators=nothing,
+    )
