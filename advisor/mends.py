@@ -29,7 +29,8 @@ def change_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Ob
         return "keep the activations in float (w8-g64), or take a runtime that rounds them inside its kernel or by fixed scales"
     if cause == "layers_left_unquantized":
         left = checkpoint.linears - checkpoint.stored_quantized
-        return f"quantize the {left} linears that were left out too (lm_head in 8 bit costs little quality)"
+        plural, verb = ("", "was") if left == 1 else ("s", "were")
+        return f"quantize the {left} linear{plural} that {verb} left out too (lm_head in 8 bit costs little quality)"
     if cause == "attention":
         if scheme.quantizes_cache:
             return f"leave the cache unquantized on {checkpoint.place}, or take a runtime whose attention reads it faster"
@@ -52,7 +53,7 @@ def kernel_change(phase: Phase, checkpoint: Checkpoint, quantized: Observation) 
     """The option or the format that gets the fast kernel."""
     levels = set(checkpoint.accuracy_levels)
     ran = operators_of(quantized, phase)
-    if checkpoint.stored_quantized and not ran.quantized_linears:
+    if checkpoint.scheme.weights is not None and checkpoint.stored_quantized and not ran.quantized_linears:
         return (
             f"no quantized kernel ran: {checkpoint.place} expands the weights again; convert to a format it has a kernel for "
             "(advisor runtimes)"
@@ -86,7 +87,7 @@ def evidence_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: 
     if cause == "layers_left_unquantized":
         plain = [row for row in rows.operators if row.linear and not row.quantized]
         left = checkpoint.linears - checkpoint.stored_quantized
-        return f"{left} of {checkpoint.linears} linears are stored unquantized: {seen(plain)} of {step}"
+        return f"{left} of {checkpoint.linears} linears stored unquantized: {seen(plain)} of {step}"
     if cause == "attention":
         before, now = (time.attention_s + time.cache_s for time in (theirs, ours))
         return f"attention took {ms(now)} of {step}, unquantized {ms(before)}"

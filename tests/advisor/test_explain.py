@@ -121,7 +121,7 @@ CASES = {
         "activation_quantization", "w8a8", Side((85, 60, 365), (4, 1.5, 17), LINEARS, PER_TOKEN), FP32, "float", CHAT,
     ),
     "lm_head left in fp32": Case(
-        "layers_left_unquantized", "w4-g64", Side((320, 60, 25), (6.0, 1, 0.5), 210, HEAD_LEFT), FP32, "the 1 linears", CHAT,
+        "layers_left_unquantized", "w4-g64", Side((320, 60, 25), (6.0, 1, 0.5), 210, HEAD_LEFT), FP32, "the 1 linear that", CHAT,
         stored=210,
     ),
     "every third layer left in fp32": Case(
@@ -206,8 +206,8 @@ def test_causes_sum_to_the_gap(name: str) -> None:
 
 def test_what_the_format_can_reach_is_the_roofline() -> None:
     found = explained(CASES["weight-only for long prompts and short answers"])
-    assert found.hoped_factor == pytest.approx(7.1, abs=0.6)
-    assert found.prefill.attainable_s == pytest.approx(found.prefill.unquantized_s)
+    assert found.hoped_factor == pytest.approx(5.9, abs=0.3)
+    assert found.prefill.attainable_s == pytest.approx(found.prefill.unquantized_s, rel=0.01)
     assert found.decode.hoped_s == pytest.approx(found.decode.unquantized_s / found.hoped_factor)
     assert found.request.unquantized_s == pytest.approx((1680 + 15 * 21) * MS)
 
