@@ -48,8 +48,9 @@ def inspect(path: str, place: str | None, isa: tuple[str, ...]) -> Checkpoint:
     refused = runtime(name).refuse(str(folder), options, isa)
     if refused:
         raise BadInput(path, f"cannot run on {name}: {refused}", "see advisor runtimes")
-    if "kvu8" in options:  # the word for it in this project's schemes; the session gets the option back from there
-        options = tuple(option for option in options if option != "kvu8")
+    cache = "kvu8" in options
+    options = tuple(option for option in options if option not in ("kvu8", "kvf16"))  # the session gets them from the scheme
+    if cache:
         described["scheme"] = with_cache(described["scheme"])
     found = Checkpoint(path=str(folder), format=kind, runtime=name, options=options, **described)
     made = found.scheme

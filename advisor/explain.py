@@ -32,6 +32,7 @@ from quantadvisor.documents import (
     PhaseTime,
     Scheme,
     StepTimes,
+    Target,
     Workload,
 )
 from quantadvisor.kernels.probe import roof_s
@@ -56,11 +57,12 @@ class Ratios(NamedTuple):
 
 
 class Apart(NamedTuple):
-    """One phase: seconds by cause, what came out better than hoped (≤ 0), and its times."""
+    """One phase: seconds by cause, what came out better than hoped (≤ 0), its times, and the tensor that binds instead."""
 
     causes: Mapping[Cause, float]
     gained_s: float
     times: StepTimes
+    binds: Target
 
 
 def explain(
@@ -102,8 +104,8 @@ def explain(
                     prefill_s=first,
                     decode_s=rest,
                     share=(first + rest) / gap if gap > 0 else 0.0,
-                    evidence=evidence_for(cause, at, checkpoint, quantized, unquantized),
-                    change=change_for(cause, at, checkpoint, quantized),
+                    evidence=evidence_for(cause, at, checkpoint, quantized, unquantized, apart[at].binds),
+                    change=change_for(cause, at, checkpoint, quantized, apart[at].binds),
                 )
             )
     causes.sort(key=lambda found: -found.seconds)
@@ -144,6 +146,7 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     limit: Cause = "wrong_phase" if phase == "prefill" else "wrong_tensor"
     if scheme.activations is not None:
         limit = "fallback_or_slow_kernel"  # arithmetic did shrink: this machine's units for it are no faster
+    binds: Target = "activations" if scheme.weights is not None or not scheme.quantizes_cache else "weights"
     found[limit] += (attainable - hoped) * theirs["linears"]
     lost = ours["linears"] - attainable * theirs["linears"]
     if lost > 0:
@@ -161,6 +164,7 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     else:
         growth = min(max(0.0, excess), max(0.0, ours["attention"] - theirs["attention"]))
         found["attention"] += growth
+        binds = "kv_cache" if excess - growth > found["wrong_tensor"] else binds
         found["wrong_tensor"] += max(0.0, excess - growth)
     gained += min(0.0, excess)
 
@@ -177,7 +181,7 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
         attainable_s=attainable * theirs["linears"] + attention_left(phase, checkpoint) * theirs["attention"] + theirs["other"],
         measured_s=sum(ours.values()),
     )
-    return Apart(found, gained, times)
+    return Apart(found, gained, times, binds)
 
 
 def parts(time: PhaseTime) -> dict[str, float]:
@@ -209,7 +213,7 @@ def linears_apart(checkpoint: Checkpoint, rows: Operators, linears_s: float) -> 
 
 def between_linears(row: OperatorCount) -> bool:
     """ONNX Runtime's operators between linears, which its runtime file counts to the linears' time."""
-    return row.name.endswith("QuantizeLinear")
+    return row.name.lower().endswith("quantizelinear")
 
 
 def added_s(ours: Operators, theirs: Operators) -> float:

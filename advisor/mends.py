@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from quantadvisor.documents import Cause, CauseTime, Checkpoint, Observation, OperatorCount, Operators, PhaseTime
+from quantadvisor.documents import Cause, CauseTime, Checkpoint, Observation, OperatorCount, Operators, PhaseTime, Target
 
 Phase = Literal["prefill", "decode"]
 
@@ -20,8 +20,8 @@ TITLES: dict[Cause, str] = {
 SHOWN = 3
 
 
-def change_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Observation) -> str:
-    """What to do about a cause, in one line."""
+def change_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Observation, binds: Target) -> str:
+    """What to do about a cause, in one line; `binds`: the tensor that decode is bound by where the format shrinks another."""
     scheme = checkpoint.scheme
     if cause == "fallback_or_slow_kernel":
         return kernel_change(phase, checkpoint, quantized)
@@ -41,10 +41,9 @@ def change_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Ob
         if scheme.weights is None:
             return "quantize what prefill computes with (w8a8), or compute in bf16: prefill does not read the cache"
         return "quantize the activations too (w8a8) or compute in bf16: prefill computes, fewer bits of weight do not help it"
-    if scheme.weights is None and scheme.quantizes_cache:
+    if binds == "weights":
         return "quantize the weights (w8-g64, w4-g64): the decode step reads them, the cache is small here"
-    attention = quantized.decode.attention_s + quantized.decode.cache_s
-    if attention >= quantized.decode.linears_s:
+    if binds == "kv_cache":
         return "quantize the KV cache (…-kv8): at this context and concurrency the decode step reads the cache, not the weights"
     return "quantize the activations too (w8a8): with this many requests in a step, decode computes instead of reading weights"
 
@@ -69,13 +68,15 @@ def kernel_change(phase: Phase, checkpoint: Checkpoint, quantized: Observation) 
     )
 
 
-def evidence_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Observation, unquantized: Observation) -> str:
+def evidence_for(
+    cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Observation, unquantized: Observation, binds: Target
+) -> str:
     """What was seen, in one line."""
     ours, theirs = time_of(quantized, phase), time_of(unquantized, phase)
     rows = operators_of(quantized, phase)
     step = "a decode step" if phase == "decode" else "prefill"
     if cause == "fallback_or_slow_kernel":
-        named = seen([row for row in rows.operators if row.linear or "Quantize" in row.name])
+        named = seen([row for row in rows.operators if row.linear or "quantize" in row.name.lower()])
         return (
             f"{rows.quantized_linears} of {rows.linears} linears ran quantized; linears took {ms(ours.linears_s)} of {step}, "
             f"unquantized {ms(theirs.linears_s)} ({named})"
@@ -89,17 +90,19 @@ def evidence_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: 
         left = checkpoint.linears - checkpoint.stored_quantized
         return f"{left} of {checkpoint.linears} linears stored unquantized: {seen(plain)} of {step}"
     if cause == "attention":
-        before, now = (time.attention_s + time.cache_s for time in (theirs, ours))
-        return f"attention took {ms(now)} of {step}, unquantized {ms(before)}"
+        now, was = (time.attention_s + time.cache_s for time in (ours, theirs))
+        return f"attention took {ms(now)} of {step}, unquantized {ms(was)}"
     if cause == "launches_and_framework":
         rest = [max(0.0, time.wall_s.median - time.linears_s - time.attention_s - time.cache_s) for time in (ours, theirs)]
         return f"outside linears and attention {step} spends {ms(rest[0])} of {ms(ours.wall_s.median)}, unquantized {ms(rest[1])}"
     if cause == "wrong_phase":
         took = f"prefill's linears took {ms(theirs.linears_s)} unquantized"
         return f"{took}, bound by arithmetic that {what(checkpoint)} does not shrink"
+    reads = ms(theirs.attention_s + theirs.cache_s)
+    bound = {"weights": "weights", "activations": "activations", "kv_cache": "KV cache", "none": "nothing"}[binds]
     return (
-        f"a decode step took {ms(theirs.linears_s)} in linears and {ms(theirs.attention_s + theirs.cache_s)} reading the cache, "
-        f"unquantized; {what(checkpoint)} shrinks the other one"
+        f"unquantized, a decode step took {ms(theirs.linears_s)} in linears and {reads} in attention over the cache: "
+        f"{what(checkpoint)} does not shrink the {bound}"
     )
 
 

@@ -43,7 +43,8 @@ from .survey import PROFILED_TOKENS, SHORT_DECODE
 
 ROUNDS = 5
 LOOKS = 3
-"""Looks at the operators of each; the one of median time counts."""
+"""Looks at the operators of each, in turns."""
+PARTS = ("linears_s", "attention_s", "cache_s", "other_s")
 
 
 def explain_checkpoint(path: str, workload: Workload, place: str | None, progress: Progress) -> Explanation:
@@ -130,51 +131,58 @@ def look_in_turns(context: Context, workers: dict[str, RunningWorker]) -> tuple[
 
 
 def observation(context: Context, name: str, rounds: list[Round], looks: list[dict[str, Any]]) -> Observation:
-    """Plain wall times of the rounds, parts and operators of the median look."""
+    """Plain wall times of the rounds; parts and operators of the least disturbed look, so scaled that they fit them."""
     traffic = context.workload.traffic
-    tokens = traffic.prompt_length * traffic.concurrency
     kind: Literal["measured", "modelled"] = "modelled" if rounds[0].recorded else "measured"
-    prefill = median_look(looks, "prefill")
-    decode = median_look(looks, "decode")
+    prefill, scale = steadiest(looks, "prefill")
+    decode, _ = steadiest(looks, "decode")
+    prefill_wall, decode_wall = figure([r.ttft_s for r in rounds], kind), figure([r.tpot_s for r in rounds])
+    prefill_scale, decode_scale = fit(prefill, scale, prefill_wall.median), fit(decode, 1.0, decode_wall.median)
+    users, length = traffic.concurrency, traffic.prompt_length
     return Observation(
         name=name,
         kind=kind,
-        prefill=time_of(
-            "prefill", prefill["prefill"], figure([r.ttft_s for r in rounds], kind), prefill["scale"], traffic.concurrency,
-            tokens, traffic.prompt_length,
-        ),
-        decode=time_of(
-            "decode", decode["decode"], figure([r.tpot_s for r in rounds]), 1.0, traffic.concurrency, traffic.concurrency,
-            traffic.prompt_length,
-        ),
-        prefill_operators=operators_of("prefill", prefill["prefill"]),
-        decode_operators=operators_of("decode", decode["decode"]),
-    )  # fmt: skip
+        prefill=time_of("prefill", prefill, prefill_wall, prefill_scale, users, users * length, length),
+        decode=time_of("decode", decode, decode_wall, decode_scale, users, users, length),
+        prefill_operators=operators_of("prefill", prefill, prefill_scale),
+        decode_operators=operators_of("decode", decode, decode_scale),
+    )
 
 
-def median_look(looks: list[dict[str, Any]], phase: str) -> dict[str, Any]:
-    ordered = sorted(looks, key=lambda look: float(look[phase]["wall_s"]))
-    return ordered[(len(ordered) - 1) // 2]
+def steadiest(looks: list[dict[str, Any]], phase: str) -> tuple[dict[str, Any], float]:
+    """The look that was disturbed least, and the rows that stand for each of its own."""
+    look = min(looks, key=lambda look: float(look[phase]["wall_s"]))
+    return look[phase], look["scale"]
+
+
+def fit(part: dict[str, Any], scale: float, wall_s: float) -> float:
+    """`scale`, or less where the profiler's own times would exceed the wall time of plain passes."""
+    total = scale * sum(part[key] for key in PARTS)
+    return scale * min(1.0, wall_s / total) if total > 0 else scale
 
 
 def time_of(
     phase: Literal["prefill", "decode"], part: dict[str, Any], wall: Figure, scale: float, batch: int, tokens: int, context: int
 ) -> PhaseTime:
-    """One phase of the whole batch: `scale` rows for each row that was profiled."""
-    timed = {key: scale * part[key] for key in ("linears_s", "attention_s", "cache_s", "other_s")}
+    """One phase of the whole batch."""
+    timed = {key: scale * part[key] for key in PARTS}
     return PhaseTime(
         phase=phase, batch=batch, tokens=tokens, context_tokens=context, wall_s=wall,
         residue_s=wall.median - sum(timed.values()), **timed,
     )  # fmt: skip
 
 
-def operators_of(phase: Literal["prefill", "decode"], part: dict[str, Any]) -> Operators:
+def operators_of(phase: Literal["prefill", "decode"], part: dict[str, Any], scale: float) -> Operators:
+    rows = [row if row.get("time_s") is None else row | {"time_s": scale * row["time_s"]} for row in part["operators"]]
     return Operators(
         phase=phase,
-        operators=tuple(OperatorCount.model_validate(row) for row in part["operators"]),
+        operators=tuple(OperatorCount.model_validate(row) for row in rows),
         linears=part["linears"],
         quantized_linears=part["quantized_linears"],
-        notes=tuple(part["notes"]),
+        notes=(
+            *part["notes"],
+            f"profiler's times x {scale:.2f}: rows of the batch, and no more than the wall time of plain passes",
+        ),
     )
 
 

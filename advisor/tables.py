@@ -36,8 +36,11 @@ def methods_table(found: Sequence[MethodHere]) -> Table:
         table.add_column(column)
     for one in found:
         ready = [name for name, refused in one.runtimes.items() if refused is None]
-        refused = [f"[red]{name}[/red]: {escape(reason)}" for name, reason in one.runtimes.items() if reason is not None]
-        places = "\n".join((f"[green]{', '.join(ready) or 'none'}[/green]", *refused))
+        elsewhere = [name for name, why in one.runtimes.items() if why and "writes nothing for" in why]
+        refused = [f"{name}: {escape(why)}" for name, why in one.runtimes.items() if why and name not in elsewhere]
+        places = "\n".join(
+            (", ".join(ready) or "none", *refused, *([f"[dim]not for {', '.join(elsewhere)}[/dim]"] if elsewhere else []))
+        )
         table.add_row(f"[bold]{one.name}[/bold]", one.target, ", ".join(one.schemes), places)
     return table
 

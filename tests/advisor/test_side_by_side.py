@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantadvisor.advisor.side_by_side import median_look, time_of
+from quantadvisor.advisor.side_by_side import fit, steadiest, time_of
 from quantadvisor.documents import Explanation
 
 from .documents import figure
@@ -31,9 +31,12 @@ def test_parts_of_the_profiled_rows_stand_for_the_batch() -> None:
     assert made.residue_s == pytest.approx(1.0)
 
 
-def test_the_median_look_counts() -> None:
-    looks = [{"decode": {"wall_s": wall}} for wall in (3.0, 1.0, 2.0)]
-    assert median_look(looks, "decode")["decode"]["wall_s"] == 2.0
+def test_the_least_disturbed_look_counts_and_fits_the_wall() -> None:
+    looks = [{"scale": 4.0, "decode": {"wall_s": wall}} for wall in (3.0, 1.0, 2.0)]
+    assert steadiest(looks, "decode") == ({"wall_s": 1.0}, 4.0)
+    part = {"linears_s": 2.0, "attention_s": 1.0, "cache_s": 0.0, "other_s": 1.0}
+    assert fit(part, 1.0, 2.0) == 0.5
+    assert fit(part, 1.0, 9.0) == 1.0
 
 
 @pytest.mark.parametrize(
