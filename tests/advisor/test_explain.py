@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import pytest
 
-from quantadvisor.advisor.explain import explain
+from quantadvisor.advisor.explain import CAUSES, explain
+from quantadvisor.advisor.mends import change_for, evidence_for
+from quantadvisor.advisor.side_by_side import modelled
 from quantadvisor.documents import (
     Checkpoint,
     Explanation,
@@ -215,3 +217,26 @@ def test_what_the_format_can_reach_is_the_roofline() -> None:
 def test_the_document_survives_json() -> None:
     found = explained(CASES["long prompts"])
     assert Explanation.model_validate_json(found.model_dump_json(by_alias=True)) == found
+
+
+def test_every_cause_has_words_for_both_phases() -> None:
+    case = CASES["int4 without accuracy_level"]
+    checkpoint = explained(case).checkpoint
+    ours, theirs = observation(case.ours, "a"), observation(case.theirs, "b")
+    for cause in CAUSES:
+        for phase in ("prefill", "decode"):
+            lines = [
+                change_for(cause, phase, checkpoint, ours, "kv_cache"),
+                evidence_for(cause, phase, checkpoint, ours, theirs, "kv_cache"),
+            ]
+            assert all(line and "\n" not in line for line in lines)
+
+
+def test_without_an_unquantized_model_its_linears_are_the_roofline() -> None:
+    case = CASES["int4 without accuracy_level"]
+    checkpoint, ours = explained(case).checkpoint, observation(case.ours, "planted")
+    theirs = modelled(checkpoint, ours, INVENTORY, PEAKS, case.workload)
+    assert theirs.kind == "modelled"
+    assert theirs.decode.linears_s == pytest.approx(4 * (210 * 576 * 876 + 49152 * 576) / 3e10)
+    assert theirs.decode.attention_s == ours.decode.attention_s
+    assert explain(checkpoint, ours, theirs, case.workload, INVENTORY, PEAKS).largest == "fallback_or_slow_kernel"
