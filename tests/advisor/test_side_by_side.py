@@ -34,9 +34,11 @@ def test_parts_of_the_profiled_rows_stand_for_the_batch() -> None:
 def test_the_least_disturbed_look_counts_and_fits_the_wall() -> None:
     looks = [{"scale": 4.0, "decode": {"wall_s": wall}} for wall in (3.0, 1.0, 2.0)]
     assert steadiest(looks, "decode") == ({"wall_s": 1.0}, 4.0)
-    part = {"linears_s": 2.0, "attention_s": 1.0, "cache_s": 0.0, "other_s": 1.0}
-    assert fit(part, 1.0, 2.0) == 0.5
-    assert fit(part, 1.0, 9.0) == 1.0
+    part = {"linears_s": 2.0, "attention_s": 1.0, "cache_s": 0.0, "other_s": 1.0, "wall_s": 5.0}
+    assert fit(part, 1.0, 2.0) == 0.5  # the parts alone exceed the plain pass
+    assert fit(part, 1.0, 4.5) == 1.0  # the profiler took the rest
+    assert fit(part, 1.0, 10.0) == 2.0  # the plain pass was disturbed
+    assert fit(part, 4.0, 40.0) == 8.0
 
 
 @pytest.mark.parametrize(
