@@ -161,9 +161,11 @@ def fit(part: dict[str, Any], scale: float, wall_s: float) -> float:
     Slower plain passes were disturbed, all parts alike; faster ones only lack the profiler's own time, which is no part's,
     unless the parts alone exceed them.
     """
-    total = scale * sum(part[key] for key in PARTS)
-    pace = wall_s / (scale * part["wall_s"]) if part["wall_s"] > 0 else 1.0
-    return scale * max(pace, 1.0) if pace > 1.0 or total <= 0 else scale * min(1.0, wall_s / total)
+    total: float = scale * sum(part[key] for key in PARTS)
+    own_s: float = scale * part["wall_s"]
+    if 0 < own_s < wall_s:
+        return scale * wall_s / own_s
+    return scale * min(1.0, wall_s / total) if total > 0 else scale
 
 
 def time_of(
