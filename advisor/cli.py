@@ -1,4 +1,5 @@
-"""The command line: `advisor run`, `profile`, `report`, `init`, `doctor`, `schema`. Exit codes as in the contract.
+"""The command line: `advisor run`, `profile`, `explain`, `report`, `init`, `runtimes`, `methods`, `kernels`,
+`doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -22,7 +23,10 @@ from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
 
 from .stages import Progress, Quiet
-from .terminal import LiveProgress, console, verdict_panel
+from .terminal import LiveProgress, console, explanation_panel, verdict_panel
+
+if TYPE_CHECKING:
+    from .listings import Listing
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -35,6 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 Silent = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
 Preset = Annotated[str | None, typer.Option("--preset", help="chat, rag, summarize, agents or long_context, without a file")]
 Users = Annotated[int | None, typer.Option("--concurrency", help="requests in flight, with --preset", min=1)]
+ModelOption = Annotated[str | None, typer.Option("--model", help="at the sizes of this model: builtin:smollm2-135m, a folder, …")]
 
 
 @app.command()
@@ -92,6 +97,25 @@ def profile(
 
 
 @app.command()
+def explain(
+    checkpoint: Annotated[str, typer.Argument(help="folder of a quantized model: ONNX, OpenVINO IR or Hugging Face")],
+    workload: Annotated[Path, typer.Option("--workload", help="workload YAML; its model is the unquantized one")],
+    runtime: Annotated[str | None, typer.Option("--runtime", help="runtime, with options: openvino+bf16")] = None,
+    as_json: Json = False,
+    quiet: Silent = False,
+) -> None:
+    """Why an existing quantized checkpoint is, or is not, faster than the unquantized model on the same runtime."""
+    from .side_by_side import explain_checkpoint
+    from .spec import load_workload
+
+    found = explain_checkpoint(checkpoint, load_workload(workload), runtime, progress(quiet or as_json))
+    if as_json:
+        print(found.model_dump_json(by_alias=True))
+    elif not quiet:
+        console.print(explanation_panel(found))
+
+
+@app.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="results.json files, or folders that hold one")],
     out: Annotated[Path, typer.Option("--out", help="HTML file")] = Path("report.html"),
@@ -138,6 +162,42 @@ def doctor(as_json: Json = False) -> None:
             console.print(f"{mark} {escape(finding.name)}: {escape(finding.detail)}{command}", soft_wrap=True)
     if examination.failed(findings):
         raise typer.Exit(2)
+
+
+@app.command()
+def runtimes(model: ModelOption = None, as_json: Json = False) -> None:
+    """What runs here: runtime by scheme, ready, refused and why, or (with --model) a slow path that was timed."""
+    from . import listings
+
+    show_listing(listings.runtimes(model, progress(as_json)), as_json)
+
+
+@app.command()
+def methods(model: ModelOption = None, as_json: Json = False) -> None:
+    """What can be applied: each method's schemes, and for each runtime whether it can be written here."""
+    from . import listings
+
+    show_listing(listings.methods(model), as_json)
+
+
+@app.command()
+def kernels(
+    model: ModelOption = None,
+    budget: Annotated[float, typer.Option("--budget", help="seconds of timing, with --model", min=1.0)] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """The kernels that are known; with --model timed at its sizes: who wins at which M, and where that changes."""
+    from . import listings
+
+    show_listing(listings.kernels(model, budget, progress(as_json)), as_json)
+
+
+def show_listing(found: Listing, as_json: bool) -> None:
+    if as_json:
+        print(found.document)
+    else:
+        for table in found.tables:
+            console.print(table)
 
 
 @app.command()

@@ -6,11 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.status import Status
+from rich.table import Table
 
-from quantadvisor.documents import Results
+from quantadvisor.documents import Explanation, Results
+
+from .mends import TITLES
 
 QUIET_S = 5.0
 """Where there is no terminal, a line at most this often."""
@@ -53,3 +57,22 @@ class LiveProgress:
 def verdict_panel(results: Results, lines: list[str]) -> Panel:
     colour = "red" if results.verdict.choice is None else "green" if results.verdict.change else "yellow"
     return Panel("\n".join(lines), title="QuantAdvisor", border_style=colour, expand=False)
+
+
+def explanation_panel(found: Explanation) -> Panel:
+    """The verdict, the times, every cause with what was seen, and the change."""
+    times = Table(box=None, pad_edge=False)
+    for column in ("", "unquantized", "hoped", "attainable", "measured"):
+        times.add_column(column, justify="right" if column else "left")
+    for name, step in (("request", found.request), ("prefill", found.prefill), ("decode step", found.decode)):
+        shown = (step.unquantized_s, step.hoped_s, step.attainable_s, step.measured_s)
+        times.add_row(name, *(f"{seconds * 1e3:,.4g} ms" for seconds in shown))
+    causes = Table(box=None, pad_edge=False)
+    for column in ("share of the gap", "cause", "what was seen"):
+        causes.add_column(column)
+    for cause in found.causes:
+        causes.add_row(f"{cause.share:6.1%}", TITLES[cause.cause], escape(cause.evidence))
+    lines = [f"[bold]{escape(found.verdict)}[/bold]", f"against {escape(found.against)}", ""]
+    after = ["", f"[bold]change[/bold] {escape(found.change)}", *(f"[dim]{escape(note)}[/dim]" for note in found.notes)]
+    title = escape(f"{found.checkpoint.scheme.name} on {found.checkpoint.place}")
+    return Panel(Group("\n".join(lines), times, "", causes, "\n".join(after)), title=title, expand=False)

@@ -2,6 +2,7 @@
 
 from .base import Document, Figure, Finite, NumberClass, OpenDocument, Target, canonical, write_text
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
+from .explanation import Cause, CauseTime, Checkpoint, Explanation, Observation, StepTimes
 from .profile import (
     ActivationStats,
     Device,
@@ -56,10 +57,14 @@ __all__ = [
     "Candidate",
     "CandidateFailed",
     "Capacity",
+    "Cause",
+    "CauseTime",
+    "Checkpoint",
     "Device",
     "Diagnosis",
     "Document",
     "Environment",
+    "Explanation",
     "Figure",
     "Finite",
     "Format",
@@ -78,6 +83,7 @@ __all__ = [
     "MemoryLedger",
     "NotComparable",
     "NumberClass",
+    "Observation",
     "OpenDocument",
     "OperatorCount",
     "Operators",
@@ -98,6 +104,7 @@ __all__ = [
     "SourceCheckpoint",
     "SourceQuality",
     "Speedup",
+    "StepTimes",
     "Target",
     "Traffic",
     "Unavailable",

@@ -1,0 +1,178 @@
+"""What exists here, as documents: runtimes and methods, each ready or refused with its reason. Prints nothing.
+
+Without a model, a nominal Llama answers: one whose sizes every group divides. With one, its own config does, and what
+loads but is slower than the unquantized kernels of the same runtime is said to be: from kernel timings, not believed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme
+from quantadvisor.kernels.timing_cache import versions
+from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
+
+from .candidates import CATALOGUE, candidate
+from .context import export_format
+from .predict import Probes
+
+NOMINAL = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
+    "num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32768,
+}  # fmt: skip
+WRITERS = {
+    "onnx": (("onnx", "cpu"), ("onnxruntime_genai", "cpu")),
+    "openvino": (("openvino", "openvino"), ("nncf", "openvino"), ("optimum.intel", "openvino")),
+}
+"""Packages that writing a format takes, and the extra that brings each."""
+DECODE_M, PREFILL_M = 1, 512
+SLOWER = 1.05
+EIGHT_BIT_SHARE = 0.5
+Refuse = Callable[[Path, Scheme, str], str | None]
+NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
+
+
+class SchemeHere(OpenDocument):
+    """One method and scheme on a runtime, with the runtime's options in its name."""
+
+    name: str
+    refused: str | None = None
+    slow: str | None = None
+    """Loads, but its kernels were timed slower than the unquantized ones of the same runtime."""
+
+    @property
+    def status(self) -> str:
+        return "refused" if self.refused else "slow path" if self.slow else "ready"
+
+
+class RuntimeHere(OpenDocument):
+    name: str
+    what: str
+    versions: dict[str, str]
+    refused: str | None
+    gpu: str
+    schemes: tuple[SchemeHere, ...]
+
+
+class MethodHere(OpenDocument):
+    name: str
+    what: str
+    target: str
+    schemes: tuple[str, ...]
+    runtimes: dict[str, str | None]
+    """runtime -> null where the method can write for it here, else why not."""
+
+
+def runtimes_here(
+    device: Device, model_folder: Path | None = None, kernels: Sequence[KernelTiming] = (), inventory: Inventory | None = None
+) -> tuple[RuntimeHere, ...]:
+    """Every runtime, and every scheme of the catalogue on it."""
+    with folder_or_nominal(model_folder) as folder:
+        probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
+        found = []
+        for name in RUNTIMES:
+            candidates = [
+                candidate(entry, name, tuple(place.split("+")[1:]), folder, device)
+                for entry in CATALOGUE
+                for place in entry.runtimes
+                if place.split("+")[0] == name
+            ]
+            module = runtime(name)
+            found.append(
+                RuntimeHere(
+                    name=name,
+                    what=first_line(module.__doc__),
+                    versions=versions(name),
+                    refused=module.refuse(None, (), device.isa),
+                    gpu=NEVER_ON_GPU,
+                    schemes=tuple(
+                        SchemeHere(name=one.name, refused=one.refused, slow=slow_path(one, probes) if probes else None)
+                        for one in candidates
+                    ),
+                )
+            )
+    return tuple(found)
+
+
+def slow_path(one: Candidate, probes: Probes) -> str | None:
+    """Where the scheme's linears were timed slower than unquantized ones on the same runtime and options."""
+    quantized = one.scheme.weights is not None or one.scheme.activations is not None
+    if one.refused is not None or not quantized:
+        return None
+    slower = []
+    for phase, m in (("decode", DECODE_M), ("prefill", PREFILL_M)):
+        ours = probes.linears_s(one.scheme, one.runtime, one.options, m, 1)
+        plain = probes.linears_s(scheme("fp32"), one.runtime, one.options, m, 1)
+        if ours is not None and plain is not None and ours > SLOWER * plain:
+            slower.append(f"{phase} (M = {m}): linears take {ours / plain:.2f}x the time of unquantized ones")
+    return "; ".join(slower) or None
+
+
+def methods_here(device: Device, model_folder: Path | None = None) -> tuple[MethodHere, ...]:
+    """Every method: its schemes, and for each runtime whether it can write for it on this machine."""
+    with folder_or_nominal(model_folder) as folder:
+        found = []
+        for name in METHODS:
+            module = method(name)
+            offered = module.schemes()
+            places = {place: method_refusal(module.refuse, offered, folder, place, device) for place in RUNTIMES}
+            found.append(
+                MethodHere(
+                    name=name,
+                    what=first_line(module.__doc__),
+                    target=module.TARGET,
+                    schemes=tuple(one.name for one in offered),
+                    runtimes=places,
+                )
+            )
+    return tuple(found)
+
+
+def method_refusal(refuse: Refuse, offered: Iterable[Scheme], folder: Path, place: str, device: Device) -> str | None:
+    """None where one of the method's schemes can be written for a runtime, else the first reason."""
+    reasons = [refuse(folder, one, place) for one in offered]
+    if all(reasons):
+        return reasons[0]
+    return runtime(place).refuse(None, (), device.isa) or missing_writer(export_format(place))
+
+
+def missing_writer(format_name: str) -> str | None:
+    """The first package that writing a format takes and that is not installed."""
+    for package, extra in WRITERS.get(format_name, ()):
+        top, _, rest = package.partition(".")
+        if find_spec(top) is None or (rest and find_spec(package) is None):
+            return f"{package} is not installed: pip install 'quantadvisor[{extra}]'"
+    return None
+
+
+@contextmanager
+def folder_or_nominal(folder: Path | None) -> Iterator[Path]:
+    """The model's folder, or one that holds the nominal config alone while it is entered."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="quantadvisor-nominal-") as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(NOMINAL))
+        yield Path(scratch)
+
+
+def first_line(text: str | None) -> str:
+    """The first line of a docstring, without a last colon's list or full stop."""
+    return (text or "").strip().splitlines()[0].rstrip(".") if text else ""
+
+
+def names(found: Iterable[SchemeHere], status: str) -> list[str]:
+    """Schemes of a runtime with a status, without the runtime's own name: `rtn-w4-g64+bf16`."""
+    shown = []
+    for one in found:
+        if one.status == status:
+            left, right = one.name.split("@")
+            shown.append("+".join((left, *right.split("+")[1:])))
+    return shown

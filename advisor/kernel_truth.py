@@ -1,0 +1,173 @@
+"""`advisor kernels`: every kernel probe, ready or refused; with a model, which one wins at which M, and where that changes.
+
+Timings are those of `kernels/probe.py`, kept on disk, so a second look is quick. Between two measured M a time is a straight
+line in log-log, and the M at which the winner changes is where two such lines cross.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape, OpenDocument
+from quantadvisor.kernels.probe import Point, Progress, probe_kernels, refusal
+from quantadvisor.kernels.registry import PROBES
+from quantadvisor.profiling.device import measure_peaks
+
+from .catalogue import first_line
+
+DEFAULT_MS = (1, 4, 16, 64, 256, 1024, 4096)
+CLIFF = 1.3
+"""A row of the activation matrix that costs this much more at the next measured M."""
+ANY_SHAPE = LinearShape(name="any", n=1024, k=1024, count=1)
+
+
+class ProbeHere(OpenDocument):
+    probe: str
+    option: str
+    runtime: str
+    scheme: str
+    what: str
+    refused: str | None
+
+
+class Winner(OpenDocument):
+    m: int
+    kernel: str
+    time_s: float
+    roofline_share: float | None
+    over_runner_up: float | None
+    """The second fastest kernel's time over this one's."""
+
+
+class Change(OpenDocument):
+    """From this M on (modelled: the crossing of two measured lines) another kernel is the fastest."""
+
+    m: float
+    before: str
+    after: str
+
+
+class Cliff(OpenDocument):
+    kernel: str
+    after_m: int
+    m: int
+    factor: float
+
+
+class ShapeTruth(OpenDocument):
+    name: str
+    n: int
+    k: int
+    count: int
+    winners: tuple[Winner, ...]
+    changes: tuple[Change, ...]
+    cliffs: tuple[Cliff, ...]
+
+
+class KernelTruth(OpenDocument):
+    model: str | None = None
+    device: str
+    probes: tuple[ProbeHere, ...]
+    shapes: tuple[ShapeTruth, ...] = ()
+    timings: tuple[KernelTiming, ...] = ()
+
+
+def probes_here(device: Device) -> tuple[ProbeHere, ...]:
+    """Every probe and option; nothing is timed."""
+    return tuple(
+        ProbeHere(
+            probe=name,
+            option=option,
+            runtime=probe.runtime,
+            scheme=probe.scheme.name,
+            what=first_line(getattr(probe, "__doc__", "")),
+            refused=refusal(Point(name, probe, ANY_SHAPE, option, 1), device),
+        )
+        for name, probe in PROBES.items()
+        for option in probe.options
+    )
+
+
+def time_kernels(
+    model: str, inventory: Inventory, device: Device, cache: Path, budget_s: float, progress: Progress | None = None
+) -> KernelTruth:
+    """Times what is not kept yet, within the budget, and says who wins."""
+    device = device.model_copy(update={"peaks": measure_peaks(device.threads)})
+    longest = inventory.max_context_tokens or DEFAULT_MS[-1]
+    ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
+    timings = probe_kernels(inventory.linears, ms, device, budget_s=budget_s, progress=progress, cache=cache)
+    return KernelTruth(
+        model=model,
+        device=device.name,
+        probes=probes_here(device),
+        shapes=truth(inventory.linears, timings),
+        timings=timings,
+    )
+
+
+def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming]) -> tuple[ShapeTruth, ...]:
+    """Winners, changes and cliffs of each distinct (N, K)."""
+    merged: dict[tuple[int, int], list[LinearShape]] = {}
+    for shape in shapes:
+        merged.setdefault((shape.n, shape.k), []).append(shape)
+    return tuple(
+        shape_truth(same, [t for t in timings if (t.n, t.k) == size and t.time_s is not None]) for size, same in merged.items()
+    )
+
+
+def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming]) -> ShapeTruth:
+    times: dict[str, dict[int, float]] = {}
+    shares: dict[tuple[str, int], float | None] = {}
+    for timing in timings:
+        assert timing.time_s is not None
+        kernel = kernel_name(timing)
+        times.setdefault(kernel, {})[timing.m] = timing.time_s.median
+        shares[kernel, timing.m] = timing.roofline_share
+    winners = []
+    for m in sorted({m for curve in times.values() for m in curve}):
+        ranked = sorted((curve[m], kernel) for kernel, curve in times.items() if m in curve)
+        best, kernel = ranked[0]
+        runner_up = ranked[1][0] / best if len(ranked) > 1 else None
+        winners.append(Winner(m=m, kernel=kernel, time_s=best, roofline_share=shares[kernel, m], over_runner_up=runner_up))
+    changes = [
+        Change(m=crossing(times[a.kernel], times[b.kernel], a.m, b.m), before=a.kernel, after=b.kernel)
+        for a, b in pairwise(winners)
+        if a.kernel != b.kernel
+    ]
+    first = same[0]
+    return ShapeTruth(
+        name=" ".join(dict.fromkeys(shape.name for shape in same)),
+        n=first.n,
+        k=first.k,
+        count=sum(shape.count for shape in same),
+        winners=tuple(winners),
+        changes=tuple(changes),
+        cliffs=tuple(cliff for kernel, curve in sorted(times.items()) for cliff in cliffs(kernel, curve)),
+    )
+
+
+def kernel_name(timing: KernelTiming) -> str:
+    return f"{timing.probe}+{timing.option}" if timing.option else timing.probe
+
+
+def crossing(before: dict[int, float], after: dict[int, float], low: int, high: int) -> float:
+    """M in [low, high] where `after` becomes the faster: two straight lines in log-log; `high` where one was not timed."""
+    if not (low in before and low in after and high in before and high in after):
+        return float(high)
+    at_low = math.log(after[low] / before[low])
+    at_high = math.log(after[high] / before[high])
+    if at_low <= at_high:
+        return float(high)
+    return math.exp(math.log(low) + at_low / (at_low - at_high) * math.log(high / low))
+
+
+def cliffs(kernel: str, curve: dict[int, float]) -> list[Cliff]:
+    """Neighbours in M between which each row becomes CLIFF times dearer."""
+    return [
+        Cliff(kernel=kernel, after_m=low, m=high, factor=factor)
+        for low, high in pairwise(sorted(curve))
+        if (factor := curve[high] / high / (curve[low] / low)) > CLIFF
+    ]

@@ -1,0 +1,109 @@
+"""What exists here: every runtime, method and kernel is ready or says why not; winners of planted timings are found."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from quantadvisor.advisor.catalogue import methods_here, runtimes_here
+from quantadvisor.advisor.kernel_truth import crossing, probes_here, truth
+from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape
+from quantadvisor.kernels.registry import PROBES
+from quantadvisor.methods.registry import METHODS
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.runtimes.registry import RUNTIMES
+
+from .documents import figure
+
+PLAIN = Device(name="d", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f")
+SHAPE = LinearShape(name="q_proj", n=64, k=64, count=2)
+INVENTORY = Inventory(
+    architecture="LlamaForCausalLM", layers=2, hidden=64, vocabulary=128, heads=2, kv_heads=2, head_dim=32,
+    max_context_tokens=4096, tied_embeddings=True, linears=(SHAPE,),
+    embedding_parameters=8192, linear_parameters=8192, other_parameters=128, kv_values_per_token=256,
+)  # fmt: skip
+
+
+def timing(probe: str, name: str, m: int, seconds: float) -> KernelTiming:
+    return KernelTiming(
+        probe=probe, scheme=scheme(name), runtime="onnxruntime", m=m, n=64, k=64, time_s=figure(seconds), roofline_share=0.5
+    )
+
+
+def test_every_runtime_says_ready_or_why_not() -> None:
+    found = {one.name: one for one in runtimes_here(PLAIN)}
+    assert list(found) == list(RUNTIMES)
+    half = [one for one in found["openvino"].schemes if one.name.endswith("+bf16")]
+    assert half and all(one.status == "refused" and one.refused and "bf16" in one.refused for one in half)
+    assert all(one.what and one.schemes for one in found.values())
+
+
+def test_a_slow_path_is_measured_not_believed() -> None:
+    pytest.importorskip("onnxruntime")
+    kernels = [timing("fp32", "fp32", 1, 4e-3), timing("fp32", "fp32", 512, 0.1),
+               timing("w4", "w4-g64", 1, 1e-3), timing("w4", "w4-g64", 512, 0.14)]  # fmt: skip
+    found = {one.name: one for one in runtimes_here(PLAIN, None, kernels, INVENTORY)}
+    schemes = {one.name: one for one in found["onnxruntime"].schemes}
+    slow = schemes["rtn-w4-g64@onnxruntime"]
+    assert slow.status == "slow path"
+    assert slow.slow is not None and "1.40x" in slow.slow and "decode" not in slow.slow
+    assert schemes["none-fp32@onnxruntime"].status == "ready"
+
+
+def test_every_method_says_where_it_can_write() -> None:
+    found = {one.name: one for one in methods_here(PLAIN)}
+    assert list(found) == list(METHODS)
+    for one in found.values():
+        assert list(one.runtimes) == list(RUNTIMES)
+        assert one.schemes and one.what
+    assert found["rtn"].runtimes["torch"] is not None
+    assert "writes nothing for torch" in (found["rtn"].runtimes["torch"] or "")
+    assert found["none"].runtimes["torch"] is None
+
+
+def test_every_probe_is_listed() -> None:
+    found = probes_here(PLAIN)
+    assert {one.probe for one in found} == set(PROBES)
+    triton = next(one for one in found if one.probe == "w4_triton")
+    assert triton.refused and "GPU" in triton.refused
+
+
+def test_the_winner_changes_where_the_lines_cross() -> None:
+    flat = [timing("flat", "fp32", m, 8.0) for m in (1, 16, 256)]
+    steep = [timing("steep", "w4-g64", m, m / 4) for m in (1, 16, 256)]
+    (found,) = truth([SHAPE], [*flat, *steep])
+    assert [row.kernel for row in found.winners] == ["steep", "steep", "flat"]
+    assert found.winners[0].over_runner_up == pytest.approx(32)
+    (change,) = found.changes
+    assert (change.before, change.after) == ("steep", "flat")
+    assert change.m == pytest.approx(32)  # 8 = m / 4
+
+
+def test_without_both_lines_the_change_is_at_the_measured_m() -> None:
+    assert crossing({1: 1.0}, {16: 1.0}, 1, 16) == 16
+
+
+def test_a_cliff_is_named() -> None:
+    (found,) = truth([SHAPE], [timing("k", "fp32", 16, 1.0), timing("k", "fp32", 64, 12.0), timing("k", "fp32", 256, 40.0)])
+    (cliff,) = found.cliffs
+    assert (cliff.kernel, cliff.after_m, cliff.m) == ("k", 16, 64)
+    assert cliff.factor == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("command", ["runtimes", "methods", "kernels"])
+def test_json_is_one_document(command: str) -> None:
+    run = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", command]
+    done = subprocess.run([*run, "--json"], capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(done.stdout)
+    shown = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120)
+    assert shown.stdout == ""
+    assert "ready" in shown.stderr or "shrinks" in shown.stderr
+
+
+def test_an_unknown_model_is_one_line() -> None:
+    run = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", "kernels", "--model", "/nowhere/at/all"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "no such model" in done.stderr

@@ -1,0 +1,146 @@
+"""What a folder says about itself: formats and counts of graphs made by hand, and one line for whatever is not a checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.advisor.checkpoint import check_same_model, inspect, of_quantization_config
+from quantadvisor.documents import BadInput, Checkpoint, Inventory
+
+LAYER = '<layer id="{id}" name="{name}" type="{type}"><data {data}/></layer>'
+EDGE = '<edge from-layer="{0}" from-port="0" to-layer="{1}" to-port="{2}"/>'
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 256,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def onnx_folder(folder: Path, level: int | None, head: bool, cache: str = "FLOAT") -> Path:
+    """Two linears and a head; `level` of MatMulNBits, or None for the integer product of dynamic quantization."""
+    onnx = pytest.importorskip("onnx")
+    make, kind = onnx.helper.make_node, onnx.TensorProto
+    value = onnx.helper.make_tensor_value_info
+    constants = [onnx.numpy_helper.from_array(np.zeros((2, 2), np.float32), "w")]
+    nodes = []
+    for name in ("a", "b"):
+        if level is None:
+            nodes.append(make("MatMulInteger", ["x", "w"], [name], name=name))
+        else:
+            more = {"accuracy_level": level} if level else {}
+            nodes.append(
+                make(
+                    "MatMulNBits", ["x", "w"], [name], name=name, domain="com.microsoft", bits=4, block_size=32, K=2, N=2, **more
+                )
+            )
+    nodes.append(make("Transpose", ["w"], ["turned"]))
+    plain = make("MatMul", ["x", "turned"], ["logits"], name="/lm_head/MatMul")
+    low = make("MatMulNBits", ["x", "w"], ["logits"], name="/lm_head/MatMul_Q8", domain="com.microsoft", bits=8, block_size=32)
+    nodes += [low if head else plain, make("MatMul", ["a", "b"], ["scores"])]
+    past = [value(f"past_key_values.{i}.{part}", getattr(kind, cache), [1]) for i in range(2) for part in ("key", "value")]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [value("x", kind.FLOAT, [1]), *past], [value("logits", kind.FLOAT, [1, 1, 256])], constants
+    )
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    (folder / "genai_config.json").write_text("{}")
+    return folder
+
+
+def test_onnx_group_weights_with_a_plain_head(tmp_path: Path) -> None:
+    found = inspect(str(onnx_folder(tmp_path / "m", 0, head=False)), None, ())
+    assert (found.scheme.name, found.linears, found.stored_quantized) == ("w4-g32", 3, 2)
+    assert found.accuracy_levels == (0,)
+    assert found.scheme.lm_head is None
+    assert (found.layers, found.vocabulary) == (2, 256)
+    assert found.runtime == "onnxruntime"
+
+
+def test_onnx_integer_products_and_an_int8_cache(tmp_path: Path) -> None:
+    found = inspect(str(onnx_folder(tmp_path / "m", None, head=True, cache="INT8")), "onnxruntime-genai", ())
+    assert found.scheme.name == "w8a8-tensor-kv8"
+    assert (found.linears, found.stored_quantized) == (3, 3)
+    assert found.scheme.quantizes_cache
+
+
+def openvino_folder(folder: Path, element: str) -> Path:
+    """One linear with grouped weights, one product of two computed tensors, two layers' worth of states."""
+    layers = [
+        ("0", "x", "Parameter", ""), ("1", "w", "Const", f'element_type="{element}" shape="8, 2, 64"'),
+        ("2", "c", "Convert", ""), ("3", "r", "Reshape", ""), ("4", "q_proj/MatMul", "MatMul", ""),
+        ("5", "scores", "MatMul", ""), *((str(i), f"s{i}", "ReadValue", "") for i in range(6, 10)),
+    ]  # fmt: skip
+    edges = [("1", "2", "0"), ("2", "3", "0"), ("0", "4", "0"), ("3", "4", "1"), ("4", "5", "0"), ("4", "5", "1")]
+    text = "".join(LAYER.format(id=i, name=name, type=kind, data=data) for i, name, kind, data in layers)
+    folder.mkdir()
+    xml = f"<net><layers>{text}</layers><edges>{''.join(EDGE.format(*edge) for edge in edges)}</edges></net>"
+    (folder / "openvino_model.xml").write_text(xml)
+    (folder / "openvino_model.bin").write_bytes(b"")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.mark.parametrize(("element", "name"), [("u4", "w4-g64"), ("i8", "w8-g64")])
+def test_openvino_weights_are_followed_to_their_constant(tmp_path: Path, element: str, name: str) -> None:
+    pytest.importorskip("openvino")
+    found = inspect(str(openvino_folder(tmp_path / "m", element)), "openvino+f32+kvu8", ())
+    assert found.scheme.name == f"{name}-kv8"
+    assert (found.linears, found.stored_quantized, found.layers) == (1, 1, 2)
+    assert found.options == ("f32",)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "w4-g128"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "w8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "w4-g64"),
+        (
+            {"config_groups": {"group_0": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8, "dynamic": True}}}},
+            "w8a8",
+        ),
+    ],
+)
+def test_quantization_configs(given: dict[str, object], name: str) -> None:
+    assert of_quantization_config(given, "here").name == name
+
+
+def test_bf16_is_a_format_and_fp32_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dtype": "bfloat16"}))
+    assert inspect(str(tmp_path), None, ()).scheme.name == "bf16"
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dtype": "float32"}))
+    with pytest.raises(BadInput, match="not quantized"):
+        inspect(str(tmp_path), None, ())
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.onnx").write_bytes(b"\xff\xff not a graph")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "openvino_model.xml").write_text("<net><layers>")
+    for name, said in (
+        ("nowhere", "no such folder"), ("file", "is not a folder"), ("empty", "holds no model.onnx"),
+        ("broken", "is not an ONNX graph"), ("torn", "is not an OpenVINO graph"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=said) as caught:
+            inspect(str(tmp_path / name), None, ())
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "said"), [("tensorrt", "unknown runtime"), ("openvino", "does not read")])
+def test_a_runtime_that_does_not_fit(tmp_path: Path, place: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        inspect(str(onnx_folder(tmp_path / "m", 4, head=True)), place, ())
+
+
+def test_another_models_checkpoint(tmp_path: Path) -> None:
+    found: Checkpoint = inspect(str(onnx_folder(tmp_path / "m", 4, head=True)), None, ())
+    other = Inventory(
+        architecture="L", layers=30, hidden=64, vocabulary=256, heads=4, kv_heads=2, head_dim=16, max_context_tokens=None,
+        tied_embeddings=True, linears=(), embedding_parameters=0, linear_parameters=0, other_parameters=0, kv_values_per_token=1,
+    )  # fmt: skip
+    with pytest.raises(BadInput, match="has 2 layers"):
+        check_same_model(found, other, "m")

@@ -1,0 +1,85 @@
+"""The measuring of `advisor explain`: parts put together, exit codes, and the embedded model made slow for real."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.advisor.side_by_side import fit, steadiest, time_of
+from quantadvisor.documents import Explanation
+
+from .documents import figure
+
+SPEC = """schema: quantadvisor/workload/1
+model: builtin:smollm2-135m
+traffic: {prompt_tokens: 64, output_tokens: 64, concurrency: 1}
+"""
+
+
+def advisor(*arguments: str, timeout: int = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def test_parts_of_the_profiled_rows_stand_for_the_batch() -> None:
+    part = {"linears_s": 1.0, "attention_s": 0.5, "cache_s": 0.0, "other_s": 0.25, "wall_s": 2.0}
+    made = time_of("prefill", part, figure(8.0), 4.0, 4, 2048, 512)
+    assert (made.linears_s, made.attention_s) == (4.0, 2.0)
+    assert made.residue_s == pytest.approx(1.0)
+
+
+def test_the_least_disturbed_look_counts_and_fits_the_wall() -> None:
+    looks = [{"scale": 4.0, "decode": {"wall_s": wall}} for wall in (3.0, 1.0, 2.0)]
+    assert steadiest(looks, "decode") == ({"wall_s": 1.0}, 4.0)
+    part = {"linears_s": 2.0, "attention_s": 1.0, "cache_s": 0.0, "other_s": 1.0, "wall_s": 5.0}
+    assert fit(part, 1.0, 2.0) == 0.5  # the parts alone exceed the plain pass
+    assert fit(part, 1.0, 4.5) == 1.0  # the profiler took the rest
+    assert fit(part, 1.0, 10.0) == 2.0  # the plain pass was disturbed
+    assert fit(part, 4.0, 40.0) == 8.0
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "more", "said"),
+    [
+        ("/nowhere", (), "no such folder"),
+        (".", (), "holds no model.onnx"),
+        (".", ("--workload", "nosuch.yaml"), "no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, checkpoint: str, more: tuple[str, ...], said: str) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC)
+    folder = str(tmp_path) if checkpoint == "." else checkpoint
+    done = advisor("explain", folder, *(more or ("--workload", str(spec))), "--quiet")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_int4_without_accuracy_level_is_a_slow_kernel(tmp_path: Path) -> None:
+    """The embedded model, exported as most recipes do: MatMulNBits dequantizes to fp32 instead of multiplying INT8."""
+    pytest.importorskip("onnxruntime_genai")
+    from quantadvisor.advisor.builtin_model import resolve
+    from quantadvisor.advisor.context import cache_folder
+    from quantadvisor.methods.registry import method
+    from quantadvisor.methods.schemes import scheme
+
+    folder, source = resolve("builtin:smollm2-135m", cache_folder(), lambda _: None)
+    kept = cache_folder() / "derived" / source.sha256[:16] / "onnx-fp32"
+    base = kept if (kept / "built.json").exists() else None
+    out, tokens = tmp_path / "w4", np.zeros((1, 8), np.int64)
+    method("rtn").apply(folder, scheme("w4-g64"), "onnxruntime", tokens, out, base=base, accuracy_level=0)  # type: ignore[call-arg]
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    done = advisor("explain", str(out), "--workload", str(tmp_path / "spec.yaml"), "--json", timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) == 1
+    found = Explanation.model_validate(json.loads(done.stdout))
+    assert found.checkpoint.accuracy_levels == (0,)
+    assert found.quantized.decode_operators.quantized_share == 1.0
+    assert found.largest == "fallback_or_slow_kernel"
+    assert "accuracy_level 4" in found.change
