@@ -2,6 +2,7 @@
 
 from .base import Document, Figure, Finite, NumberClass, OpenDocument, Target, canonical, write_text
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
+from .gate import EXIT_CODES, Against, Factor, Gate, GateMetric, GateState, MetricKind, worst
 from .profile import (
     ActivationStats,
     Device,
@@ -47,9 +48,11 @@ from .scheme import Format, Scheme
 from .workload import SLO, Lengths, RuntimeChoice, Traffic, Workload
 
 __all__ = [
+    "EXIT_CODES",
     "SLO",
     "ActivationStats",
     "AdvisorError",
+    "Against",
     "Artifact",
     "BadInput",
     "Boundary",
@@ -60,9 +63,13 @@ __all__ = [
     "Diagnosis",
     "Document",
     "Environment",
+    "Factor",
     "Figure",
     "Finite",
     "Format",
+    "Gate",
+    "GateMetric",
+    "GateState",
     "Ghost",
     "Gpu",
     "Interrupted",
@@ -76,6 +83,7 @@ __all__ = [
     "LinearShape",
     "Measured",
     "MemoryLedger",
+    "MetricKind",
     "NotComparable",
     "NumberClass",
     "OpenDocument",
@@ -104,5 +112,6 @@ __all__ = [
     "Verdict",
     "Workload",
     "canonical",
+    "worst",
     "write_text",
 ]
