@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
 from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
 
 from .stages import Progress, Quiet
+from .stored_results import read_results
 from .terminal import LiveProgress, console, verdict_panel
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -182,18 +182,6 @@ def write_results(results: Results, out: Path) -> None:
 
     results.write(out / "results.json")
     write_text(out / "report.html", render_html([results]))
-
-
-def read_results(path: Path) -> Results:
-    file = path / "results.json" if path.is_dir() else path
-    try:
-        return Results.read(file)
-    except OSError as error:
-        raise BadInput(str(file), f"cannot be read: {error.strerror}", "give a results.json or the folder of a run") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadInput(str(file), f"is not a results document: {place or 'document'}: {first['msg']}") from None
 
 
 def show(results: Results, out: Path, as_json: bool, quiet: bool) -> None:

@@ -2,7 +2,7 @@
 
 from .base import Document, Figure, Finite, NumberClass, OpenDocument, Target, canonical, write_text
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
-from .gate import EXIT_CODES, Against, Factor, Gate, GateMetric, GateState, MetricKind, worst
+from .gate import EXIT_CODES, Against, Factor, Gate, GateMetric, GateState, MetricKind, overall
 from .profile import (
     ActivationStats,
     Device,
@@ -112,6 +112,6 @@ __all__ = [
     "Verdict",
     "Workload",
     "canonical",
-    "worst",
+    "overall",
     "write_text",
 ]

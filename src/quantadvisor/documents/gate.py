@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -40,6 +41,8 @@ class GateMetric(OpenDocument):
     """Error rate of [low, high], both sides together: this metric's share."""
     noise_floor: Finite | None = None
     """Half the width of [low, high]."""
+    decides: bool = True
+    """False: where it is inconclusive it is only shown (stored results, other candidates than the choice)."""
     blocks: int = 0
     more_blocks: int | None = None
     """Blocks more that would settle an inconclusive one, if the noise stays what it was."""
@@ -82,7 +85,8 @@ class Gate(OpenDocument):
     seconds: Finite = 0.0
 
 
-def worst(states: tuple[GateState, ...]) -> GateState:
-    """Any regression, else anything anomalous, else anything inconclusive, else pass."""
+def overall(metrics: Sequence[GateMetric]) -> GateState:
+    """Any regression, else anything anomalous, else anything inconclusive that decides, else pass."""
+    states = {metric.state for metric in metrics if metric.decides or metric.state != "inconclusive"}
     order: tuple[GateState, ...] = ("regression", "anomalous", "inconclusive")
     return next((state for state in order if state in states), "pass")
