@@ -1,4 +1,4 @@
-"""The command line: `advisor run`, `profile`, `report`, `init`, `doctor`, `schema`. Exit codes as in the contract.
+"""The command line: `advisor run`, `profile`, `gate`, `report`, `init`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -20,6 +20,7 @@ from rich.markup import escape
 from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
 
+from .gate_command import gate
 from .stages import Progress, Quiet
 from .stored_results import read_results
 from .terminal import LiveProgress, console, verdict_panel
@@ -103,6 +104,9 @@ def report(
         raise BadInput(str(out), "is a folder", "give the name of a file")
     write_text(out, render_html([read_results(path) for path in results]))
     console.print(f"written to {out}")
+
+
+app.command()(gate)
 
 
 @app.command()
