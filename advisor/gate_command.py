@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 from rich.markup import escape
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 COLOURS = {"pass": "green", "regression": "red", "anomalous": "yellow", "inconclusive": "yellow"}
 LARGEST_ALPHA = 0.2
 
-OnInconclusive = Literal["fail", "warn"]
 Judged = Literal["model", "baseline", "none"]
+ON_INCONCLUSIVE = ("fail", "warn")
 
 
 def gate(
@@ -35,11 +35,11 @@ def gate(
     runtime: Annotated[str | None, typer.Option("--runtime", help="of both artifacts, such as openvino+f32")] = None,
     time_budget: Annotated[float | None, typer.Option("--time-budget", help="seconds of measuring at most, 180")] = None,
     quality: Annotated[
-        Judged, typer.Option("--quality", help="against the fp32 model, against the baseline, or not at all")
+        str, typer.Option("--quality", help="model, baseline or none: judged against the fp32 model, the baseline, or not")
     ] = "model",
     threshold: Annotated[float, typer.Option("--threshold", help="share by which slower is a regression")] = 0.025,
     alpha: Annotated[float, typer.Option("--alpha", help="error rate, shared over the time metrics")] = 0.01,
-    on_inconclusive: Annotated[OnInconclusive, typer.Option("--on-inconclusive", help="fail: exit 4; warn: exit 0")] = "fail",
+    on_inconclusive: Annotated[str, typer.Option("--on-inconclusive", help="fail: exit 4; warn: exit 0")] = "fail",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")] = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="JUnit XML file")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Markdown file; a step summary is appended to")] = None,
@@ -49,6 +49,8 @@ def gate(
 ) -> None:
     """The regression gate: is CANDIDATE slower, larger or worse than BASELINE, beyond the noise?"""
     check_numbers(threshold, alpha, time_budget)
+    check_word("--on-inconclusive", on_inconclusive, ON_INCONCLUSIVE)
+    check_word("--quality", quality, get_args(Judged))
     check_outputs({"--junit": junit, "--markdown": markdown, "--html": html, "--record": record})
     stored = [is_stored("BASELINE", baseline), is_stored("CANDIDATE", candidate)]
     if stored[0] != stored[1]:
@@ -69,7 +71,7 @@ def gate(
                 (baseline_env, candidate_env),
                 workload,
                 runtime,
-                quality,
+                cast(Judged, quality),
                 progress,
                 (alpha, threshold, BUDGET_S if time_budget is None else time_budget),
             )
@@ -89,6 +91,11 @@ def check_numbers(threshold: float, alpha: float, time_budget: float | None) -> 
         raise BadInput("--alpha", f"must lie between 0 and {LARGEST_ALPHA:g}, found {alpha:g}", "0.01 is 1 %")
     if time_budget is not None and not 0 < time_budget < float("inf"):
         raise BadInput("--time-budget", f"must be seconds above 0, found {time_budget:g}")
+
+
+def check_word(option: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise BadInput(option, f"unknown word {word!r}", f"one of {', '.join(known)}")
 
 
 def check_outputs(paths: dict[str, Path | None]) -> None:

@@ -80,7 +80,8 @@ def log_wealth(n: int, k: int) -> float:
 @functools.lru_cache(maxsize=1 << 16)
 def tail(n: int, alpha: float) -> int | None:
     """The most of n blocks that may lie at or under θ while θ is still rejected on one side at `alpha`; None: no θ is."""
-    needed, last = -math.log(alpha), None
+    needed = -math.log(alpha)
+    last: int | None = None
     below, term_next, term = 1, 1, 1  # Σ_{j≤k} C(n+1, j), C(n+1, k), C(n, k)
     for k in range(n // 2 + 1):
         if math.log(2 ** (n + 1) - below) - math.log((n + 1) * term) < needed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from quantadvisor.documents import Against, GateMetric
@@ -50,7 +51,7 @@ def limits(name: str, baseline_s: float, threshold: float) -> Limits:
 
 def paired_metrics(of: str, series: Mapping[str, PairedTimes], alpha: float, threshold: float) -> list[GateMetric]:
     """Live: anytime-valid intervals of the median paired ratio, Holm over the metrics."""
-    found = holm({name: lambda a, s=s: paired(s.log_ratios, a) for name, s in series.items()}, alpha)  # type: ignore[misc]
+    found = holm({name: partial(paired, s.log_ratios) for name, s in series.items()}, alpha)
     metrics = []
     for name, times in series.items():
         bounds, share = found[name], limits(name, median(times.baseline_s), threshold)
@@ -70,7 +71,7 @@ def unpaired_metrics(
         return [math.log(value) for value in values]
 
     named = {f"{of} {name}": (logs(s.baseline_s), logs(s.candidate_s)) for (of, name), s in series.items()}
-    found = holm({key: lambda a, s=s: welch(*s, a) for key, s in named.items()}, alpha)  # type: ignore[misc]
+    found = holm({key: partial(welch, *s) for key, s in named.items()}, alpha)
     metrics = []
     for (of, name), times in series.items():
         bounds, share = found[f"{of} {name}"], limits(name, median(times.baseline_s), threshold)
