@@ -36,6 +36,8 @@ from quantadvisor.documents import GateState
 ALPHA = 0.01
 THRESHOLD = 0.025
 """Half of the 5 % that must be caught."""
+UNBOUNDED = 50.0
+"""A bound of the log ratio beyond this is none: e^50."""
 MOST_BLOCKS = 4096
 """A forecast of blocks ends here."""
 
@@ -59,7 +61,7 @@ class Bounds(NamedTuple):
     @property
     def noise_floor(self) -> float | None:
         """Half the width of the interval of the ratio."""
-        if self.empty or not math.isfinite(self.high - self.low):
+        if self.empty or max(self.high, -self.low) > UNBOUNDED:
             return None
         return (math.exp(self.high) - math.exp(self.low)) / 2
 
@@ -133,8 +135,8 @@ def holm(intervals: Mapping[str, Callable[[float], Bounds]], alpha: float = ALPH
     found: dict[str, Bounds] = {}
     while open_ := [name for name in intervals if name not in found]:
         made = {name: intervals[name](alpha / len(open_)) for name in open_}
-        slower = {name: bounds for name, bounds in made.items() if bounds.low > 0}
-        found |= slower or made
+        rejected = {name: bounds for name, bounds in made.items() if bounds.low > 0}
+        found |= rejected or made
     return {name: found[name] for name in intervals}
 
 

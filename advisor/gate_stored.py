@@ -31,6 +31,9 @@ TIMES = ("ttft_s", "tpot_s")
 WITHOUT_EFFECT = ("budget", "price_per_hour", "runtimes")
 """Fields of a workload that change how long the advisor looks, not what it measures."""
 ENOUGH_BLOCKS = 5
+PLAUSIBLE_S = (1e-9, 1e7)
+PLAUSIBLE_BYTES = (1.0, 1e18)
+PLAUSIBLE_COUNT = (0.0, 1e12)
 BETTER_THAN_FULL = 0.97
 """Perplexity under this share of the fp32 model's, and faster: the text or the model was another."""
 
@@ -50,6 +53,9 @@ def gate_stored(
     metrics = [gone(name, sides[1].get(name)) for name in lost]
     for names, decides in ((choices, True), ([name for name in common if name not in choices], False)):
         pairs = [(sides[0][name], sides[1][name]) for name in names]
+        for pair in pairs:
+            for file, one in zip(named, pair, strict=True):
+                check_plausible(f"{file}: candidates.{one.name}", one)
         series, said = block_times(pairs, named, baseline.workload.traffic.output_length)
         notes += said
         metrics += unpaired_metrics(series, alpha, threshold, decides)
@@ -132,8 +138,8 @@ def seconds_by_block(figure: Figure, where: str) -> tuple[list[float], bool]:
     samples = figure.samples
     if not samples:
         raise BadInput(where, "has no samples", "measure it again: a median alone has no interval")
-    if min(samples) <= 0:
-        raise BadInput(where, f"a time of {min(samples):g} s cannot be", "measure it again")
+    for sample in samples:
+        plausible(where, sample, PLAUSIBLE_S, "s")
     blocks = (figure.model_extra or {}).get("blocks")
     if blocks is None:
         return list(samples), False
@@ -143,6 +149,23 @@ def seconds_by_block(figure: Figure, where: str) -> tuple[list[float], bool]:
     for block, sample in zip(blocks, samples, strict=True):
         grouped.setdefault(str(block), []).append(sample)
     return [median(values) for values in grouped.values()], True
+
+
+def check_plausible(where: str, candidate: Candidate) -> None:
+    """Bytes and counts; times are checked where they are read."""
+    assert candidate.measured
+    if candidate.measured.peak_bytes:
+        plausible(f"{where}.measured.peak_bytes", candidate.measured.peak_bytes.median, PLAUSIBLE_BYTES, "bytes")
+    if candidate.artifact_bytes is not None:
+        plausible(f"{where}.artifact_bytes", candidate.artifact_bytes, PLAUSIBLE_BYTES, "bytes")
+    for row in candidate.operators.operators if candidate.operators else ():
+        plausible(f"{where}.operators.{row.name}.count", row.count, PLAUSIBLE_COUNT, "times")
+
+
+def plausible(where: str, number: float, limits: tuple[float, float], unit: str) -> None:
+    """Numbers that no machine has are a broken document, not a result."""
+    if not limits[0] <= number <= limits[1]:
+        raise BadInput(where, f"{number:g} {unit} cannot be", "measure it again")
 
 
 def exact_metrics(baseline: Candidate, candidate: Candidate) -> Iterator[GateMetric]:

@@ -11,6 +11,7 @@ from quantadvisor.documents import Against, GateMetric
 
 from .gate_rule import (
     MOST_BLOCKS,
+    UNBOUNDED,
     Bounds,
     Limits,
     holm,
@@ -132,7 +133,7 @@ def against(bounds: Bounds) -> Against:
 
 
 def finite(log: float) -> float | None:
-    return math.exp(log) if math.isfinite(log) else None
+    return math.exp(log) if abs(log) <= UNBOUNDED else None
 
 
 def median(values: Sequence[float]) -> float:

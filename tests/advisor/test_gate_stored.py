@@ -1,13 +1,18 @@
 """Stored against stored: what must be decided, what may not be compared, and broken documents."""
 
+import copy
+import json
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from quantadvisor.advisor.gate_stored import gate_stored
-from quantadvisor.documents import BadInput, Gate, NotComparable, Results
+from quantadvisor.documents import AdvisorError, BadInput, Gate, NotComparable, Results
+from quantadvisor.reports import gate as words
 
 from ..reports.sample import CHOICE, complete
 
@@ -209,3 +214,44 @@ def test_broken_samples_are_one_line(field: str, value: object, said: str) -> No
     with pytest.raises(BadInput, match=said) as caught:
         gate_stored(stored(1), stored(2, edit=edit), FILES)
     assert f"b.json: candidates.{CHOICE}.measured.tpot_s" in str(caught.value)
+
+
+STRANGE = (None, -1, 0, 1, 1e308, 1e-320, -1e308, "", "x", "\u0000<|`", [], [1.0], {}, True, 10**400)
+
+
+def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON document."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(path for key, part in inside for path in paths(part, (*at, key)))]
+
+
+def test_mutated_documents_give_a_decision_or_one_line() -> None:
+    """No traceback, in the decision and in what is printed of it."""
+    whole = stored(1, rounds=2).model_dump(mode="json", by_alias=True)
+    whole["candidates"] = [c for c in whole["candidates"] if c["name"] in (CHOICE, "none-fp32@onnxruntime")]
+    whole["profile"]["kernels"] = []
+    baseline = Results.model_validate(whole)
+    places = [p for p in paths(whole) if p and p[0] in ("candidates", "device", "environment", "workload", "verdict")]
+    rng, decided = random.Random(0), 0
+    for _ in range(1500):
+        *parents, last = rng.choice(places)
+        data = copy.deepcopy(whole)
+        place: Any = data
+        for key in parents:
+            place = place[key]
+        place[last] = rng.choice(STRANGE)
+        try:
+            mutated = Results.model_validate_json(json.dumps(data))
+        except ValidationError:
+            continue
+        for sides in ((baseline, mutated), (mutated, baseline)):
+            try:
+                gate = gate_stored(*sides, FILES)
+            except AdvisorError as error:
+                assert len(str(error).splitlines()) == 1
+                continue
+            decided += 1
+            for render in (words.page, words.markdown, words.junit, words.annotations, words.headline):
+                assert render(gate) is not None
+            assert Gate.model_validate_json(gate.model_dump_json(by_alias=True)) == gate
+    assert decided > 300
