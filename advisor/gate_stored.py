@@ -165,7 +165,7 @@ def check_plausible(where: str, candidate: Candidate) -> None:
 def plausible(where: str, number: float, limits: tuple[float, float], unit: str) -> None:
     """Numbers that no machine has are a broken document, not a result."""
     if not limits[0] <= number <= limits[1]:
-        raise BadInput(where, f"{number:g} {unit} cannot be", "measure it again")
+        raise BadInput(where, f"{str(number)[:20]} {unit} cannot be", "measure it again")
 
 
 def exact_metrics(baseline: Candidate, candidate: Candidate) -> Iterator[GateMetric]:
