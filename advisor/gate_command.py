@@ -208,7 +208,7 @@ def show(made: Gate, as_json: bool, quiet: bool) -> None:
     from quantadvisor.reports import gate as words
 
     if os.environ.get("GITHUB_ACTIONS"):
-        for line in words.annotations(made):
+        for line in words.workflow_commands(made):
             print(line, file=sys.stderr)
     if as_json:
         print(made.model_dump_json(by_alias=True))

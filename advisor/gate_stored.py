@@ -6,6 +6,7 @@ between the days on which they were measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,7 @@ from .gate_rule import ALPHA, THRESHOLD
 from .gate_times import BlockTimes, median, unpaired_metrics
 
 TIMES = ("ttft_s", "tpot_s")
+ALL = "all candidates"
 WITHOUT_EFFECT = ("budget", "price_per_hour", "runtimes")
 """Fields of a workload that change how long the advisor looks, not what it measures."""
 ENOUGH_BLOCKS = 5
@@ -51,6 +53,7 @@ def gate_stored(
     lost = [name for name in (baseline.verdict.choice,) if name and name not in common]
     notes = [f"drift between {baseline.created_at} and {candidate.created_at} is not covered"]
     metrics = [gone(name, sides[1].get(name)) for name in lost]
+    everything: dict[tuple[str, str], BlockTimes] = {}
     for names, decides in ((choices, True), ([name for name in common if name not in choices], False)):
         pairs = [(sides[0][name], sides[1][name]) for name in names]
         for pair in pairs:
@@ -58,8 +61,10 @@ def gate_stored(
                 check_plausible(f"{file}: candidates.{one.name}", one)
         series, said = block_times(pairs, named, baseline.workload.traffic.output_length)
         notes += said
+        everything |= series
         metrics += unpaired_metrics(series, alpha, threshold, decides)
         metrics += [metric for pair in pairs for metric in exact_metrics(*pair)]
+    metrics += unpaired_metrics(together(everything), alpha, threshold, decides=False)
     metrics = anomalies(metrics, sides)
     state = overall(metrics)
     return Gate(
@@ -166,6 +171,30 @@ def plausible(where: str, number: float, limits: tuple[float, float], unit: str)
     """Numbers that no machine has are a broken document, not a result."""
     if not limits[0] <= number <= limits[1]:
         raise BadInput(where, f"{str(number)[:20]} {unit} cannot be", "measure it again")
+
+
+def together(series: Mapping[tuple[str, str], BlockTimes]) -> dict[tuple[str, str], BlockTimes]:
+    """All candidates as one, round by round: the median over candidates of how far each is from its own middle.
+
+    Rounds are interleaved between candidates, so the round is the unit. A shift of everything shows here where the noise
+    of five samples hides it in each candidate; a burst that hit one candidate does not.
+    """
+    found = {}
+    for name in TIMES:
+        those = [times for (_, metric), times in series.items() if metric == name]
+        if len(those) < 2:
+            continue
+        middles = [math.sqrt(median(times.baseline_s) * median(times.candidate_s)) for times in those]
+        typical = median(middles)
+        sides = [
+            [
+                typical * median([row[i] / middle for row, middle in zip(rows, middles, strict=True) if i < len(row)])
+                for i in range(max(len(row) for row in rows))
+            ]
+            for rows in ([times.baseline_s for times in those], [times.candidate_s for times in those])
+        ]
+        found[ALL, name] = BlockTimes(*sides)
+    return found
 
 
 def exact_metrics(baseline: Candidate, candidate: Candidate) -> Iterator[GateMetric]:

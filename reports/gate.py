@@ -87,6 +87,11 @@ def ordered(gate: Gate) -> list[GateMetric]:
     return sorted(gate.metrics, key=lambda m: states.index(m.state) if m.state in states else len(states))
 
 
+def label(gate: Gate, metric: GateMetric) -> str:
+    """A metric's name, with its candidate's where there are several."""
+    return metric.name if len({m.of for m in gate.metrics}) <= 1 else f"{metric.of} {metric.name}"
+
+
 def headline(gate: Gate) -> str:
     """The decision in one line."""
     named = [
@@ -108,7 +113,7 @@ def facts(gate: Gate) -> list[str]:
         + (f" in {gate.seconds:.0f} s" if gate.mode == "live" else "")
         + f"; threshold {gate.threshold:.1%}, alpha {gate.alpha:g}",
     ]
-    floors = [f"{m.name} ±{m.noise_floor:.1%}" for m in gate.metrics if m.noise_floor is not None and m.decides]
+    floors = [f"{label(gate, m)} ±{m.noise_floor:.1%}" for m in gate.metrics if m.noise_floor is not None and m.decides]
     if floors:
         lines.append(f"noise floor: {', '.join(floors)}")
     lines += [f"differs: {factor.name} {factor.baseline} → {factor.candidate}" for factor in gate.factors]
@@ -172,7 +177,7 @@ def junit(gate: Gate) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
 
 
-def annotations(gate: Gate) -> list[str]:
+def workflow_commands(gate: Gate) -> list[str]:
     """GitHub workflow commands, one for each metric that did not pass."""
 
     def data(text: str) -> str:

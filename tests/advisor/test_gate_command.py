@@ -83,7 +83,7 @@ def test_inconclusive_may_warn(files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("{base}",), "CANDIDATE"),
+        (("{base}",), "candidate"),
         (("{base}", "/nowhere/at/all"), "does not exist"),
         (("{base}", "{folder}"), "two of a kind"),
         (("{folder}", "{folder}"), "--workload"),

@@ -139,7 +139,7 @@ def test_the_interval_covers_a_real_ratio_at_every_look() -> None:
     assert ((low > shift) | (high < shift)).any(1).mean() <= 0.012
 
 
-@pytest.mark.parametrize("noise", [normal, bimodal])
+@pytest.mark.parametrize("noise", [normal, heavy])
 def test_five_percent_is_caught(noise: Noise) -> None:
     found = verdicts(simulated(noise, 1000, 3, math.log(1.05)), ALPHA / 3)
     assert (found == 1).mean() >= 0.95

@@ -69,7 +69,7 @@ def test_two_candidates_have_a_column_for_their_names() -> None:
 
 
 def test_annotations_are_one_line_each_and_passes_have_none() -> None:
-    lines = words.annotations(MIXED)
+    lines = words.workflow_commands(MIXED)
     assert [line.split(" ")[0] for line in lines] == ["::error", "::error", "::warning"]
     assert all("\n" not in line for line in lines)
 
@@ -85,8 +85,8 @@ def test_hostile_text_stays_text(field: str) -> None:
     assert len(rows) == 3
     assert len({len(re.split(r"(?<!\\)\|", line)) for line in rows}) == 1
     ElementTree.fromstring(words.junit(made))
-    assert len(words.annotations(made)) == 1
-    assert "\n" not in words.annotations(made)[0]
+    assert len(words.workflow_commands(made)) == 1
+    assert "\n" not in words.workflow_commands(made)[0]
 
 
 def test_the_same_document_gives_the_same_bytes() -> None:
