@@ -1,4 +1,4 @@
-"""The command line: `advisor run`, `profile`, `explain`, `report`, `init`, `runtimes`, `methods`, `kernels`,
+"""The command line: `advisor run`, `profile`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
 `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
 from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
 
+from .gate_command import gate
 from .stages import Progress, Quiet
+from .stored_results import read_results
 from .terminal import LiveProgress, console, explanation_panel, verdict_panel
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def report(
         raise BadInput(str(out), "is a folder", "give the name of a file")
     write_text(out, render_html([read_results(path) for path in results]))
     console.print(f"written to {out}")
+
+
+app.command()(gate)
 
 
 @app.command()
@@ -242,18 +246,6 @@ def write_results(results: Results, out: Path) -> None:
 
     results.write(out / "results.json")
     write_text(out / "report.html", render_html([results]))
-
-
-def read_results(path: Path) -> Results:
-    file = path / "results.json" if path.is_dir() else path
-    try:
-        return Results.read(file)
-    except OSError as error:
-        raise BadInput(str(file), f"cannot be read: {error.strerror}", "give a results.json or the folder of a run") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadInput(str(file), f"is not a results document: {place or 'document'}: {first['msg']}") from None
 
 
 def show(results: Results, out: Path, as_json: bool, quiet: bool) -> None:

@@ -88,6 +88,10 @@ class RunningWorker:
         self._ready = False
         self._send("imports", runtime_file=str(runtime_file))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ready(self) -> None:
         """Wait until the runtime is imported."""
         if not self._ready:

@@ -3,6 +3,7 @@
 from .base import Document, Figure, Finite, NumberClass, OpenDocument, Target, canonical, write_text
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
 from .explanation import Cause, CauseTime, Checkpoint, Explanation, Observation, StepTimes
+from .gate import EXIT_CODES, Against, Factor, Gate, GateMetric, GateState, MetricKind, overall
 from .profile import (
     ActivationStats,
     Device,
@@ -48,9 +49,11 @@ from .scheme import Format, Scheme
 from .workload import SLO, Lengths, RuntimeChoice, Traffic, Workload
 
 __all__ = [
+    "EXIT_CODES",
     "SLO",
     "ActivationStats",
     "AdvisorError",
+    "Against",
     "Artifact",
     "BadInput",
     "Boundary",
@@ -65,9 +68,13 @@ __all__ = [
     "Document",
     "Environment",
     "Explanation",
+    "Factor",
     "Figure",
     "Finite",
     "Format",
+    "Gate",
+    "GateMetric",
+    "GateState",
     "Ghost",
     "Gpu",
     "Interrupted",
@@ -81,6 +88,7 @@ __all__ = [
     "LinearShape",
     "Measured",
     "MemoryLedger",
+    "MetricKind",
     "NotComparable",
     "NumberClass",
     "Observation",
@@ -111,5 +119,6 @@ __all__ = [
     "Verdict",
     "Workload",
     "canonical",
+    "overall",
     "write_text",
 ]

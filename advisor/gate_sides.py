@@ -1,0 +1,96 @@
+"""One side of a live gate: an artifact folder, the runtime that reads it, and the interpreter it runs in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantadvisor.documents import BadInput, Device, Factor, Unavailable
+from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime, runtime_file
+from quantadvisor.profiling.workers import RunningWorker
+
+MARKS = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino", "config.json": "torch"}
+"""The file that tells an artifact's format, and the runtime that is taken where none is named."""
+PACKAGES = ("onnxruntime", "onnxruntime-genai", "openvino", "torch", "transformers", "numpy")
+ASK_VERSIONS = """
+import json, platform, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Side:
+    artifact: Path
+    runtime: str
+    options: tuple[str, ...]
+    python: str
+    runtime_file: Path
+
+    def start(self, threads: int, memory_limit_bytes: int | None = None) -> RunningWorker:
+        return RunningWorker(
+            self.runtime_file,
+            self.artifact,
+            self.options,
+            threads,
+            python=self.python,
+            memory_limit_bytes=memory_limit_bytes,
+        )
+
+
+def side_of(where: str, path: Path, named: str | None, python: str | None, device: Device) -> Side:
+    """The side that `path` is; `named`: "openvino+f32", or None for the format's own runtime; BadInput in one line."""
+    if not path.is_dir():
+        raise BadInput(f"{where} ({path})", "no such folder", "give an artifact folder, or two results.json")
+    found = next((name for mark, name in MARKS.items() if (path / mark).exists()), None)
+    if found is None:
+        raise BadInput(f"{where} ({path})", "is no artifact", f"it must hold one of {', '.join(MARKS)}")
+    name, *options = (named or found).split("+")
+    if name not in RUNTIMES:
+        raise BadInput("--runtime", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
+    if name == "openvino" and not any(option.startswith("kv") for option in options):
+        options.append("kvf16")
+    own = python is None
+    if own and (reason := runtime(name).refuse(str(path), tuple(options), device.isa)):
+        raise Unavailable(f"{where} ({path})", reason)
+    return Side(path, name, tuple(options), sys.executable if python is None else interpreter(where, python), runtime_file(name))
+
+
+def interpreter(where: str, python: str) -> str:
+    """The interpreter as given (a virtual environment's link must stay one), or BadInput."""
+    found = shutil.which(python)
+    if found is None or Path(found).is_dir():
+        raise BadInput(f"--{where}-env", f"{python} is not an executable", "give the path of a Python interpreter")
+    return found
+
+
+def versions(where: str, side: Side) -> dict[str, str]:
+    """Python and packages of a side's environment, asked in that environment."""
+    command = [side.python, "-P", "-c", ASK_VERSIONS, *PACKAGES]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise BadInput(f"--{where}-env", f"{side.python} does not run as Python ({type(error).__name__})") from None
+
+
+def differing(baseline: dict[str, str], candidate: dict[str, str]) -> Iterator[Factor]:
+    for name in sorted({*baseline, *candidate}):
+        if baseline.get(name) != candidate.get(name):
+            yield Factor(name=name, baseline=baseline.get(name, "absent"), candidate=candidate.get(name, "absent"))
+
+
+def artifact_bytes(folder: Path) -> int:
+    """Bytes of an artifact without what its build wrote about itself."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "built.json")

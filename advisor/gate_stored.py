@@ -1,0 +1,262 @@
+"""Two stored results against each other: candidate by candidate of the same name, unpaired, the block as the unit.
+
+Only where device and workload match. Times are not divided by their own baselines. What this cannot see is said: drift
+between the days on which they were measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from quantadvisor.documents import (
+    EXIT_CODES,
+    BadInput,
+    Candidate,
+    Factor,
+    Figure,
+    Gate,
+    GateMetric,
+    NotComparable,
+    Results,
+    overall,
+)
+
+from .gate_exact import MEMORY_TOLERANCE, exact, operators_metric, quality_metrics, same_tokens
+from .gate_rule import ALPHA, THRESHOLD
+from .gate_times import BlockTimes, median, unpaired_metrics
+
+TIMES = ("ttft_s", "tpot_s")
+ALL = "all candidates"
+WITHOUT_EFFECT = ("budget", "price_per_hour", "runtimes")
+"""Fields of a workload that change how long the advisor looks, not what it measures."""
+ENOUGH_BLOCKS = 5
+PLAUSIBLE_S = (1e-9, 1e7)
+PLAUSIBLE_BYTES = (1.0, 1e18)
+PLAUSIBLE_COUNT = (0.0, 1e12)
+BETTER_THAN_FULL = 0.97
+"""Perplexity under this share of the fp32 model's, and faster: the text or the model was another."""
+
+
+def gate_stored(
+    baseline: Results, candidate: Results, named: tuple[str, str], *, alpha: float = ALPHA, threshold: float = THRESHOLD
+) -> Gate:
+    """The decision on two stored results; `named` are the files, for the words."""
+    check_comparable(baseline, candidate)
+    sides = [{c.name: c for c in results.candidates} for results in (baseline, candidate)]
+    common = [name for name in sides[0] if name in sides[1] and all(side[name].measured for side in sides)]
+    if not common:
+        raise NotComparable(f"{named[0]} and {named[1]}: no candidate was measured in both")
+    choices = [name for name in common if name in (baseline.verdict.choice, candidate.verdict.choice)] or common
+    lost = [name for name in (baseline.verdict.choice,) if name and name not in common]
+    notes = [f"drift between {baseline.created_at} and {candidate.created_at} is not covered"]
+    metrics = [gone(name, sides[1].get(name)) for name in lost]
+    everything: dict[tuple[str, str], BlockTimes] = {}
+    for names, decides in ((choices, True), ([name for name in common if name not in choices], False)):
+        pairs = [(sides[0][name], sides[1][name]) for name in names]
+        for pair in pairs:
+            for file, one in zip(named, pair, strict=True):
+                check_plausible(f"{file}: candidates.{one.name}", one)
+        series, said = block_times(pairs, named, baseline.workload.traffic.output_length)
+        notes += said
+        everything |= series
+        metrics += unpaired_metrics(series, alpha, threshold, decides)
+        metrics += [metric for pair in pairs for metric in exact_metrics(*pair)]
+    metrics += unpaired_metrics(together(everything), alpha, threshold, decides=False)
+    metrics = anomalies(metrics, sides)
+    state = overall(metrics)
+    return Gate(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        mode="stored",
+        baseline=named[0],
+        candidate=named[1],
+        device=baseline.device.name,
+        workload=workload_words(baseline),
+        state=state,
+        exit_code=EXIT_CODES[state],
+        threshold=threshold,
+        alpha=alpha,
+        metrics=tuple(metrics),
+        factors=tuple(factors(baseline, candidate)),
+        notes=tuple(dict.fromkeys(notes)),
+        blocks=max((m.blocks for m in metrics), default=0),
+    )
+
+
+def check_comparable(baseline: Results, candidate: Results) -> None:
+    """Raise NotComparable with the first field of device, threads, model or workload that differs."""
+    fields: list[tuple[str, Any, Any]] = [
+        ("device.fingerprint", baseline.device.fingerprint, candidate.device.fingerprint),
+        ("environment.threads", baseline.environment.threads, candidate.environment.threads),
+    ]
+    before, after = (flat(r.workload.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))) for r in (baseline, candidate))
+    fields += [(f"workload.{key}", before.get(key), after.get(key)) for key in dict.fromkeys((*before, *after))]
+    fields.append(("profile.source.sha256", baseline.profile.source.sha256, candidate.profile.source.sha256))
+    for name, was, now in fields:
+        if was != now:
+            raise NotComparable(f"not comparable: {name} differs: {was!r} in the baseline, {now!r} in the candidate")
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by dotted name."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}".strip(".")).items()}
+
+
+def factors(baseline: Results, candidate: Results) -> Iterator[Factor]:
+    """Versions that differ: reported, not refused."""
+    versions = baseline.environment.versions, candidate.environment.versions
+    for name in sorted({*versions[0], *versions[1]}):
+        if versions[0].get(name) != versions[1].get(name):
+            yield Factor(name=name, baseline=versions[0].get(name, "absent"), candidate=versions[1].get(name, "absent"))
+    if baseline.environment.python != candidate.environment.python:
+        yield Factor(name="python", baseline=baseline.environment.python, candidate=candidate.environment.python)
+
+
+def block_times(
+    pairs: Sequence[tuple[Candidate, Candidate]], files: tuple[str, str], output_tokens: int
+) -> tuple[dict[tuple[str, str], BlockTimes], list[str]]:
+    """Seconds by (candidate, metric), and what is to be said about blocks."""
+    series, notes = {}, []
+    for pair in pairs:
+        for name in TIMES if output_tokens > 1 else TIMES[:1]:
+            figures = [getattr(c.measured, name) for c in pair]
+            if not all(figures):
+                continue
+            sides = [
+                seconds_by_block(figure, f"{file}: candidates.{c.name}.measured.{name}")
+                for figure, file, c in zip(figures, files, pair, strict=True)
+            ]
+            series[pair[0].name, name] = BlockTimes(*(values for values, _ in sides))
+            if not all(stored for _, stored in sides):
+                notes.append("blocks are not stored: each round counts as one, so the luck of a process is not in the intervals")
+            if min(len(values) for values, _ in sides) < ENOUGH_BLOCKS:
+                notes.append(f"{pair[0].name}: fewer than {ENOUGH_BLOCKS} blocks")
+    return series, notes
+
+
+def seconds_by_block(figure: Figure, where: str) -> tuple[list[float], bool]:
+    """Median seconds of each block, and whether blocks were stored; without them each sample is one."""
+    samples = figure.samples
+    if not samples:
+        raise BadInput(where, "has no samples", "measure it again: a median alone has no interval")
+    for sample in samples:
+        plausible(where, sample, PLAUSIBLE_S, "s")
+    blocks = (figure.model_extra or {}).get("blocks")
+    if blocks is None:
+        return list(samples), False
+    if not isinstance(blocks, Sequence) or isinstance(blocks, str) or len(blocks) != len(samples):
+        raise BadInput(where, f"blocks must name one block for each of {len(samples)} samples", "measure it again")
+    grouped: dict[str, list[float]] = {}
+    for block, sample in zip(blocks, samples, strict=True):
+        grouped.setdefault(str(block), []).append(sample)
+    return [median(values) for values in grouped.values()], True
+
+
+def check_plausible(where: str, candidate: Candidate) -> None:
+    """Bytes and counts; times are checked where they are read."""
+    assert candidate.measured
+    if candidate.measured.peak_bytes:
+        plausible(f"{where}.measured.peak_bytes", candidate.measured.peak_bytes.median, PLAUSIBLE_BYTES, "bytes")
+    if candidate.artifact_bytes is not None:
+        plausible(f"{where}.artifact_bytes", candidate.artifact_bytes, PLAUSIBLE_BYTES, "bytes")
+    for row in candidate.operators.operators if candidate.operators else ():
+        plausible(f"{where}.operators.{row.name}.count", row.count, PLAUSIBLE_COUNT, "times")
+
+
+def plausible(where: str, number: float, limits: tuple[float, float], unit: str) -> None:
+    """Numbers that no machine has are a broken document, not a result."""
+    if not limits[0] <= number <= limits[1]:
+        raise BadInput(where, f"{str(number)[:20]} {unit} cannot be", "measure it again")
+
+
+def together(series: Mapping[tuple[str, str], BlockTimes]) -> dict[tuple[str, str], BlockTimes]:
+    """All candidates as one, round by round: the median over candidates of how far each is from its own middle.
+
+    Rounds are interleaved between candidates, so the round is the unit. A shift of everything shows here where the noise
+    of five samples hides it in each candidate; a burst that hit one candidate does not.
+    """
+    found = {}
+    for name in TIMES:
+        those = [times for (_, metric), times in series.items() if metric == name]
+        if len(those) < 2:
+            continue
+        middles = [math.sqrt(median(times.baseline_s) * median(times.candidate_s)) for times in those]
+        typical = median(middles)
+        sides = [
+            [
+                typical * median([row[i] / middle for row, middle in zip(rows, middles, strict=True) if i < len(row)])
+                for i in range(max(len(row) for row in rows))
+            ]
+            for rows in ([times.baseline_s for times in those], [times.candidate_s for times in those])
+        ]
+        found[ALL, name] = BlockTimes(*sides)
+    return found
+
+
+def exact_metrics(baseline: Candidate, candidate: Candidate) -> Iterator[GateMetric]:
+    """Peak memory, bytes, operators and quality of one candidate, as far as both sides stored them."""
+    assert baseline.measured and candidate.measured
+    of, peaks = baseline.name, (baseline.measured.peak_bytes, candidate.measured.peak_bytes)
+    if peaks[0] and peaks[1]:
+        yield exact(of, "peak_bytes", "memory", peaks[0].median, peaks[1].median, MEMORY_TOLERANCE)
+    if baseline.artifact_bytes is not None and candidate.artifact_bytes is not None:
+        yield exact(of, "artifact_bytes", "bytes", baseline.artifact_bytes, candidate.artifact_bytes)
+    if baseline.operators and candidate.operators and baseline.operators.phase == candidate.operators.phase:
+        yield operators_metric(of, baseline.operators, candidate.operators)
+    if baseline.quality and candidate.quality:
+        if same_tokens(baseline.quality, candidate.quality):
+            yield from quality_metrics(of, baseline.quality, candidate.quality)
+        else:
+            yield GateMetric(
+                of=of,
+                name="kl",
+                kind="quality",
+                state="inconclusive",
+                reason="scored on different tokens: score both on the same",
+            )
+
+
+def gone(name: str, now: Candidate | None) -> GateMetric:
+    """The baseline's choice is not measured any more: refused is a failure, not tried is not known."""
+    if now is not None and now.refused:
+        return GateMetric(of=name, name="runs", kind="operators", state="regression", reason=f"refused now: {now.refused}")
+    return GateMetric(
+        of=name,
+        name="runs",
+        kind="operators",
+        state="inconclusive",
+        reason="the baseline's choice was not measured in the candidate",
+    )
+
+
+def anomalies(metrics: Sequence[GateMetric], sides: Sequence[Mapping[str, Candidate]]) -> list[GateMetric]:
+    """A candidate that got surely faster and models the text better than the fp32 model did something else."""
+    full = [c.quality.perplexity for c in sides[0].values() if c.quality and c.scheme.name == "fp32"]
+    if not full:
+        return list(metrics)
+    found = []
+    for metric in metrics:
+        now, was = sides[1].get(metric.of), sides[0].get(metric.of)
+        faster = metric.kind == "time" and metric.state == "pass" and metric.high is not None and metric.high < 1
+        if faster and now and now.quality and was and was.quality:
+            better = now.quality.perplexity < BETTER_THAN_FULL * min(full) <= was.quality.perplexity
+            if better and same_tokens(was.quality, now.quality):
+                reason = (
+                    f"faster, and perplexity {now.quality.perplexity:.4g} is better than the fp32 model's {min(full):.4g}:"
+                    " another workload or text?"
+                )
+                metric = metric.model_copy(update={"state": "anomalous", "reason": reason})
+        found.append(metric)
+    return found
+
+
+def workload_words(results: Results) -> str:
+    traffic = results.workload.traffic
+    return (
+        f"{results.workload.model}, {traffic.prompt_length} prompt + {traffic.output_length} output tokens,"
+        f" {traffic.concurrency} in flight"
+    )

@@ -1,0 +1,146 @@
+"""`advisor gate` from a shell: exit codes, every output, and bad input in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from quantadvisor.advisor.gate_sides import artifact_bytes, differing, interpreter, side_of
+from quantadvisor.documents import BadInput, Device, Unavailable
+
+from .test_gate_stored import set_operators, stored
+
+DEVICE = Device(name="here", cores=2, threads=2, memory_bytes=1 << 30, fingerprint="f")
+
+
+def gate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", "gate", *arguments]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")} | {"COLUMNS": "200"} | environment
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    made = {
+        "base": stored(1, spread=0.003),
+        "same": stored(2, spread=0.003),
+        "slow": stored(2, 1.2, spread=0.003),
+        "fell": stored(2, spread=0.003, edit=set_operators),
+        "noisy": stored(3, spread=0.2),
+        "elsewhere": stored(2, edit=lambda d: d["device"].update(fingerprint="another")),
+    }
+    for name, results in made.items():
+        results.write(tmp_path / f"{name}.json")
+    return {name: str(tmp_path / f"{name}.json") for name in made}
+
+
+@pytest.mark.parametrize(("other", "code"), [("same", 0), ("slow", 1), ("fell", 1), ("noisy", 4), ("elsewhere", 3)])
+def test_exit_codes_and_json(files: dict[str, str], other: str, code: int) -> None:
+    done = gate(files["base"], files[other], "--json")
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    if code != 3:
+        document = json.loads(done.stdout)
+        assert document["schema"] == "quantadvisor/gate/1"
+        assert document["exit_code"] == code
+    else:
+        assert "device.fingerprint" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_every_output(files: dict[str, str], tmp_path: Path) -> None:
+    paths = {name: tmp_path / "out" / f"gate.{name}" for name in ("junit", "markdown", "html", "record")}
+    options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+    for _ in range(2):
+        done = gate(files["base"], files["slow"], *options, GITHUB_ACTIONS="true")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "::error title=" in done.stderr
+    assert ElementTree.parse(paths["junit"]).getroot().findall("testcase/failure")
+    assert "| ✗ |" in paths["markdown"].read_text()
+    assert paths["html"].read_text().startswith("<!doctype html>")
+    history = [json.loads(line) for line in paths["record"].read_text().splitlines()]
+    assert [line["state"] for line in history] == ["regression", "regression"]
+
+
+def test_a_step_summary_is_appended_to(files: dict[str, str], tmp_path: Path) -> None:
+    summary = tmp_path / "summary"
+    summary.write_text("what came before\n")
+    gate(files["base"], files["same"], "--markdown", str(summary), GITHUB_STEP_SUMMARY=str(summary))
+    assert summary.read_text().startswith("what came before\n### ✓")
+
+
+def test_inconclusive_may_warn(files: dict[str, str]) -> None:
+    done = gate(files["base"], files["noisy"], "--on-inconclusive", "warn", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["state"] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("{base}",), "candidate"),
+        (("{base}", "/nowhere/at/all"), "does not exist"),
+        (("{base}", "{folder}"), "two of a kind"),
+        (("{folder}", "{folder}"), "--workload"),
+        (("http://127.0.0.1:1", "{base}"), "servers"),
+        (("a.yaml", "{base}"), "workload spec"),
+        (("{base}", "{same}", "--junit", "{folder}"), "is a folder"),
+        (("{base}", "{same}", "--threshold", "0"), "--threshold"),
+        (("{base}", "{same}", "--threshold", "nan"), "--threshold"),
+        (("{base}", "{same}", "--alpha", "0.9"), "--alpha"),
+        (("{base}", "{same}", "--candidate-env", "python3"), "--candidate-env"),
+        (("{base}", "{same}", "--time-budget", "-1"), "--time-budget"),
+        (("{base}", "{same}", "--on-inconclusive", "shrug"), "shrug"),
+        (("{base}", "{same}", "--record", "{base}/under"), "cannot write"),
+        (("{base}", "{cut}"), "cut.json"),
+        (("{newer}", "{base}"), "newer.json"),
+        (("{base}", "{nan}"), "nan.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(files: dict[str, str], tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    whole = Path(files["base"]).read_text()
+    (tmp_path / "cut.json").write_text(whole[: len(whole) // 2])
+    (tmp_path / "newer.json").write_text(whole.replace("quantadvisor/results/1", "quantadvisor/results/2"))
+    (tmp_path / "nan.json").write_text(
+        whole.replace('"threads": 2', '"threads": NaN', 1).replace('"median": 0', '"median": NaN', 1)
+    )
+    (tmp_path / "folder").mkdir()
+    named = (
+        files | {name: str(tmp_path / f"{name}.json") for name in ("cut", "newer", "nan")} | {"folder": str(tmp_path / "folder")}
+    )
+    done = gate(*(argument.format(**named) for argument in arguments))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_artifact_is_told_by_its_files(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such folder"):
+        side_of("baseline", tmp_path / "absent", None, None, DEVICE)
+    with pytest.raises(BadInput, match="is no artifact"):
+        side_of("baseline", tmp_path, None, None, DEVICE)
+    (tmp_path / "config.json").write_text("{}")
+    assert side_of("baseline", tmp_path, None, None, DEVICE).runtime == "torch"
+    with pytest.raises(BadInput, match="unknown runtime"):
+        side_of("baseline", tmp_path, "tensorrt", None, DEVICE)
+    with pytest.raises(Unavailable, match=r"model\.onnx"):
+        side_of("baseline", tmp_path, "onnxruntime", None, DEVICE)
+    (tmp_path / "openvino_model.xml").write_text("")
+    assert side_of("baseline", tmp_path, "openvino+f32", sys.executable, DEVICE).options == ("f32", "kvf16")
+
+
+def test_interpreters_versions_and_bytes(tmp_path: Path) -> None:
+    assert interpreter("candidate", sys.executable) == sys.executable
+    for wrong in (str(tmp_path), "/nowhere/python"):
+        with pytest.raises(BadInput, match="--candidate-env"):
+            interpreter("candidate", wrong)
+    found = list(differing({"numpy": "1", "torch": "2"}, {"numpy": "1", "torch": "3", "openvino": "4"}))
+    assert [(f.name, f.baseline, f.candidate) for f in found] == [("openvino", "absent", "4"), ("torch", "2", "3")]
+    (tmp_path / "weights").write_bytes(bytes(7))
+    (tmp_path / "built.json").write_text("{}")
+    assert artifact_bytes(tmp_path) == 7

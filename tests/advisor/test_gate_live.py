@@ -1,0 +1,226 @@
+"""Live gates on workers with a virtual clock: what is decided, what is rejected, what breaks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantadvisor.advisor import gate_blocks, gate_watch
+from quantadvisor.advisor.gate_blocks import FRESH_EVERY, Block, paired_times, run_blocks
+from quantadvisor.advisor.gate_inspect import output_metric, scored_metrics
+from quantadvisor.advisor.gate_live import Live, gate_live
+from quantadvisor.advisor.gate_watch import Snapshot, disturbance, machine_s
+from quantadvisor.documents import BadInput, CandidateFailed, Device, Gate
+from quantadvisor.profiling.workers import Generated
+
+from .documents import workload
+
+TTFT_S, ITL_S = 0.2, 0.01
+PROMPTS = np.arange(8, dtype=np.int64)[None]
+WINDOWS = np.zeros((4, 64), np.int64)
+DEVICE = Device(name="virtual", cores=2, threads=2, memory_bytes=1 << 30, fingerprint="f")
+OPERATORS = {"name": "MatMulNBits", "count": 9, "provider": "CPU", "linear": True, "quantized": True}
+
+
+class VirtualWorker:
+    """Answers as a worker does, at once: its times are drawn. `faults` say what is wrong with it."""
+
+    def __init__(self, rng: np.random.Generator, **faults: Any) -> None:
+        self.rng, self.faults, self.pid, self.asked = rng, faults, 0, 0
+
+    def __enter__(self) -> "VirtualWorker":
+        if self.faults.get("no_load"):
+            raise CandidateFailed("this artifact is made for another runtime")
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def ready(self) -> None:
+        if self.faults.get("no_runtime"):
+            raise CandidateFailed("No module named 'onnxruntime'")
+
+    def drawn(self, seconds: float) -> float:
+        return float(seconds * np.exp(self.rng.normal(0, self.faults.get("spread", 0.01))))
+
+    def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
+        self.asked += 1
+        if self.asked > self.faults.get("dies_after", 1e9):
+            raise CandidateFailed("the worker died (signal SIGSEGV)")
+        gap = self.drawn(ITL_S * self.faults.get("slower", 1.0))
+        row = [5] * output_tokens if self.faults.get("stuck") else list(range(output_tokens))
+        peak = int(1e8 * self.faults.get("memory", 1.0))
+        first = self.drawn(TTFT_S * self.faults.get("slower_first", 1.0))
+        return Generated(ttft_s=first, itl_s=[gap] * (output_tokens - 1), generated=[row], peak_bytes=peak)
+
+    def operators(self, tokens: np.ndarray, batch: int | None) -> dict[str, Any]:
+        name = self.faults.get("operator", "MatMulNBits")
+        phase = {"operators": [OPERATORS | {"name": name}], "linears": 9, "quantized_linears": 9, "notes": []}
+        return {"prefill": phase, "decode": phase}
+
+    def write_reference(self, windows: np.ndarray, out: Any) -> None:
+        out.write_bytes(b"")
+
+    def score(self, windows: np.ndarray, reference: Any, chunk: int | None) -> np.ndarray:
+        text = np.random.default_rng(0).exponential(2.0, windows.size)
+        nll = text + self.faults.get("nll", 0.0) + 0.001 * self.rng.normal(size=windows.size)
+        nll[63::64] = np.nan
+        return np.stack([nll, np.full(windows.size, 0.01), np.ones(windows.size)])
+
+
+def live(seed: int = 1, budget_s: float = 20.0, sizes: tuple[int, int] = (5, 5), baseline: Any = None, **faults: Any) -> Live:
+    rng = np.random.default_rng(seed)
+    starts: Any = (lambda: VirtualWorker(rng, **(baseline or {})), lambda: VirtualWorker(rng, **faults))
+    made = workload(traffic={"prompt_tokens": 8, "output_tokens": 16, "concurrency": 1})
+    return Live(
+        named=("a", "b"), starts=starts, prompts=PROMPTS, workload=made, device=DEVICE, sizes=sizes, windows=WINDOWS,
+        budget_s=budget_s, seed=seed,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own load is not what is tested here."""
+    monkeypatch.setattr(gate_blocks, "disturbance", lambda before, after: None)
+
+
+def failed(gate: Gate) -> list[str]:
+    return [m.name for m in gate.metrics if m.state == "regression"]
+
+
+def test_the_same_thing_passes_within_a_few_blocks() -> None:
+    gate = gate_live(live())
+    assert gate.exit_code == 0
+    assert 12 <= gate.blocks <= 40
+    tpot = next(m for m in gate.metrics if m.name == "tpot_s")
+    assert tpot.self_against_self is not None
+    assert tpot.noise_floor is not None
+    assert len(tpot.log_ratios) == gate.blocks
+    assert {m.name for m in gate.metrics if m.kind == "time"} == {"ttft_s", "tpot_s", "itl_s"}
+
+
+def test_a_slower_decode_is_caught_and_a_slower_prefill_too() -> None:
+    gates = [gate_live(live(seed, slower=1.05)) for seed in range(10)]
+    assert [gate.exit_code for gate in gates] == [1] * 10
+    assert all({"tpot_s", "itl_s"} & set(failed(gate)) for gate in gates)
+    assert "ttft_s" in failed(gate_live(live(slower_first=1.05)))
+
+
+def test_false_alarms_of_whole_gates_are_rare() -> None:
+    assert [seed for seed in range(60) if gate_live(live(seed)).exit_code == 1] == []
+
+
+def test_too_noisy_for_the_time_is_inconclusive_and_says_how_many_blocks_more() -> None:
+    gate = gate_live(live(budget_s=0.05, baseline={"spread": 0.6}, spread=0.6))
+    assert gate.exit_code == 4
+    assert any(m.more_blocks and m.more_blocks > 10 for m in gate.metrics)
+
+
+@pytest.mark.parametrize(
+    ("faults", "names"),
+    [
+        ({"operator": "MatMul"}, ["prefill_operators", "decode_operators"]),
+        ({"memory": 1.03}, ["peak_bytes"]),
+        ({"nll": 0.05}, ["nll"]),
+        ({"no_load": True}, ["runs"]),
+        ({"dies_after": 9}, ["runs"]),
+    ],
+)
+def test_what_the_clock_does_not_notice(faults: dict[str, Any], names: list[str]) -> None:
+    gate = gate_live(live(**faults))
+    assert gate.exit_code == 1
+    assert failed(gate) == names
+
+
+def test_a_larger_artifact_is_a_regression_and_a_smaller_one_is_not() -> None:
+    assert failed(gate_live(live(sizes=(5, 6)))) == ["artifact_bytes"]
+    assert gate_live(live(sizes=(6, 5))).exit_code == 0
+
+
+def test_incoherent_output_is_anomalous() -> None:
+    assert gate_live(live(stuck=True)).exit_code == 3
+    assert output_metric("b", tuple(range(32)), tuple(range(30))).state == "anomalous"
+    assert output_metric("b", (5,) * 32, (5,) * 32).state == "pass"
+
+
+@pytest.mark.parametrize("faults", [{"no_load": True}, {"no_runtime": True}, {"dies_after": 9}])
+def test_a_baseline_that_does_not_run_is_bad_input(faults: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="baseline"):
+        gate_live(live(baseline=faults))
+
+
+def test_an_environment_without_the_runtime_is_bad_input() -> None:
+    with pytest.raises(BadInput, match="candidate: its runtime does not load: No module"):
+        gate_live(live(no_runtime=True))
+
+
+def blocks(take: Callable[[Sequence[int]], Snapshot], count: int = 13) -> tuple[list[Block], list[VirtualWorker]]:
+    rng, started = np.random.default_rng(3), list[VirtualWorker]()
+
+    def start() -> Any:
+        started.append(VirtualWorker(rng))
+        return started[-1]
+
+    traffic = workload(traffic={"prompt_tokens": 8, "output_tokens": 16, "concurrency": 1}).traffic
+    made = run_blocks(
+        (start, start), PROMPTS, traffic, seed=3, budget_s=60, decided=lambda b: len(b) >= count, take=take
+    )  # fmt: skip
+    return made, started
+
+
+def test_orders_are_a_fair_coin_and_processes_are_fresh() -> None:
+    made, started = blocks(gate_watch.snapshot, 40)
+    assert len(made) == 40
+    assert 10 <= sum(block.order == "ABBA" for block in made) <= 30
+    assert {block.order for block in made} == {"ABBA", "BAAB"}
+    assert len(started) == 2 * -(-40 // FRESH_EVERY)
+    assert [block.baseline[0].block for block in made] == [i // FRESH_EVERY for i in range(40)]
+
+
+def test_disturbed_blocks_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+
+    def take(pids: Sequence[int]) -> Snapshot:
+        tick = next(clock)
+        busy = 0.9 * tick if 4 <= tick < 8 else 0.0
+        return Snapshot(float(tick), busy, 0.0, 0)
+
+    monkeypatch.setattr(gate_blocks, "disturbance", disturbance)
+    made, _ = blocks(take)
+    rejected = [block.disturbed for block in made if block.disturbed]
+    assert rejected
+    assert all("cores" in reason for reason in rejected)
+    times = paired_times(made)["tpot_s"]
+    assert len(times.log_ratios) == len(made) - len(rejected)
+
+
+def test_disturbance_names_its_cause() -> None:
+    calm = Snapshot(0.0, 10.0, 5.0, 0)
+    assert disturbance(calm, Snapshot(2.0, 14.0, 8.9, 0)) is None
+    assert disturbance(calm, Snapshot(2.0, 14.0, 6.0, 0)) == "others used 1.50 cores"
+    assert "throttled 2 times" in str(disturbance(calm, Snapshot(2.0, 10.0, 5.0, 2)))
+    assert disturbance(calm._replace(machine_s=None), calm) is None
+
+
+def test_the_machines_time_is_read_where_it_is_told(tmp_path: Any) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 100 900 50 0 0 100 0 0\ncpu0 1 2 3\n")
+    assert machine_s(stat) == pytest.approx(3.0)
+    stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
+    assert machine_s(stat) is None
+    assert machine_s(tmp_path / "absent") is None
+
+
+def test_quality_is_paired_on_the_same_tokens() -> None:
+    rng = np.random.default_rng(0)
+    before = np.stack([rng.exponential(3.0, 4096), rng.exponential(0.01, 4096), np.ones(4096)])
+    after = before + np.array([[0.0], [0.004], [0.0]]) + rng.normal(0, 1e-4, (3, 4096))
+    after[2] = before[2]
+    states = {m.name: m.state for m in scored_metrics("b", before, after, True)}
+    assert states == {"nll": "pass", "kl": "regression", "top1": "pass"}
+    after[2, ::50] = 0
+    assert {m.name: m.state for m in scored_metrics("b", before, after, True)}["top1"] == "regression"
+    assert [m.name for m in scored_metrics("b", before, after, False)] == ["nll"]
+    assert all(m.state == "pass" for m in scored_metrics("b", before, before, True))
