@@ -217,8 +217,8 @@ def show(made: Gate, as_json: bool, quiet: bool) -> None:
     metrics = words.ordered(made)
     heads, *body = words.cells(metrics)
     table = Table(*heads, box=None, pad_edge=False)
-    for metric, line in zip(metrics, body, strict=True):
-        mark, *rest = (escape(cell) for cell in line)
+    for metric, row in zip(metrics, body, strict=True):
+        mark, *rest = (escape(cell) for cell in row)
         table.add_row(f"[{COLOURS[metric.state]}]{mark}[/]", *rest)
     console.print(table)
     console.print(f"[bold {COLOURS[made.state]}]{words.MARKS[made.state]}[/] {escape(words.headline(made))}", soft_wrap=True)
