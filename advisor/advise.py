@@ -17,6 +17,7 @@ from .prove import memory_limit
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
 MOST_TRIALS = 4
+WORTH = 0.01
 
 
 class Advice(Document):
@@ -175,15 +176,34 @@ def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baselin
 
 
 def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """The best predicted candidates within MARGIN of the best of all, at most two runtimes of one method and scheme."""
+    """The best predicted candidates within MARGIN of the best of all, at most two runtimes of one method and scheme.
+
+    One that quantizes the cache too, and is not predicted better than the same without, is left out: ties go to changing
+    less.
+    """
     chosen: list[Candidate] = []
     for candidate in order:
+        if shrinks_more_for_nothing(candidate, order, workload):
+            continue
         best, value = objective(order[0]), objective(candidate)
         near = value >= best * (1 - MARGIN) if maximised(workload) else value <= best * (1 + MARGIN)
         same = [c for c in chosen if c.name.split("@")[0] == candidate.name.split("@")[0]]
         if near and len(same) < 2:
             chosen.append(candidate)
     return chosen[:MOST_TRIALS]
+
+
+def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], workload: Workload) -> bool:
+    """Does it quantize the cache beside what another one quantizes on the same runtime, and gain less than WORTH by it?"""
+    if not candidate.scheme.quantizes_cache:
+        return False
+    plain = candidate.scheme.name.removesuffix("-kv8")
+    place = (candidate.runtime, candidate.options)
+    same = next((c for c in order if (c.scheme.name, c.runtime, c.options) == (plain, *place)), None)
+    if same is None:
+        return False
+    factor = 1 + WORTH if maximised(workload) else 1 - WORTH
+    return not better(objective(candidate), objective(same) * factor, workload)
 
 
 def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:

@@ -1,0 +1,29 @@
+"""The shortlist on planted predictions."""
+
+from quantadvisor.advisor.advise import closest
+from quantadvisor.documents import Candidate, Predicted
+
+from .documents import candidate, workload
+
+
+def predicted(name: str, seconds: float) -> Candidate:
+    return candidate(name, seconds).model_copy(update={"measured": None, "predicted": Predicted(objective=seconds)})
+
+
+def names(*order: Candidate) -> list[str]:
+    return [c.name for c in closest(order, workload())]
+
+
+def test_who_is_near_the_best_is_tried_with_at_most_two_runtimes_of_a_scheme() -> None:
+    best, twin = predicted("rtn-w8-g64@onnxruntime", 1.0), predicted("rtn-w8-g64@onnxruntime-genai", 1.01)
+    third, far = predicted("rtn-w8-g64@openvino+f32", 1.02), predicted("none-fp32@onnxruntime", 1.2)
+    assert names(best, twin, third, far) == [best.name, twin.name]
+
+
+def test_a_quantized_cache_is_tried_only_where_it_is_predicted_to_gain() -> None:
+    plain = predicted("rtn-w8-g64@onnxruntime", 1.0)
+    assert names(plain, predicted("kv_int8-w8-g64-kv8@onnxruntime", 1.0)) == [plain.name]
+    gains = predicted("kv_int8-w8-g64-kv8@onnxruntime", 0.9)
+    assert names(gains, plain) == [gains.name, plain.name]
+    alone = predicted("kv_int8-w8-g64-kv8@openvino+f32", 1.0)
+    assert names(plain, alone) == [plain.name, alone.name]
