@@ -186,17 +186,19 @@ def test_int8_cache(weights: str, base: Path, tokens: np.ndarray, tmp_path: Path
     assert (tmp_path / "out" / "model.onnx.data").samefile(plain / "model.onnx.data")
 
 
-def test_cache_scales_are_the_channels_maxima(base: Path, tokens: np.ndarray) -> None:
+def test_cache_scales_are_the_maxima_of_channels_and_of_rotary_pairs(base: Path, tokens: np.ndarray) -> None:
     scales = onnx.calibrate_cache(base, tokens[:2])
     opened = session(base, "model.onnx")
     past = {f"past_key_values.{i}.{side}": np.zeros((1, 2, 0, 16), np.float32) for i in (0, 1) for side in ("key", "value")}
+    names = ["present.1.key", "present.1.value"]
     seen = [
-        opened.run(["present.1.key"], {"input_ids": row[None], "attention_mask": np.ones((1, 32), np.int64), **past})[0]
-        for row in tokens[:2]
+        opened.run(names, {"input_ids": row[None], "attention_mask": np.ones((1, 32), np.int64), **past}) for row in tokens[:2]
     ]
-    expected = np.abs(np.concatenate(seen)).max(axis=(0, 2)).reshape(-1) / 127
+    keys, values = (np.concatenate(side) for side in zip(*seen, strict=True))
+    norms = np.tile(np.sqrt(keys[..., :8] ** 2 + keys[..., 8:] ** 2), 2)
     assert set(scales) == set(past)
-    np.testing.assert_allclose(scales["past_key_values.1.key"], expected, rtol=1e-6)
+    for name, sizes in (("past_key_values.1.key", norms), ("past_key_values.1.value", np.abs(values))):
+        np.testing.assert_allclose(scales[name], sizes.max(axis=(0, 2)).reshape(-1) / 127, rtol=1e-5)
 
 
 def test_an_exception_midway_leaves_nothing(base: Path, tmp_path: Path) -> None:
