@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
-from quantadvisor.profiling.measure import Round, peak_of
+from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
 from .decide import better, breach_of_prediction, maximised, objective_of, ranked
-from .diagnose import options_of, split
 from .predict import Probes, family, kernel_class, predict, users_within
 from .prove import memory_limit
 
@@ -18,6 +17,7 @@ MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
 MOST_TRIALS = 4
 WORTH = 0.01
+"""What a quantized cache must be predicted to gain over the same candidate without one."""
 
 
 class Advice(Document):
@@ -76,22 +76,7 @@ def linears_objective(candidate: Candidate, probes: Probes, workload: Workload) 
     decode = probes.linears_s(*place, rows, rows)
     if prefill is None or decode is None:
         return float("inf")
-    return prefill + (traffic.output_length - 1) * decode
-
-
-def baseline_ghost(name: str, rounds: Sequence[Round], scheme: str, depth: int) -> Ghost:
-    """The baseline's own rounds stand for torch's family: it was run anyway."""
-    from quantadvisor.kernels.timing import figure
-
-    return Ghost(
-        scheme=scheme,
-        runtime=split(name)[0],
-        options=options_of(name),
-        depth=depth,
-        ttft_s=figure([r.ttft_s for r in rounds]),
-        tpot_s=figure([gap for r in rounds for gap in r.itl_s]),
-        peak_bytes=peak_of(rounds),
-    )
+    return request_s(traffic, prefill, decode)
 
 
 def advise(
@@ -226,6 +211,6 @@ def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]
     def key(candidate: Candidate) -> float:
         p = candidate.predicted
         assert p and p.tpot_s is not None and p.ttft_s is not None
-        return p.tpot_s if workload.objective == "concurrency" else p.ttft_s + (workload.traffic.output_length - 1) * p.tpot_s
+        return p.tpot_s if workload.objective == "concurrency" else request_s(workload.traffic, p.ttft_s, p.tpot_s)
 
     return key

@@ -23,6 +23,7 @@ from quantadvisor.documents import (
     Verdict,
     Workload,
 )
+from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
 GIB = 2**30
@@ -174,7 +175,7 @@ def latency_s(workload: Workload) -> Clock:
         m = candidate.measured
         if m is None or m.ttft_s is None or m.tpot_s is None:
             return None
-        return m.ttft_s.median + (workload.traffic.output_length - 1) * m.tpot_s.median
+        return request_s(workload.traffic, m.ttft_s.median, m.tpot_s.median)
 
     return of
 

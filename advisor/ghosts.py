@@ -8,10 +8,34 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quantadvisor.documents import write_text
+from quantadvisor.documents import Ghost, write_text
+from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling.measure import Round, peak_of
+
+
+def ghost_of(
+    scheme: str,
+    runtime: str,
+    options: tuple[str, ...],
+    depth: int,
+    rounds: Sequence[Round] = (),
+    refused: str | None = None,
+) -> Ghost:
+    """The document of a ghost's rounds, or of why it did not run."""
+    return Ghost(
+        scheme=scheme,
+        runtime=runtime,
+        options=options,
+        depth=depth,
+        ttft_s=figure([r.ttft_s for r in rounds]) if rounds else None,
+        tpot_s=figure([gap for r in rounds for gap in r.itl_s]) if rounds else None,
+        peak_bytes=peak_of(rounds) if rounds else None,
+        refused=refused,
+    )
 
 
 def ghost_folder(model_folder: Path, depth: int, out: Path) -> Path:

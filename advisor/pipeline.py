@@ -33,12 +33,13 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
-from .advise import Advice, advise, baseline_ghost, exclude_by_quality, ghosts_to_run, overlooked
+from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooked
 from .boundaries import boundaries
 from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
-from .diagnose import diagnose, split
+from .diagnose import diagnose, options_of, split
+from .ghosts import ghost_of
 from .model_source import resolve_model
 from .predict import Probes
 from .questions import answer, prediction_ledger
@@ -137,8 +138,8 @@ class Run:
             return prove.run_ghosts(context, ghosts_to_run(usable, probes, context.workload, cache_binds), folder)
 
         ran = stages.run("ghosts", "Ghosts in the real runtimes", prove.Ghosts, ghosts).ghosts
-        _, scheme_name = split(base.name)
-        ran = (baseline_ghost(base.name, base.rounds, scheme_name, context.inventory.layers), *ran)
+        runtime, scheme_name = split(base.name)  # the baseline's own rounds stand for torch's family: it was run anyway
+        ran = (ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds), *ran)
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
             lambda: advise(context, open_, ran, probes, base.name, simulated.quality),

@@ -35,7 +35,7 @@ from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
-from .ghosts import ghost_folder
+from .ghosts import ghost_folder, ghost_of
 from .predict import users_within
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
 
@@ -113,19 +113,11 @@ def run_ghosts(context: Context, chosen: Sequence[Candidate], ghost: Path) -> Gh
             progress=lambda what: context.progress.say(f"ghost of {what}"),
         )
         failed |= broke
-    return Ghosts(ghosts=tuple(ghost_of(c, context, rows.get(c.name, ()), failed.get(c.name)) for c in chosen))
-
-
-def ghost_of(candidate: Candidate, context: Context, rounds: Sequence[Round] = (), refused: str | None = None) -> Ghost:
-    return Ghost(
-        scheme=candidate.scheme.name,
-        runtime=candidate.runtime,
-        options=candidate.options,
-        depth=context.inventory.layers,
-        ttft_s=figure([r.ttft_s for r in rounds]) if rounds else None,
-        tpot_s=figure([gap for r in rounds for gap in r.itl_s]) if rounds else None,
-        peak_bytes=peak_of(rounds) if rounds else None,
-        refused=refused,
+    depth = context.inventory.layers
+    return Ghosts(
+        ghosts=tuple(
+            ghost_of(c.scheme.name, c.runtime, c.options, depth, rows.get(c.name, ()), failed.get(c.name)) for c in chosen
+        )
     )
 
 

@@ -109,6 +109,11 @@ def interleave(
     return {name: rows for name, rows in done.items() if name not in failed}, failed
 
 
+def request_s(traffic: Traffic, ttft_s: float, tpot_s: float) -> float:
+    """Latency of a request: TTFT + (output_tokens − 1) · TPOT, seconds."""
+    return ttft_s + (traffic.output_length - 1) * tpot_s
+
+
 def clear_losers(
     rounds: Mapping[str, Sequence[Round]],
     objective: Literal["latency", "throughput", "concurrency"],
@@ -125,7 +130,7 @@ def clear_losers(
         return set(ready)
 
     def cost(rows: Sequence[Round]) -> list[float]:
-        return [r.ttft_s + (traffic.output_length - 1) * r.tpot_s for r in rows]
+        return [request_s(traffic, r.ttft_s, r.tpot_s) for r in rows]
 
     costs = {name: cost(rows) for name, rows in ready.items()}
     leader = min([*costs.values(), *([cost(to_beat)] if to_beat else [])], key=lambda values: float(np.median(values)))
@@ -140,7 +145,7 @@ def objective_value(
     max_concurrency: float | None = None,
 ) -> float | None:
     """latency: seconds, minimised. throughput: output tokens/s, maximised. concurrency: requests in flight, maximised."""
-    latency_s = ttft_s + (traffic.output_length - 1) * tpot_s
+    latency_s = request_s(traffic, ttft_s, tpot_s)
     if objective == "latency":
         return latency_s
     if objective == "throughput":
@@ -191,6 +196,10 @@ def largest_batch(
     best = max((rows for rows, peak in peaks.items() if peak <= limit_bytes), default=0) if tpot_limit_s is None else 0
     worst = min((rows for rows, peak in peaks.items() if peak > limit_bytes), default=None)
     guess = max(1, first_guess)
+
+    def settled() -> bool:
+        return worst is not None and best > 0 and worst <= max(best + 1, int(best * 1.1))
+
     for _ in range(MOST_TRIES):
         if guess == best or (worst is not None and guess >= worst):
             guess = next_guess(best, worst, peaks, limit_bytes)
@@ -206,12 +215,11 @@ def largest_batch(
             best = max(best, guess)
         else:
             worst = guess if worst is None else min(worst, guess)
-        if worst == 1 or (worst is not None and best and worst <= max(best + 1, int(best * 1.1))):
+        if worst == 1 or settled():
             break
         guess = next_guess(best, worst, peaks, limit_bytes)
-    settled = worst is not None and best > 0 and worst <= max(best + 1, int(best * 1.1))
-    source = "ran inside the limits, one step above did not" if settled else "largest that was tried inside the limits"
-    return figure([float(best)], "measured" if settled else "modelled", source), notes
+    source = "ran inside the limits, one step above did not" if settled() else "largest that was tried inside the limits"
+    return figure([float(best)], "measured" if settled() else "modelled", source), notes
 
 
 def next_guess(best: int, worst: int | None, peaks: Mapping[int, int], limit_bytes: int) -> int:
