@@ -1,7 +1,7 @@
 """The decision: what is excluded and why, what is ranked, and the verdict. Pure functions of measured candidates.
 
-Candidates whose intervals overlap are tied; ties go to better quality, then to changing less, then to fewer new
-dependencies. "Change nothing" is the baseline, a candidate like any other.
+Candidates whose intervals overlap and whose medians are within 5 % are tied; ties go to better quality, then to changing
+less, then to fewer new dependencies. "Change nothing" is the baseline, a candidate like any other.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
 GIB = 2**30
+TIE = 1.05
 
 
 def maximised(workload: Workload) -> bool:
@@ -108,8 +109,9 @@ def ranked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidat
 
 
 def tied(best: Candidate, other: Candidate) -> bool:
+    """Intervals overlap, and the medians are within TIE: few noisy rounds must not make equals of what is not."""
     a, b = objective_of(best), objective_of(other)
-    return bool(a and b and a.low <= b.high and b.low <= a.high)
+    return bool(a and b and a.low <= b.high and b.low <= a.high and max(a.median, b.median) <= TIE * min(a.median, b.median))
 
 
 def preference(candidate: Candidate, baseline: str) -> tuple[float, bool, bool, bool]:

@@ -22,6 +22,8 @@ from .survey import BaselineRun
 
 SLOW = 5.0
 """Candidates more than this much slower than the best are left out of the measuring share's denominator."""
+NEAR = 1.3
+"""Feasible candidates predicted within this factor of the best are measured before all others."""
 FRESH_ROUNDS = 7
 FINALISTS = 3
 MOST_SECONDS = 1200.0
@@ -43,10 +45,9 @@ class Fresh(Document):
 def exhaust(
     context: Context, candidates: Sequence[Candidate], done: Sequence[Trial], base: BaselineRun, choice: str, keep: set[Path]
 ) -> Exhausted:
-    """Measure what the advice did not, best predicted first, one at a time, within the budget."""
+    """Measure what the advice did not, one at a time, within the budget."""
     measured = {trial.name for trial in done}
-    rest = [c for c in candidates if c.refused is None and c.name not in measured]
-    rest.sort(key=lambda c: predicted_rank(c, context.workload))
+    rest = in_order([c for c in candidates if c.refused is None], measured, context.workload)
     limit = min(3 * context.workload.budget.advise_s, MOST_SECONDS)
     started = time.monotonic()
     to_beat = next((trial.rounds for trial in done if trial.name == choice), ())
@@ -62,8 +63,34 @@ def exhaust(
     return Exhausted(trials=tuple(trials), not_measured=())
 
 
+def in_order(candidates: Sequence[Candidate], measured: set[str], workload: Workload) -> list[Candidate]:
+    """Those not measured yet: what may beat the choice, then the best of each method and scheme without a measurement (so
+    that the report shows why each would have been wrong), then the rest; by prediction within each."""
+    order = sorted(candidates, key=lambda c: predicted_rank(c, workload))
+    reference = objective_predicted(order[0]) if order else None
+    seen = {c.name.split("@")[0] for c in order if c.name in measured}
+    near: list[Candidate] = []
+    shown: list[Candidate] = []
+    rest: list[Candidate] = []
+    for candidate in (c for c in order if c.name not in measured):
+        what, value = candidate.name.split("@")[0], objective_predicted(candidate)
+        if candidate.excluded is None and value and reference and max(value, reference) <= NEAR * min(value, reference):
+            near.append(candidate)
+            seen.add(what)
+        elif what not in seen:
+            shown.append(candidate)
+            seen.add(what)
+        else:
+            rest.append(candidate)
+    return near + shown + rest
+
+
+def objective_predicted(candidate: Candidate) -> float | None:
+    return candidate.predicted.objective if candidate.predicted else None
+
+
 def predicted_rank(candidate: Candidate, workload: Workload) -> tuple[bool, float]:
-    value = candidate.predicted.objective if candidate.predicted else None
+    value = objective_predicted(candidate)
     if value is None:
         return (True, 0.0)
     return (candidate.excluded is not None, -value if maximised(workload) else value)

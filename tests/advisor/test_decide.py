@@ -6,7 +6,7 @@ from quantadvisor.advisor.boundaries import boundaries
 from quantadvisor.advisor.decide import breach_of_measurement, decide, why_not, with_breach
 from quantadvisor.documents import Diagnosis, PhaseDiagnosis, Shares
 
-from .documents import candidate, workload
+from .documents import candidate, figure, workload
 
 SHARES = Shares(weights=0.7, activations=0.1, kv_cache=0.1, other=0.1)
 PHASE = PhaseDiagnosis(binds="weights", shares=SHARES, total=1.0)
@@ -53,6 +53,13 @@ def test_ties_go_to_better_quality() -> None:
     assert found.choice == b.name
     assert found.tied_with == (a.name,)
     assert "better quality" in why_not(a, b, workload(), BASE)
+
+
+def test_a_wide_interval_does_not_make_ties_of_what_is_ten_percent_apart() -> None:
+    a, b = candidate("rtn-w4-g64@onnxruntime", 1.0, kl=0.04), candidate("rtn-w8-g64@onnxruntime", 1.1, kl=0.004)
+    noisy = b.model_copy(update={"measured": b.measured.model_copy(update={"objective": figure(1.1, spread=0.2)})})
+    found = verdict(candidate(BASE, 5.0, target="none"), a, noisy)
+    assert (found.choice, found.tied_with) == (a.name, ())
 
 
 def test_nothing_feasible_is_a_verdict_with_the_reasons() -> None:

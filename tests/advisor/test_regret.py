@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from quantadvisor.advisor.prove import Trial
-from quantadvisor.advisor.regret import Fresh, everything_s, ratio_interval, regret_of
+from quantadvisor.advisor.regret import Fresh, everything_s, in_order, ratio_interval, regret_of
 from quantadvisor.advisor.stages import Quiet, Stages
-from quantadvisor.documents import BadInput, Document
+from quantadvisor.documents import BadInput, Document, Predicted
 
-from .documents import workload
+from .documents import candidate, workload
 
 
 class Number(Document):
@@ -31,6 +31,29 @@ def test_regret_is_zero_for_the_best_and_the_gap_for_another() -> None:
 def test_what_was_not_reached_counts_as_the_median_of_what_was() -> None:
     trials = [Trial(name=name, seconds=10.0) for name in "ab"]
     assert everything_s(trials, 5.0, 3) == pytest.approx(5.0 + 20.0 + 30.0)
+
+
+def test_rivals_are_measured_first_then_one_of_each_method_and_scheme() -> None:
+    def predicted(name: str, objective: float, excluded: str | None = None):
+        guess = Predicted(objective=objective, basis="b", written_at="now")
+        return candidate(name, 1.0).model_copy(update={"predicted": guess, "excluded": excluded, "measured": None})
+
+    everyone = [
+        predicted("rtn-w8-g64@openvino+f32", 2.5),
+        predicted("none-fp32@openvino+f32", 3.0),
+        predicted("rtn-w8-g64@openvino+bf16", 1.0),
+        predicted("rtn-w8-g64@onnxruntime", 1.2),
+        predicted("rtn-w4-g64@onnxruntime", 1.1, "over the budget"),
+        predicted("rtn-w4-g64@openvino+bf16", 0.9, "over the budget"),
+    ]
+    order = [c.name for c in in_order(everyone, {"rtn-w8-g64@openvino+bf16"}, workload())]
+    assert order == [
+        "rtn-w8-g64@onnxruntime",
+        "none-fp32@openvino+f32",
+        "rtn-w4-g64@openvino+bf16",
+        "rtn-w8-g64@openvino+f32",
+        "rtn-w4-g64@onnxruntime",
+    ]
 
 
 def test_what_is_maximised_is_turned_round() -> None:
