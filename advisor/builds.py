@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from quantadvisor.documents import Document, Scheme
 
@@ -28,6 +29,8 @@ class Build(Document):
     calibration: Path
     base: Path | None = None
     """The fp32 export of the same model for the same runtime, where there is one."""
+    ghost: bool = False
+    """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
 
 
 class Built(Document):
@@ -85,7 +88,6 @@ def run_build(build: Build) -> Built:
     """In the child: apply the method; the reason instead of a traceback."""
     import numpy as np
 
-    from quantadvisor.methods.registry import method
     from quantadvisor.profiling.worker import reset_peak, status_bytes
 
     warm_libraries(build.runtime)
@@ -94,9 +96,7 @@ def run_build(build: Build) -> Built:
     reset_peak()
     start = time.monotonic()
     try:
-        notes = method(build.method).apply(
-            build.model_folder, build.scheme, build.runtime, calibration, build.out, base=build.base
-        )
+        notes = make(build, calibration)
     except Exception as error:
         return Built(out=build.out, failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     result = Built(
@@ -108,6 +108,26 @@ def run_build(build: Build) -> Built:
     )
     result.write(build.out / "built.json")
     return result
+
+
+def make(build: Build, calibration: Any) -> tuple[str, ...]:
+    """The artifact; `calibration` int64 [samples, length]. Returns the method's notes."""
+    from quantadvisor.methods.registry import method
+
+    if not (build.ghost and build.method == "none"):
+        return method(build.method).apply(
+            build.model_folder, build.scheme, build.runtime, calibration, build.out, base=build.base
+        )
+    assert build.base is not None
+    if build.runtime == "openvino":
+        from quantadvisor.methods.formats import openvino
+
+        openvino.randomise(build.base, build.out)
+    else:
+        from quantadvisor.methods.formats import onnx
+
+        onnx.randomise(build.base, build.out)
+    return ()
 
 
 def warm_libraries(runtime: str) -> None:
@@ -122,7 +142,6 @@ def warm_libraries(runtime: str) -> None:
         from quantadvisor.methods.formats.openvino import silence_telemetry
 
         silence_telemetry()
-        import nncf  # noqa: F401
         import openvino  # noqa: F401
 
 

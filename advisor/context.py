@@ -18,6 +18,7 @@ from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import Build
 from .candidates import recipe, session_options
+from .ghosts import ghost_method
 from .stages import Progress
 
 CALIBRATION_LENGTH = 128
@@ -93,11 +94,15 @@ class Context:
         """Where the fp32 export of the model (or of its ghost) for a runtime lies."""
         return self.model_cache / f"{'ghost-' if ghost else ''}{export_format(runtime)}-fp32"
 
-    def build(self, method: str, scheme: Scheme, runtime: str, ghost: Path | None = None) -> Build:
-        """The build of a candidate's artifact, or of its ghost's."""
+    def build(self, method: str, scheme: Scheme, runtime: str, ghost: bool = False) -> Build:
+        """The build of a candidate's artifact, or of its ghost's: the same operators by the cheapest method."""
         method, scheme = recipe(method, scheme, runtime)
+        if ghost:
+            method = ghost_method(method, scheme)
+        base = None if method == "none" else self.base(runtime, ghost)
         if method == "none" and runtime != "torch":
-            out = self.base(runtime, ghost is not None)
+            out = self.base(runtime, ghost)
+            base = self.base(runtime) if ghost else None
         else:
             folder = self.model_cache / "ghosts" if ghost else self.out / "work"
             out = folder / f"{method}-{scheme.name}@{export_format(runtime)}"
@@ -105,10 +110,11 @@ class Context:
             method=method,
             scheme=scheme,
             runtime=runtime,
-            model_folder=ghost or self.model_folder,
+            model_folder=self.model_folder,
             out=out,
             calibration=self.calibration_file(GHOST_SAMPLES if ghost else self.workload.calibration.samples),
-            base=None if method == "none" else self.base(runtime, ghost is not None),
+            base=base,
+            ghost=ghost,
         )
 
     def worker(self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme) -> RunningWorker:

@@ -132,10 +132,9 @@ class Run:
         cache_binds = surveyed.diagnosis.binds == "kv_cache" or context.workload.objective == "concurrency"
 
         def ghosts() -> prove.Ghosts:
-            folder = prove.make_ghost_folder(context)
-            broken = prove.export_bases(context, runtimes, folder)
+            broken = prove.export_bases(context, runtimes)
             usable = [c for c in open_ if export_format(c.runtime) not in broken]
-            return prove.run_ghosts(context, ghosts_to_run(usable, probes, context.workload, cache_binds), folder)
+            return prove.run_ghosts(context, ghosts_to_run(usable, probes, context.workload, cache_binds))
 
         ran = stages.run("ghosts", "Ghosts in the real runtimes", prove.Ghosts, ghosts).ghosts
         runtime, scheme_name = split(base.name)  # the baseline's own rounds stand for torch's family: it was run anyway

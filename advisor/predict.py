@@ -73,7 +73,8 @@ class Probes:
             share = self.eight_bit_share
             return None if low is None or high is None else (1 - share) * low + share * high
         kind = kernel_class(scheme)
-        return self._sum(kind, kind if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}", runtime, options, m, head_m)
+        head = scheme.compute if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}"
+        return self._sum(kind, head, runtime, options, m, head_m)
 
     def _sum(self, kind: str, head: str, runtime: str, options: Sequence[str], m: int, head_m: int) -> float | None:
         place = kernel_family(runtime, options)

@@ -35,7 +35,7 @@ from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
-from .ghosts import ghost_folder, ghost_of
+from .ghosts import ghost_of
 from .predict import users_within
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
 
@@ -71,27 +71,21 @@ class Trials(Document):
     trials: tuple[Trial, ...]
 
 
-def export_bases(context: Context, formats: Sequence[str], ghost: Path | None) -> dict[str, str]:
-    """The fp32 exports of the model and of its ghost, once each; the reason for each format that failed."""
+def export_bases(context: Context, formats: Sequence[str]) -> dict[str, str]:
+    """The fp32 exports of the model, then their random twins, once each; the reason for each format that failed."""
     from quantadvisor.methods.schemes import scheme
 
-    builds = [context.build("none", scheme("fp32"), name) for name in formats]
-    if ghost is not None:
-        builds += [context.build("none", scheme("fp32"), name, ghost) for name in formats]
-    done = build_all(builds, context.progress.say)
-    return {
-        export_format(build.runtime): f"export failed: {done[build.out].failed}" for build in builds if done[build.out].failed
-    }
+    failed: dict[str, str] = {}
+    for ghost in (False, True):
+        builds = [context.build("none", scheme("fp32"), name, ghost) for name in formats if export_format(name) not in failed]
+        done = build_all(builds, context.progress.say)
+        failed |= {export_format(b.runtime): f"export failed: {reason}" for b in builds if (reason := done[b.out].failed)}
+    return failed
 
 
-def make_ghost_folder(context: Context) -> Path:
-    context.progress.say("random weights of the model's shapes")
-    return ghost_folder(context.model_folder, context.inventory.layers, context.model_cache / "ghost-weights")
-
-
-def run_ghosts(context: Context, chosen: Sequence[Candidate], ghost: Path) -> Ghosts:
+def run_ghosts(context: Context, chosen: Sequence[Candidate]) -> Ghosts:
     """Each chosen candidate's ghost, built, then run whole for a few rounds, interleaved."""
-    builds = {c.name: context.build(c.method, c.scheme, c.runtime, ghost) for c in chosen}
+    builds = {c.name: context.build(c.method, c.scheme, c.runtime, ghost=True) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
     failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
     traffic = context.workload.traffic
@@ -261,7 +255,8 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
 
 
 def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker) -> Quality:
-    """Through the runtime; on more tokens where the interval straddles the budget; with a passkey for a quantized cache."""
+    """Through the runtime; on more tokens where the interval straddles the budget, unless the simulation excluded it; with
+    a passkey for a quantized cache."""
     _, text = context.evaluation
     quantized = candidate.scheme.quantizes_cache
     available = context.windows(MOST_EVALUATION_TOKENS).size
@@ -274,7 +269,7 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
             cache_quantized=quantized,
             text=f"{text.name} ({text.licence})",
         )
-        if tokens * 2 > available or not straddles(quality, context.workload):
+        if candidate.excluded or tokens * 2 > available or not straddles(quality, context.workload):
             break
         tokens *= 2
     if quantized:

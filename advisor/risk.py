@@ -20,7 +20,8 @@ from quantadvisor.profiling.quality import quality_of
 
 from .builds import quiet_child
 
-SMOOTHING = 0.5
+SMOOTHING = (0.5, 0.8)
+"""SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
 
 
 class Job(NamedTuple):
@@ -49,16 +50,29 @@ def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: 
     linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     original = {name: linear.weight.data for name, linear in linears.items()}
     peaks = channel_peaks(model, linears, windows[:1])
-    scores = {}
-    for name, scheme in schemes.items():
-        smooth = name.startswith("smoothquant")
-        hooks = [round_linear(linear, scheme, peaks[key] if smooth else None) for key, linear in linears.items()]
-        scores[name] = score(model, windows, np.load(reference, mmap_mode="r"))
-        for hook in hooks:
-            hook.remove()
-        for key, linear in linears.items():
-            linear.weight = torch.nn.Parameter(original[key], requires_grad=False)
-    return scores
+    want = np.load(reference, mmap_mode="r")
+    done: dict[tuple[Any, ...], Any] = {}
+
+    def rounded(scheme: Scheme, alpha: float | None) -> Any:
+        per_token = scheme.activations and scheme.activations.granularity
+        key = (scheme.weights, per_token, alpha)
+        if key not in done:
+            hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in linears.items()]
+            done[key] = score(model, windows, want)
+            for hook in hooks:
+                hook.remove()
+            for name, linear in linears.items():
+                linear.weight = torch.nn.Parameter(original[name], requires_grad=False)
+        return done[key]
+
+    return {
+        name: min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
+        for name, scheme in schemes.items()
+    }
+
+
+def exponents(name: str) -> tuple[float | None, ...]:
+    return SMOOTHING if name.startswith("smoothquant") else (None,)
 
 
 def channel_peaks(model: Any, linears: Mapping[str, Any], windows: np.ndarray) -> dict[str, Any]:
@@ -80,15 +94,15 @@ def channel_peaks(model: Any, linears: Mapping[str, Any], windows: np.ndarray) -
     return peaks
 
 
-def round_linear(linear: Any, scheme: Scheme, peaks: Any) -> Any:
-    """Put the rounded weight in place and round the inputs by a hook, which is returned."""
+def round_linear(linear: Any, scheme: Scheme, alpha: float | None, peaks: Any) -> Any:
+    """Put the rounded weight in place and round the inputs by a hook, which is returned. `alpha`: smoothed first."""
     import torch
 
     weight, number, activations = linear.weight.data, scheme.weights, scheme.activations
     factors = torch.ones(weight.shape[1])
-    if peaks is not None:
+    if alpha is not None:
         bound = weight.abs().amax(0).clamp(min=1e-5)
-        factors = (peaks.clamp(min=1e-5) ** SMOOTHING / bound ** (1 - SMOOTHING)).clamp(min=1e-5)
+        factors = (peaks.clamp(min=1e-5) ** alpha / bound ** (1 - alpha)).clamp(min=1e-5)
     if number is not None:
         rounded = round_weight(weight * factors, int(number.bits), number.group_size, number.symmetric)
         linear.weight = torch.nn.Parameter(rounded / factors, requires_grad=False)

@@ -1,6 +1,6 @@
 """OpenVINO's INT8 product: a FakeQuantize of the activations, one static range, and INT8 weights per channel.
 
-The graph is what `nncf.quantize` writes; the range here is set by hand to four standard deviations.
+The range here is set by hand to four standard deviations; the option is the float type of what goes in and comes out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 scheme: Scheme = W8A8_STATIC
 runtime = "openvino"
-options: tuple[str, ...] = ("f32",)
+options: tuple[str, ...] = openvino_graph.OPTIONS
 
 RANGE = 4.0
 

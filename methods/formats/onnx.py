@@ -1,6 +1,7 @@
 """Artifacts for `onnxruntime` and `onnxruntime-genai`: one folder format, written by composable steps.
 
 export_base            Hugging Face folder -> fp32 folder          (onnx_base.py)
+randomise              fp32 folder -> the same with random weights (onnx_random.py)
 quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights.py)
 quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
 quantize_cache_int8    any of these -> the same with an INT8 cache (onnx_cache.py)
@@ -11,6 +12,7 @@ from __future__ import annotations
 from .folders import link_folder
 from .onnx_base import export_base, linears, load_graph
 from .onnx_cache import calibrate_cache, quantize_cache_int8
+from .onnx_random import randomise
 from .onnx_rescale import onnx_linear, rescaled
 from .onnx_weights import LinearFormat, quantize_dynamic_w8a8, quantize_weights
 
@@ -24,6 +26,7 @@ __all__ = [
     "quantize_cache_int8",
     "quantize_dynamic_w8a8",
     "quantize_weights",
+    "randomise",
     "rescaled",
 ]
 

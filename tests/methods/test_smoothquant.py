@@ -49,10 +49,10 @@ def test_folding_keeps_the_function(name: str, llama: Path, base: Path, tokens: 
     from quantadvisor.methods.formats.onnx_base import Rewrite
 
     rounding = {"w8a8": smoothquant.fake_tokens, "w8a8-tensor": smoothquant.fake_activations}[name]
-    chosen, notes = smoothquant.search(llama, tokens, rounding, linear=True)
-    assert len(chosen) > 4
-    assert "exponents" in notes[0]
-    with Rewrite(base, tmp_path / "folded", onnx.rescaled(base, chosen, smoothquant.config(llama))):
+    found = smoothquant.search(llama, tokens, rounding, linear=True)
+    assert len(found.scales) > 4
+    assert "exponents" in found.note
+    with Rewrite(base, tmp_path / "folded", onnx.rescaled(base, found.scales, smoothquant.config(llama))):
         pass
     difference = run(tmp_path / "folded", tokens[0]) - run(base, tokens[0])
     assert np.abs(difference).max() < 1e-4
