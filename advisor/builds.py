@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -43,26 +43,36 @@ class Built(Document):
 
 
 def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: int = 2) -> dict[Path, Built]:
-    """Run what is not there yet; the result by output folder."""
+    """Run what is not there yet, each after its base where that is among them; the result by output folder."""
     done = {b.out: read_built(b.out) for b in builds if built(b.out)}
-    todo = list({b.out: b for b in builds if b.out not in done}.values())
+    todo = {b.out: b for b in builds if b.out not in done}
     if not todo:
         return done
+    say(f"building {len(todo)} artifacts")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=quiet_child) as pool:
-        futures: dict[Future[Built], Build] = {pool.submit(run_build, b): b for b in todo}
-        say(f"building {len(todo)} artifacts")
-        for future in as_completed(futures):
-            build = futures[future]
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                result = Built(out=build.out, failed="the process that built it died (out of memory?)")
-            say(
-                f"built {build.out.name} in {result.seconds:.0f} s" if not result.failed else f"{build.out.name}: {result.failed}"
-            )
-            done[build.out] = result
+        running: dict[Future[Built], Build] = {}
+        while todo or running:
+            for build in [b for b in todo.values() if b.base not in todo and b.base not in {r.out for r in running.values()}]:
+                del todo[build.out]
+                base = done.get(build.base) if build.base else None
+                if base and base.failed:
+                    done[build.out] = Built(out=build.out, failed=base.failed)
+                else:
+                    running[pool.submit(run_build, build)] = build
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                build = running.pop(future)
+                done[build.out] = outcome(future, build)
+                failed = done[build.out].failed
+                say(f"{build.out.name}: {failed}" if failed else f"built {build.out.name} in {done[build.out].seconds:.0f} s")
     return done
+
+
+def outcome(future: Future[Built], build: Build) -> Built:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Built(out=build.out, failed="the process that built it died (out of memory?)")
 
 
 def built(out: Path) -> bool:

@@ -30,6 +30,7 @@ CATALOGUE = (
     Entry("mixed", "w4w8-g64", "weights", ONNX),
     Entry("dynamic_int8", "w8a8", "activations", ONNX),
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
+    Entry("static_int8", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),

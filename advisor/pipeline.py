@@ -126,17 +126,11 @@ class Run:
         candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
-        formats = sorted({export_format(c.runtime) for c in open_ if c.refused is None and c.runtime != "torch"})
-        runtimes = ["onnxruntime" if name == "onnx" else name for name in formats]
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
         cache_binds = surveyed.diagnosis.binds == "kv_cache" or context.workload.objective == "concurrency"
 
-        def ghosts() -> prove.Ghosts:
-            broken = prove.export_bases(context, runtimes)
-            usable = [c for c in open_ if export_format(c.runtime) not in broken]
-            return prove.run_ghosts(context, ghosts_to_run(usable, probes, context.workload, cache_binds))
-
-        ran = stages.run("ghosts", "Ghosts in the real runtimes", prove.Ghosts, ghosts).ghosts
+        chosen = ghosts_to_run(open_, probes, context.workload, cache_binds)
+        ran = stages.run("ghosts", "Ghosts in the real runtimes", prove.Ghosts, lambda: prove.run_ghosts(context, chosen)).ghosts
         runtime, scheme_name = split(base.name)  # the baseline's own rounds stand for torch's family: it was run anyway
         ran = (ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds), *ran)
         advice = stages.run(

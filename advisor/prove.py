@@ -71,22 +71,15 @@ class Trials(Document):
     trials: tuple[Trial, ...]
 
 
-def export_bases(context: Context, formats: Sequence[str]) -> dict[str, str]:
-    """The fp32 exports of the model, then their random twins, once each; the reason for each format that failed."""
+def run_ghosts(context: Context, chosen: Sequence[Candidate]) -> Ghosts:
+    """Each chosen candidate's ghost, run whole for a few rounds, interleaved. Built before: the fp32 export of the model
+    for each format, its random twin, and from that the ghosts."""
     from quantadvisor.methods.schemes import scheme
 
-    failed: dict[str, str] = {}
-    for ghost in (False, True):
-        builds = [context.build("none", scheme("fp32"), name, ghost) for name in formats if export_format(name) not in failed]
-        done = build_all(builds, context.progress.say)
-        failed |= {export_format(b.runtime): f"export failed: {reason}" for b in builds if (reason := done[b.out].failed)}
-    return failed
-
-
-def run_ghosts(context: Context, chosen: Sequence[Candidate]) -> Ghosts:
-    """Each chosen candidate's ghost, built, then run whole for a few rounds, interleaved."""
+    runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
+    bases = [context.build("none", scheme("fp32"), name, ghost) for ghost in (False, True) for name in runtimes]
     builds = {c.name: context.build(c.method, c.scheme, c.runtime, ghost=True) for c in chosen}
-    done = build_all(list(builds.values()), context.progress.say)
+    done = build_all([*bases, *builds.values()], context.progress.say)
     failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
     traffic = context.workload.traffic
     with ExitStack() as stack:

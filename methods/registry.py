@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "rtn": "quantadvisor.methods.rtn",
     "mixed": "quantadvisor.methods.mixed",
     "dynamic_int8": "quantadvisor.methods.dynamic_int8",
+    "static_int8": "quantadvisor.methods.static_int8",
     "smoothquant": "quantadvisor.methods.smoothquant",
     "kv_int8": "quantadvisor.methods.kv_int8",
 }

@@ -25,7 +25,8 @@ PREFILL_TOKENS_MEASURED = 16_384
 RECORDED_STEPS = 6
 ENOUGH_ROUNDS = 3
 MOST_TRIES = 6
-CLEARLY = 0.1
+CLEARLY = {2: 1.0, 3: 0.1}
+"""After that many rounds, a candidate whose best round is worse than the leader's worst by more than this has lost."""
 
 
 class Round(Document):
@@ -120,21 +121,24 @@ def clear_losers(
     traffic: Traffic,
     to_beat: Sequence[Round] = (),
 ) -> set[str]:
-    """Candidates of at least ENOUGH_ROUNDS rounds whose best round is more than CLEARLY worse than the leader's worst.
+    """Candidates whose best round is CLEARLY worse than the leader's worst.
 
     `to_beat` are rounds of a leader measured earlier. Where users count, rounds decide nothing, and ENOUGH_ROUNDS are
     enough for all.
     """
-    ready = {name: rows for name, rows in rounds.items() if len(rows) >= ENOUGH_ROUNDS}
-    if objective == "concurrency" or not ready:
-        return set(ready)
+    if objective == "concurrency":
+        return {name for name, rows in rounds.items() if len(rows) >= ENOUGH_ROUNDS}
+    ready = {name: rows for name, rows in rounds.items() if len(rows) >= min(CLEARLY)}
+    if not ready:
+        return set()
 
     def cost(rows: Sequence[Round]) -> list[float]:
         return [request_s(traffic, r.ttft_s, r.tpot_s) for r in rows]
 
     costs = {name: cost(rows) for name, rows in ready.items()}
     leader = min([*costs.values(), *([cost(to_beat)] if to_beat else [])], key=lambda values: float(np.median(values)))
-    return {name for name, values in costs.items() if min(values) > max(leader) * (1 + CLEARLY)}
+    margins = {name: min(margin for n, margin in CLEARLY.items() if n <= len(values)) for name, values in costs.items()}
+    return {name for name, values in costs.items() if min(values) > max(leader) * (1 + margins[name])}
 
 
 def objective_value(

@@ -76,6 +76,9 @@ def test_who_is_clearly_behind_needs_no_more_rounds() -> None:
     seen = {"best": rounds_of(1.0, 1.1, 0.9), "near": rounds_of(1.3, 1.2, 1.15), "behind": rounds_of(2.0, 1.9, 2.1)}
     assert clear_losers(seen, "latency", TRAFFIC) == {"behind"}
     assert clear_losers({name: rows[:2] for name, rows in seen.items()}, "latency", TRAFFIC) == set()
+    twice = {"best": rounds_of(1.0, 1.1), "far": rounds_of(2.3, 2.4), "behind": rounds_of(2.1, 2.4)}
+    assert clear_losers(twice, "latency", TRAFFIC) == {"far"}
+    assert clear_losers({name: rows[:1] for name, rows in twice.items()}, "latency", TRAFFIC) == set()
     assert clear_losers({"near": seen["near"]}, "latency", TRAFFIC) == set()
     assert clear_losers({"near": seen["near"]}, "latency", TRAFFIC, rounds_of(0.5, 0.5, 0.5)) == {"near"}
     assert clear_losers(seen, "concurrency", TRAFFIC) == set(seen)

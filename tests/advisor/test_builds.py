@@ -1,0 +1,44 @@
+"""Artifacts in the order of their bases, in real child processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.advisor.builds import Build, build_all
+from quantadvisor.methods.schemes import scheme
+
+from ..methods.conftest import write_llama
+
+
+@pytest.mark.slow
+def test_a_build_waits_for_its_base_and_shares_its_failure(tmp_path: Path) -> None:
+    write_llama(tmp_path / "hf")
+    np.save(tmp_path / "calibration.npy", np.zeros((1, 8), np.int64))
+    (tmp_path / "broken").mkdir()
+
+    def build(method: str, name: str, out: str, base: str | None = None, ghost: bool = False, model: str = "hf") -> Build:
+        return Build(
+            method=method, scheme=scheme(name), runtime="onnxruntime", model_folder=tmp_path / model, out=tmp_path / out,
+            calibration=tmp_path / "calibration.npy", base=tmp_path / base if base else None, ghost=ghost,
+        )  # fmt: skip
+
+    said: list[str] = []
+    done = build_all(
+        [
+            build("rtn", "w8-g64", "w8", base="twin", ghost=True),
+            build("none", "fp32", "twin", base="base", ghost=True),
+            build("none", "fp32", "base"),
+            build("none", "fp32", "nothing", model="broken"),
+            build("rtn", "w8-g64", "never", base="nothing"),
+        ],
+        said.append,
+    )
+    reasons = {out.name: result.failed for out, result in done.items()}
+    assert [name for name, reason in reasons.items() if reason] == ["nothing", "never"]
+    assert reasons["nothing"] == reasons["never"]
+    assert done[tmp_path / "w8"].bytes < done[tmp_path / "twin"].bytes
+    assert not (tmp_path / "never").exists()
+    order = [line.split()[1] for line in said if line.startswith("built")]
+    assert order == ["base", "twin", "w8"]
+    assert build_all([build("none", "fp32", "base")], said.append)[tmp_path / "base"].bytes > 0

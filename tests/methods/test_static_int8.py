@@ -1,0 +1,58 @@
+"""Static ranges against what torch's own hooks see, and the artifact against plain rounding in numpy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.methods import static_int8
+from quantadvisor.methods.schemes import scheme
+
+from .conftest import torch_logits
+
+
+def test_ranges_are_the_extremes_of_what_the_linears_read(llama: Path, tokens: np.ndarray) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found = static_int8.ranges(llama, tokens)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    named = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"]
+    assert sorted(name for readers, *_ in found for name in readers) == sorted(named)
+    for readers, low, high in found:
+        for name in readers:
+            seen: list[float] = [0.0]
+            handle = model.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.extend((float(args[0].min()), float(args[0].max())))
+            )
+            with torch.no_grad():
+                for sample in tokens:
+                    model(torch.from_numpy(sample)[None])
+            handle.remove()
+            np.testing.assert_allclose((low, high), (min(seen), max(seen)), rtol=1e-4)
+
+
+def test_the_artifact_is_near_the_model(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("optimum.intel")
+    notes = static_int8.apply(llama, scheme("w8a8-static"), "openvino", tokens, tmp_path / "out")
+    assert str(tokens.size) in notes[0]
+    core = openvino.Core()
+    request = core.compile_model(
+        core.read_model(tmp_path / "out" / "openvino_scoring.xml", tmp_path / "out" / "openvino_model.bin"), "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32"},
+    ).create_infer_request()  # fmt: skip
+    row = tokens[0]
+    inputs = {"input_ids": row[None], "attention_mask": np.ones_like(row)[None], "position_ids": np.arange(len(row))[None],
+              "beam_idx": np.zeros(1, np.int32)}  # fmt: skip
+    known = {name for port in request.model_inputs for name in port.get_names()}
+    request.infer({name: value for name, value in inputs.items() if name in known})
+    exact = torch_logits(llama, row)
+    error = request.get_tensor("logits").data[0] - exact
+    assert 0 < np.square(error).mean() < 0.1 * exact.var()
+
+
+def test_refusals(tmp_path: Path, llama: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
+    assert "gemma2" in str(static_int8.refuse(tmp_path, scheme("w8a8-static"), "openvino"))
+    assert "writes nothing for onnxruntime" in str(static_int8.refuse(llama, scheme("w8a8-static"), "onnxruntime"))
