@@ -122,21 +122,15 @@ def run_build(build: Build) -> Built:
 
 def make(build: Build, calibration: Any) -> tuple[str, ...]:
     """The artifact; `calibration` int64 [samples, length]. Returns the method's notes."""
+    from quantadvisor.methods.artifact import format_of
     from quantadvisor.methods.registry import method
 
-    if not (build.ghost and build.method == "none"):
+    if not build.ghost or build.method != "none" or build.scheme.compute != "fp32":
         return method(build.method).apply(
             build.model_folder, build.scheme, build.runtime, calibration, build.out, base=build.base
         )
     assert build.base is not None
-    if build.runtime == "openvino":
-        from quantadvisor.methods.formats import openvino
-
-        openvino.randomise(build.base, build.out)
-    else:
-        from quantadvisor.methods.formats import onnx
-
-        onnx.randomise(build.base, build.out)
+    format_of(build.runtime).randomise(build.base, build.out)
     return ()
 
 
@@ -148,6 +142,9 @@ def warm_libraries(runtime: str) -> None:
     if runtime.startswith("onnxruntime"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
+    if runtime == "llama.cpp":
+        import gguf  # noqa: F401
+        import llama_cpp  # noqa: F401
     if runtime == "openvino":
         from quantadvisor.methods.formats.openvino import silence_telemetry
 

@@ -22,8 +22,10 @@ class Entry(NamedTuple):
 ONNX = ("onnxruntime", "onnxruntime-genai")
 OPENVINO = ("openvino+f32", "openvino+bf16")
 
+LLAMA = ("llama.cpp", "llama.cpp+fa")
+
 CATALOGUE = (
-    Entry("none", "bf16", "none", ("torch",)),
+    Entry("none", "bf16", "none", ("torch", *LLAMA)),
     Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
     Entry("rtn", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w8-g64", "weights", (*ONNX, *OPENVINO)),
@@ -34,6 +36,8 @@ CATALOGUE = (
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
+    Entry("gguf", "q8_0", "weights", LLAMA),
+    Entry("gguf", "q4_0", "weights", LLAMA),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
 )

@@ -99,8 +99,8 @@ class Context:
         method, scheme = recipe(method, scheme, runtime)
         if ghost:
             method = ghost_method(method, scheme)
-        base = None if method == "none" else self.base(runtime, ghost)
-        if method == "none" and runtime != "torch":
+        base = None if runtime == "torch" else self.base(runtime, ghost)
+        if method == "none" and scheme.compute == "fp32" and runtime != "torch":
             out = self.base(runtime, ghost)
             base = self.base(runtime) if ghost else None
         else:
@@ -134,7 +134,7 @@ class Context:
 
 def export_format(runtime: str) -> str:
     """Runtimes that read one folder format share their artifacts."""
-    return {"onnxruntime": "onnx", "onnxruntime-genai": "onnx"}.get(runtime, runtime)
+    return {"onnxruntime": "onnx", "onnxruntime-genai": "onnx", "llama.cpp": "gguf"}.get(runtime, runtime)
 
 
 def run_key(workload: Workload, device: Device, source: SourceCheckpoint) -> str:

@@ -57,6 +57,7 @@ PACKAGES = (
     "openvino",
     "nncf",
     "optimum-intel",
+    "llama-cpp-python",
     "onnx",
     "numpy",
 )

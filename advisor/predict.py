@@ -190,6 +190,6 @@ def users_within(
 
 
 def cache_row_bytes(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:
-    """Cache bytes of one request at the declared context; OpenVINO's unquantized cache is 16 bit whatever computes."""
-    plain = 2 if runtime == "openvino" else None
+    """Cache bytes of one request at the declared context; some runtimes' unquantized cache is 16 bit whatever computes."""
+    plain = 2 if runtime in ("openvino", "llama.cpp") else None
     return max(1, bytes_of_cache(inventory, scheme, workload.traffic.context_length, 1, plain_bytes=plain))

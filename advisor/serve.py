@@ -26,14 +26,18 @@ COMMANDS = {
         "import openvino_genai as og; p = og.LLMPipeline({path!r}, 'CPU', INFERENCE_PRECISION_HINT={hint!r}); "
         "print({prompt!r} + str(p.generate({prompt!r}, max_new_tokens=12, apply_chat_template=False)))"
     ),
+    "llama.cpp": (
+        "from llama_cpp import Llama; m = Llama({path!r} + '/model.gguf', n_ctx=512, verbose=False); "
+        "print({prompt!r} + m({prompt!r}, max_tokens=12, temperature=0)['choices'][0]['text'])"
+    ),
     "torch": (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; t = T.from_pretrained({path!r}); "
         "m = M.from_pretrained({path!r}, dtype='auto'); x = t({prompt!r}, return_tensors='pt'); "
         "print(t.decode(m.generate(**x, max_new_tokens=12, do_sample=False)[0]))"
     ),
 }
-FORMATS = {"onnx": "ONNX (GroupQueryAttention)", "openvino": "OpenVINO IR", "torch": "safetensors"}
-SERVERS = {"onnx": ("onnxruntime-genai",), "openvino": ("openvino-genai",), "torch": ("torch",)}
+FORMATS = {"onnx": "ONNX (GroupQueryAttention)", "openvino": "OpenVINO IR", "torch": "safetensors", "gguf": "GGUF"}
+SERVERS = {"onnx": ("onnxruntime-genai",), "openvino": ("openvino-genai",), "torch": ("torch",), "gguf": ("llama.cpp",)}
 
 
 def place_artifact(source: Path, out: Path, kind: str, choice: Candidate) -> Artifact:

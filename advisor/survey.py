@@ -185,7 +185,7 @@ def memory_of(
         one_token_bytes=one_token,
         shorter=shorter,
         measured_peak_bytes=peak,
-        cache_element_bytes=2 if runtime == "openvino" else None,
+        cache_element_bytes=2 if runtime in ("openvino", "llama.cpp") else None,
     )
 
 

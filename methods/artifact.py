@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from numpy import int64
 from numpy.typing import NDArray
@@ -31,15 +32,16 @@ def base_folder(model_folder: Path, runtime: str, out: Path, base: Path | None) 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".base.") as scratch:
         made = Path(scratch) / "base"
-        if runtime in ONNX:
-            from .formats import onnx
-
-            onnx.export_base(model_folder, made)
-        else:
-            from .formats import openvino
-
-            openvino.export_base(model_folder, made)
+        format_of(runtime).export_base(model_folder, made)
         yield made
+
+
+def format_of(runtime: str) -> Any:
+    """The module of `formats/` that writes what `runtime` loads: `export_base`, `randomise` and more."""
+    from importlib import import_module
+
+    names = {"openvino": "openvino", "llama.cpp": "gguf"} | dict.fromkeys(ONNX, "onnx")
+    return import_module(f"{__package__}.formats.{names[runtime]}")
 
 
 def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Path, write: Write) -> tuple[str, ...]:

@@ -12,12 +12,12 @@ from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
 from .formats.folders import link_folder, new_folder
-from .refusals import ONNX, not_offered
+from .refusals import ONNX, config, not_offered
 from .schemes import scheme as named
 
 NAME = "none"
 TARGET: Target = "none"
-RUNTIMES = ("torch", *ONNX, "openvino")
+RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp")
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -27,8 +27,12 @@ def schemes() -> tuple[Scheme, ...]:
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
         return refused
+    if runtime == "llama.cpp":
+        from .formats import gguf
+
+        return gguf.refuse(config(model_folder))
     if scheme.name == "bf16" and runtime != "torch":
-        return f"bf16 weights are written for torch only; {runtime} takes fp32 weights, and bf16 as an option if at all"
+        return f"bf16 weights are written for torch and llama.cpp only; {runtime} takes fp32 weights, and bf16 as an option if at all"
     return None
 
 
@@ -39,6 +43,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         half_precision(model_folder, out)
     elif runtime == "torch":
         link_folder(model_folder, out)
+    elif scheme.compute == "bf16":
+        from .formats import gguf
+
+        with base_folder(model_folder, runtime, out, base) as source:
+            gguf.quantize(source, out, "bf16")
     else:
         with base_folder(model_folder, runtime, out, base) as source:
             link_folder(source, out)

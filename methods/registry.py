@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "dynamic_int8": "quantadvisor.methods.dynamic_int8",
     "static_int8": "quantadvisor.methods.static_int8",
     "smoothquant": "quantadvisor.methods.smoothquant",
+    "gguf": "quantadvisor.methods.gguf",
     "kv_int8": "quantadvisor.methods.kv_int8",
 }
 

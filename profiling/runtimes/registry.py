@@ -13,6 +13,7 @@ RUNTIMES = {
     "onnxruntime": "onnxruntime.py",
     "onnxruntime-genai": "onnxruntime_genai.py",
     "openvino": "openvino.py",
+    "llama.cpp": "llama_cpp.py",
 }
 
 

@@ -1,0 +1,159 @@
+"""GGUF artifacts for llama.cpp: a folder with `model.gguf`.
+
+    export_base  Hugging Face folder -> float32 GGUF (the `gguf` package writes it)
+    randomise    float32 GGUF -> the same with random weights: what ghosts are made of
+    quantize     float32 GGUF -> any of llama.cpp's types (its own `llama_model_quantize` rounds)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantadvisor.documents.errors import CandidateFailed
+
+from .folders import new_folder
+
+FILE = "model.gguf"
+ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+"""model_type -> gguf.MODEL_ARCH. LLAMA rotates neighbouring channels, so q_proj and k_proj are permuted."""
+TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_m": 12,
+         "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "bf16": 32}  # fmt: skip
+"""enum llama_ftype of llama.h."""
+NORMAL, UNUSED, CONTROL, USER_DEFINED = 1, 5, 3, 4
+"""gguf.TokenType."""
+
+
+def refuse(config: Mapping[str, Any]) -> str | None:
+    found = config.get("model_type")
+    if found not in ARCHITECTURES:
+        return f"no map to GGUF for model_type {found!r}; known are {', '.join(ARCHITECTURES)}"
+    return None
+
+
+def export_base(model_folder: Path, out: Path) -> None:
+    """Every tensor in float32 under llama.cpp's names, the hyperparameters and the tokenizer."""
+    import gguf
+
+    config = json.loads((model_folder / "config.json").read_text())
+    if refused := refuse(config):
+        raise CandidateFailed(refused)
+    architecture = getattr(gguf.MODEL_ARCH, ARCHITECTURES[config["model_type"]])
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    with new_folder(out) as folder:
+        writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[architecture])
+        write_hyperparameters(writer, config)
+        write_tokenizer(writer, model_folder, config["vocab_size"])
+        for name, tensor in tensors(model_folder):
+            known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if known is None:
+                raise CandidateFailed(f"GGUF has no name for the tensor {name}")
+            writer.add_tensor(known, rotated(name, tensor, config) if architecture == gguf.MODEL_ARCH.LLAMA else tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def tensors(model_folder: Path) -> Iterator[tuple[str, Any]]:
+    """(Hugging Face name, float32 array); a tied lm_head is not stored twice."""
+    from safetensors import safe_open
+
+    for path in sorted(model_folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                yield name, file.get_tensor(name).float().numpy()
+
+
+def rotated(name: str, tensor: Any, config: Mapping[str, Any]) -> Any:
+    """q and k with the halves of each head interleaved: Hugging Face rotates halves, llama.cpp's LLAMA neighbours."""
+    stem = name.rsplit(".", 1)[0]
+    if not stem.endswith(("q_proj", "k_proj")):
+        return tensor
+    heads = config["num_attention_heads"]
+    if stem.endswith("k_proj"):
+        heads = config.get("num_key_value_heads") or heads
+    return tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+
+
+def write_hyperparameters(writer: Any, config: Mapping[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or {}
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_file_type(TYPES["f32"])
+
+
+def write_tokenizer(writer: Any, model_folder: Path, size: int) -> None:
+    """A byte-level BPE tokenizer; other kinds leave the file without one: llama.cpp then takes tokens only."""
+    import gguf
+
+    path = model_folder / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if described.get("model", {}).get("type") != "BPE" or "ByteLevel" not in json.dumps(described.get("decoder")):
+        writer.add_tokenizer_model("none")
+        return
+    added = {item["id"]: item for item in described.get("added_tokens", [])}
+    names = {number: token for token, number in described["model"]["vocab"].items()}
+    names |= {number: item["content"] for number, item in added.items()}
+    kinds = {number: CONTROL if item.get("special") else USER_DEFINED for number, item in added.items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer(described))
+    writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
+    writer.add_token_types([kinds.get(i, NORMAL if i in names else UNUSED) for i in range(size)])
+    gguf.SpecialVocab(model_folder, load_merges=True, n_vocab=size).add_to_gguf(writer, quiet=True)
+
+
+def pre_tokenizer(described: Mapping[str, Any]) -> str:
+    """llama.cpp's name of how the text is split before BPE, by what tokenizer.json says of it."""
+    text = json.dumps(described.get("pre_tokenizer"))
+    if "{1,3}" in text:
+        return "llama-bpe"
+    if "Split" in text:
+        return "qwen2"
+    return "smollm" if "Digits" in text else "gpt-2"
+
+
+def randomise(base: Path, out: Path, seed: int = 0) -> None:
+    """N(0, 0.02) in the place of every matrix."""
+    import gguf
+
+    draw = np.random.default_rng(seed)
+    with new_folder(out) as folder:
+        shutil.copyfile(base / FILE, folder / FILE)
+        for tensor in gguf.GGUFReader(folder / FILE, "r+").tensors:
+            if len(tensor.shape) > 1:
+                tensor.data[...] = draw.standard_normal(tensor.data.shape, np.float32) * np.float32(0.02)
+
+
+def quantize(base: Path, out: Path, type_name: str, threads: int = 2) -> None:
+    """llama.cpp's own rounding; rows that its blocks do not divide get the nearest type that does, which it chooses."""
+    import llama_cpp
+
+    keep = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = TYPES[type_name], threads
+    with new_folder(out) as folder:
+        code = llama_cpp.llama_model_quantize(
+            str(base / FILE).encode(), str(folder / FILE).encode(), ctypes.byref(params)
+        )
+        if code:
+            raise CandidateFailed(f"llama_model_quantize gave {code} for {type_name}")
