@@ -1,0 +1,33 @@
+"""What `gguf` offers and refuses; the rounding itself is in formats/test_gguf.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.methods import gguf
+from quantadvisor.methods.schemes import scheme
+
+
+def test_schemes_are_blocks_of_32() -> None:
+    for offered, bits in zip(gguf.schemes(), (8, 4), strict=True):
+        assert offered.weights
+        assert (offered.weights.bits, offered.weights.group_size) == (bits, 32)
+
+
+def test_refusals(tmp_path: Path, llama: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
+    assert "gemma2" in str(gguf.refuse(tmp_path, scheme("q8_0"), "llama.cpp"))
+    assert "writes nothing for openvino" in str(gguf.refuse(llama, scheme("q8_0"), "openvino"))
+    assert gguf.refuse(llama, scheme("q4_0"), "llama.cpp") is None
+
+
+def test_a_cache_is_no_part_of_the_file() -> None:
+    with pytest.raises(ValueError, match="option of the runtime"):
+        scheme("q8_0-kv8")
+
+
+def test_apply_without_a_base(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not here: make runtime-llama")
+    gguf.apply(llama, scheme("q8_0"), "llama.cpp", tokens, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.gguf"]

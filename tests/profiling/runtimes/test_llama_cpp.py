@@ -1,0 +1,107 @@
+"""llama.cpp against transformers on a tiny model: prefill, decode, rows, filled caches, scoring, and what really ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.profiling.runtimes import llama_cpp as runtime
+
+from ...methods.conftest import torch_logits, write_llama
+
+needs_llama = pytest.mark.skipif(
+    runtime.refuse(None, (), ()) is not None, reason="llama.cpp is not here: make runtime-llama"
+)
+TOKENS = np.random.default_rng(0).integers(3, 256, (3, 24)).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("hf") / "hf")
+
+
+@pytest.fixture(scope="module")
+def folders(hf: Path) -> dict[str, Path]:
+    from quantadvisor.methods.formats import gguf
+
+    gguf.export_base(hf, hf.parent / "f32")
+    gguf.quantize(hf.parent / "f32", hf.parent / "q8_0", "q8_0")
+    return {name: hf.parent / name for name in ("f32", "q8_0")}
+
+
+def opened(folder: Path, *options: str) -> runtime.LlamaSession:
+    return runtime.open_session(str(folder), options, 2)
+
+
+def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "make runtime-llama" in str(runtime.refuse(None, (), ()))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "has no option 'amx'" in str(runtime.refuse(None, ("amx",), ()))
+    assert "add the option fa" in str(runtime.refuse(None, ("kvq8",), ()))
+    assert "holds no model.gguf" in str(runtime.refuse(str(tmp_path), (), ()))
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert "Metal" in str(runtime.refuse(None, (), ()))
+
+
+@needs_llama
+@pytest.mark.parametrize("options", [(), ("fa",), ("plain",)])
+def test_every_row_computes_what_torch_does(options: tuple[str, ...], hf: Path, folders: dict[str, Path]) -> None:
+    session = opened(folders["f32"], *options)
+    exact = [torch_logits(hf, row) for row in TOKENS]
+    np.testing.assert_allclose(session.prefill(TOKENS[:, :20], 24), [rows[19] for rows in exact], atol=0.02)
+    for at in range(20, 24):
+        step = session.decode(TOKENS[:, at : at + 1])
+        np.testing.assert_allclose(step, [rows[at] for rows in exact], atol=0.02)
+    session.close()
+
+
+@needs_llama
+def test_filled_rows_continue_the_first_one(hf: Path, folders: dict[str, Path]) -> None:
+    session = opened(folders["f32"])
+    session.prefill(TOKENS[:1, :20], 24)
+    session.fill(4, 24)
+    following = np.repeat(TOKENS[:1, 20:21], 4, 0)
+    expected = torch_logits(hf, TOKENS[0])[20]
+    np.testing.assert_allclose(session.decode(following), [expected] * 4, atol=0.02)
+
+
+@needs_llama
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_scores_are_logits_of_every_position(chunk: int | None, hf: Path, folders: dict[str, Path]) -> None:
+    session = opened(folders["f32"])
+    got = np.concatenate(list(session.score(TOKENS[0], chunk)))
+    np.testing.assert_allclose(got, torch_logits(hf, TOKENS[0]), atol=0.02)
+
+
+@needs_llama
+@pytest.mark.parametrize(("name", "quantized"), [("f32", 0), ("q8_0", 15)])
+def test_the_operators_that_ran(name: str, quantized: int, folders: dict[str, Path]) -> None:
+    phases = opened(folders[name], "fa").operators(TOKENS[:1], 3)
+    for phase in phases.values():
+        assert (phase["linears"], phase["quantized_linears"]) == (15, quantized)
+        parts = sum(phase[key] for key in ("linears_s", "attention_s", "cache_s", "other_s"))
+        assert parts == pytest.approx(phase["wall_s"], rel=1e-6)
+        assert any(row["name"] == "MUL_MAT" and row["linear"] for row in phase["operators"])
+        assert phase["cache_s"] > 0
+
+
+@needs_llama
+def test_a_quantized_cache_changes_the_logits_a_little(hf: Path, folders: dict[str, Path]) -> None:
+    session = opened(folders["f32"], "fa", "kvq8")
+    exact = torch_logits(hf, TOKENS[0])
+    got = np.concatenate(list(session.score(TOKENS[0], 4)))
+    error = np.abs(got - exact).max()
+    assert 1e-4 < error < 0.5
+
+
+@needs_llama
+def test_a_broken_file_is_an_error_with_its_words(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(ValueError, match="cannot load"):
+        opened(tmp_path)
