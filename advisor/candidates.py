@@ -23,6 +23,11 @@ ONNX = ("onnxruntime", "onnxruntime-genai")
 OPENVINO = ("openvino+f32", "openvino+bf16")
 
 LLAMA = ("llama.cpp", "llama.cpp+fa")
+CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "openvino": (("kvf16",), ("kvu8",)),
+    "llama.cpp": ((), ("kvq8",)),
+}
+"""runtime -> options of a session with a plain cache, and with an INT8 one; runtimes whose artifact says it are not here."""
 
 CATALOGUE = (
     Entry("none", "bf16", "none", ("torch", *LLAMA)),
@@ -39,6 +44,7 @@ CATALOGUE = (
     Entry("gguf", "q8_0", "weights", LLAMA),
     Entry("gguf", "q4_0", "weights", LLAMA),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
+    Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa",)),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
 )
 
@@ -77,18 +83,18 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
-    """(method, scheme) of the artifact to build: OpenVINO's INT8 cache is an option of the runtime, not of the artifact."""
-    if runtime_name == "openvino" and wanted.quantizes_cache:
+    """(method, scheme) of the artifact to build: outside ONNX an INT8 cache is an option of the runtime, not of the artifact."""
+    if runtime_name in CACHE_OPTIONS and wanted.quantizes_cache:
         plain = scheme(wanted.name.removesuffix("-kv8"))
-        return ("none" if plain.weights is None else "rtn"), plain
+        writes = "gguf" if runtime_name == "llama.cpp" else "rtn"
+        return ("none" if plain.weights is None else writes), plain
     return method_name, wanted
 
 
 def session_options(runtime_name: str, options: tuple[str, ...], cache_quantized: bool) -> tuple[str, ...]:
-    """What the session is opened with: OpenVINO's cache precision is an option of the runtime, never left to its default."""
-    if runtime_name != "openvino":
-        return options
-    return (*options, "kvu8" if cache_quantized else "kvf16")
+    """What the session is opened with: a cache's precision is never left to the runtime's default where it has an option."""
+    plain, quantized = CACHE_OPTIONS.get(runtime_name, ((), ()))
+    return (*options, *(quantized if cache_quantized else plain))
 
 
 def check_runtimes(workload: Workload, device: Device) -> None:

@@ -7,7 +7,7 @@
     w8a8-tensor     the same with one range per activation tensor: what onnxruntime's quantize_dynamic writes
     w8a8-static     the same with that range fixed by calibration
     q8_0, q4_0      GGUF: blocks of 32 with one float16 scale, symmetric; lm_head 8 bit (6.6 where 256 divides its rows)
-    ...-kv8         any but the last two with an INT8 cache, one fixed scale per channel
+    ...-kv8         any of these with an INT8 cache, one fixed scale per channel (with q8_0, q4_0: Q8_0 blocks)
 
 Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8), and a tied embedding table
 shares its codes. With w8a8-static it stays float: OpenVINO, once a graph has INT8 products, unpacks integer weights of
@@ -40,11 +40,9 @@ def scheme(name: str) -> Scheme:
         compute: Literal["fp32", "bf16"] = "bf16" if found["float"] == "bf16" else "fp32"
         return Scheme(name=name, compute=compute, keys=cache, values=cache)
     if found["blocks"]:
-        if cache:
-            raise ValueError(f"scheme {name!r}: llama.cpp's quantized cache is an option of the runtime, not of the file")
-        weights = integer(float(found["blocks"]), "group", 32)
-        head = integer(8, "group", 32)
-        return Scheme(name=name, weights=weights, embeddings=head, lm_head=head)
+        weights, head = integer(float(found["blocks"]), "group", 32), integer(8, "group", 32)
+        blocks = head if cache else None
+        return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=blocks, values=blocks)
     if found["group"]:
         group = int(found["group"])
         bits = MIXED_BITS if found["bits"] == "4w8" else float(found["bits"])

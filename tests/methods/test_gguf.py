@@ -22,9 +22,9 @@ def test_refusals(tmp_path: Path, llama: Path) -> None:
     assert gguf.refuse(llama, scheme("q4_0"), "llama.cpp") is None
 
 
-def test_a_cache_is_no_part_of_the_file() -> None:
-    with pytest.raises(ValueError, match="option of the runtime"):
-        scheme("q8_0-kv8")
+def test_a_cache_is_no_part_of_the_file(llama: Path) -> None:
+    assert scheme("q8_0-kv8").quantizes_cache
+    assert "does not offer" in str(gguf.refuse(llama, scheme("q8_0-kv8"), "llama.cpp"))
 
 
 def test_apply_without_a_base(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
