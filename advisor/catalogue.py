@@ -29,7 +29,6 @@ NOMINAL = {
 }  # fmt: skip
 WRITERS = {
     "onnx": (("onnx", "cpu"), ("onnxruntime_genai", "cpu")),
-    "gguf": (("gguf", "cpu"), ("llama_cpp", "cpu")),
     "openvino": (("openvino", "openvino"), ("nncf", "openvino"), ("optimum.intel", "openvino")),
 }
 """Packages that writing a format takes, and the extra that brings each."""

