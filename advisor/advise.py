@@ -53,7 +53,7 @@ def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Wor
     for candidate in candidates:
         if candidate.refused or candidate.excluded or candidate.runtime == "torch":
             continue
-        if candidate.method == "mixed":  # which layers get 8 bits depends on the weights: random ones would choose others
+        if candidate.method in ("mixed", "given"):  # which layers get 8 bits is not known of random weights
             continue
         if candidate.scheme.quantizes_cache and not cache_binds:
             continue
@@ -89,7 +89,7 @@ def advise(
 ) -> Advice:
     """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured."""
     workload = context.workload
-    schemes = {c.scheme.name: c.scheme for c in candidates}
+    schemes = {c.scheme.name: c.scheme for c in reversed(candidates)}  # a checkpoint's may bear the name of one of ours
     reasons = {(g.scheme, g.runtime, g.options): g.refused for g in ghosts if g.refused}
     done = [predicted_candidate(context, c, ghosts, probes, schemes, reasons, simulated) for c in candidates]
     open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
@@ -149,9 +149,10 @@ def completed(context: Context, candidate: Candidate, predicted: Predicted, simu
 
 
 def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload) -> tuple[str, ...]:
-    """The baseline, the best predicted and those close to it, and who the comparison needs: the best unquantized one
-    and, where users count, the fastest one with an unquantized cache."""
+    """The baseline, the best predicted and those close to it, checkpoints that the user has, and who the comparison needs:
+    the best unquantized one and, where users count, the fastest one with an unquantized cache."""
     names = [baseline, *(c.name for c in closest(order, workload))]
+    names += [c.name for c in everyone if c.checkpoint and not c.refused and not c.excluded]
     fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
     names += [c.name for c in fastest if c.target == "none"][:1]
     if workload.objective == "concurrency":

@@ -124,6 +124,12 @@ def make(build: Build, calibration: Any) -> tuple[str, ...]:
     """The artifact; `calibration` int64 [samples, length]. Returns the method's notes."""
     from quantadvisor.methods.registry import method
 
+    if build.method == "given":
+        from quantadvisor.methods.formats.folders import link_folder
+
+        assert build.base is not None
+        link_folder(build.base, build.out)
+        return ("an existing checkpoint: nothing was applied",)
     if not (build.ghost and build.method == "none"):
         return method(build.method).apply(
             build.model_folder, build.scheme, build.runtime, calibration, build.out, base=build.base

@@ -159,12 +159,14 @@ def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mappin
 def shifted(
     total_s: float, candidate: Candidate, base_scheme: Scheme, base: Ghost, probes: Probes, m: int, head_m: int
 ) -> float | None:
-    """The ghost's time with its linears exchanged for the candidate's; never below the candidate's linears alone."""
+    """The ghost's time with its linears exchanged for the candidate's. Where the probes give the ghost's linears more time
+    than the whole ghost took, both are brought down alike: the ghost is what really ran."""
     theirs = probes.linears_s(base_scheme, base.runtime, base.options, m, head_m)
     ours = probes.linears_s(candidate.scheme, candidate.runtime, candidate.options, m, head_m)
     if theirs is None or ours is None:
         return None
-    return max(total_s - theirs + ours, ours)
+    trust = min(1.0, total_s / theirs)
+    return total_s + trust * (ours - theirs)
 
 
 def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:

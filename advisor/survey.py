@@ -81,16 +81,19 @@ def make_reference(context: Context, tokens: int = EVALUATION_TOKENS) -> Path:
 
 
 def statistics(context: Context) -> Statistics:
-    """The fp32 reference and what the activations look like."""
+    """The fp32 reference, from a worker, and meanwhile what the activations look like."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from transformers.utils import logging
 
     from quantadvisor.profiling.activations import collect_activations
 
     logging.disable_progress_bar()
-    reference = make_reference(context)
-    context.progress.say("activation maxima and outliers per layer")
-    stats = collect_activations(context.model_folder, context.calibration[:16])
-    return Statistics(reference=str(reference), activations=stats)
+    with ThreadPoolExecutor(1) as side:
+        reference = side.submit(make_reference, context)
+        context.progress.say("activation maxima and outliers per layer")
+        stats = collect_activations(context.model_folder, context.calibration[:16])
+        return Statistics(reference=str(reference.result()), activations=stats)
 
 
 def run_baseline(context: Context, name: str) -> BaselineRun:
@@ -162,12 +165,12 @@ def phase_time(
 
 
 def shorter_peaks(context: Context, worker: RunningWorker) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:
-    """Peaks of a fresh process over one token, and over prompts of a quarter and of half the declared length, bytes."""
+    """Peaks of a fresh process over one token, and over prompts of half and of three quarters the declared length, bytes."""
     prompts = context.prompts[:1] if recorded(context.workload.traffic) else context.prompts
     one = worker.generate(prompts[:1, :1], 2).peak_bytes
-    lengths = [max(1, prompts.shape[1] // part) for part in (4, 2)]
-    quarter, half = ((length, worker.generate(prompts[:, :length], 2).peak_bytes) for length in lengths)
-    return one, (quarter, half)
+    lengths = [max(1, prompts.shape[1] * part // 4) for part in (2, 3)]
+    half, more = ((length, worker.generate(prompts[:, :length], 2).peak_bytes) for length in lengths)
+    return one, (half, more)
 
 
 def memory_of(

@@ -55,6 +55,16 @@ def test_another_scheme_exchanges_the_linears_only() -> None:
     assert found.peak_bytes < 10**9
 
 
+def test_probes_that_claim_more_than_the_whole_ghost_are_brought_down() -> None:
+    fast = ghost().model_copy(update={"ttft_s": figure(1.0), "tpot_s": figure(1e-3)})  # its linears: 4.1 s and 8 ms by the probes
+    found = predicted("rtn-w8-g64@onnxruntime", [fast])
+    assert found
+    assert found.ttft_s == pytest.approx(1.0 * SECONDS["w8-g64"] / SECONDS["fp32"])
+    same = predicted("kv_int8-fp32-kv8@onnxruntime", [fast])
+    assert same
+    assert same.ttft_s == pytest.approx(1.0)
+
+
 def test_the_ghost_of_the_same_kernel_class_is_taken_and_needs_no_exchange() -> None:
     slower = ghost("w8-g64").model_copy(update={"tpot_s": figure(0.9)})
     found = predicted("kv_int8-w8-g64-kv8@onnxruntime", [ghost(), slower])
