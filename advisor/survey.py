@@ -81,19 +81,16 @@ def make_reference(context: Context, tokens: int = EVALUATION_TOKENS) -> Path:
 
 
 def statistics(context: Context) -> Statistics:
-    """The fp32 reference, from a worker, and meanwhile what the activations look like."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """The fp32 reference and what the activations look like."""
     from transformers.utils import logging
 
     from quantadvisor.profiling.activations import collect_activations
 
     logging.disable_progress_bar()
-    with ThreadPoolExecutor(1) as side:
-        reference = side.submit(make_reference, context)
-        context.progress.say("activation maxima and outliers per layer")
-        stats = collect_activations(context.model_folder, context.calibration[:16])
-        return Statistics(reference=str(reference.result()), activations=stats)
+    reference = make_reference(context)
+    context.progress.say("activation maxima and outliers per layer")
+    stats = collect_activations(context.model_folder, context.calibration[:16])
+    return Statistics(reference=str(reference), activations=stats)
 
 
 def run_baseline(context: Context, name: str) -> BaselineRun:
