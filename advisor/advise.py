@@ -9,7 +9,7 @@ from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
-from .decide import better, breach_of_prediction, maximised, objective_of, ranked
+from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
 from .predict import Probes, family, kernel_class, predict, users_within
 from .prove import memory_limit
 
@@ -193,7 +193,8 @@ def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], w
 
 
 def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """The unmeasured candidate that is predicted to beat the best feasible measured one by more than MARGIN, if any."""
+    """The unmeasured candidate that is predicted to beat or to tie the best feasible measured one, if any: the best predicted
+    of a method and scheme that was not measured on any runtime."""
     order = ranked(candidates, workload)
     open_ = [c for c in candidates if not c.measured and not c.refused and not c.excluded and c.predicted]
     open_ = [c for c in open_ if c.predicted and c.predicted.objective is not None]
@@ -202,8 +203,16 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
         return open_[:1]
     measured = objective_of(order[0])
     assert measured
-    goal = measured.median * (1 + MARGIN if maximised(workload) else 1 - MARGIN)
-    return [c for c in open_ if better(objective(c), goal, workload)][:1]
+    seen = {c.name.split("@")[0] for c in candidates if c.measured}
+    known = [c for c in candidates if c.predicted and c.predicted.objective is not None]
+    goal = measured.median / TIE if maximised(workload) else measured.median * TIE
+    return [
+        c
+        for c in open_
+        if c.name.split("@")[0] not in seen
+        and better(objective(c), goal, workload)
+        and not shrinks_more_for_nothing(c, known, workload)
+    ][:1]
 
 
 def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]

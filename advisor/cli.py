@@ -291,6 +291,8 @@ def main() -> NoReturn:
         code = usage(error)
     if code == INTERRUPTED:  # Typer turns Ctrl-C into this code and says nothing
         fail(KeyboardInterrupt())
+        sys.stdout.flush()
+        os._exit(code)  # sys.exit would end by SIGINT, without the code, where Ctrl-C came while a library ran Python from C
     sys.exit(code)
 
 

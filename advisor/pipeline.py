@@ -186,7 +186,7 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
 def apply_and_prove(
     job: Run, surveyed: Surveyed, base: BaselineRun, advice: Advice
 ) -> tuple[tuple[Candidate, ...], tuple[prove.Trial, ...]]:
-    """The shortlist applied and measured, then whoever is predicted better than what held, then the best once more."""
+    """The shortlist applied and measured, then whoever is predicted as good as what held, then the best once more."""
     context, stages, workload = job.context, job.stages, job.context.workload
     candidates = advice.candidates
     chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
@@ -199,18 +199,20 @@ def apply_and_prove(
         more = overlooked(candidates, workload)
         if not more:
             break
-        title = f"Predicted better than what held: {more[0].name}"
+        title = f"Predicted as good as what held: {more[0].name}"
         found_more = stages.run(
             f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base, deadline_s=left)
         )
         trials += found_more.trials
         candidates = regret.merged(candidates, found_more.trials, context)
-    leader = conclude(candidates, base.name, surveyed, advice, workload, True).choice
-    trial = next((t for t in trials if t.name == leader), None)
-    if trial:
+    done: set[str] = set()
+    while (leader := conclude(candidates, base.name, surveyed, advice, workload, True).choice) and leader not in done:
         best = next(c for c in candidates if c.name == leader)
-        blocks = stages.run("blocks", "The best in fresh processes", prove.Trial, partial(prove.run_blocks, context, best, trial))
+        trial = next(t for t in trials if t.name == leader)
+        title = f"The best in fresh processes: {leader}"
+        blocks = stages.run(f"blocks{len(done) + 1}", title, prove.Trial, partial(prove.run_blocks, context, best, trial))
         candidates = regret.merged(candidates, (blocks,), context)
+        done.add(leader)
     return candidates, trials
 
 

@@ -144,16 +144,22 @@ def exact(candidate: Candidate, ghost: Ghost) -> bool:
 
 
 def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]) -> Ghost | None:
-    """The ghost of the same family nearest to the candidate: its own scheme, else its cache, else its kernel class."""
+    """The ghost of the same family nearest to the candidate: its own scheme, else its cache, else whether activations are
+    rounded, else its bits: what probes must bridge is kept small."""
     same = [g for g in ghosts if g.refused is None and (g.runtime, g.options) == (candidate.runtime, candidate.options)]
     wanted = candidate.scheme
 
-    def distance(ghost: Ghost) -> tuple[bool, bool, bool]:
+    def distance(ghost: Ghost) -> tuple[bool, bool, bool, float]:
         scheme = schemes[ghost.scheme]
-        other_class = kernel_class(scheme) != kernel_class(wanted)
-        return (not exact(candidate, ghost), scheme.quantizes_cache != wanted.quantizes_cache, other_class)
+        other_activations = (scheme.activations is None) != (wanted.activations is None)
+        apart = abs(math.log2(bits_of_weights(scheme) / bits_of_weights(wanted)))
+        return (not exact(candidate, ghost), scheme.quantizes_cache != wanted.quantizes_cache, other_activations, apart)
 
     return min(same, key=distance, default=None)
+
+
+def bits_of_weights(scheme: Scheme) -> float:
+    return scheme.weights.bits if scheme.weights else 16.0 if scheme.compute == "bf16" else 32.0
 
 
 def shifted(
