@@ -9,7 +9,7 @@ from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
-from .decide import better, breach_of_prediction, maximised, objective_of, ranked
+from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
 from .predict import Probes, family, kernel_class, predict, users_within
 from .prove import memory_limit
 
@@ -53,7 +53,7 @@ def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Wor
     for candidate in candidates:
         if candidate.refused or candidate.excluded or candidate.runtime == "torch":
             continue
-        if candidate.method == "mixed":  # which layers get 8 bits depends on the weights: random ones would choose others
+        if candidate.method in ("mixed", "given"):  # which layers get 8 bits is not known of random weights
             continue
         if candidate.scheme.quantizes_cache and not cache_binds:
             continue
@@ -89,7 +89,7 @@ def advise(
 ) -> Advice:
     """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured."""
     workload = context.workload
-    schemes = {c.scheme.name: c.scheme for c in candidates}
+    schemes = {c.scheme.name: c.scheme for c in reversed(candidates)}  # a checkpoint's may bear the name of one of ours
     reasons = {(g.scheme, g.runtime, g.options): g.refused for g in ghosts if g.refused}
     done = [predicted_candidate(context, c, ghosts, probes, schemes, reasons, simulated) for c in candidates]
     open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
@@ -149,9 +149,10 @@ def completed(context: Context, candidate: Candidate, predicted: Predicted, simu
 
 
 def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload) -> tuple[str, ...]:
-    """The baseline, the best predicted and those close to it, and who the comparison needs: the best unquantized one
-    and, where users count, the fastest one with an unquantized cache."""
+    """The baseline, the best predicted and those close to it, checkpoints that the user has, and who the comparison needs:
+    the best unquantized one and, where users count, the fastest one with an unquantized cache."""
     names = [baseline, *(c.name for c in closest(order, workload))]
+    names += [c.name for c in everyone if c.checkpoint and not c.refused and not c.excluded]
     fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
     names += [c.name for c in fastest if c.target == "none"][:1]
     if workload.objective == "concurrency":
@@ -192,7 +193,8 @@ def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], w
 
 
 def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """The unmeasured candidate that is predicted to beat the best feasible measured one by more than MARGIN, if any."""
+    """The unmeasured candidate that is predicted to beat or to tie the best feasible measured one, if any: the best predicted
+    of a method and scheme that was not measured on any runtime."""
     order = ranked(candidates, workload)
     open_ = [c for c in candidates if not c.measured and not c.refused and not c.excluded and c.predicted]
     open_ = [c for c in open_ if c.predicted and c.predicted.objective is not None]
@@ -201,8 +203,16 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
         return open_[:1]
     measured = objective_of(order[0])
     assert measured
-    goal = measured.median * (1 + MARGIN if maximised(workload) else 1 - MARGIN)
-    return [c for c in open_ if better(objective(c), goal, workload)][:1]
+    seen = {c.name.split("@")[0] for c in candidates if c.measured}
+    known = [c for c in candidates if c.predicted and c.predicted.objective is not None]
+    goal = measured.median / TIE if maximised(workload) else measured.median * TIE
+    return [
+        c
+        for c in open_
+        if c.name.split("@")[0] not in seen
+        and better(objective(c), goal, workload)
+        and not shrinks_more_for_nothing(c, known, workload)
+    ][:1]
 
 
 def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]

@@ -125,6 +125,12 @@ def make(build: Build, calibration: Any) -> tuple[str, ...]:
     from quantadvisor.methods.artifact import format_of
     from quantadvisor.methods.registry import method
 
+    if build.method == "given":
+        from quantadvisor.methods.formats.folders import link_folder
+
+        assert build.base is not None
+        link_folder(build.base, build.out)
+        return ("an existing checkpoint: nothing was applied",)
     if not build.ghost or build.method != "none" or build.scheme.compute != "fp32":
         return method(build.method).apply(
             build.model_folder, build.scheme, build.runtime, calibration, build.out, base=build.base

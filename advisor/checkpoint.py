@@ -7,21 +7,30 @@ safetensors). What is stored is not what runs: that is measured.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from quantadvisor.documents import BadInput, Checkpoint, Format, Inventory, Scheme
+from quantadvisor.documents import BadInput, Candidate, Checkpoint, Device, Format, Inventory, Scheme, Target, Workload
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
+
+from .candidates import asked_runtimes
 
 RUNTIMES_OF = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino",),
     "transformers": ("torch",),
 }
+PLACES = {
+    "onnx": ("onnxruntime", "onnxruntime-genai"),
+    "openvino": ("openvino+f32", "openvino+bf16"),
+    "transformers": ("torch",),
+}
+"""Runtimes with options on which a checkpoint of the format competes."""
 LOW_BIT = {"u2": 2, "i4": 4, "u4": 4, "nf4": 4, "i8": 8, "u8": 8, "f8e4m3": 8, "f8e5m2": 8}
 THROUGH = ("Convert", "Subtract", "Multiply", "Reshape", "FakeQuantize", "Transpose", "FakeConvert")
 """What may stand between an OpenVINO weight and its MatMul."""
@@ -52,11 +61,34 @@ def inspect(path: str, place: str | None, isa: tuple[str, ...]) -> Checkpoint:
     options = tuple(option for option in options if option not in ("kvu8", "kvf16"))  # the session gets them from the scheme
     if cache:
         described["scheme"] = with_cache(described["scheme"])
-    found = Checkpoint(path=str(folder), format=kind, runtime=name, options=options, **described)
-    made = found.scheme
-    if made.weights is None and made.activations is None and not made.quantizes_cache and made.compute == "fp32":
-        raise BadInput(path, "is not quantized, so nothing is to explain", "name the quantized checkpoint")
-    return found
+    return Checkpoint(path=str(folder), format=kind, runtime=name, options=options, **described)
+
+
+def existing_checkpoints(workload: Workload, inventory: Inventory, device: Device) -> tuple[Candidate, ...]:
+    """`checkpoints:` of the spec as candidates of method `given`, on every runtime asked for that reads their format."""
+    found: list[Candidate] = []
+    asked = asked_runtimes(workload)
+    for path in workload.checkpoints:
+        checkpoint = inspect(path, None, device.isa)
+        check_same_model(checkpoint, inventory, workload.model)
+        found += [given(checkpoint, place, device.isa) for place in PLACES[checkpoint.format] if place.split("+")[0] in asked]
+    names = [candidate.name for candidate in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput("checkpoints", f"two folders would both be called {twice}", "give their folders different names")
+    return tuple(found)
+
+
+def given(checkpoint: Checkpoint, place: str, isa: tuple[str, ...]) -> Candidate:
+    made = checkpoint.scheme
+    name, *options = place.split("+")
+    cache_only = made.quantizes_cache and made.weights is None
+    target: Target = "activations" if made.activations else "weights" if made.weights else "kv_cache" if cache_only else "none"
+    called = re.sub(r"[^\w.-]+", "-", Path(checkpoint.path).resolve().name)
+    return Candidate(
+        name=f"given-{called}@{place}", method="given", scheme=made, runtime=name, options=tuple(options), target=target,
+        checkpoint=str(Path(checkpoint.path).resolve()),
+        refused=runtime(name).refuse(checkpoint.path, tuple(options), isa),
+    )  # fmt: skip
 
 
 def runtime_for(kind: str, place: str | None, path: str) -> tuple[str, tuple[str, ...]]:
@@ -76,6 +108,12 @@ def with_cache(made: Scheme) -> Scheme:
     """The scheme with an INT8 cache: an option of OpenVINO, not of its artifact."""
     cache = scheme("fp32-kv8")
     return made.model_copy(update={"name": f"{made.name}-kv8", "keys": cache.keys, "values": cache.values})
+
+
+def check_quantized(checkpoint: Checkpoint) -> None:
+    made = checkpoint.scheme
+    if made.compute == "fp32" and not (made.weights or made.activations or made.quantizes_cache):
+        raise BadInput(checkpoint.path, "is not quantized, so nothing is to explain", "name the quantized checkpoint")
 
 
 def check_same_model(checkpoint: Checkpoint, inventory: Inventory, model: str) -> None:

@@ -242,10 +242,13 @@ def progress(silent: bool) -> Progress:
 
 
 def write_results(results: Results, out: Path) -> None:
+    from quantadvisor.reports.card import render_card
     from quantadvisor.reports.html import render_html
 
     results.write(out / "results.json")
     write_text(out / "report.html", render_html([results]))
+    if results.artifact and (out / results.artifact.path).is_dir():
+        write_text(out / results.artifact.path / "README.md", render_card(results))
 
 
 def show(results: Results, out: Path, as_json: bool, quiet: bool) -> None:
@@ -288,6 +291,8 @@ def main() -> NoReturn:
         code = usage(error)
     if code == INTERRUPTED:  # Typer turns Ctrl-C into this code and says nothing
         fail(KeyboardInterrupt())
+        sys.stdout.flush()
+        os._exit(code)  # sys.exit would end by SIGINT, without the code, where Ctrl-C came while a library ran Python from C
     sys.exit(code)
 
 

@@ -117,6 +117,20 @@ class Context:
             ghost=ghost,
         )
 
+    def build_of(self, candidate: Candidate, ghost: bool = False) -> Build:
+        """The build of a candidate's artifact; of an existing checkpoint, links to its files."""
+        if candidate.checkpoint is None:
+            return self.build(candidate.method, candidate.scheme, candidate.runtime, ghost)
+        return Build(
+            method="given",
+            scheme=candidate.scheme,
+            runtime=candidate.runtime,
+            model_folder=self.model_folder,
+            out=self.out / "work" / f"{candidate.name.split('@')[0]}@{export_format(candidate.runtime)}",
+            calibration=self.calibration_file(self.workload.calibration.samples),
+            base=Path(candidate.checkpoint),
+        )
+
     def worker(self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme) -> RunningWorker:
         return RunningWorker(
             runtime_file(runtime),
@@ -128,7 +142,7 @@ class Context:
         )
 
     def worker_of(self, candidate: Candidate) -> RunningWorker:
-        artifact = self.build(candidate.method, candidate.scheme, candidate.runtime).out
+        artifact = self.build_of(candidate).out
         return self.worker(candidate.runtime, artifact, candidate.options, candidate.scheme)
 
 

@@ -16,6 +16,7 @@ from quantadvisor.profiling.workers import RunningWorker
 
 MARKS = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino", "config.json": "torch"}
 """The file that tells an artifact's format, and the runtime that is taken where none is named."""
+OURS = ("built.json", "README.md")
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "openvino", "torch", "transformers", "numpy")
 ASK_VERSIONS = """
 import json, platform, sys
@@ -92,5 +93,5 @@ def differing(baseline: dict[str, str], candidate: dict[str, str]) -> Iterator[F
 
 
 def artifact_bytes(folder: Path) -> int:
-    """Bytes of an artifact without what its build wrote about itself."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "built.json")
+    """Bytes of an artifact without what we wrote about it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in OURS)

@@ -145,14 +145,13 @@ def seconds_by_block(figure: Figure, where: str) -> tuple[list[float], bool]:
         raise BadInput(where, "has no samples", "measure it again: a median alone has no interval")
     for sample in samples:
         plausible(where, sample, PLAUSIBLE_S, "s")
-    blocks = (figure.model_extra or {}).get("blocks")
-    if blocks is None:
+    if not figure.blocks:
         return list(samples), False
-    if not isinstance(blocks, Sequence) or isinstance(blocks, str) or len(blocks) != len(samples):
+    if len(figure.blocks) != len(samples):
         raise BadInput(where, f"blocks must name one block for each of {len(samples)} samples", "measure it again")
-    grouped: dict[str, list[float]] = {}
-    for block, sample in zip(blocks, samples, strict=True):
-        grouped.setdefault(str(block), []).append(sample)
+    grouped: dict[int, list[float]] = {}
+    for block, sample in zip(figure.blocks, samples, strict=True):
+        grouped.setdefault(block, []).append(sample)
     return [median(values) for values in grouped.values()], True
 
 

@@ -36,6 +36,7 @@ from . import prove, regret, survey
 from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooked
 from .boundaries import boundaries
 from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
+from .checkpoint import existing_checkpoints
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
 from .diagnose import diagnose, options_of, split
@@ -97,6 +98,7 @@ class Run:
         check_runtimes(workload, device)
         with progress.stage("Model"):
             model = load_model(workload, progress)
+        self.checkpoints = existing_checkpoints(workload, model.inventory, device)
         self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
         self.stages = Stages(out, run_key(workload, device, model.source), resume, progress)
 
@@ -125,6 +127,7 @@ class Run:
     def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...]]:
         context, stages = self.context, self.stages
         candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
+        candidates += self.checkpoints
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
@@ -181,6 +184,39 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
     return Simulated(quality=quality, source=source)
 
 
+def apply_and_prove(
+    job: Run, surveyed: Surveyed, base: BaselineRun, advice: Advice
+) -> tuple[tuple[Candidate, ...], tuple[prove.Trial, ...]]:
+    """The shortlist applied and measured, then whoever is predicted as good as what held, then the best once more."""
+    context, stages, workload = job.context, job.stages, job.context.workload
+    candidates = advice.candidates
+    chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
+    left = measuring_left(stages, workload)
+    trials = stages.run(
+        "trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen, base, deadline_s=left)
+    ).trials
+    candidates = regret.merged(candidates, trials, context)
+    for turn in range(MOST_FOLLOW_UPS):
+        more = overlooked(candidates, workload)
+        if not more:
+            break
+        title = f"Predicted as good as what held: {more[0].name}"
+        found_more = stages.run(
+            f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base, deadline_s=left)
+        )
+        trials += found_more.trials
+        candidates = regret.merged(candidates, found_more.trials, context)
+    done: set[str] = set()
+    while (leader := conclude(candidates, base.name, surveyed, advice, workload, True).choice) and leader not in done:
+        best = next(c for c in candidates if c.name == leader)
+        trial = next(t for t in trials if t.name == leader)
+        title = f"The best in fresh processes: {leader}"
+        blocks = stages.run(f"blocks{len(done) + 1}", title, prove.Trial, partial(prove.run_blocks, context, best, trial))
+        candidates = regret.merged(candidates, (blocks,), context)
+        done.add(leader)
+    return candidates, trials
+
+
 def run(
     workload: Workload,
     out: Path,
@@ -199,22 +235,7 @@ def run(
     candidates: tuple[Candidate, ...] = advice.candidates
     trials: tuple[prove.Trial, ...] = ()
     if apply:
-        chosen = [c for c in candidates if c.name in advice.shortlist and c.refused is None]
-        left = measuring_left(stages, workload)
-        trials = stages.run(
-            "trials", "Apply and re-profile", prove.Trials, lambda: prove.run_trials(context, chosen, base, deadline_s=left)
-        ).trials
-        candidates = regret.merged(candidates, trials, context)
-        for turn in range(MOST_FOLLOW_UPS):
-            more = overlooked(candidates, workload)
-            if not more:
-                break
-            title = f"Predicted better than what held: {more[0].name}"
-            found_more = stages.run(
-                f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base, deadline_s=left)
-            )
-            trials += found_more.trials
-            candidates = regret.merged(candidates, found_more.trials, context)
+        candidates, trials = apply_and_prove(job, surveyed, base, advice)
     verdict = stages.run(
         "verdict", "Verdict", Verdict, lambda: conclude(candidates, base.name, surveyed, advice, workload, apply)
     )
@@ -237,7 +258,7 @@ def run(
     choice = next((c for c in candidates if c.name == verdict.choice), None)
     if apply and choice is not None and verdict.change:
         with progress.stage("Artifact"):
-            source = context.build(choice.method, choice.scheme, choice.runtime).out
+            source = context.build_of(choice).out
             artifact = place_artifact(source, out, export_format(choice.runtime), choice)
     return Results(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -286,7 +307,7 @@ def conclude(
 
 def kept(context: Context, candidates: Sequence[Candidate], verdict: Verdict) -> set[Path]:
     """Artifacts that must outlive the exhaustive measuring."""
-    return {context.build(c.method, c.scheme, c.runtime).out for c in candidates if c.name == verdict.choice}
+    return {context.build_of(c).out for c in candidates if c.name == verdict.choice}
 
 
 def export_s(context: Context) -> float:

@@ -144,27 +144,35 @@ def exact(candidate: Candidate, ghost: Ghost) -> bool:
 
 
 def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]) -> Ghost | None:
-    """The ghost of the same family nearest to the candidate: its own scheme, else its cache, else its kernel class."""
+    """The ghost of the same family nearest to the candidate: its own scheme, else its cache, else whether activations are
+    rounded, else its bits: what probes must bridge is kept small."""
     same = [g for g in ghosts if g.refused is None and (g.runtime, g.options) == (candidate.runtime, candidate.options)]
     wanted = candidate.scheme
 
-    def distance(ghost: Ghost) -> tuple[bool, bool, bool]:
+    def distance(ghost: Ghost) -> tuple[bool, bool, bool, float]:
         scheme = schemes[ghost.scheme]
-        other_class = kernel_class(scheme) != kernel_class(wanted)
-        return (not exact(candidate, ghost), scheme.quantizes_cache != wanted.quantizes_cache, other_class)
+        other_activations = (scheme.activations is None) != (wanted.activations is None)
+        apart = abs(math.log2(bits_of_weights(scheme) / bits_of_weights(wanted)))
+        return (not exact(candidate, ghost), scheme.quantizes_cache != wanted.quantizes_cache, other_activations, apart)
 
     return min(same, key=distance, default=None)
+
+
+def bits_of_weights(scheme: Scheme) -> float:
+    return scheme.weights.bits if scheme.weights else 16.0 if scheme.compute == "bf16" else 32.0
 
 
 def shifted(
     total_s: float, candidate: Candidate, base_scheme: Scheme, base: Ghost, probes: Probes, m: int, head_m: int
 ) -> float | None:
-    """The ghost's time with its linears exchanged for the candidate's; never below the candidate's linears alone."""
+    """The ghost's time with its linears exchanged for the candidate's. Where the probes give the ghost's linears more time
+    than the whole ghost took, both are brought down alike: the ghost is what really ran."""
     theirs = probes.linears_s(base_scheme, base.runtime, base.options, m, head_m)
     ours = probes.linears_s(candidate.scheme, candidate.runtime, candidate.options, m, head_m)
     if theirs is None or ours is None:
         return None
-    return max(total_s - theirs + ours, ours)
+    trust = min(1.0, total_s / theirs)
+    return total_s + trust * (ours - theirs)
 
 
 def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:

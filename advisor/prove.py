@@ -43,6 +43,8 @@ GHOST_ROUNDS = 3
 GHOST_SHARE = 0.25
 """Part of budget.advise_s after which each ghost has had its one round and no more are run."""
 ROUNDS = 5
+BLOCKS = 5
+"""Processes that the choice is measured in."""
 GIB = 2**30
 
 
@@ -78,7 +80,7 @@ def run_ghosts(context: Context, chosen: Sequence[Candidate]) -> Ghosts:
 
     runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
     bases = [context.build("none", scheme("fp32"), name, ghost) for ghost in (False, True) for name in runtimes]
-    builds = {c.name: context.build(c.method, c.scheme, c.runtime, ghost=True) for c in chosen}
+    builds = {c.name: context.build_of(c, ghost=True) for c in chosen}
     done = build_all([*bases, *builds.values()], context.progress.say)
     failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
     traffic = context.workload.traffic
@@ -120,7 +122,7 @@ def run_trials(
 
     `to_beat`: rounds of the choice, where it is not measured again among these.
     """
-    builds = {c.name: context.build(c.method, c.scheme, c.runtime) for c in chosen}
+    builds = {c.name: context.build_of(c) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
     failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
     started = time.monotonic()
@@ -151,6 +153,19 @@ def run_trials(
             trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
             worker.close()
     return Trials(trials=tuple(trials))
+
+
+def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
+    """The trial with one more round from each of BLOCKS - 1 fresh processes: the luck of a process (where its memory came
+    to lie) is the same in all of its rounds, so a stored result that is compared later needs several."""
+    rounds, loads = list(trial.rounds), list(trial.load_s)
+    for block in range(1, BLOCKS):
+        with context.worker_of(candidate) as worker:
+            context.progress.say(f"{candidate.name}: process {block + 1} of {BLOCKS}")
+            done, _ = interleave({candidate.name: worker}, context.prompts, context.workload.traffic, 1, block=block)
+            rounds += done.get(candidate.name, [])
+            loads.append(worker.loaded.load_s)
+    return trial.model_copy(update={"rounds": tuple(rounds), "load_s": tuple(loads)})
 
 
 def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tuple[dict[str, RunningWorker], dict[str, str]]:

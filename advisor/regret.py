@@ -58,7 +58,7 @@ def exhaust(
             return Exhausted(trials=tuple(trials), not_measured=tuple(c.name for c in rest[index:]))
         context.progress.say(f"{candidate.name} ({index + 1} of {len(rest)}, {left:.0f} s left)")
         trials += run_trials(context, [candidate], base, deadline_s=left / 2, to_beat=to_beat).trials
-        following = {context.build(c.method, c.scheme, c.runtime).out for c in rest[index + 1 :]}
+        following = {context.build_of(c).out for c in rest[index + 1 :]}
         clean(context.out / "work", keep | following)
     return Exhausted(trials=tuple(trials), not_measured=())
 
@@ -107,7 +107,7 @@ def measure_again(context: Context, chosen: Sequence[Candidate]) -> Fresh:
     """Fresh samples of the objective, interleaved in one run."""
     from .builds import build_all
 
-    build_all([context.build(c.method, c.scheme, c.runtime) for c in chosen], context.progress.say)
+    build_all([context.build_of(c) for c in chosen], context.progress.say)
     workload = context.workload
     samples: dict[str, tuple[float, ...]] = {}
     if workload.objective == "concurrency":

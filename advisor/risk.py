@@ -17,6 +17,7 @@ import numpy as np
 
 from quantadvisor.documents import Quality, Scheme
 from quantadvisor.profiling.quality import quality_of
+from quantadvisor.profiling.worker import BLOCK
 
 from .builds import quiet_child
 
@@ -145,15 +146,19 @@ def score(model: Any, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """float64 [3, W * S]: negative log-likelihood, KL and top-1 agreement against `reference`, [W * S, V]."""
     import torch
 
-    rows = []
-    for i, window in enumerate(windows):
-        got = torch.log_softmax(model(torch.from_numpy(window[None])).logits[0].float(), -1)
-        want = torch.from_numpy(reference[i * len(window) : (i + 1) * len(window)].astype(np.float32)).log_softmax(-1)
-        nll = torch.full((len(window),), torch.nan)
-        nll[:-1] = -got[:-1].gather(-1, torch.from_numpy(window[1:, None]))[:, 0]
-        kl = (want.exp() * (want - got)).sum(-1)
-        rows.append(torch.stack([nll, kl, (got.argmax(-1) == want.argmax(-1)).float()]))
-    return np.asarray(torch.cat(rows, 1).double().numpy())
+    result = np.full((3, windows.size), np.nan)
+    at = 0
+    for window in windows:
+        logits = model(torch.from_numpy(window[None])).logits[0].float()
+        for start in range(0, len(window), BLOCK):
+            got = torch.log_softmax(logits[start : start + BLOCK], -1)
+            want = torch.from_numpy(reference[at : at + len(got)].astype(np.float32)).log_softmax(-1)
+            following = torch.from_numpy(window[start + 1 : start + 1 + len(got)])
+            result[0, at : at + len(following)] = -got[torch.arange(len(following)), following]
+            result[1, at : at + len(got)] = (want.exp() * (want - got)).sum(-1)
+            result[2, at : at + len(got)] = got.argmax(-1) == want.argmax(-1)
+            at += len(got)
+    return result
 
 
 def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:

@@ -33,7 +33,7 @@ from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
 from .candidates import candidate_name
-from .checkpoint import check_same_model, inspect
+from .checkpoint import check_quantized, check_same_model, inspect
 from .context import Context
 from .explain import explain, number_of, plain_bytes, roof_of_linears
 from .pipeline import load_model
@@ -52,6 +52,7 @@ def explain_checkpoint(path: str, workload: Workload, place: str | None, progres
     with progress.stage("Checkpoint"):
         device = describe_device()
         checkpoint = inspect(path, place, device.isa)
+        check_quantized(checkpoint)
     with progress.stage("Model"):
         model = load_model(workload, progress)
         check_same_model(checkpoint, model.inventory, workload.model)

@@ -92,7 +92,6 @@ def not_acted_on(workload: Workload) -> tuple[str, ...]:
     traffic = workload.traffic
     declared = {
         "family": bool(workload.family),
-        "checkpoints": bool(workload.checkpoints),
         "traffic.batch": traffic.batch is not None,
         "traffic.shared_prefix_tokens": traffic.shared_prefix_tokens > 0,
         "traffic.arrivals": traffic.arrivals != "closed",

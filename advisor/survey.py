@@ -162,12 +162,12 @@ def phase_time(
 
 
 def shorter_peaks(context: Context, worker: RunningWorker) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:
-    """Peaks of a fresh process over one token, and over prompts of a quarter and of half the declared length, bytes."""
+    """Peaks of a fresh process over one token, and over prompts of half and of three quarters the declared length, bytes."""
     prompts = context.prompts[:1] if recorded(context.workload.traffic) else context.prompts
     one = worker.generate(prompts[:1, :1], 2).peak_bytes
-    lengths = [max(1, prompts.shape[1] // part) for part in (4, 2)]
-    quarter, half = ((length, worker.generate(prompts[:, :length], 2).peak_bytes) for length in lengths)
-    return one, (quarter, half)
+    lengths = [max(1, prompts.shape[1] * part // 4) for part in (2, 3)]
+    half, more = ((length, worker.generate(prompts[:, :length], 2).peak_bytes) for length in lengths)
+    return one, (half, more)
 
 
 def memory_of(

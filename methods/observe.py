@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 
+SAMPLES = 8
+"""Samples of one forward pass: wide enough for the matrix products, small enough for the activations."""
+
 Floats = NDArray[np.float32]
 See = Callable[[str, Floats], None]
 """(linear that stands for its group, inputs [tokens, K])"""
@@ -40,7 +43,7 @@ def load(model_folder: Path) -> Any:
 
 
 def observe(model: Any, tokens: NDArray[int64], see: Mapping[str, See]) -> None:
-    """tokens: [samples, length]; `see[name]` is called with the inputs of that linear, once a sample."""
+    """tokens: [samples, length]; `see[name]` is called with the inputs of that linear, once for every SAMPLES samples."""
     import torch
 
     modules = dict(model.named_modules())
@@ -56,8 +59,9 @@ def observe(model: Any, tokens: NDArray[int64], see: Mapping[str, See]) -> None:
     handles = [modules[name].register_forward_pre_hook(hook(name)) for name in see]
     try:
         with torch.no_grad():
-            for sample in tokens:
-                model(torch.from_numpy(np.ascontiguousarray(sample))[None], logits_to_keep=1, use_cache=False)
+            for start in range(0, len(tokens), SAMPLES):
+                batch = np.ascontiguousarray(tokens[start : start + SAMPLES])
+                model(torch.from_numpy(batch), logits_to_keep=1, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

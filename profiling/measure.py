@@ -165,15 +165,21 @@ def measured_from_rounds(
     source = "one row's prefill x rows" if rounds[0].recorded else "static batch, all rows at t = 0"
     values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s, None) for r in rounds]
     numbers = [value for value in values if value is not None]
-    objective = figure(numbers, kind, workload.objective) if numbers else max_concurrency
+    objective = of_rounds(rounds, numbers, kind, workload.objective) if numbers else max_concurrency
     return Measured(
-        ttft_s=figure([r.ttft_s for r in rounds], kind, source),
-        tpot_s=figure([r.tpot_s for r in rounds], "measured", "mean gap per round"),
+        ttft_s=of_rounds(rounds, [r.ttft_s for r in rounds], kind, source),
+        tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", "mean gap per round"),
         peak_bytes=figure([float(peak_of(rounds))], "measured", "VmHWM above imports"),
         max_concurrency=max_concurrency,
         load_s=figure(list(load_s), "measured", "open_session") if load_s else None,
         objective=objective,
     )
+
+
+def of_rounds(rounds: Sequence[Round], samples: Sequence[float], kind: Literal["measured", "modelled"], source: str) -> Figure:
+    """One sample of each round, with the round's block where there were several."""
+    blocks = tuple(r.block for r in rounds)
+    return figure(samples, kind, source).model_copy(update={"blocks": blocks if len(set(blocks)) > 1 else ()})
 
 
 def peak_of(rounds: Sequence[Round]) -> int:

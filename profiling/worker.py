@@ -141,7 +141,7 @@ class Worker:
         store = None
         at = 0
         for window in windows:
-            for logits in self.session.score(window, None):
+            for _, logits in blocks(self.session.score(window, None)):
                 if store is None:
                     shape = (windows.size, logits.shape[1])
                     store = np.lib.format.open_memmap(out, "w+", np.float16, shape)
@@ -158,7 +158,7 @@ class Worker:
         result = np.full((3, windows.size), np.nan)
         at = 0
         for window in windows:
-            for i, logits in chunks(self.session.score(window, chunk)):
+            for i, logits in blocks(self.session.score(window, chunk)):
                 check_finite(logits)
                 got = log_softmax(logits)
                 want = log_softmax(expected[at : at + len(got)].astype(np.float32))
@@ -178,11 +178,16 @@ class Worker:
         return {"phases": self.session.operators(np.load(tokens), batch)}
 
 
-def chunks(stream: Any) -> Any:
-    """(offset in the window, logits) for each chunk of one window."""
+BLOCK = 32
+"""Rows of logits that are compared at a time: few enough to stay in the caches."""
+
+
+def blocks(stream: Any) -> Any:
+    """(offset in the window, at most BLOCK rows of logits) for the chunks of one window."""
     at = 0
     for logits in stream:
-        yield at, logits
+        for start in range(0, len(logits), BLOCK):
+            yield at + start, logits[start : start + BLOCK]
         at += len(logits)
 
 

@@ -45,6 +45,8 @@ def action_words(chosen: Candidate) -> str:
     """What to do, in a clause."""
     runtime = facts.runtime_words(chosen.runtime)
     options = f" ({', '.join(chosen.options)})" if chosen.options else ""
+    if chosen.checkpoint:
+        return f"Serve the checkpoint {chosen.checkpoint} as it is on {runtime}{options}"
     if facts.unquantized(chosen.scheme):
         return f"Keep the weights as they are ({chosen.scheme.compute}) and serve them on {runtime}{options}"
     what = facts.scheme_words(chosen.scheme)

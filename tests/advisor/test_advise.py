@@ -1,6 +1,6 @@
 """The shortlist on planted predictions."""
 
-from quantadvisor.advisor.advise import closest
+from quantadvisor.advisor.advise import closest, overlooked
 from quantadvisor.documents import Candidate, Predicted
 
 from .documents import candidate, workload
@@ -27,3 +27,12 @@ def test_a_quantized_cache_is_tried_only_where_it_is_predicted_to_gain() -> None
     assert names(gains, plain) == [gains.name, plain.name]
     alone = predicted("kv_int8-w8-g64-kv8@openvino+f32", 1.0)
     assert names(plain, alone) == [plain.name, alone.name]
+
+
+def test_what_is_predicted_to_tie_with_the_best_measured_is_measured_too() -> None:
+    held = candidate("mixed-w4w8-g64@onnxruntime", 1.5)
+    tie, twin = predicted("rtn-w8-g64@onnxruntime", 1.52), predicted("rtn-w8-g64@onnxruntime-genai", 1.54)
+    cache, slow = predicted("kv_int8-w8-g64-kv8@onnxruntime", 1.52), predicted("none-fp32@onnxruntime", 1.6)
+    same = predicted("mixed-w4w8-g64@onnxruntime-genai", 1.3)
+    assert [c.name for c in overlooked([held, slow, cache, twin, tie, same], workload())] == [tie.name]
+    assert overlooked([held, slow, same], workload()) == []

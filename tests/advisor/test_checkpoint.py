@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantadvisor.advisor.checkpoint import check_same_model, inspect, of_quantization_config
-from quantadvisor.documents import BadInput, Checkpoint, Inventory
+from quantadvisor.advisor.checkpoint import (
+    check_quantized,
+    check_same_model,
+    existing_checkpoints,
+    inspect,
+    of_quantization_config,
+)
+from quantadvisor.documents import BadInput, Checkpoint, Device, Inventory
+
+from .documents import workload
+from .test_diagnose import INVENTORY
 
 LAYER = '<layer id="{id}" name="{name}" type="{type}"><data {data}/></layer>'
 EDGE = '<edge from-layer="{0}" from-port="0" to-layer="{1}" to-port="{2}"/>'
@@ -110,8 +119,10 @@ def test_bf16_is_a_format_and_fp32_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dtype": "bfloat16"}))
     assert inspect(str(tmp_path), None, ()).scheme.name == "bf16"
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dtype": "float32"}))
+    plain = inspect(str(tmp_path), None, ())
+    assert plain.scheme.name == "fp32"
     with pytest.raises(BadInput, match="not quantized"):
-        inspect(str(tmp_path), None, ())
+        check_quantized(plain)
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
@@ -144,3 +155,37 @@ def test_another_models_checkpoint(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(BadInput, match="has 2 layers"):
         check_same_model(found, other, "m")
+
+
+DEVICE = Device(name="cpu", isa=("avx2",), cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f")
+
+
+def test_checkpoints_of_the_spec_compete_on_every_runtime_that_reads_them(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    pytest.importorskip("openvino")
+    mine = str(onnx_folder(tmp_path / "my int4", 4, head=False))
+    theirs = str(openvino_folder(tmp_path / "theirs", "i8"))
+    inventory = INVENTORY.model_copy(update={"vocabulary": 256})
+    found = {c.name: c for c in existing_checkpoints(workload(checkpoints=[mine, theirs]), inventory, DEVICE)}
+    assert list(found) == [
+        "given-my-int4@onnxruntime", "given-my-int4@onnxruntime-genai", "given-theirs@openvino+f32", "given-theirs@openvino+bf16",
+    ]  # fmt: skip
+    one = found["given-my-int4@onnxruntime"]
+    assert (one.method, one.target, one.checkpoint, one.refused) == ("given", "weights", mine, None)
+    assert "bf16" in (found["given-theirs@openvino+bf16"].refused or "")
+    only = workload(checkpoints=[mine, theirs], runtimes=["openvino"])
+    assert {c.runtime for c in existing_checkpoints(only, inventory, DEVICE)} == {"openvino"}
+
+
+def test_a_checkpoint_of_another_model_or_none_at_all_is_bad_input(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    mine = str(onnx_folder(tmp_path / "m", 4, head=False))
+    with pytest.raises(BadInput, match="256 tokens in its vocabulary"):
+        existing_checkpoints(workload(checkpoints=[mine]), INVENTORY, DEVICE)
+    with pytest.raises(BadInput, match="no such folder"):
+        existing_checkpoints(workload(checkpoints=[str(tmp_path / "gone")]), INVENTORY, DEVICE)
+    (tmp_path / "x").mkdir()
+    twice = str(onnx_folder(tmp_path / "x" / "m", 4, head=False))
+    inventory = INVENTORY.model_copy(update={"vocabulary": 256})
+    with pytest.raises(BadInput, match="different names"):
+        existing_checkpoints(workload(checkpoints=[mine, twice]), inventory, DEVICE)

@@ -114,6 +114,6 @@ def test_an_interrupted_run_says_how_to_continue(tmp_path: Path) -> None:
     time.sleep(1.0)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=30)
-    assert running.returncode == 130
+    assert running.returncode == 130, said
     assert "--resume" in said
     assert not (tmp_path / "out" / "results.json").exists()

@@ -55,6 +55,16 @@ def test_another_scheme_exchanges_the_linears_only() -> None:
     assert found.peak_bytes < 10**9
 
 
+def test_probes_that_claim_more_than_the_whole_ghost_are_brought_down() -> None:
+    fast = ghost().model_copy(update={"ttft_s": figure(1.0), "tpot_s": figure(1e-3)})  # its linears: 4.1 s and 8 ms by the probes
+    found = predicted("rtn-w8-g64@onnxruntime", [fast])
+    assert found
+    assert found.ttft_s == pytest.approx(1.0 * SECONDS["w8-g64"] / SECONDS["fp32"])
+    same = predicted("kv_int8-fp32-kv8@onnxruntime", [fast])
+    assert same
+    assert same.ttft_s == pytest.approx(1.0)
+
+
 def test_the_ghost_of_the_same_kernel_class_is_taken_and_needs_no_exchange() -> None:
     slower = ghost("w8-g64").model_copy(update={"tpot_s": figure(0.9)})
     found = predicted("kv_int8-w8-g64-kv8@onnxruntime", [ghost(), slower])
@@ -90,3 +100,20 @@ def test_users_against_the_closed_form() -> None:
     row = 256 * 4 * 1024
     assert users_within(INVENTORY, scheme("fp32"), "onnxruntime", spec, 0, 10 * row) == 18
     assert users_within(INVENTORY, scheme("fp32"), "openvino", spec, 0, 10 * row) == 28
+
+
+def test_the_ghost_of_the_nearest_bits_carries_a_mixture() -> None:
+    """4 and 8 bits mixed: from the 8-bit ghost, not from the fp32 one, of which the probes would have to bridge 4x."""
+    eight = ghost("w8-g64").model_copy(update={"tpot_s": figure(0.7)})
+    probes = Probes([*kernels(), *four_bits()], INVENTORY, 0.5)
+    schemes = {k: scheme(k) for k in SECONDS}
+    found = predict(candidate("mixed-w4w8-g64@onnxruntime", 1.0), workload(), probes, [ghost(), eight], schemes)
+    assert found
+    assert found.tpot_s == pytest.approx(0.7 - 0.5 * 2 * (SECONDS["w8-g64"] - 0.5e-3))
+
+
+def four_bits() -> list[KernelTiming]:
+    return [
+        KernelTiming(probe="p", scheme=scheme("w4-g64"), runtime="onnxruntime", m=m, n=64, k=64, time_s=figure(0.5e-3 * m))
+        for m in (1, 512)
+    ]

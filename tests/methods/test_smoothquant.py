@@ -27,7 +27,8 @@ def test_no_scale_where_none_helps() -> None:
     """Ranges that are equal already: rounding cannot be bettered, and the tensor is left alone."""
     grid = np.array([[-127, 127], [127, -127]], np.float32)
     pair = Pair("norm", ("linear",), norm=True)
-    found = smoothquant.best(pair, grid + 1e-3, np.abs(grid).max(axis=0), [np.eye(2, dtype=np.float32)], lambda x: x)
+    bounds = np.abs(grid).max(axis=0), np.ones(2, np.float32)
+    found = smoothquant.best(pair, grid + 1e-3, bounds, [np.eye(2, dtype=np.float32)], lambda x: x)
     assert found == (None, None)
 
 
@@ -36,8 +37,8 @@ def test_a_loud_channel_is_moved() -> None:
     x = draw.standard_normal((64, 16)).astype(np.float32)
     x[:, 3] *= 100
     weights = [draw.standard_normal((8, 16)).astype(np.float32)]
-    bound = np.abs(x).max(axis=0)
-    alpha, scale = smoothquant.best(Pair("n", ("l",), norm=True), x, bound, weights, fake_activations)
+    bounds = np.abs(x).max(axis=0), np.abs(weights[0]).max(axis=0)
+    alpha, scale = smoothquant.best(Pair("n", ("l",), norm=True), x, bounds, weights, fake_activations)
     assert alpha in smoothquant.GRID
     assert scale is not None
     assert scale.argmax() == 3

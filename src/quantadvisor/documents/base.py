@@ -44,13 +44,15 @@ class OpenDocument(Document):
 class Figure(OpenDocument):
     """One number with its spread and its class.
 
-    `low` and `high` bound the 95 % bootstrap interval of the median; `samples` are the raw ones, in the field's unit.
+    `low` and `high` bound the 95 % bootstrap interval of the median; `samples` are the raw ones, in the field's unit;
+    `blocks` name the process that each came from, where there were several.
     """
 
     median: Finite
     low: Finite
     high: Finite
     samples: tuple[Finite, ...] = ()
+    blocks: tuple[int, ...] = ()
     kind: NumberClass = "measured"
     source: str = ""
 

@@ -108,6 +108,8 @@ class Candidate(OpenDocument):
     refused: str | None = None
     excluded: str | None = None
     """Feasible to run, but outside SLO, memory or quality budget: why."""
+    checkpoint: str | None = None
+    """Folder of an existing checkpoint that competes as it is (method `given`)."""
     predicted: Predicted | None = None
     measured: Measured | None = None
     quality: Quality | None = None

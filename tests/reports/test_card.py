@@ -1,0 +1,25 @@
+"""The model card of an artifact: what a reader of the folder alone must find."""
+
+from quantadvisor.reports.card import render_card
+
+from . import sample
+
+
+def test_the_card_holds_scheme_numbers_command_versions_and_hashes() -> None:
+    made = sample.complete()
+    assert made.artifact
+    card = render_card(made)
+    assert card.startswith(f"# {made.workload.model}, {made.verdict.choice}")
+    for item in made.artifact.serve:
+        assert item.command in card
+        assert ("ran once here" if item.verified else f"not verified: {item.reason}") in card
+    for name, digest in made.artifact.sha256.items():
+        assert f"| {name} | `{digest}` |" in card
+    for package, version in made.environment.versions.items():
+        assert f"{package} {version}" in card or f"{package}: {version}" in card
+    assert "| TPOT |" in card
+    assert "mean KL against fp32" in card
+
+
+def test_without_an_artifact_there_is_no_card() -> None:
+    assert render_card(sample.minimal()) == ""
