@@ -166,5 +166,5 @@ def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:
     return {
         f"{method}-{scheme.name}": scheme
         for method, scheme in pairs
-        if not scheme.quantizes_cache and method in ("rtn", "dynamic_int8", "static_int8", "smoothquant")
+        if not scheme.quantizes_cache and method in ("rtn", "gguf", "dynamic_int8", "static_int8", "smoothquant")
     }

@@ -25,6 +25,7 @@ FLOATS = ("f32", "f16", "bf16")
 BATCH = 2048
 """Tokens of one llama_decode; it cuts them into micro-batches of MICRO."""
 MICRO = 512
+STEPS = 5
 
 
 def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
@@ -80,6 +81,7 @@ class LlamaSession:
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.context: Any = None
         self.length = self.rows = 0
+        self.watch: Watch | None = None
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
         import numpy as np
@@ -115,37 +117,37 @@ class LlamaSession:
     def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         """Wall times of plain passes, then the same passes with every node of the graph observed by itself."""
         watch = Watch(self.api)
-        decodes, walls = 5, []
-        plain, observed = {}, {}
-        for watched in (None, watch):
-            self.watch = watched
-            start = time.perf_counter()
-            following = self.prefill(tokens, tokens.shape[1] + decodes + 1).argmax(-1)[:, None]
-            walls = [time.perf_counter() - start]
-            if watched:
-                observed["prefill"] = watch.take(1)
-            if batch:
-                self.fill(batch, tokens.shape[1] + decodes + 1)
-                following = following[:1].repeat(batch, 0)
-            self.decode(following)
-            watch.take(1)
-            steps = [timed(lambda: self.decode(following)) for _ in range(decodes)]
-            if watched:
-                observed["decode"] = watch.take(decodes)
-            else:
-                plain = {"prefill": walls, "decode": steps}
+        walls = self._passes(tokens, batch, lambda: None)
+        self.watch = watch
+        nodes: list[list[Node]] = []
+        self._passes(tokens, batch, lambda: nodes.append(watch.take()))
         self.watch = None
         notes = [f"cache stored in {'q8_0' if 'kvq8' in self.options else 'q4_0' if 'kvq4' in self.options else 'f16'}"]
         notes += sorted({line.strip() for line in "".join(self.said).splitlines() if "model buffer size" in line})
         notes.append(self.api.llama_print_system_info().decode())
-        return {name: phase(observed[name], plain[name], notes) for name in ("prefill", "decode")}
+        return {name: phase(nodes[i], len(walls[i]), walls[i], notes) for i, name in enumerate(("prefill", "decode"))}
+
+    def _passes(self, tokens: Any, batch: int | None, after: Callable[[], None]) -> list[list[float]]:
+        """Wall times of a prefill and of STEPS decode steps, which a first one goes before; `after` is called after each kind."""
+        capacity = tokens.shape[1] + STEPS + 1
+        start = time.perf_counter()
+        following = self.prefill(tokens, capacity).argmax(-1)[:, None]
+        prefill_s = time.perf_counter() - start
+        after()
+        if batch:
+            self.fill(batch, capacity)
+            following = following[:1].repeat(batch, 0)
+        self.decode(following)
+        if self.watch:
+            self.watch.take()
+        steps = [timed(lambda: self.decode(following)) for _ in range(STEPS)]
+        after()
+        return [[prefill_s], steps]
 
     def close(self) -> None:
         if self.context:
             self.api.llama_free(self.context)
         self.context = None
-
-    watch: Watch | None = None
 
     def _open(self, rows: int, capacity: int, outputs: int | None = None) -> None:
         """A new context of `rows` sequences, `capacity` tokens each; logits of at most `outputs` tokens a pass."""
@@ -251,10 +253,10 @@ class Watch:
     def start(self) -> None:
         self.last = time.perf_counter()
 
-    def take(self, passes: int) -> list[Node]:
-        """The nodes since the last call, each with its share of one pass."""
+    def take(self) -> list[Node]:
+        """The nodes since the last call."""
         nodes, self.nodes = self.nodes, []
-        return [node._replace(seconds=node.seconds / passes) for node in nodes] + [Node("", "", "", str(passes), 0.0)]
+        return nodes
 
     def _see(self, address: int, ask: bool, _: Any) -> bool:
         if ask:
@@ -276,9 +278,8 @@ class Watch:
         return True
 
 
-def phase(nodes: list[Node], walls: list[float], notes: list[str]) -> dict[str, Any]:
+def phase(nodes: list[Node], passes: int, walls: list[float], notes: list[str]) -> dict[str, Any]:
     """Parts of a pass: shares of the observed nodes, times the wall of the plain passes (observing costs time itself)."""
-    passes, nodes = int(nodes[-1].buffer), nodes[:-1]
     wall = sorted(walls)[len(walls) // 2]
     scale = wall / (sum(node.seconds for node in nodes) or 1.0)
     parts = {"linears_s": 0.0, "attention_s": 0.0, "cache_s": 0.0, "other_s": 0.0}
