@@ -158,6 +158,10 @@ def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mappin
     return min(same, key=distance, default=None)
 
 
+def same_linears(a: Scheme, b: Scheme) -> bool:
+    return (a.compute, a.weights, a.activations, a.lm_head) == (b.compute, b.weights, b.activations, b.lm_head)
+
+
 def bits_of_weights(scheme: Scheme) -> float:
     return scheme.weights.bits if scheme.weights else 16.0 if scheme.compute == "bf16" else 32.0
 
@@ -167,6 +171,8 @@ def shifted(
 ) -> float | None:
     """The ghost's time with its linears exchanged for the candidate's. Where the probes give the ghost's linears more time
     than the whole ghost took, both are brought down alike: the ghost is what really ran."""
+    if same_linears(base_scheme, candidate.scheme):
+        return total_s
     theirs = probes.linears_s(base_scheme, base.runtime, base.options, m, head_m)
     ours = probes.linears_s(candidate.scheme, candidate.runtime, candidate.options, m, head_m)
     if theirs is None or ours is None:

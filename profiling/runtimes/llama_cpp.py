@@ -81,13 +81,14 @@ class LlamaSession:
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.context: Any = None
         self.length = self.rows = 0
+        self.first: Any = None
         self.watch: Watch | None = None
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
         import numpy as np
 
         self._open(len(tokens), capacity)
-        self.length = tokens.shape[1]
+        self.length, self.first = tokens.shape[1], tokens[0]
         return np.concatenate([self._feed(row, index) for index, row in enumerate(tokens)])
 
     def decode(self, tokens: Any) -> Any:
@@ -97,14 +98,12 @@ class LlamaSession:
         return self._logits(self.rows)
 
     def fill(self, batch: int, capacity: int) -> None:
-        """Real copies: the state of row 0 is taken out and put into every row of a new context."""
-        size = self.api.llama_state_seq_get_size(self.context, 0)
-        state = (ctypes.c_uint8 * size)()
-        self.api.llama_state_seq_get_data(self.context, state, size, 0)
+        """Row 0 is prefilled again in a context of as many rows, and copied into each: rows share no memory there."""
         self._open(batch, capacity)
-        for row in range(batch):
-            if not self.api.llama_state_seq_set_data(self.context, state, size, row):
-                raise MemoryError(f"the cache of row {row} does not fit: {self._last_words()}")
+        self._feed(self.first, 0)
+        memory = self.api.llama_get_memory(self.context)
+        for row in range(1, batch):
+            self.api.llama_memory_seq_cp(memory, 0, row, -1, -1)
 
     def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
         step = min(chunk or len(tokens), BATCH)

@@ -117,3 +117,11 @@ def four_bits() -> list[KernelTiming]:
         KernelTiming(probe="p", scheme=scheme("w4-g64"), runtime="onnxruntime", m=m, n=64, k=64, time_s=figure(0.5e-3 * m))
         for m in (1, 512)
     ]
+
+
+def test_a_runtime_without_probes_is_predicted_where_the_linears_are_the_same() -> None:
+    alone = ghost("w8-g64").model_copy(update={"runtime": "llama.cpp", "tpot_s": figure(0.7)})
+    found = predicted("kv_int8-w8-g64-kv8@llama.cpp", [alone])
+    assert found
+    assert found.tpot_s == pytest.approx(0.7)
+    assert predicted("none-fp32@llama.cpp", [alone]) is None
