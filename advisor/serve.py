@@ -57,7 +57,8 @@ def place_artifact(source: Path, out: Path, kind: str, choice: Candidate) -> Art
 def try_serve(server: str, folder: Path, choice: Candidate) -> Serve:
     """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt."""
     hint = "bf16" if "bf16" in choice.options else "f32"
-    command = "python -c " + shlex.quote(COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint))
+    code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint)
+    command = f'python -c "{code}"'  # COMMANDS hold nothing that a shell reads between double quotes
     line = shlex.quote(sys.executable) + command.removeprefix("python")
     try:
         done = subprocess.run(
