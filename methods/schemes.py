@@ -26,7 +26,9 @@ HEAD_GROUP = 64
 MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
 
-PATTERN = re.compile(r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static)?|q(?P<blocks>[48])_0")
+PATTERN = re.compile(
+    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static)?|q(?P<blocks>[48])_0"
+)
 
 
 def scheme(name: str) -> Scheme:

@@ -1,8 +1,8 @@
 """GGUF artifacts for llama.cpp: a folder with `model.gguf`.
 
-    export_base  Hugging Face folder -> float32 GGUF (the `gguf` package writes it)
-    randomise    float32 GGUF -> the same with random weights: what ghosts are made of
-    quantize     float32 GGUF -> any of llama.cpp's types (its own `llama_model_quantize` rounds)
+export_base  Hugging Face folder -> float32 GGUF (the `gguf` package writes it)
+randomise    float32 GGUF -> the same with random weights: what ghosts are made of
+quantize     float32 GGUF -> any of llama.cpp's types (its own `llama_model_quantize` rounds)
 """
 
 from __future__ import annotations
@@ -152,8 +152,6 @@ def quantize(base: Path, out: Path, type_name: str, threads: int = 2) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = TYPES[type_name], threads
     with new_folder(out) as folder:
-        code = llama_cpp.llama_model_quantize(
-            str(base / FILE).encode(), str(folder / FILE).encode(), ctypes.byref(params)
-        )
+        code = llama_cpp.llama_model_quantize(str(base / FILE).encode(), str(folder / FILE).encode(), ctypes.byref(params))
         if code:
             raise CandidateFailed(f"llama_model_quantize gave {code} for {type_name}")

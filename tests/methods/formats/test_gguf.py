@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
-
-gguf = pytest.importorskip("gguf")
 
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.methods.formats import gguf as formats

@@ -11,9 +11,7 @@ from quantadvisor.profiling.runtimes import llama_cpp as runtime
 
 from ...methods.conftest import torch_logits, write_llama
 
-needs_llama = pytest.mark.skipif(
-    runtime.refuse(None, (), ()) is not None, reason="llama.cpp is not here: make runtime-llama"
-)
+needs_llama = pytest.mark.skipif(runtime.refuse(None, (), ()) is not None, reason="llama.cpp is not here: make runtime-llama")
 TOKENS = np.random.default_rng(0).integers(3, 256, (3, 24)).astype(np.int64)
 
 
