@@ -70,7 +70,8 @@ def operator_ran(choice: Candidate) -> Question:
     if choice.target == "none":
         return Question(id="operator", answer=True, evidence=f"nothing is quantized; a decode step ran {top}.{notes}")
     share = found.quantized_share
-    said = f"{found.quantized_linears} of {found.linears} linears of a decode step ran quantized ({math.floor(share * 100)} %): {top}.{notes}"
+    whole = f"{math.floor(share * 100)} %"
+    said = f"{found.quantized_linears} of {found.linears} linears of a decode step ran quantized ({whole}): {top}.{notes}"
     if choice.target == "kv_cache":
         cache = [row for row in found.operators if "Attention" in row.name and row.quantized]
         ran = bool(cache) or any(

@@ -32,7 +32,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
         return gguf.refuse(config(model_folder))
     if scheme.name == "bf16" and runtime != "torch":
-        return f"bf16 weights are written for torch and llama.cpp only; {runtime} takes fp32 weights, and bf16 as an option if at all"
+        return f"bf16 weights are written for torch and llama.cpp only; {runtime} takes fp32, and bf16 as an option if at all"
     return None
 
 

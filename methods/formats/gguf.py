@@ -67,7 +67,7 @@ def tensors(model_folder: Path) -> Iterator[tuple[str, Any]]:
 
     for path in sorted(model_folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 yield name, file.get_tensor(name).float().numpy()
 
 
