@@ -298,7 +298,7 @@ def phase(nodes: list[Node], passes: int, walls: list[float], notes: list[str]) 
                 "linear": any(n.operator == operator and n.number == number and n.buffer == buffer for n in linear),
                 "quantized": number not in FLOATS,
             }
-            for (operator, buffer, number), times in sorted(rows.items(), key=lambda item: -sum(item[1]))[:12]
+            for (operator, buffer, number), times in sorted(rows.items(), key=lambda item: -sum(item[1]))
         ],
         "linears": round(len(linear) / passes),
         "quantized_linears": round(sum(node.number not in FLOATS for node in linear) / passes),
