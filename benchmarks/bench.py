@@ -125,7 +125,7 @@ def prediction(found: dict[str, Results]) -> list[Row]:
         errors: dict[str, list[float]] = {}
         for results in found.values():
             for row in results.ledger:
-                if row.quantity == quantity and row.candidate != results.profile.baseline:
+                if row.quantity == quantity:
                     runtime = row.candidate.split("@")[1].split("+")[0]
                     errors.setdefault(runtime, []).append(abs(row.ratio - 1))
         everything = [error for each in errors.values() for error in each]
