@@ -193,8 +193,8 @@ def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], w
 
 
 def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """The unmeasured candidate that is predicted to beat or to tie the best feasible measured one, if any: the best predicted
-    of a method and scheme that was not measured on any runtime."""
+    """The unmeasured candidate that is predicted to beat the best feasible measured one, or to tie it and win the tie by
+    better quality, if any: the best predicted of a method and scheme that was not measured on any runtime."""
     order = ranked(candidates, workload)
     open_ = [c for c in candidates if not c.measured and not c.refused and not c.excluded and c.predicted]
     open_ = [c for c in open_ if c.predicted and c.predicted.objective is not None]
@@ -205,14 +205,21 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
     assert measured
     seen = {c.name.split("@")[0] for c in candidates if c.measured}
     known = [c for c in candidates if c.predicted and c.predicted.objective is not None]
-    goal = measured.median / TIE if maximised(workload) else measured.median * TIE
+    wins, ties = (measured.median * factor for factor in ((TIE, 1 / TIE) if maximised(workload) else (1 / TIE, TIE)))
+    kl = order[0].quality.kl.mean if order[0].quality else 0.0
     return [
         c
         for c in open_
         if c.name.split("@")[0] not in seen
-        and better(objective(c), goal, workload)
+        and better(objective(c), ties if expected_kl(c) < kl else wins, workload)
         and not shrinks_more_for_nothing(c, known, workload)
     ][:1]
+
+
+def expected_kl(candidate: Candidate) -> float:
+    """Simulated, nats; infinity where nothing is known."""
+    known = candidate.predicted.kl if candidate.predicted else None
+    return float("inf") if known is None else known
 
 
 def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]

@@ -6,8 +6,8 @@ from quantadvisor.documents import Candidate, Predicted
 from .documents import candidate, workload
 
 
-def predicted(name: str, seconds: float) -> Candidate:
-    return candidate(name, seconds).model_copy(update={"measured": None, "predicted": Predicted(objective=seconds)})
+def predicted(name: str, seconds: float, kl: float | None = None) -> Candidate:
+    return candidate(name, seconds).model_copy(update={"measured": None, "predicted": Predicted(objective=seconds, kl=kl)})
 
 
 def names(*order: Candidate) -> list[str]:
@@ -30,9 +30,13 @@ def test_a_quantized_cache_is_tried_only_where_it_is_predicted_to_gain() -> None
 
 
 def test_what_is_predicted_to_tie_with_the_best_measured_is_measured_too() -> None:
-    held = candidate("mixed-w4w8-g64@onnxruntime", 1.5)
-    tie, twin = predicted("rtn-w8-g64@onnxruntime", 1.52), predicted("rtn-w8-g64@onnxruntime-genai", 1.54)
+    held = candidate("mixed-w4w8-g64@onnxruntime", 1.5, kl=0.03)
+    tie, twin = predicted("rtn-w8-g64@onnxruntime", 1.52, kl=0.01), predicted("rtn-w8-g64@onnxruntime-genai", 1.54, kl=0.01)
     cache, slow = predicted("kv_int8-w8-g64-kv8@onnxruntime", 1.52), predicted("none-fp32@onnxruntime", 1.6)
     same = predicted("mixed-w4w8-g64@onnxruntime-genai", 1.3)
     assert [c.name for c in overlooked([held, slow, cache, twin, tie, same], workload())] == [tie.name]
     assert overlooked([held, slow, same], workload()) == []
+    worse = predicted("smoothquant-w8a8-tensor@onnxruntime", 1.48, kl=0.04)
+    assert overlooked([held, worse], workload()) == []
+    clearly = predicted("smoothquant-w8a8-tensor@onnxruntime", 1.4, kl=0.04)
+    assert overlooked([held, worse, clearly], workload()) == [clearly]
