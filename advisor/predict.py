@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from quantadvisor.documents import Candidate, Ghost, Inventory, KernelTiming, Predicted, Scheme, Workload
-from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights
+from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value
 
 
@@ -205,5 +205,5 @@ def users_within(
 
 def cache_row_bytes(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:
     """Cache bytes of one request at the declared context; some runtimes' unquantized cache is 16 bit whatever computes."""
-    plain = 2 if runtime in ("openvino", "llama.cpp") else None
+    plain = plain_cache_bytes(runtime)
     return max(1, bytes_of_cache(inventory, scheme, workload.traffic.context_length, 1, plain_bytes=plain))

@@ -22,7 +22,7 @@ from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
-from quantadvisor.profiling.ledger import memory_ledger
+from quantadvisor.profiling.ledger import memory_ledger, plain_cache_bytes
 from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -185,7 +185,7 @@ def memory_of(
         one_token_bytes=one_token,
         shorter=shorter,
         measured_peak_bytes=peak,
-        cache_element_bytes=2 if runtime in ("openvino", "llama.cpp") else None,
+        cache_element_bytes=plain_cache_bytes(runtime),
     )
 
 

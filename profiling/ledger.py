@@ -72,6 +72,11 @@ def _cache_bytes(elements: float, number: Format | None, plain_bytes: int, head_
     return elements * number.bits / 8 + overhead
 
 
+def plain_cache_bytes(runtime: str) -> int | None:
+    """Bytes of an unquantized cache's value where the runtime stores 16 bit whatever computes; else None."""
+    return 2 if runtime in ("openvino", "llama.cpp") else None
+
+
 def memory_ledger(
     inventory: Inventory,
     scheme: Scheme,

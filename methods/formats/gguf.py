@@ -23,8 +23,7 @@ from .folders import new_folder
 FILE = "model.gguf"
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """model_type -> gguf.MODEL_ARCH. LLAMA rotates neighbouring channels, so q_proj and k_proj are permuted."""
-TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_m": 12,
-         "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "bf16": 32}  # fmt: skip
+TYPES = {"f32": 0, "q4_0": 2, "q8_0": 7, "bf16": 32}
 """enum llama_ftype of llama.h."""
 NORMAL, UNUSED, CONTROL, USER_DEFINED = 1, 5, 3, 4
 """gguf.TokenType."""
