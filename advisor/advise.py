@@ -15,7 +15,7 @@ from .prove import memory_limit
 
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
-MOST_TRIALS = 4
+MOST_TRIALS = 3
 WORTH = 0.01
 """What a quantized cache must be predicted to gain over the same candidate without one."""
 

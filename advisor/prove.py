@@ -18,6 +18,8 @@ from quantadvisor.documents import (
     Operators,
     PhaseTime,
     Quality,
+    Traffic,
+    Workload,
 )
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling.measure import (
@@ -29,8 +31,9 @@ from quantadvisor.profiling.measure import (
     measured_from_rounds,
     peak_of,
     recorded,
+    request_s,
 )
-from quantadvisor.profiling.quality import passkey_found, score_through_runtime, straddles
+from quantadvisor.profiling.quality import budget_breach, passkey_found, score_through_runtime, straddles
 from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
@@ -143,16 +146,33 @@ def run_trials(
         )
         failed |= broke
         shared_s = (time.monotonic() - started) / max(1, len(workers))
-        trials = []
-        for candidate in chosen:
-            built = done[builds[candidate.name].out]
-            if candidate.name in failed:
-                trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
+        trials = {}
+        held = False
+        for name in fastest_first(list(builds), rows, traffic):
+            candidate, built = next(c for c in chosen if c.name == name), done[builds[name].out]
+            if name in failed:
+                trials[name] = Trial(name=name, failed=failed[name], seconds=built.seconds)
                 continue
-            worker = workers[candidate.name]
-            trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
-            worker.close()
-    return Trials(trials=tuple(trials))
+            sure = not held or objective == "concurrency"  # a slower one can only be chosen where users count
+            trials[name] = evidence(context, candidate, workers[name], rows[name], built, shared_s, baseline, sure)
+            workers[name].close()
+            held |= holds(trials[name], context.workload)
+    return Trials(trials=tuple(trials[c.name] for c in chosen))
+
+
+def fastest_first(names: Sequence[str], rows: Mapping[str, Sequence[Round]], traffic: Traffic) -> list[str]:
+    """By median latency of a request; those without rounds last."""
+
+    def seconds(name: str) -> float:
+        done = [request_s(traffic, r.ttft_s, r.tpot_s) for r in rows.get(name, ())]
+        return float(np.median(done)) if done else float("inf")
+
+    return sorted(names, key=seconds)
+
+
+def holds(trial: Trial, workload: Workload) -> bool:
+    """Is its quality inside the budget with the whole interval?"""
+    return trial.quality is not None and budget_breach(trial.quality, workload) is None and not straddles(trial.quality, workload)
 
 
 def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
@@ -196,8 +216,12 @@ def evidence(
     built: Built,
     shared_s: float,
     baseline: BaselineRun,
+    sure: bool,
 ) -> Trial:
-    """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known."""
+    """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known.
+
+    `sure`: score more tokens where the quality's interval lies on both sides of the budget.
+    """
     started = time.monotonic()
     notes: list[str] = list(built.notes)
     say = context.progress.say
@@ -208,7 +232,7 @@ def evidence(
             notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
         found = users(context, candidate, rounds, notes)
         say(f"{candidate.name}: quality")
-        quality = quality_of_candidate(context, candidate, worker)
+        quality = quality_of_candidate(context, candidate, worker, sure)
         if candidate.name == baseline.name:
             operators, phases = baseline.operators, baseline.phases
         else:
@@ -262,9 +286,9 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
     return largest_batch(run, memory_limit(context), tpot, guess, known)
 
 
-def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker) -> Quality:
-    """Through the runtime; on more tokens where the interval straddles the budget, unless the simulation excluded it; with
-    a passkey for a quantized cache."""
+def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker, sure: bool) -> Quality:
+    """Through the runtime; with a passkey for a quantized cache. `sure`: on more tokens where the interval straddles the
+    budget, unless the simulation excluded it."""
     _, text = context.evaluation
     quantized = candidate.scheme.quantizes_cache
     available = context.windows(MOST_EVALUATION_TOKENS).size
@@ -277,7 +301,7 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
             cache_quantized=quantized,
             text=f"{text.name} ({text.licence})",
         )
-        if candidate.excluded or tokens * 2 > available or not straddles(quality, context.workload):
+        if not sure or candidate.excluded or tokens * 2 > available or not straddles(quality, context.workload):
             break
         tokens *= 2
     if quantized:
