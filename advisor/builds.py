@@ -1,4 +1,4 @@
-"""Artifacts are built in child processes, two at a time, while nothing is being timed.
+"""Artifacts are built in child processes, two at a time, each on its part of the cores, while nothing is being timed.
 
 A build is one call of a method's `apply`. Its peak memory above the interpreter and its libraries is measured; a build
 that fails is a reason, not an end. Finished builds are kept: the folder appears only when it is whole.
@@ -50,7 +50,8 @@ def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: in
         return done
     say(f"building {len(todo)} artifacts")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=quiet_child) as pool:
+    many = min(processes, len(todo))
+    with ProcessPoolExecutor(many, mp_context=context, initializer=quiet_child, initargs=(many,)) as pool:
         running: dict[Future[Built], Build] = {}
         while todo or running:
             for build in [b for b in todo.values() if b.base not in todo and b.base not in {r.out for r in running.values()}]:
@@ -83,12 +84,14 @@ def read_built(out: Path) -> Built:
     return Built.read(out / "built.json")
 
 
-def quiet_child() -> None:
-    """A build prints nothing, loads nothing from a hub, and dies with its parent."""
+def quiet_child(processes: int = 1) -> None:
+    """A build prints nothing, loads nothing from a hub, dies with its parent, and computes on its part of the cores."""
     from quantadvisor.profiling.worker import die_with_parent
 
     die_with_parent()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)

@@ -63,10 +63,10 @@ class Context:
                 continue
         return evaluation_tokens(self.model_folder, EVALUATION_TOKENS, text)
 
-    def windows(self, tokens: int) -> np.ndarray:
-        """int64 [tokens / WINDOW, WINDOW] of the evaluation text."""
+    def windows(self, end: int, start: int = 0) -> np.ndarray:
+        """int64 [(end - start) / WINDOW, WINDOW]: tokens `start` to `end` of the evaluation text."""
         stream, _ = self.evaluation
-        return stream[: tokens // WINDOW * WINDOW].reshape(-1, WINDOW)
+        return stream[start : end // WINDOW * WINDOW].reshape(-1, WINDOW)
 
     @cached_property
     def calibration(self) -> np.ndarray:

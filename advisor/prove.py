@@ -18,7 +18,6 @@ from quantadvisor.documents import (
     Operators,
     PhaseTime,
     Quality,
-    Traffic,
     Workload,
 )
 from quantadvisor.kernels.timing import figure
@@ -31,13 +30,13 @@ from quantadvisor.profiling.measure import (
     measured_from_rounds,
     peak_of,
     recorded,
-    request_s,
 )
-from quantadvisor.profiling.quality import budget_breach, passkey_found, score_through_runtime, straddles
+from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, straddles
 from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
+from .decide import TIE, better, maximised, objective_of, ranked
 from .ghosts import ghost_of
 from .predict import users_within
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
@@ -146,33 +145,43 @@ def run_trials(
         )
         failed |= broke
         shared_s = (time.monotonic() - started) / max(1, len(workers))
-        trials = {}
-        held = False
-        for name in fastest_first(list(builds), rows, traffic):
-            candidate, built = next(c for c in chosen if c.name == name), done[builds[name].out]
-            if name in failed:
-                trials[name] = Trial(name=name, failed=failed[name], seconds=built.seconds)
+        trials = []
+        for candidate in chosen:
+            built = done[builds[candidate.name].out]
+            if candidate.name in failed:
+                trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
                 continue
-            sure = not held or objective == "concurrency"  # a slower one can only be chosen where users count
-            trials[name] = evidence(context, candidate, workers[name], rows[name], built, shared_s, baseline, sure)
-            workers[name].close()
-            held |= holds(trials[name], context.workload)
-    return Trials(trials=tuple(trials[c.name] for c in chosen))
+            worker = workers[candidate.name]
+            trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
+            worker.close()
+    open_ = undecided([with_trial(c, t, context) for c, t in zip(chosen, trials, strict=True)], context.workload)
+    return Trials(trials=tuple(t if t.name not in open_ else on_more_tokens(context, open_[t.name], t) for t in trials))
 
 
-def fastest_first(names: Sequence[str], rows: Mapping[str, Sequence[Round]], traffic: Traffic) -> list[str]:
-    """By median latency of a request; those without rounds last."""
+def undecided(candidates: Sequence[Candidate], workload: Workload) -> dict[str, Candidate]:
+    """Those whose quality's interval lies on both sides of the budget, and who are clearly better than everyone for whom
+    it does not: more tokens decide whether they win."""
+    measured = [c for c in candidates if c.excluded is None and objective_of(c) and c.quality]
+    unsure = {c.name: c for c in measured if c.quality and straddles(c.quality, workload)}
+    sure = ranked([c for c in measured if c.name not in unsure], workload)
+    if not sure:
+        return unsure
+    best = objective_of(sure[0])
+    assert best
+    wins = best.median * TIE if maximised(workload) else best.median / TIE
+    return {name: c for name, c in unsure.items() if (mine := objective_of(c)) and better(mine.median, wins, workload)}
 
-    def seconds(name: str) -> float:
-        done = [request_s(traffic, r.ttft_s, r.tpot_s) for r in rows.get(name, ())]
-        return float(np.median(done)) if done else float("inf")
 
-    return sorted(names, key=seconds)
-
-
-def holds(trial: Trial, workload: Workload) -> bool:
-    """Is its quality inside the budget with the whole interval?"""
-    return trial.quality is not None and budget_breach(trial.quality, workload) is None and not straddles(trial.quality, workload)
+def on_more_tokens(context: Context, candidate: Candidate, trial: Trial) -> Trial:
+    """The trial with a quality from as many tokens as it takes, up to MOST_EVALUATION_TOKENS."""
+    started = time.monotonic()
+    context.progress.say(f"{candidate.name}: quality on more tokens")
+    try:
+        with context.worker_of(candidate) as worker:
+            quality = quality_of_candidate(context, candidate, worker, MOST_EVALUATION_TOKENS)
+    except CandidateFailed as error:
+        return trial.model_copy(update={"failed": str(error)})
+    return trial.model_copy(update={"quality": quality, "seconds": trial.seconds + time.monotonic() - started})
 
 
 def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
@@ -216,12 +225,8 @@ def evidence(
     built: Built,
     shared_s: float,
     baseline: BaselineRun,
-    sure: bool,
 ) -> Trial:
-    """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known.
-
-    `sure`: score more tokens where the quality's interval lies on both sides of the budget.
-    """
+    """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known."""
     started = time.monotonic()
     notes: list[str] = list(built.notes)
     say = context.progress.say
@@ -232,7 +237,7 @@ def evidence(
             notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
         found = users(context, candidate, rounds, notes)
         say(f"{candidate.name}: quality")
-        quality = quality_of_candidate(context, candidate, worker, sure)
+        quality = quality_of_candidate(context, candidate, worker)
         if candidate.name == baseline.name:
             operators, phases = baseline.operators, baseline.phases
         else:
@@ -286,25 +291,23 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
     return largest_batch(run, memory_limit(context), tpot, guess, known)
 
 
-def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker, sure: bool) -> Quality:
-    """Through the runtime; with a passkey for a quantized cache. `sure`: on more tokens where the interval straddles the
-    budget, unless the simulation excluded it."""
+def quality_of_candidate(
+    context: Context, candidate: Candidate, worker: RunningWorker, most: int = EVALUATION_TOKENS
+) -> Quality:
+    """Through the runtime, with a passkey for a quantized cache; on up to `most` tokens while the interval straddles the
+    budget. A quantized cache is scored in chunks, so that later ones really read it."""
     _, text = context.evaluation
-    quantized = candidate.scheme.quantizes_cache
-    available = context.windows(MOST_EVALUATION_TOKENS).size
-    tokens = EVALUATION_TOKENS
+    chunk = CHUNK if candidate.scheme.quantizes_cache else None
+    most = min(most, context.windows(MOST_EVALUATION_TOKENS).size)
+    scores: list[np.ndarray] = []
+    start, end = 0, EVALUATION_TOKENS
     while True:
-        quality = score_through_runtime(
-            worker,
-            context.windows(tokens),
-            make_reference(context, tokens),
-            cache_quantized=quantized,
-            text=f"{text.name} ({text.licence})",
-        )
-        if not sure or candidate.excluded or tokens * 2 > available or not straddles(quality, context.workload):
+        scores.append(worker.score(context.windows(end, start), make_reference(context, end, start), chunk))
+        quality = quality_of(np.concatenate(scores, axis=1), f"{text.name} ({text.licence})", chunk)
+        if end * 2 > most or not straddles(quality, context.workload):
             break
-        tokens *= 2
-    if quantized:
+        start, end = end, end * 2
+    if candidate.scheme.quantizes_cache:
         prompt, answer = context.passkey()
         quality = quality.model_copy(update={"passkey_found": passkey_found(worker, prompt, answer)})
     return quality

@@ -60,22 +60,17 @@ def peaks_of(device: Device) -> Device:
     return device.model_copy(update={"peaks": measure_peaks(device.threads)})
 
 
-def reference_path(context: Context, tokens: int = EVALUATION_TOKENS) -> Path:
-    """Where the fp32 log-probabilities of the evaluation text lie, float16 [tokens, V]."""
-    _, text = context.evaluation
-    return context.model_cache / f"reference-{text.sha256[:12]}-{tokens}.npy"
-
-
-def make_reference(context: Context, tokens: int = EVALUATION_TOKENS) -> Path:
-    """fp32 log-probabilities through torch; kept for later runs."""
-    path = reference_path(context, tokens)
+def make_reference(context: Context, end: int = EVALUATION_TOKENS, start: int = 0) -> Path:
+    """fp32 log-probabilities of tokens `start` to `end` of the evaluation text, float16 [tokens, V], through torch; kept
+    for later runs."""
+    path = context.model_cache / f"reference-{context.evaluation[1].sha256[:12]}-{start}-{end}.npy"
     if path.exists():
         return path
-    context.progress.say(f"fp32 logits of {tokens:,} tokens")
+    context.progress.say(f"fp32 logits of {end - start:,} tokens")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name("." + path.name)
     with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
-        worker.write_reference(context.windows(tokens), scratch)
+        worker.write_reference(context.windows(end, start), scratch)
     scratch.rename(path)
     return path
 

@@ -8,7 +8,6 @@ the fp32 model's distribution; top-1 = share of tokens whose most likely next to
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -20,17 +19,6 @@ WINDOW = 512
 CHUNK = 128
 BLOCK = 32
 RESAMPLES = 2000
-
-
-def score_through_runtime(
-    worker: RunningWorker, windows: np.ndarray, reference: Path, *, cache_quantized: bool, text: str
-) -> Quality:
-    """Score int64 [W, S] against `reference`, the log-probabilities that the fp32 model gave.
-
-    A quantized cache is scored in chunks of CHUNK tokens, so that later chunks really read it.
-    """
-    chunk = CHUNK if cache_quantized else None
-    return quality_of(worker.score(windows, reference, chunk), text, chunk)
 
 
 def quality_of(scores: np.ndarray, text: str, chunk: int | None = None, simulated: bool = False) -> Quality:
