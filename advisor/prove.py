@@ -291,9 +291,7 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
     return largest_batch(run, memory_limit(context), tpot, guess, known)
 
 
-def quality_of_candidate(
-    context: Context, candidate: Candidate, worker: RunningWorker, most: int = EVALUATION_TOKENS
-) -> Quality:
+def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker, most: int = EVALUATION_TOKENS) -> Quality:
     """Through the runtime, with a passkey for a quantized cache; on up to `most` tokens while the interval straddles the
     budget. A quantized cache is scored in chunks, so that later ones really read it."""
     _, text = context.evaluation
