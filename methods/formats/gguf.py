@@ -33,6 +33,10 @@ def refuse(config: Mapping[str, Any]) -> str | None:
     found = config.get("model_type")
     if found not in ARCHITECTURES:
         return f"no map to GGUF for model_type {found!r}; known are {', '.join(ARCHITECTURES)}"
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind != "default":
+        return f"its rotary positions are scaled ({kind}): our GGUF export writes unscaled ones only"
     return None
 
 

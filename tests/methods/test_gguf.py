@@ -1,5 +1,6 @@
 """What `gguf` offers and refuses; the rounding itself is in formats/test_gguf.py."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,15 @@ def test_refusals(tmp_path: Path, llama: Path) -> None:
     assert "gemma2" in str(gguf.refuse(tmp_path, scheme("q8_0"), "llama.cpp"))
     assert "writes nothing for openvino" in str(gguf.refuse(llama, scheme("q8_0"), "openvino"))
     assert gguf.refuse(llama, scheme("q4_0"), "llama.cpp") is None
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_scaled_positions_are_refused_not_dropped(field: str, llama: Path, tmp_path: Path) -> None:
+    found = json.loads((llama / "config.json").read_text())
+    found.pop("rope_parameters", None)
+    found[field] = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    assert "llama3" in str(gguf.refuse(tmp_path, scheme("q8_0"), "llama.cpp"))
 
 
 def test_a_cache_is_no_part_of_the_file(llama: Path) -> None:
