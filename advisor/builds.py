@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantadvisor.documents import Document, Scheme
+from quantadvisor.profiling.device import usable_cores
 
 
 class Build(Document):
@@ -51,7 +52,9 @@ def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: in
     say(f"building {len(todo)} artifacts")
     context = multiprocessing.get_context("spawn")
     many = min(processes, len(todo))
-    with ProcessPoolExecutor(many, mp_context=context, initializer=quiet_child, initargs=(many,)) as pool:
+    with ProcessPoolExecutor(
+        many, mp_context=context, initializer=quiet_child, initargs=(max(1, usable_cores() // many),)
+    ) as pool:
         running: dict[Future[Built], Build] = {}
         while todo or running:
             for build in [b for b in todo.values() if b.base not in todo and b.base not in {r.out for r in running.values()}]:
@@ -84,14 +87,14 @@ def read_built(out: Path) -> Built:
     return Built.read(out / "built.json")
 
 
-def quiet_child(processes: int = 1) -> None:
-    """A build prints nothing, loads nothing from a hub, dies with its parent, and computes on its part of the cores."""
+def quiet_child(threads: int | None = None) -> None:
+    """A build prints nothing, loads nothing from a hub, dies with its parent, and keeps to its threads (None: all cores)."""
     from quantadvisor.profiling.worker import die_with_parent
 
     die_with_parent()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    if threads:
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
