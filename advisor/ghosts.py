@@ -29,7 +29,7 @@ def ghost_of(
         options=options,
         depth=depth,
         ttft_s=figure([r.ttft_s for r in rounds]) if rounds else None,
-        tpot_s=figure([gap for r in rounds for gap in r.itl_s]) if rounds else None,
+        tpot_s=figure([r.tpot_s for r in rounds]) if rounds else None,
         peak_bytes=peak_of(rounds) if rounds else None,
         refused=refused,
     )

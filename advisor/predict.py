@@ -47,14 +47,22 @@ def curves(kernels: Iterable[KernelTiming]) -> dict[tuple[str, str, str, int, in
     return {key: sorted(points) for key, points in found.items()}
 
 
-def at(points: Sequence[tuple[int, float]], m: int) -> float:
-    """Seconds at `m` rows: log-log interpolation; beyond the largest measured M, proportional to M."""
+FULL_RATE_ROWS = 256
+"""From this M on a product is bound by arithmetic and its time proportional to M; below, one reading of the weights may
+still be what it waits for."""
+
+
+def at(points: Sequence[tuple[int, float]], m: int) -> float | None:
+    """Seconds at `m` rows: log-log interpolation; beyond the largest measured M proportional to M, None where that one is
+    too small to tell."""
     if m <= points[0][0]:
         return points[0][1]
     for (m0, t0), (m1, t1) in pairwise(points):
         if m <= m1:
             share = math.log(m / m0) / math.log(m1 / m0)
             return math.exp(math.log(t0) + share * (math.log(t1) - math.log(t0)))
+    if points[-1][0] < FULL_RATE_ROWS:
+        return None
     return points[-1][1] * m / points[-1][0]
 
 
@@ -83,9 +91,10 @@ class Probes:
             points = None
             for known in (head, kind, "w8") if shape.lm_head else (kind,):
                 points = points or self.curves.get((*place, known, shape.n, shape.k))
-            if points is None:
+            seconds = at(points, head_m if shape.lm_head else m) if points else None
+            if seconds is None:
                 return None
-            total += shape.count * at(points, head_m if shape.lm_head else m)
+            total += shape.count * seconds
         return total
 
 
@@ -169,14 +178,17 @@ def bits_of_weights(scheme: Scheme) -> float:
 def shifted(
     total_s: float, candidate: Candidate, base_scheme: Scheme, base: Ghost, probes: Probes, m: int, head_m: int
 ) -> float | None:
-    """The ghost's time with its linears exchanged for the candidate's. Where the probes give the ghost's linears more time
-    than the whole ghost took, both are brought down alike: the ghost is what really ran."""
+    """The ghost's time with its linears exchanged for the candidate's; None where a probe at about `m` rows is missing.
+    Where the probes give the ghost's linears more time than the whole ghost took, both are brought down alike: the ghost is
+    what really ran. Kernels that only store weights in fewer bits compute in the same precision, so at many rows, where
+    that is what binds, a missing probe leaves the ghost's time."""
     if same_linears(base_scheme, candidate.scheme):
         return total_s
     theirs = probes.linears_s(base_scheme, base.runtime, base.options, m, head_m)
     ours = probes.linears_s(candidate.scheme, candidate.runtime, candidate.options, m, head_m)
     if theirs is None or ours is None:
-        return None
+        alike = base_scheme.activations == candidate.scheme.activations and base_scheme.compute == candidate.scheme.compute
+        return total_s if alike and m >= FULL_RATE_ROWS else None
     trust = min(1.0, total_s / theirs)
     return total_s + trust * (ours - theirs)
 

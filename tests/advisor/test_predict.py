@@ -89,10 +89,21 @@ def test_without_a_ghost_of_the_family_nothing_is_claimed() -> None:
 
 
 def test_interpolation_is_log_log_and_beyond_it_proportional() -> None:
-    points = [(1, 1.0), (16, 4.0)]
-    assert at(points, 4) == pytest.approx(2.0)
-    assert at(points, 1) == 1.0
-    assert at(points, 64) == pytest.approx(16.0)
+    points = [(1, 1.0), (4, 2.0), (256, 4.0)]
+    assert at(points, 2) == pytest.approx(2**0.5)
+    assert at(points, 1024) == pytest.approx(16.0)
+
+
+def test_a_few_rows_do_not_tell_what_many_take() -> None:
+    """The probes' budget ended before the 8-bit kernel was timed at the prompt's rows: its time there is the ghost's, not
+    that of 4 rows times 128."""
+    assert at([(1, 1.0), (4, 1.5)], 512) is None
+    few = [k for k in kernels() if k.scheme.weights is None or k.m == 1]
+    probes = Probes(few, INVENTORY, 0.5)
+    found = predict(candidate("rtn-w8-g64@onnxruntime", 1.0), workload(), probes, [ghost()], {k: scheme(k) for k in SECONDS})
+    assert found
+    assert found.ttft_s == pytest.approx(2 * SECONDS["fp32"] * 512 + REST_S)
+    assert found.tpot_s == pytest.approx(2 * SECONDS["w8-g64"] + REST_S)
 
 
 def test_users_against_the_closed_form() -> None:
