@@ -1,6 +1,8 @@
 # make demo      set up, run examples/chat.yaml, print where the report is
 # make test      set up, ruff, mypy, the whole test suite with coverage
 # make runtime-llama   add llama.cpp, built for this CPU
+# make runtime-vllm    add vLLM (its CPU build), in an environment of its own: .venv-vllm, 3.4 GB
+# make test-runtimes   the tests of heavy runtimes that are installed; says which it skipped
 # make bench     the table of the README, measured on this machine
 #
 # PYTHON=python3.12 names another interpreter; PIP_ARGS adds options to pip (another index, say).
@@ -15,10 +17,10 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test bench lint browser clean runtime-llama
+.PHONY: help demo install test bench lint browser clean runtime-llama runtime-vllm test-runtimes
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 demo: $(INSTALLED)
 	$(VENV)/bin/advisor run examples/chat.yaml --out runs/chat
@@ -40,6 +42,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 runtime-llama: $(INSTALLED)
 	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) --no-binary llama-cpp-python llama-cpp-python
 
+# vLLM pins packages of its own, so it gets its own environment beside ours; the advisor finds it there. It declares
+# torchvision and torchaudio, which nothing here uses and whose builds on PyPI do not load beside the CPU build of torch.
+runtime-vllm: $(INSTALLED)
+	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r runtime-vllm.txt
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
 $(TESTABLE): $(INSTALLED)
 	$(PIP) -e '.[cpu,test]'
 	@touch $@
@@ -57,7 +66,10 @@ lint: $(TESTABLE)
 	$(RUN) -m mypy
 
 test: lint browser
-	$(RUN) -m pytest --cov --cov-report=term --durations=10
+	$(RUN) -m pytest -m "not runtime" --cov --cov-report=term --durations=10
+
+test-runtimes: $(TESTABLE)
+	$(RUN) -m pytest -m runtime -rs
 
 bench: $(INSTALLED)
 	$(RUN) benchmarks/bench.py

@@ -47,11 +47,16 @@ def exclude_by_quality(
 def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:
     """One candidate per family (runtime, options), kernel class, and cache where it binds: the fastest by probes.
 
-    GenAI runs ONNX Runtime's kernels: one ghost, of its fastest class, shows what its loop adds.
+    GenAI runs ONNX Runtime's kernels: one ghost, of its fastest class, shows what its loop adds. A mixture of 4 and 8 bit
+    is predicted from a ghost of each, so its 4-bit half runs even where alone it would cost too much quality.
     """
     best: dict[str, tuple[float, Candidate]] = {}
     for candidate in candidates:
-        if candidate.refused or candidate.excluded or candidate.runtime == "torch":
+        if (
+            candidate.refused
+            or candidate.runtime == "torch"
+            or (candidate.excluded and not half_of_a_mixture(candidate, candidates))
+        ):
             continue
         if candidate.method in ("mixed", "given"):  # which layers get 8 bits is not known of random weights
             continue
@@ -65,6 +70,18 @@ def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Wor
         if place not in best or seconds < best[place][0]:
             best[place] = (seconds, candidate)
     return [candidate for _, candidate in best.values()]
+
+
+def half_of_a_mixture(candidate: Candidate, candidates: Sequence[Candidate]) -> bool:
+    """Does an open mixture on the same runtime hold linears of the candidate's scheme?"""
+    mixture = candidate.scheme.name.replace("w4", "w4w8", 1)
+    return candidate.method == "rtn" and any(
+        c.scheme.name == mixture
+        and (c.runtime, c.options) == (candidate.runtime, candidate.options)
+        and c.refused is None
+        and c.excluded is None
+        for c in candidates
+    )
 
 
 def linears_objective(candidate: Candidate, probes: Probes, workload: Workload) -> float:

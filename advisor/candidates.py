@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from typing import NamedTuple
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
 from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
+from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 
 class Entry(NamedTuple):
@@ -30,17 +32,19 @@ CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """runtime -> options of a session with a plain cache, and with an INT8 one; runtimes whose artifact says it are not here."""
 
 CATALOGUE = (
-    Entry("none", "bf16", "none", ("torch", *LLAMA)),
+    Entry("none", "bf16", "none", ("torch", *LLAMA, "vllm")),
     Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
     Entry("rtn", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w8-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("mixed", "w4w8-g64", "weights", ONNX),
     Entry("dynamic_int8", "w8a8", "activations", ONNX),
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
+    Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm",)),
     Entry("static_int8", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
+    Entry("smoothquant", "w8a8-bf16", "activations", ("vllm",)),
     Entry("gguf", "q8_0", "weights", LLAMA),
     Entry("gguf", "q4_0", "weights", LLAMA),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
@@ -61,13 +65,14 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
         for place in entry.runtimes:
             name, *options = place.split("+")
             if name in asked:
-                found.append(candidate(entry, name, tuple(options), model_folder, device))
+                found.append(candidate(entry, name, tuple(options), model_folder, device, asked[name]))
     return tuple(found)
 
 
-def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: Path, device: Device) -> Candidate:
+def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: Path, device: Device, python: str) -> Candidate:
+    """`python`: the interpreter that the runtime lives in."""
     made = scheme(entry.scheme)
-    refused = runtime(name).refuse(None, session_options(name, options, made.quantizes_cache), device.isa)
+    refused = refusal(name, python, None, session_options(name, options, made.quantizes_cache), device.isa)
     if refused is None:
         method_name, made_of = recipe(entry.method, made, name)
         refused = method(method_name).refuse(model_folder, made_of, name)
@@ -99,27 +104,29 @@ def session_options(runtime_name: str, options: tuple[str, ...], cache_quantized
 
 def check_runtimes(workload: Workload, device: Device) -> None:
     """Before anything is measured: every runtime that is named is known, and one at least can run here."""
-    reasons = {name: runtime(name).refuse(None, (), device.isa) for name in sorted(asked_runtimes(workload))}
+    asked = asked_runtimes(workload)
+    reasons = {name: refusal(name, asked[name], None, (), device.isa) for name in sorted(asked)}
     if all(reasons.values()):
         name, reason = next(iter(reasons.items()))
         raise Unavailable("runtimes", f"none of {', '.join(reasons)} can run here: {name}: {reason}")
 
 
-def asked_runtimes(workload: Workload) -> set[str]:
-    """Names of the runtimes to consider; raises BadInput for one that nobody knows."""
+def asked_runtimes(workload: Workload) -> dict[str, str]:
+    """The runtimes to consider, each with its interpreter; raises BadInput for one that nobody knows."""
     if workload.runtimes == "auto":
-        return set(RUNTIMES)
-    names = set()
+        return {name: interpreter_of(name) for name in RUNTIMES}
+    found = {}
     for choice in workload.runtimes:
         name = choice.name if isinstance(choice, RuntimeChoice) else choice
         if name not in RUNTIMES:
             raise BadInput("runtimes", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
-        if isinstance(choice, RuntimeChoice) and (choice.python or choice.url):
-            raise BadInput(
-                f"runtimes.{name}", "environments and servers of your own are not supported yet", "give its name alone"
-            )
-        names.add(name)
-    return names
+        python = choice.python if isinstance(choice, RuntimeChoice) else None
+        if isinstance(choice, RuntimeChoice) and choice.url:
+            raise BadInput(f"runtimes.{name}", "servers of your own are not supported yet", "give its name, or its python")
+        if python is not None and shutil.which(python) is None:
+            raise BadInput(f"runtimes.{name}.python", f"{python} is not an executable", "give the path of a Python interpreter")
+        found[name] = interpreter_of(name, python)
+    return found
 
 
 def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:

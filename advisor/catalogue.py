@@ -17,6 +17,7 @@ from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, O
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
 from .candidates import CATALOGUE, candidate
@@ -78,8 +79,9 @@ def runtimes_here(
         probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
         found = []
         for name in RUNTIMES:
+            python = interpreter_of(name)
             candidates = [
-                candidate(entry, name, tuple(place.split("+")[1:]), folder, device)
+                candidate(entry, name, tuple(place.split("+")[1:]), folder, device, python)
                 for entry in CATALOGUE
                 for place in entry.runtimes
                 if place.split("+")[0] == name
@@ -90,7 +92,7 @@ def runtimes_here(
                     name=name,
                     what=first_line(module.__doc__),
                     versions=versions(name),
-                    refused=module.refuse(None, (), device.isa),
+                    refused=refusal(name, python, None, (), device.isa),
                     gpu=NEVER_ON_GPU,
                     schemes=tuple(
                         SchemeHere(name=one.name, refused=one.refused, slow=slow_path(one, probes) if probes else None)
@@ -140,7 +142,7 @@ def method_refusal(refuse: Refuse, offered: Iterable[Scheme], folder: Path, plac
     reasons = [refuse(folder, one, place) for one in offered]
     if all(reasons):
         return reasons[0]
-    return runtime(place).refuse(None, (), device.isa) or missing_writer(export_format(place))
+    return refusal(place, interpreter_of(place), None, (), device.isa) or missing_writer(export_format(place))
 
 
 def missing_writer(format_name: str) -> str | None:

@@ -16,19 +16,20 @@ from xml.etree import ElementTree
 
 from quantadvisor.documents import BadInput, Candidate, Checkpoint, Device, Format, Inventory, Scheme, Target, Workload
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
+from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 from .candidates import asked_runtimes
 
 RUNTIMES_OF = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino",),
-    "transformers": ("torch",),
+    "transformers": ("torch", "vllm"),
 }
 PLACES = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino+f32", "openvino+bf16"),
-    "transformers": ("torch",),
+    "transformers": ("torch", "vllm"),
 }
 """Runtimes with options on which a checkpoint of the format competes."""
 LOW_BIT = {"u2": 2, "i4": 4, "u4": 4, "nf4": 4, "i8": 8, "u8": 8, "f8e4m3": 8, "f8e5m2": 8}
@@ -54,7 +55,7 @@ def inspect(path: str, place: str | None, isa: tuple[str, ...]) -> Checkpoint:
     else:
         raise BadInput(path, "holds no model.onnx, openvino_model.xml or config.json", GIVE)
     name, options = runtime_for(kind, place, path)
-    refused = runtime(name).refuse(str(folder), options, isa)
+    refused = refusal(name, interpreter_of(name), str(folder), options, isa)
     if refused:
         raise BadInput(path, f"cannot run on {name}: {refused}", "see advisor runtimes")
     cache = "kvu8" in options
@@ -71,14 +72,18 @@ def existing_checkpoints(workload: Workload, inventory: Inventory, device: Devic
     for path in workload.checkpoints:
         checkpoint = inspect(path, None, device.isa)
         check_same_model(checkpoint, inventory, workload.model)
-        found += [given(checkpoint, place, device.isa) for place in PLACES[checkpoint.format] if place.split("+")[0] in asked]
+        found += [
+            given(checkpoint, place, device.isa, asked[name])
+            for place in PLACES[checkpoint.format]
+            if (name := place.split("+")[0]) in asked
+        ]
     names = [candidate.name for candidate in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadInput("checkpoints", f"two folders would both be called {twice}", "give their folders different names")
     return tuple(found)
 
 
-def given(checkpoint: Checkpoint, place: str, isa: tuple[str, ...]) -> Candidate:
+def given(checkpoint: Checkpoint, place: str, isa: tuple[str, ...], python: str) -> Candidate:
     made = checkpoint.scheme
     name, *options = place.split("+")
     cache_only = made.quantizes_cache and made.weights is None
@@ -87,7 +92,7 @@ def given(checkpoint: Checkpoint, place: str, isa: tuple[str, ...]) -> Candidate
     return Candidate(
         name=f"given-{called}@{place}", method="given", scheme=made, runtime=name, options=tuple(options), target=target,
         checkpoint=str(Path(checkpoint.path).resolve()),
-        refused=runtime(name).refuse(checkpoint.path, tuple(options), isa),
+        refused=refusal(name, python, checkpoint.path, tuple(options), isa),
     )  # fmt: skip
 
 

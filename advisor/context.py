@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Scheme, SourceCheckpoint, Workload, canonical
+from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.measure import prompt_batch
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.text import TextSource, calibration_tokens, evaluation_tokens, passkey_prompt
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import Build
-from .candidates import recipe, session_options
+from .candidates import asked_runtimes, recipe, session_options
 from .ghosts import ghost_method
 from .stages import Progress
 
@@ -131,6 +132,10 @@ class Context:
             base=Path(candidate.checkpoint),
         )
 
+    def interpreter(self, runtime: str) -> str:
+        """The interpreter that a runtime lives in; torch judges quality, asked for or not."""
+        return asked_runtimes(self.workload).get(runtime) or interpreter_of(runtime)
+
     def worker(self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme) -> RunningWorker:
         return RunningWorker(
             runtime_file(runtime),
@@ -138,6 +143,7 @@ class Context:
             session_options(runtime, options, scheme.quantizes_cache),
             self.device.threads,
             time_limit_s=600.0,
+            python=self.interpreter(runtime),
             memory_limit_bytes=int(self.device.memory_bytes * 0.8),
         )
 
@@ -148,7 +154,7 @@ class Context:
 
 def export_format(runtime: str) -> str:
     """Runtimes that read one folder format share their artifacts."""
-    return {"onnxruntime": "onnx", "onnxruntime-genai": "onnx", "llama.cpp": "gguf"}.get(runtime, runtime)
+    return {"onnxruntime": "onnx", "onnxruntime-genai": "onnx", "llama.cpp": "gguf", "vllm": "compressed"}.get(runtime, runtime)
 
 
 def run_key(workload: Workload, device: Device, source: SourceCheckpoint) -> str:

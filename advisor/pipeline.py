@@ -124,7 +124,8 @@ class Run:
         schemes = {entry.scheme: scheme(entry.scheme) for entry in CATALOGUE}
         return Surveyed(profile=profile, diagnosis=diagnose(profile, context.workload, schemes.values())), base
 
-    def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...]]:
+    def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...], BaselineRun]:
+        """The last: the baseline with its rounds beside the ghosts, where it could run there."""
         context, stages = self.context, self.stages
         candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
         candidates += self.checkpoints
@@ -134,14 +135,18 @@ class Run:
         cache_binds = surveyed.diagnosis.binds == "kv_cache" or context.workload.objective == "concurrency"
 
         chosen = ghosts_to_run(open_, probes, context.workload, cache_binds)
-        ran = stages.run("ghosts", "Ghosts in the real runtimes", prove.Ghosts, lambda: prove.run_ghosts(context, chosen)).ghosts
-        runtime, scheme_name = split(base.name)  # the baseline's own rounds stand for torch's family: it was run anyway
-        ran = (ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds), *ran)
+        ghosts = stages.run(
+            "ghosts", "Ghosts in the real runtimes", prove.Ghosts,
+            lambda: prove.run_ghosts(context, chosen, prove.named(open_, base.name)),
+        )  # fmt: skip
+        base = base.model_copy(update={"rounds": ghosts.baseline or base.rounds})
+        runtime, scheme_name = split(base.name)  # the baseline stands for its family: nothing about it need be random
+        ran = (ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds), *ghosts.ghosts)
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
             lambda: advise(context, open_, ran, probes, base.name, simulated.quality),
         )  # fmt: skip
-        return advice, simulated, ran
+        return advice, simulated, ran, base
 
 
 def writable(out: Path) -> None:
@@ -185,7 +190,7 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
 
 
 def apply_and_prove(
-    job: Run, surveyed: Surveyed, base: BaselineRun, advice: Advice
+    job: Run, surveyed: Surveyed, base: BaselineRun, advice: Advice, exhaustive: bool
 ) -> tuple[tuple[Candidate, ...], tuple[prove.Trial, ...]]:
     """The shortlist applied and measured, then whoever is predicted as good as what held, then the best once more."""
     context, stages, workload = job.context, job.stages, job.context.workload
@@ -201,9 +206,8 @@ def apply_and_prove(
         if not more:
             break
         title = f"Predicted as good as what held: {more[0].name}"
-        found_more = stages.run(
-            f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base, deadline_s=left)
-        )
+        beside = prove.named(candidates, base.name) if exhaustive else None  # the ruler's seconds serve the ledger only
+        found_more = stages.run(f"trials{turn + 2}", title, prove.Trials, partial(follow_up, context, more, base, left, beside))
         trials += found_more.trials
         candidates = regret.merged(candidates, found_more.trials, context)
     done: set[str] = set()
@@ -215,6 +219,13 @@ def apply_and_prove(
         candidates = regret.merged(candidates, (blocks,), context)
         done.add(leader)
     return candidates, trials
+
+
+def follow_up(
+    context: Context, more: Sequence[Candidate], base: BaselineRun, left: float, beside: Candidate | None
+) -> prove.Trials:
+    with prove.ruler_of(context, beside) as ruler:
+        return prove.run_trials(context, more, base, deadline_s=left, ruler=ruler)
 
 
 def run(
@@ -230,12 +241,12 @@ def run(
     job = Run(workload, out, resume, progress)
     context, stages = job.context, job.stages
     surveyed, base = job.survey()
-    advice, simulated, ghosts = job.advise(surveyed, base)
+    advice, simulated, ghosts, base = job.advise(surveyed, base)
     profile = surveyed.profile.model_copy(update={"ghosts": ghosts})
     candidates: tuple[Candidate, ...] = advice.candidates
     trials: tuple[prove.Trial, ...] = ()
     if apply:
-        candidates, trials = apply_and_prove(job, surveyed, base, advice)
+        candidates, trials = apply_and_prove(job, surveyed, base, advice, exhaustive)
     verdict = stages.run(
         "verdict", "Verdict", Verdict, lambda: conclude(candidates, base.name, surveyed, advice, workload, apply)
     )
@@ -259,7 +270,7 @@ def run(
     if apply and choice is not None and verdict.change:
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
-            artifact = place_artifact(source, out, export_format(choice.runtime), choice)
+            artifact = place_artifact(source, out, export_format(choice.runtime), choice, context.interpreter(choice.runtime))
     return Results(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=workload,

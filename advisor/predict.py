@@ -104,6 +104,8 @@ def predict(
     """None where the candidate's family has no ghost that ran: then nothing is claimed."""
     if twin := through_twin(candidate, workload, probes, ghosts, schemes):
         return twin
+    if mixture := from_halves(candidate, workload, probes, ghosts):
+        return mixture
     base = nearest_ghost(candidate, ghosts, schemes)
     if base is None or base.ttft_s is None or base.tpot_s is None or base.peak_bytes is None:
         return None
@@ -118,6 +120,24 @@ def predict(
     peak = base.peak_bytes + weights_and_cache(probes.inventory, candidate.scheme, candidate.runtime, workload)
     peak -= weights_and_cache(probes.inventory, schemes[base.scheme], base.runtime, workload)
     return predicted(workload, ttft, tpot, max(0, peak), f"ghost of {base.scheme} in this runtime, linears exchanged by probes")
+
+
+def from_halves(candidate: Candidate, workload: Workload, probes: Probes, ghosts: Sequence[Ghost]) -> Predicted | None:
+    """Of 4 and 8 bit mixed: between the ghosts of its halves, by their shares of the weights. None where one is missing."""
+    if not candidate.scheme.name.startswith("w4w8"):
+        return None
+    halves = []
+    for bits in ("w4", "w8"):
+        half = candidate.model_copy(
+            update={"scheme": candidate.scheme.model_copy(update={"name": bits + candidate.scheme.name[4:]})}
+        )
+        found = next((g for g in ghosts if exact(half, g) and g.refused is None), None)
+        if found is None or found.ttft_s is None or found.tpot_s is None or found.peak_bytes is None:
+            return None
+        halves.append((found.ttft_s.median, found.tpot_s.median, found.peak_bytes))
+    share = probes.eight_bit_share
+    ttft, tpot, peak = ((1 - share) * low + share * high for low, high in zip(*halves, strict=True))
+    return predicted(workload, ttft, tpot, int(peak), "between the ghosts of its 4-bit and its 8-bit half")
 
 
 TWINS = {"onnxruntime-genai": "onnxruntime"}

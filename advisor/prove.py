@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from quantadvisor.documents import (
     Figure,
     Ghost,
     Operators,
+    Pace,
     PhaseTime,
     Quality,
     Workload,
@@ -30,6 +31,7 @@ from quantadvisor.profiling.measure import (
     measured_from_rounds,
     peak_of,
     recorded,
+    run_round,
 )
 from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, straddles
 from quantadvisor.profiling.workers import RunningWorker, Steady
@@ -52,6 +54,8 @@ GIB = 2**30
 
 class Ghosts(Document):
     ghosts: tuple[Ghost, ...]
+    baseline: tuple[Round, ...] = ()
+    """Short rounds of the baseline among those of the ghosts: the pace of the machine when the predictions were made."""
 
 
 class Trial(Document):
@@ -65,6 +69,7 @@ class Trial(Document):
     quality: Quality | None = None
     operators: Operators | None = None
     phases: tuple[PhaseTime, ...] = ()
+    pace: Pace | None = None
     built: Built | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -75,9 +80,9 @@ class Trials(Document):
     trials: tuple[Trial, ...]
 
 
-def run_ghosts(context: Context, chosen: Sequence[Candidate]) -> Ghosts:
-    """Each chosen candidate's ghost, run whole for a few rounds, interleaved. Built before: the fp32 export of the model
-    for each format, its random twin, and from that the ghosts."""
+def run_ghosts(context: Context, chosen: Sequence[Candidate], baseline: Candidate | None) -> Ghosts:
+    """Each chosen candidate's ghost and the baseline, run whole for a few rounds, interleaved. Built before: the fp32
+    export of the model for each format, its random twin, and from that the ghosts."""
     from quantadvisor.methods.schemes import scheme
 
     runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
@@ -90,6 +95,8 @@ def run_ghosts(context: Context, chosen: Sequence[Candidate]) -> Ghosts:
         starting = {
             c.name: context.worker(c.runtime, builds[c.name].out, c.options, c.scheme) for c in chosen if c.name not in failed
         }
+        if baseline is not None:
+            starting[baseline.name] = context.worker_of(baseline)
         context.progress.say(f"loading {len(starting)} ghosts")
         workers, broke = start_workers(starting, stack)
         failed |= broke
@@ -108,8 +115,40 @@ def run_ghosts(context: Context, chosen: Sequence[Candidate]) -> Ghosts:
     return Ghosts(
         ghosts=tuple(
             ghost_of(c.scheme.name, c.runtime, c.options, depth, rows.get(c.name, ()), failed.get(c.name)) for c in chosen
-        )
+        ),
+        baseline=tuple(rows.get(baseline.name, ())) if baseline else (),
     )
+
+
+Ruler = Callable[[], Round]
+
+
+@contextmanager
+def ruler_of(context: Context, baseline: Candidate | None) -> Iterator[Ruler | None]:
+    """A short round of the baseline whenever it is asked for: how fast the machine is then."""
+    if baseline is None:
+        yield None
+        return
+    traffic = context.workload.traffic
+    with context.worker_of(baseline) as worker:
+        if not recorded(traffic):
+            run_round(worker, context.prompts, traffic, 2)
+        yield lambda: run_round(worker, context.prompts, traffic, min(SHORT_DECODE, traffic.output_length))
+
+
+def pace_of(now: Sequence[Round], then: Sequence[Round]) -> Pace | None:
+    """Rounds of the baseline against those beside the ghosts; of each round as many steps as those had."""
+    if not now or not then:
+        return None
+    steps = min(len(r.itl_s) for r in (*now, *then))
+    if not steps:
+        return None
+
+    def middle(rows: Sequence[Round]) -> tuple[float, float]:
+        return float(np.median([r.ttft_s for r in rows])), float(np.median([np.mean(r.itl_s[:steps]) for r in rows]))
+
+    (ttft, tpot), (ttft_then, tpot_then) = middle(now), middle(then)
+    return Pace(ttft=ttft / ttft_then, tpot=tpot / tpot_then)
 
 
 def run_trials(
@@ -119,10 +158,12 @@ def run_trials(
     rounds: int = ROUNDS,
     deadline_s: float | None = None,
     to_beat: Sequence[Round] = (),
+    ruler: Ruler | None = None,
 ) -> Trials:
     """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them.
 
-    `to_beat`: rounds of the choice, where it is not measured again among these.
+    `to_beat`: rounds of the choice, where it is not measured again among these. `ruler` is asked before and after, where
+    the baseline is not among these.
     """
     builds = {c.name: context.build_of(c) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
@@ -134,6 +175,7 @@ def run_trials(
         workers, broke = start_workers(starting, stack)
         failed |= broke
         traffic, objective = context.workload.traffic, context.workload.objective
+        beside = [ruler()] if ruler else []
         rows, broke = interleave(
             workers,
             context.prompts,
@@ -144,6 +186,8 @@ def run_trials(
             progress=context.progress.say,
         )
         failed |= broke
+        beside += [ruler()] if ruler else []
+        pace = pace_of(rows.get(baseline.name) or beside, baseline.rounds)
         shared_s = (time.monotonic() - started) / max(1, len(workers))
         trials = []
         for candidate in chosen:
@@ -152,7 +196,8 @@ def run_trials(
                 trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
                 continue
             worker = workers[candidate.name]
-            trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
+            found = evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline)
+            trials.append(found.model_copy(update={"pace": pace}))
             worker.close()
     open_ = undecided([with_trial(c, t, context) for c, t in zip(chosen, trials, strict=True)], context.workload)
     return Trials(trials=tuple(t if t.name not in open_ else on_more_tokens(context, open_[t.name], t) for t in trials))
@@ -180,7 +225,7 @@ def on_more_tokens(context: Context, candidate: Candidate, trial: Trial) -> Tria
         with context.worker_of(candidate) as worker:
             quality = quality_of_candidate(context, candidate, worker, MOST_EVALUATION_TOKENS)
     except CandidateFailed as error:
-        return trial.model_copy(update={"failed": str(error)})
+        return trial.model_copy(update={"notes": (*trial.notes, f"quality on more tokens could not be scored: {error}")})
     return trial.model_copy(update={"quality": quality, "seconds": trial.seconds + time.monotonic() - started})
 
 
@@ -319,6 +364,7 @@ def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidat
     return candidate.model_copy(
         update={
             "measured": measured_from_rounds(trial.rounds, context.workload, trial.load_s, trial.users),
+            "pace": trial.pace,
             "quality": trial.quality,
             "operators": trial.operators,
             "phases": trial.phases,
@@ -337,3 +383,8 @@ def clean(folder: Path, keep: set[Path]) -> None:
     for path in folder.glob("*@*"):
         if path not in keep and path.is_dir():
             shutil.rmtree(path)
+
+
+def named(candidates: Sequence[Candidate], name: str) -> Candidate | None:
+    """The candidate of that name, where it can run."""
+    return next((c for c in candidates if c.name == name and c.refused is None), None)

@@ -30,18 +30,34 @@ COMMANDS = {
         "from llama_cpp import Llama; m = Llama({path!r} + '/model.gguf', n_ctx=512, verbose=False); "
         "print({prompt!r} + m({prompt!r}, max_tokens=12, temperature=0)['choices'][0]['text'])"
     ),
+    "vllm": (
+        "from vllm import LLM, SamplingParams as P; m = LLM({path!r}, max_model_len=512); "
+        "print({prompt!r} + m.generate({prompt!r}, P(max_tokens=12, temperature=0))[0].outputs[0].text)"
+    ),
     "torch": (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; t = T.from_pretrained({path!r}); "
         "m = M.from_pretrained({path!r}, dtype='auto'); x = t({prompt!r}, return_tensors='pt'); "
         "print(t.decode(m.generate(**x, max_new_tokens=12, do_sample=False)[0]))"
     ),
 }
-FORMATS = {"onnx": "ONNX (GroupQueryAttention)", "openvino": "OpenVINO IR", "torch": "safetensors", "gguf": "GGUF"}
-SERVERS = {"onnx": ("onnxruntime-genai",), "openvino": ("openvino-genai",), "torch": ("torch",), "gguf": ("llama.cpp",)}
+FORMATS = {
+    "onnx": "ONNX (GroupQueryAttention)",
+    "openvino": "OpenVINO IR",
+    "torch": "safetensors",
+    "gguf": "GGUF",
+    "compressed": "compressed-tensors",
+}
+SERVERS = {
+    "onnx": ("onnxruntime-genai",),
+    "openvino": ("openvino-genai",),
+    "torch": ("torch",),
+    "gguf": ("llama.cpp",),
+    "compressed": ("vllm",),
+}
 
 
-def place_artifact(source: Path, out: Path, kind: str, choice: Candidate) -> Artifact:
-    """Put the chosen artifact at DIR/artifact (whole or not at all) and try its serve commands."""
+def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python: str) -> Artifact:
+    """Put the artifact at DIR/artifact (whole or not at all) and try its serve commands with the runtime's interpreter."""
     target, scratch = out / "artifact", out / ".artifact.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(
@@ -50,16 +66,17 @@ def place_artifact(source: Path, out: Path, kind: str, choice: Candidate) -> Art
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
     hashes = {str(p.relative_to(target)): sha256_of(p) for p in sorted(target.rglob("*")) if p.is_file()}
-    serve = tuple(try_serve(server, target, choice) for server in SERVERS[kind])
+    serve = tuple(try_serve(server, target, choice, python) for server in SERVERS[kind])
     return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=serve)
 
 
-def try_serve(server: str, folder: Path, choice: Candidate) -> Serve:
+def try_serve(server: str, folder: Path, choice: Candidate, python: str) -> Serve:
     """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt."""
     hint = "bf16" if "bf16" in choice.options else "f32"
     code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint)
-    command = f'python -c "{code}"'  # COMMANDS hold nothing that a shell reads between double quotes
-    line = shlex.quote(sys.executable) + command.removeprefix("python")
+    shown = "python" if python == sys.executable else shlex.quote(python)
+    command = f'{shown} -c "{code}"'  # COMMANDS hold nothing that a shell reads between double quotes
+    line = shlex.quote(python) + command.removeprefix(shown)
     try:
         done = subprocess.run(
             line, shell=True, cwd=folder.parent, capture_output=True, text=True, timeout=180, check=False,

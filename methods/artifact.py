@@ -40,7 +40,7 @@ def format_of(runtime: str) -> Any:
     """The module of `formats/` that writes what `runtime` loads: `export_base`, `randomise` and more."""
     from importlib import import_module
 
-    names = {"openvino": "openvino", "llama.cpp": "gguf"} | dict.fromkeys(ONNX, "onnx")
+    names = {"openvino": "openvino", "llama.cpp": "gguf", "vllm": "compressed"} | dict.fromkeys(ONNX, "onnx")
     return import_module(f"{__package__}.formats.{names[runtime]}")
 
 

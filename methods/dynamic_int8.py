@@ -2,7 +2,8 @@
 
 `w8a8` gives every token its own scale. `w8a8-tensor` is what `onnxruntime.quantization.quantize_dynamic` writes: one
 range for the whole activation tensor, in which a single outlier token (the first one of a sequence, usually) takes the
-resolution from all others. On SmolLM2-135M its KL against fp32 is 0.41, against 0.032 per token.
+resolution from all others. On SmolLM2-135M its KL against fp32 is 0.41, against 0.032 per token. `w8a8-bf16` is per token,
+in a compressed-tensors folder whose other tensors are bfloat16, lm_head among them: vLLM's.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder, write_onnx
-from .refusals import ONNX, not_offered
+from .refusals import ONNX, compute_mismatch, not_offered
 from .schemes import named
+from .schemes import scheme as scheme_named
 
 NAME = "dynamic_int8"
 TARGET: Target = "activations"
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return named("w8a8", "w8a8-tensor")
+    return (*named("w8a8", "w8a8-tensor"), scheme_named("w8a8-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return not_offered(NAME, scheme, schemes(), runtime, ONNX)
+    return not_offered(NAME, scheme, schemes(), runtime, (*ONNX, "vllm")) or compute_mismatch(scheme, runtime)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
@@ -36,6 +38,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     assert scheme.activations is not None
     per_token = scheme.activations.granularity == "token"
     with base_folder(model_folder, runtime, out, base) as source:
+        if runtime == "vllm":
+            from .formats import compressed
+
+            compressed.quantize_w8a8(source, out)
+            return ()
         from .formats import onnx
 
         return write_onnx(

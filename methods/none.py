@@ -17,7 +17,7 @@ from .schemes import scheme as named
 
 NAME = "none"
 TARGET: Target = "none"
-RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp")
+RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp", "vllm")
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -31,8 +31,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         from .formats import gguf
 
         return gguf.refuse(config(model_folder))
-    if scheme.name == "bf16" and runtime != "torch":
-        return f"bf16 weights are written for torch and llama.cpp only; {runtime} takes fp32, and bf16 as an option if at all"
+    if scheme.name == "bf16" and runtime not in ("torch", "vllm"):
+        return f"bf16 weights are written for torch, vllm and llama.cpp; {runtime} takes fp32, and bf16 as an option if at all"
     return None
 
 
@@ -43,6 +43,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         half_precision(model_folder, out)
     elif runtime == "torch":
         link_folder(model_folder, out)
+    elif runtime == "vllm" and scheme.compute == "bf16":
+        from .formats import compressed
+
+        with base_folder(model_folder, runtime, out, base) as source:
+            compressed.half_precision(source, out)
     elif scheme.compute == "bf16":
         from .formats import gguf
 

@@ -38,3 +38,10 @@ def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
         if group and key in found and found[key] % group:
             return f"groups of {group} do not divide {key} = {found[key]}"
     return None
+
+
+def compute_mismatch(scheme: Scheme, runtime: str) -> str | None:
+    """Of W8A8: vLLM computes everything but the INT8 products in bfloat16, the others in float32."""
+    if (runtime == "vllm") != (scheme.compute == "bf16"):
+        return f"{scheme.name} is not for {runtime}: w8a8-bf16 is vllm's, and vllm's only"
+    return None

@@ -6,6 +6,7 @@
     w8a8            int8 weights per channel, int8 activations at run time, one scale per token
     w8a8-tensor     the same with one range per activation tensor: what onnxruntime's quantize_dynamic writes
     w8a8-static     the same with that range fixed by calibration
+    w8a8-bf16       w8a8 with everything else in bfloat16, lm_head and embeddings too: compressed-tensors
     q8_0, q4_0      GGUF: blocks of 32 with one float16 scale, symmetric; lm_head 8 bit (6.6 where 256 divides its rows)
     ...-kv8         any of these with an INT8 cache, one fixed scale per channel (with q8_0, q4_0: Q8_0 blocks)
 
@@ -27,7 +28,7 @@ MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
 
 PATTERN = re.compile(
-    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static)?|q(?P<blocks>[48])_0"
+    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[48])_0"
 )
 
 
@@ -52,9 +53,10 @@ def scheme(name: str) -> Scheme:
         weights = integer(bits, "group", group, symmetric=bits == 8)
         return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=cache, values=cache)
     channel = integer(8, "channel")
-    shared = None if found["range"] == "-static" else integer(8, "group", HEAD_GROUP)
+    shared = None if found["range"] in ("-static", "-bf16") else integer(8, "group", HEAD_GROUP)
+    half: Literal["fp32", "bf16"] = "bf16" if found["range"] == "-bf16" else "fp32"
     return Scheme(
-        name=name, weights=channel, activations=ACTIVATIONS[found["range"]],
+        name=name, compute=half, weights=channel, activations=ACTIVATIONS[found["range"]],
         embeddings=shared, lm_head=shared, keys=cache, values=cache,
     )  # fmt: skip
 
@@ -68,6 +70,7 @@ ACTIVATIONS = {
     None: integer(8, "token", dynamic=True),
     "-tensor": integer(8, "tensor", symmetric=False, dynamic=True),
     "-static": integer(8, "tensor", symmetric=False),
+    "-bf16": integer(8, "token", dynamic=True),
 }
 
 

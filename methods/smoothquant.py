@@ -20,14 +20,14 @@ from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, fake_activations, fake_tokens, quantize_channels
 from .artifact import base_folder, write_onnx
-from .refusals import ONNX, config, not_offered
+from .refusals import ONNX, compute_mismatch, config, not_offered
 from .rescale import Pair, Scale, mapping_missing, pairs
 from .schemes import named
 from .schemes import scheme as scheme_named
 
 NAME = "smoothquant"
 TARGET: Target = "activations"
-RUNTIMES = (*ONNX, "openvino")
+RUNTIMES = (*ONNX, "openvino", "vllm")
 GRID = (0.5, 0.65, 0.8, 0.9)
 SEARCH_TOKENS = 128
 """Tokens of the first calibration sample that the search measures errors on."""
@@ -41,7 +41,7 @@ Round = Callable[[Floats], Floats]
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (*named("w8a8", "w8a8-tensor"), scheme_named("w8a8-static"))
+    return (*named("w8a8", "w8a8-tensor"), scheme_named("w8a8-static"), scheme_named("w8a8-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -52,7 +52,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         return f"activation ranges in its graphs are fixed: w8a8-static instead of {scheme.name}"
     if runtime != "openvino" and static:
         return f"{runtime} rounds activations at run time: w8a8 or w8a8-tensor instead of {scheme.name}"
-    return mapping_missing(config(model_folder))
+    return compute_mismatch(scheme, runtime) or mapping_missing(config(model_folder))
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
@@ -63,6 +63,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         per_token = scheme.activations.granularity == "token"
         seen = calibration if runtime == "openvino" else calibration[:RANGE_SAMPLES]
         found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear)
+        if runtime == "vllm":
+            from .formats import compressed
+
+            compressed.quantize_w8a8(source, out, found.scales)
+            return (found.note,)
         if runtime not in ONNX:
             from .formats import openvino
 

@@ -14,6 +14,7 @@ RUNTIMES = {
     "onnxruntime-genai": "onnxruntime_genai.py",
     "openvino": "openvino.py",
     "llama.cpp": "llama_cpp.py",
+    "vllm": "vllm.py",
 }
 
 

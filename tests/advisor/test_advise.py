@@ -1,9 +1,11 @@
 """The shortlist on planted predictions."""
 
-from quantadvisor.advisor.advise import closest, overlooked
+from quantadvisor.advisor.advise import closest, ghosts_to_run, overlooked
+from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Candidate, Predicted
 
 from .documents import candidate, workload
+from .test_diagnose import INVENTORY
 
 
 def predicted(name: str, seconds: float, kl: float | None = None) -> Candidate:
@@ -40,3 +42,17 @@ def test_what_is_predicted_to_tie_with_the_best_measured_is_measured_too() -> No
     assert overlooked([held, worse], workload()) == []
     clearly = predicted("smoothquant-w8a8-tensor@onnxruntime", 1.4, kl=0.04)
     assert overlooked([held, worse, clearly], workload()) == [clearly]
+
+
+def test_both_halves_of_an_open_mixture_get_a_ghost() -> None:
+    excluded = {"excluded": "simulated mean KL 0.7 is over the budget of 0.05"}
+    four = candidate("rtn-w4-g64@onnxruntime", 1.0).model_copy(update=excluded)
+    elsewhere = candidate("rtn-w4-g64@openvino+f32", 1.0).model_copy(update=excluded)
+    eight, mixture = candidate("rtn-w8-g64@onnxruntime", 1.0), candidate("mixed-w4w8-g64@onnxruntime", 1.0)
+
+    def ghosts(*candidates: Candidate) -> set[str]:
+        return {c.name for c in ghosts_to_run(candidates, Probes([], INVENTORY, 0.5), workload(), False)}
+
+    assert ghosts(four, elsewhere, eight, mixture) == {four.name, eight.name}
+    assert ghosts(four, eight) == {eight.name}
+    assert ghosts(four, eight, mixture.model_copy(update=excluded)) == {eight.name}

@@ -136,3 +136,16 @@ def test_a_runtime_without_probes_is_predicted_where_the_linears_are_the_same() 
     assert found
     assert found.tpot_s == pytest.approx(0.7)
     assert predicted("none-fp32@llama.cpp", [alone]) is None
+
+
+def test_a_mixture_lies_between_the_ghosts_of_its_halves() -> None:
+    halves = [
+        ghost("w8-g64"),
+        ghost("w8-g64").model_copy(update={"scheme": "w4-g64", "ttft_s": figure(0.3), "tpot_s": figure(0.4)}),
+    ]
+    schemes = {k: scheme(k) for k in (*SECONDS, "w4-g64")}
+    probes = Probes(kernels(), INVENTORY, 0.25)
+    found = predict(candidate("mixed-w4w8-g64@onnxruntime", 1.0), workload(), probes, halves, schemes)
+    assert found
+    assert found.tpot_s == pytest.approx(0.75 * 0.4 + 0.25 * (2 * SECONDS["w8-g64"] + REST_S))
+    assert found.ttft_s == pytest.approx(0.75 * 0.3 + 0.25 * (2 * SECONDS["w8-g64"] * 512 + REST_S))

@@ -1,0 +1,49 @@
+"""Which interpreter a runtime lives in: this one, one that the project made beside it, or one that the user names.
+
+A worker starts with any of them; only whether a runtime can run has to be asked inside.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from .runtimes.registry import runtime, runtime_file
+
+APART = ("vllm",)
+"""Runtimes whose pins conflict with ours: `make runtime-NAME` makes `.venv-NAME` beside our environment."""
+ASK = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("asked", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+path, options, isa = json.loads(sys.argv[2])
+print(json.dumps(module.refuse(path, tuple(options), tuple(isa))))
+"""
+
+
+def interpreter_of(name: str, chosen: str | None = None) -> str:
+    """The user's, else the one made for it where that is there, else ours."""
+    apart = Path(f"{sys.prefix}-{name}") / "bin" / "python"
+    return chosen or (str(apart) if name in APART and apart.exists() else sys.executable)
+
+
+def refusal(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    """Why the runtime cannot run in that environment; None where it can."""
+    if python == sys.executable:
+        return runtime(name).refuse(path, options, isa)
+    return asked_there(name, python, path, options, isa)
+
+
+@lru_cache
+def asked_there(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    command = [python, "-P", "-c", ASK, str(runtime_file(name)), json.dumps([path, options, isa])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        answer = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return f"{python} does not run as a Python interpreter ({type(error).__name__})"
+    return None if answer is None else f"in {python}: {answer}"

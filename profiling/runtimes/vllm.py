@@ -1,0 +1,241 @@
+"""vLLM's engine in this process, step by step: bfloat16 or compressed-tensors folders, on the CPU build here.
+
+The engine samples its own greedy tokens (which are what `decode` is given); logits are taken where the model computes
+them. All prompts of a batch are prefilled in one step, as one static batch. vLLM pins packages of its own: it lives in an
+environment that `make runtime-vllm` makes, or in the user's. Its GPU path has never run on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAME = "vllm"
+STEP_TOKENS = 16_384
+"""Prompt tokens of one step; longer batches are measured from recorded caches."""
+CACHE_SHARE = 0.25
+"""Of the machine's memory: what the pool of cache blocks may grow to. Untouched blocks take none."""
+OPTIONS = {"kvfp8": {"kv_cache_dtype": "fp8"}}
+
+
+def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    if importlib.util.find_spec("vllm") is None:
+        return "vllm is not installed in this environment: make runtime-vllm, or runtimes: [{name: vllm, python: ...}]"
+    if unknown := [option for option in options if option not in OPTIONS]:
+        return f"vllm has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
+    if path is not None and not (Path(path) / "config.json").exists():
+        return f"{path} is not a Hugging Face folder: no config.json"
+    return None
+
+
+def warm_imports() -> None:
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, int(memory_bytes() * CACHE_SHARE / 2**30))),
+    }
+    from vllm import LLM, SamplingParams  # noqa: F401
+
+
+def memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_session(path: str, options: tuple[str, ...], threads: int) -> VllmSession:
+    return VllmSession(path, options, threads)
+
+
+class VllmSession:
+    """See docs/architecture.md for the methods of a session."""
+
+    def __init__(self, path: str, options: tuple[str, ...], threads: int) -> None:
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        from vllm import LLM
+
+        settings: dict[str, Any] = {}
+        for option in options:
+            settings |= OPTIONS[option]
+        self.engine: Any = LLM(
+            model=path,
+            dtype="bfloat16",
+            enforce_eager=True,
+            max_num_batched_tokens=STEP_TOKENS,
+            max_num_seqs=256,
+            disable_log_stats=True,
+            **settings,
+        ).llm_engine
+        self.runner = self.engine.model_executor.driver_worker.worker.model_runner
+        self.model = self.runner.model
+        self.scheduler = self.engine.engine_core.engine_core.scheduler
+        self.names: list[str] = []
+        self.prompt: list[int] = []
+        self.made = 0
+        self.seen: list[tuple[list[str], Any]] = []
+        inner = self.model.compute_logits
+
+        def compute_logits(*arguments: Any, **more: Any) -> Any:
+            logits = inner(*arguments, **more)
+            self.seen.append((list(self.runner.input_batch.req_ids), logits))
+            return logits
+
+        self.model.compute_logits = compute_logits
+
+    def prefill(self, tokens: Any, capacity: int) -> Any:
+        if tokens.size > STEP_TOKENS:
+            raise ValueError(f"{tokens.size} prompt tokens are more than one step takes: {STEP_TOKENS}")
+        self._drop()
+        self.prompt = tokens[0].tolist()
+        self.names = [self._add(row.tolist(), capacity - len(row) + 1, self._salt()) for row in tokens]
+        return self._step()
+
+    def decode(self, tokens: Any) -> Any:
+        return self._step()
+
+    def fill(self, batch: int, capacity: int) -> None:
+        """Each row's cache is really computed, under a salt of its own, and found again when all rows start together."""
+        self._drop()
+        steps = capacity - len(self.prompt) + 1
+        salts = [self._salt() for _ in range(batch)]
+        for salt in salts:
+            self._add(self.prompt, 1, salt)
+            while self.engine.has_unfinished_requests():
+                self.engine.step()
+        self.names = [self._add(self.prompt, steps, salt) for salt in salts]
+        self._step()
+
+    def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
+        import numpy as np
+
+        self._drop()
+        self.scheduler.max_num_scheduled_tokens = chunk or STEP_TOKENS
+        self._add(tokens.tolist(), 1, self._salt(), prompt_logprobs=1)
+        while self.engine.has_unfinished_requests():
+            self.seen.clear()
+            self.engine.step()
+            last, *prompt = (logits.float().numpy() for _, logits in self.seen)
+            if self.engine.has_unfinished_requests():
+                last = last[:0]
+            yield np.concatenate([*prompt, last])
+        self.scheduler.max_num_scheduled_tokens = STEP_TOKENS
+
+    def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
+        capacity = tokens.shape[1] + 16
+        prefill = self._observe(lambda: self.prefill(tokens, capacity), rounds=2)
+        if batch:
+            self.fill(batch, capacity)
+        return {"prefill": prefill, "decode": self._observe(self._step, rounds=5)}
+
+    def close(self) -> None:
+        self._drop()
+
+    def _add(self, prompt: list[int], output_tokens: int, salt: str, **more: Any) -> str:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=output_tokens, temperature=0, ignore_eos=True, detokenize=False, **more)
+        self.made += 1
+        name: str = self.engine.add_request(str(self.made), {"prompt_token_ids": prompt, "cache_salt": salt}, params)
+        return name
+
+    def _salt(self) -> str:
+        """No two rows share cache blocks."""
+        self.made += 1
+        return f"row {self.made}"
+
+    def _drop(self) -> None:
+        self.engine.abort_request(self.names, internal=True)
+        self.names = []
+
+    def _step(self) -> Any:
+        """One token more for every row: float32 [B, V], in the order of the rows."""
+        self.seen.clear()
+        self.engine.step()
+        order, logits = self.seen[0]
+        if sorted(order) != sorted(self.names):
+            raise RuntimeError(f"vLLM stepped {len(order)} of {len(self.names)} rows: its pool of cache blocks is too small")
+        return logits[[order.index(name) for name in self.names]].float().numpy()
+
+    def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
+        import torch
+
+        walls = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            run()
+            walls.append(time.perf_counter() - start)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            run()
+        operators = operator_counts(profile)
+        total, quantized, notes = linear_layers(self.model)
+        wall = sorted(walls)[len(walls) // 2]
+        parts = {part: sum(o["time_s"] for o in operators if o["part"] == part) for part in ("linears", "attention", "cache")}
+        for operator in operators:
+            del operator["part"]
+        return {
+            "operators": operators,
+            "linears": total,
+            "quantized_linears": quantized,
+            "wall_s": wall,
+            "walls_s": walls,
+            "notes": notes,
+            **{f"{part}_s": seconds for part, seconds in parts.items()},
+            "other_s": wall - sum(parts.values()),
+        }
+
+
+def linear_layers(model: Any) -> tuple[int, int, list[str]]:
+    """(linears, quantized ones, what vLLM computes each kind with): by the classes it chose when it loaded them."""
+    kinds: dict[str, int] = {}
+    quantized = 0
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if method is None or type(module).__name__ in ("Attention", "VocabParallelEmbedding"):
+            continue
+        scheme = getattr(module, "scheme", None)
+        kernel = getattr(scheme, "kernel", None)
+        quantized += scheme is not None
+        name = " ".join(type(part).__name__ for part in (method, scheme, kernel) if part is not None)
+        kinds[name] = kinds.get(name, 0) + 1
+    return sum(kinds.values()), quantized, [f"{count} linears by {name}" for name, count in sorted(kinds.items())]
+
+
+PARTS = {
+    "linears": ("mm", "linear", "gemm"),
+    "attention": ("attention", "attn"),
+    "cache": ("reshape_and_cache",),
+}
+QUANTIZED = ("scaled_mm", "int8", "fp8")
+
+
+def operator_counts(profile: Any) -> list[dict[str, Any]]:
+    """All operators that ran, most expensive first; `part`: what of the step they are."""
+    rows = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    return [
+        {
+            "name": event.key,
+            "count": event.count,
+            "provider": "CPU",
+            "precision": "int8" if any(mark in event.key for mark in QUANTIZED) else "bfloat16",
+            "time_s": event.self_cpu_time_total / 1e6,
+            "linear": part_of(event.key) == "linears",
+            "quantized": any(mark in event.key for mark in QUANTIZED),
+            "part": part_of(event.key),
+        }
+        for event in rows
+        if "::" in event.key
+    ]
+
+
+def part_of(name: str) -> str:
+    stem = name.rsplit("::", 1)[-1]
+    for part in ("cache", "attention", "linears"):
+        if any(mark in stem for mark in PARTS[part]):
+            return part
+    return "other"

@@ -1,0 +1,93 @@
+"""vLLM, in the environment that `make runtime-vllm` makes, against transformers on a tiny model, through the worker."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.methods.formats import compressed
+from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.runtimes import vllm as runtime
+from quantadvisor.profiling.runtimes.registry import runtime_file
+from quantadvisor.profiling.workers import RunningWorker
+
+from ...methods.conftest import torch_logits, write_llama
+
+PYTHON = interpreter_of("vllm")
+needs_vllm = [
+    pytest.mark.runtime,
+    pytest.mark.skipif(refusal("vllm", PYTHON, None, (), ()) is not None, reason="vLLM is not here: make runtime-vllm"),
+]
+TOKENS = np.random.default_rng(0).integers(3, 256, (3, 24)).astype(np.int64)
+SIZES = {"hidden_size": 256, "intermediate_size": 512}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("vllm")
+    write_llama(root / "hf", **SIZES)
+    compressed.half_precision(root / "hf", root / "bf16")
+    compressed.quantize_w8a8(root / "hf", root / "w8a8")
+    return {name: root / name for name in ("hf", "bf16", "w8a8")}
+
+
+def worker(folder: Path, *options: str) -> RunningWorker:
+    return RunningWorker(runtime_file("vllm"), folder, options, 2, python=PYTHON)
+
+
+def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "make runtime-vllm" in str(runtime.refuse(None, (), ()))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "has no option 'kvu8'" in str(runtime.refuse(None, ("kvu8",), ()))
+    assert "no config.json" in str(runtime.refuse(str(tmp_path), (), ()))
+
+
+def test_every_operator_belongs_to_one_part_of_a_step() -> None:
+    names = (
+        "_C::onednn_scaled_mm",
+        "aten::addmm",
+        "_C::cpu_attention_with_kv_cache",
+        "_C::cpu_attn_reshape_and_cache",
+        "aten::mul",
+    )
+    assert [runtime.part_of(name) for name in names] == ["linears", "linears", "attention", "cache", "other"]
+
+
+class TestVllm:
+    pytestmark = needs_vllm
+
+    def test_it_generates_and_scores_what_torch_computes(self, folders: dict[str, Path], tmp_path: Path) -> None:
+        exact = np.concatenate([torch_logits(folders["hf"], row) for row in TOKENS])
+        reference = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+        np.save(tmp_path / "reference.npy", reference.astype(np.float16))
+        with worker(folders["bf16"]) as running:
+            made = running.generate(TOKENS, 4)
+            nll, kl, _ = running.score(TOKENS, tmp_path / "reference.npy", None)
+            chunked = running.score(TOKENS, tmp_path / "reference.npy", 8)
+            steady = running.steady(TOKENS[:1], 3, 3)
+            again = running.generate(TOKENS, 4)
+        assert kl.mean() < 1e-3
+        assert np.nanmax(np.abs(chunked[1] - kl)) < 1e-2
+        assert np.isnan(nll.reshape(3, 24)[:, -1]).all()
+        assert np.isfinite(nll.reshape(3, 24)[:, :-1]).all()
+        assert [row[0] for row in made.generated] == [int(rows[-1].argmax()) for rows in exact.reshape(3, 24, -1)]
+        assert steady.rows_equal
+        assert again.generated == made.generated
+
+    def test_the_integer_kernel_is_seen_to_run(self, folders: dict[str, Path]) -> None:
+        with worker(folders["w8a8"]) as running:
+            phases = running.operators(TOKENS[:1])
+        with worker(folders["bf16"]) as running:
+            plain = running.operators(TOKENS[:1])
+        assert phases["decode"]["quantized_linears"] == 2 * 4  # qkv and gate_up are one linear each
+        assert any("Int8" in note for note in phases["decode"]["notes"])
+        assert any(o["quantized"] and o["linear"] for o in phases["decode"]["operators"])
+        assert plain["decode"]["quantized_linears"] == 0
+        assert not any(o["quantized"] for o in plain["decode"]["operators"])
+        for phase in phases.values():
+            parts = sum(phase[key] for key in ("linears_s", "attention_s", "cache_s", "other_s"))
+            assert parts == pytest.approx(phase["wall_s"])
