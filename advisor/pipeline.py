@@ -190,7 +190,7 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
 
 
 def apply_and_prove(
-    job: Run, surveyed: Surveyed, base: BaselineRun, advice: Advice, exhaustive: bool
+    job: Run, surveyed: Surveyed, base: BaselineRun, advice: Advice
 ) -> tuple[tuple[Candidate, ...], tuple[prove.Trial, ...]]:
     """The shortlist applied and measured, then whoever is predicted as good as what held, then the best once more."""
     context, stages, workload = job.context, job.stages, job.context.workload
@@ -206,8 +206,9 @@ def apply_and_prove(
         if not more:
             break
         title = f"Predicted as good as what held: {more[0].name}"
-        beside = prove.named(candidates, base.name) if exhaustive else None  # the ruler's seconds serve the ledger only
-        found_more = stages.run(f"trials{turn + 2}", title, prove.Trials, partial(follow_up, context, more, base, left, beside))
+        found_more = stages.run(
+            f"trials{turn + 2}", title, prove.Trials, partial(prove.run_trials, context, more, base, deadline_s=left)
+        )
         trials += found_more.trials
         candidates = regret.merged(candidates, found_more.trials, context)
     done: set[str] = set()
@@ -219,13 +220,6 @@ def apply_and_prove(
         candidates = regret.merged(candidates, (blocks,), context)
         done.add(leader)
     return candidates, trials
-
-
-def follow_up(
-    context: Context, more: Sequence[Candidate], base: BaselineRun, left: float, beside: Candidate | None
-) -> prove.Trials:
-    with prove.ruler_of(context, beside) as ruler:
-        return prove.run_trials(context, more, base, deadline_s=left, ruler=ruler)
 
 
 def run(
@@ -246,7 +240,7 @@ def run(
     candidates: tuple[Candidate, ...] = advice.candidates
     trials: tuple[prove.Trial, ...] = ()
     if apply:
-        candidates, trials = apply_and_prove(job, surveyed, base, advice, exhaustive)
+        candidates, trials = apply_and_prove(job, surveyed, base, advice)
     verdict = stages.run(
         "verdict", "Verdict", Verdict, lambda: conclude(candidates, base.name, surveyed, advice, workload, apply)
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from quantadvisor.documents import (
     Figure,
     Ghost,
     Operators,
-    Pace,
     PhaseTime,
     Quality,
     Workload,
@@ -31,7 +30,6 @@ from quantadvisor.profiling.measure import (
     measured_from_rounds,
     peak_of,
     recorded,
-    run_round,
 )
 from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, straddles
 from quantadvisor.profiling.workers import RunningWorker, Steady
@@ -55,7 +53,7 @@ GIB = 2**30
 class Ghosts(Document):
     ghosts: tuple[Ghost, ...]
     baseline: tuple[Round, ...] = ()
-    """Short rounds of the baseline among those of the ghosts: the pace of the machine when the predictions were made."""
+    """Short rounds of the baseline among those of the ghosts: what its own prediction is."""
 
 
 class Trial(Document):
@@ -69,7 +67,6 @@ class Trial(Document):
     quality: Quality | None = None
     operators: Operators | None = None
     phases: tuple[PhaseTime, ...] = ()
-    pace: Pace | None = None
     built: Built | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -120,37 +117,6 @@ def run_ghosts(context: Context, chosen: Sequence[Candidate], baseline: Candidat
     )
 
 
-Ruler = Callable[[], Round]
-
-
-@contextmanager
-def ruler_of(context: Context, baseline: Candidate | None) -> Iterator[Ruler | None]:
-    """A short round of the baseline whenever it is asked for: how fast the machine is then."""
-    if baseline is None:
-        yield None
-        return
-    traffic = context.workload.traffic
-    with context.worker_of(baseline) as worker:
-        if not recorded(traffic):
-            run_round(worker, context.prompts, traffic, 2)
-        yield lambda: run_round(worker, context.prompts, traffic, min(SHORT_DECODE, traffic.output_length))
-
-
-def pace_of(now: Sequence[Round], then: Sequence[Round]) -> Pace | None:
-    """Rounds of the baseline against those beside the ghosts; of each round as many steps as those had."""
-    if not now or not then:
-        return None
-    steps = min(len(r.itl_s) for r in (*now, *then))
-    if not steps:
-        return None
-
-    def middle(rows: Sequence[Round]) -> tuple[float, float]:
-        return float(np.median([r.ttft_s for r in rows])), float(np.median([np.mean(r.itl_s[:steps]) for r in rows]))
-
-    (ttft, tpot), (ttft_then, tpot_then) = middle(now), middle(then)
-    return Pace(ttft=ttft / ttft_then, tpot=tpot / tpot_then)
-
-
 def run_trials(
     context: Context,
     chosen: Sequence[Candidate],
@@ -158,12 +124,10 @@ def run_trials(
     rounds: int = ROUNDS,
     deadline_s: float | None = None,
     to_beat: Sequence[Round] = (),
-    ruler: Ruler | None = None,
 ) -> Trials:
     """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them.
 
-    `to_beat`: rounds of the choice, where it is not measured again among these. `ruler` is asked before and after, where
-    the baseline is not among these.
+    `to_beat`: rounds of the choice, where it is not measured again among these.
     """
     builds = {c.name: context.build_of(c) for c in chosen}
     done = build_all(list(builds.values()), context.progress.say)
@@ -175,7 +139,6 @@ def run_trials(
         workers, broke = start_workers(starting, stack)
         failed |= broke
         traffic, objective = context.workload.traffic, context.workload.objective
-        beside = [ruler()] if ruler else []
         rows, broke = interleave(
             workers,
             context.prompts,
@@ -186,8 +149,6 @@ def run_trials(
             progress=context.progress.say,
         )
         failed |= broke
-        beside += [ruler()] if ruler else []
-        pace = pace_of(rows.get(baseline.name) or beside, baseline.rounds)
         shared_s = (time.monotonic() - started) / max(1, len(workers))
         trials = []
         for candidate in chosen:
@@ -196,8 +157,7 @@ def run_trials(
                 trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
                 continue
             worker = workers[candidate.name]
-            found = evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline)
-            trials.append(found.model_copy(update={"pace": pace}))
+            trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
             worker.close()
     open_ = undecided([with_trial(c, t, context) for c, t in zip(chosen, trials, strict=True)], context.workload)
     return Trials(trials=tuple(t if t.name not in open_ else on_more_tokens(context, open_[t.name], t) for t in trials))
@@ -364,7 +324,6 @@ def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidat
     return candidate.model_copy(
         update={
             "measured": measured_from_rounds(trial.rounds, context.workload, trial.load_s, trial.users),
-            "pace": trial.pace,
             "quality": trial.quality,
             "operators": trial.operators,
             "phases": trial.phases,

@@ -144,7 +144,6 @@ def prediction_ledger(candidates: Sequence[Candidate]) -> tuple[LedgerRow, ...]:
                     predicted=float(predicted),
                     measured=figure.median,
                     ratio=float(predicted) / figure.median,
-                    pace=getattr(candidate.pace, quantity.removesuffix("_s"), None),
                     basis=candidate.predicted.basis,
                 )
             )

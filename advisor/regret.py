@@ -17,7 +17,7 @@ from quantadvisor.profiling.measure import interleave, objective_value
 
 from .context import Context
 from .decide import maximised, objective_of, ranked
-from .prove import Trial, clean, named, ruler_of, run_trials, search_users, with_trial
+from .prove import Trial, clean, run_trials, search_users, with_trial
 from .survey import BaselineRun
 
 SLOW = 5.0
@@ -52,15 +52,14 @@ def exhaust(
     started = time.monotonic()
     to_beat = next((trial.rounds for trial in done if trial.name == choice), ())
     trials: list[Trial] = []
-    with ruler_of(context, named(candidates, base.name)) as ruler:
-        for index, candidate in enumerate(rest):
-            left = limit - (time.monotonic() - started)
-            if left <= 0:
-                return Exhausted(trials=tuple(trials), not_measured=tuple(c.name for c in rest[index:]))
-            context.progress.say(f"{candidate.name} ({index + 1} of {len(rest)}, {left:.0f} s left)")
-            trials += run_trials(context, [candidate], base, deadline_s=left / 2, to_beat=to_beat, ruler=ruler).trials
-            following = {context.build_of(c).out for c in rest[index + 1 :]}
-            clean(context.out / "work", keep | following)
+    for index, candidate in enumerate(rest):
+        left = limit - (time.monotonic() - started)
+        if left <= 0:
+            return Exhausted(trials=tuple(trials), not_measured=tuple(c.name for c in rest[index:]))
+        context.progress.say(f"{candidate.name} ({index + 1} of {len(rest)}, {left:.0f} s left)")
+        trials += run_trials(context, [candidate], base, deadline_s=left / 2, to_beat=to_beat).trials
+        following = {context.build_of(c).out for c in rest[index + 1 :]}
+        clean(context.out / "work", keep | following)
     return Exhausted(trials=tuple(trials), not_measured=())
 
 

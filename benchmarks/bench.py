@@ -120,29 +120,23 @@ def long_context(found: dict[str, Results]) -> list[Row]:
 
 
 def prediction(found: dict[str, Results]) -> list[Row]:
-    """At the machine's pace: it runs up to 1.4x faster or slower within a run, and the baseline, run beside the ghosts and
-    again beside each measurement, shows by how much. The error without that is given too."""
     rows: list[Row] = []
     for quantity, word in (("tpot_s", "TPOT"), ("ttft_s", "TTFT")):
         errors: dict[str, list[float]] = {}
-        raw: list[float] = []
         for results in found.values():
             for row in results.ledger:
                 if row.quantity == quantity:
                     runtime = row.candidate.split("@")[1].split("+")[0]
-                    pace = row.pace if row.pace and row.candidate != results.profile.baseline else 1.0
-                    errors.setdefault(runtime, []).append(abs(row.ratio * pace - 1))
-                    raw.append(abs(row.ratio - 1))
+                    errors.setdefault(runtime, []).append(abs(row.ratio - 1))
         everything = [error for each in errors.values() for error in each]
         middle = statistics.median(everything) if everything else float("nan")
-        plain = statistics.median(raw) if raw else float("nan")
         per = ", ".join(f"{runtime} {statistics.median(each):.0%} (n={len(each)})" for runtime, each in sorted(errors.items()))
         worst = max((statistics.median(each) for each in errors.values()), default=1.0)
         rows.append(
             (
-                f"prediction of {word} at the machine's pace, median error",
+                f"prediction of {word}, median error",
                 "≤ 15 %, and per runtime",
-                f"{middle:.0%} over {len(everything)}; {per}; without the pace {plain:.0%}",
+                f"{middle:.0%} over {len(everything)}; {per}",
                 middle <= 0.15 and worst <= 0.15,
             )
         )

@@ -129,14 +129,10 @@ def ledger_rows(results: Results) -> list[tuple[str, str, str, str, str, str]]:
     return [
         (
             row.candidate, facts.QUANTITIES[row.quantity], unit[row.quantity](row.predicted),
-            unit[row.quantity](row.measured), units.times(row.ratio), row.basis + paced(row.pace),
+            unit[row.quantity](row.measured), units.times(row.ratio), row.basis,
         )
         for row in results.ledger
     ]  # fmt: skip
-
-
-def paced(pace: float | None) -> str:
-    return f"; the baseline took {units.times(pace)} as long then" if pace else ""
 
 
 Group = tuple[str, list[tuple[float, str]]]

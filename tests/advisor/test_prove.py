@@ -1,10 +1,7 @@
-"""Which candidates more tokens are spent on, and how fast the machine was."""
+"""Which candidates more tokens are spent on."""
 
-import pytest
-
-from quantadvisor.advisor.prove import pace_of, undecided
+from quantadvisor.advisor.prove import undecided
 from quantadvisor.documents import Candidate, Interval
-from quantadvisor.profiling.measure import Round
 
 from .documents import candidate, workload
 
@@ -40,13 +37,3 @@ def test_more_users_win_where_users_count() -> None:
     sure = candidate("none-fp32-kv8@onnxruntime", 40.0, users=40)
     more, fewer = unsure("rtn-w8-g64-kv8@onnxruntime", 50.0, users=50), unsure("rtn-w8-g64@onnxruntime", 20.0, users=20)
     assert set(undecided([sure, more, fewer], spec)) == {more.name}
-
-
-def test_the_pace_is_the_baselines_own_slowdown_over_as_many_steps() -> None:
-    then = [Round(ttft_s=1.0, itl_s=(0.10, 0.10), peak_bytes=1)] * 2
-    now = [Round(ttft_s=1.2, itl_s=(0.11, 0.11, 0.50), peak_bytes=1)]  # the third step has no counterpart
-    pace = pace_of(now, then)
-    assert pace
-    assert (pace.ttft, pace.tpot) == (pytest.approx(1.2), pytest.approx(1.1))
-    assert pace_of([], then) is None
-    assert pace_of([Round(ttft_s=1.0, itl_s=(), peak_bytes=1)], then) is None

@@ -96,14 +96,6 @@ class Measured(OpenDocument):
     objective: Figure | None = None
 
 
-class Pace(OpenDocument):
-    """How much slower the baseline ran beside a measurement than beside the ghosts that carry the predictions: 1.0 = the
-    machine was the same, 1.2 = everything took 20 % longer."""
-
-    ttft: Finite
-    tpot: Finite
-
-
 class Candidate(OpenDocument):
     """method × scheme × runtime × options, named `gptq-w4a16-g64@onnxruntime+option`."""
 
@@ -120,7 +112,6 @@ class Candidate(OpenDocument):
     """Folder of an existing checkpoint that competes as it is (method `given`)."""
     predicted: Predicted | None = None
     measured: Measured | None = None
-    pace: Pace | None = None
     quality: Quality | None = None
     operators: Operators | None = None
     phases: tuple[PhaseTime, ...] = ()
@@ -189,8 +180,6 @@ class LedgerRow(OpenDocument):
     predicted: Finite
     measured: Finite
     ratio: Finite
-    pace: Finite | None = None
-    """Of a time: the machine's own slowdown between prediction and measurement, by the baseline; see Pace."""
     basis: str = ""
 
 
