@@ -51,6 +51,7 @@ runtime-vllm: $(INSTALLED)
 
 $(TESTABLE): $(INSTALLED)
 	$(PIP) -e '.[cpu,test]'
+	$(PIP) --no-deps axe-playwright-python
 	@touch $@
 
 # Debian's Chromium, for the tests that look at the report. Without it they skip, and say so.

@@ -22,7 +22,7 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
 from .candidates import CATALOGUE, candidate
 from .context import export_format
-from .predict import Probes
+from .predict import EIGHT_BIT_SHARE, Probes
 
 NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
@@ -35,7 +35,6 @@ WRITERS = {
 """Packages that writing a format takes, and the extra that brings each."""
 DECODE_M, PREFILL_M = 1, 512
 SLOWER = 1.05
-EIGHT_BIT_SHARE = 0.5
 Refuse = Callable[[Path, Scheme, str], str | None]
 NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -119,15 +120,30 @@ def explain(
 @app.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="results.json files, or folders that hold one")],
-    out: Annotated[Path, typer.Option("--out", help="HTML file")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", help="file to write: HTML, or by its ending .md or .txt")] = Path("report.html"),
 ) -> None:
     """The report again from stored results, byte for byte; several side by side."""
-    from quantadvisor.reports.html import render_html
+    from .completed import completed
 
     if out.is_dir():
         raise BadInput(str(out), "is a folder", "give the name of a file")
-    write_text(out, render_html([read_results(path) for path in results]))
-    console.print(f"written to {out}")
+    text = rendered([completed(read_results(path)) for path in results], out.suffix.lower())
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise BadInput(str(out), f"cannot be written: {error.strerror}", "give another --out") from None
+    console.print(f"written to {escape(str(out))}", soft_wrap=True)
+
+
+def rendered(results: Sequence[Results], ending: str) -> str:
+    """HTML, or what the ending asks for."""
+    from quantadvisor.reports.html import render_html
+    from quantadvisor.reports.markdown import render_markdown
+    from quantadvisor.reports.text import render_text
+
+    if ending == ".md":
+        return render_markdown(results)
+    return "\n".join(map(render_text, results)) if ending == ".txt" else render_html(results)
 
 
 app.command()(gate)

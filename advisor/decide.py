@@ -13,6 +13,7 @@ import numpy as np
 from quantadvisor.documents import (
     Candidate,
     Capacity,
+    Device,
     Diagnosis,
     Figure,
     Measured,
@@ -36,6 +37,12 @@ def maximised(workload: Workload) -> bool:
 
 def objective_of(candidate: Candidate) -> Figure | None:
     return candidate.measured.objective if candidate.measured else None
+
+
+def limit_bytes(workload: Workload, device: Device) -> int:
+    """The declared bound on memory, or 90 % of what the device has."""
+    limit = workload.memory_limit_gib
+    return int(limit * GIB) if limit else int(device.memory_bytes * 0.9)
 
 
 def better(a: float, b: float, workload: Workload) -> bool:
@@ -89,7 +96,7 @@ def breach_of_slo(measured: Measured, workload: Workload) -> str | None:
     ):
         if slo is None or limit is None or figure is None:
             continue
-        found = float(np.percentile(figure.samples, slo.percentile)) * 1e3
+        found = float(np.percentile(figure.samples or (figure.median,), slo.percentile)) * 1e3
         if found > limit:
             estimate = " (estimated: too few samples for that percentile)" if few_samples(figure, slo.percentile) else ""
             return f"{name} p{slo.percentile:g} {found:.1f} ms is over the SLO of {limit:g} ms{estimate}"
@@ -117,7 +124,7 @@ def tied(best: Candidate, other: Candidate) -> bool:
 def preference(candidate: Candidate, baseline: str) -> tuple[float, bool, bool, bool]:
     """Among ties: better quality (to two digits of KL), then changing less, then fewer new dependencies."""
     kl = max(0.0, candidate.quality.kl.mean) if candidate.quality else 0.0
-    runtime = baseline.split("@")[1].split("+")[0]
+    runtime = baseline.partition("@")[2].partition("+")[0]
     return (round(kl, 3), candidate.name != baseline, candidate.target != "none", candidate.runtime != runtime)
 
 
@@ -263,11 +270,19 @@ def gain_in_words(choice: Candidate, base: Candidate | None, workload: Workload,
     before, after = (objective_of(base) if base else None), objective_of(choice)
     if before is None or after is None:
         return "is the best that was measured"
-    ratio = after.median / before.median if maximised(workload) else before.median / after.median
     if workload.objective == "concurrency":
         served = f"serves {after.median:.0f} users where the baseline serves {before.median:.0f}{step_in_words(step)}"
         return served + ttft_in_words(choice, base)
-    return f"is {ratio:.2f}x the baseline"
+    times = latency_s(workload)
+    old, new = (times(base) if base else None), times(choice)
+    if workload.objective == "latency" and old and new:  # as the speed-up: of the request with the median TTFT and TPOT
+        return f"is {old / new:.2f}x the baseline"
+    return f"is {better_by(after, before, workload):.2f}x the baseline"
+
+
+def better_by(after: Figure, before: Figure, workload: Workload) -> float:
+    """How many times better the objective's median is."""
+    return after.median / before.median if maximised(workload) else before.median / after.median
 
 
 def targets_of(candidate: Candidate) -> list[Target]:

@@ -50,13 +50,13 @@ def diagnose(profile: Profile, workload: Workload, schemes: Iterable[Scheme] = (
 
 def split(name: str) -> tuple[str, str]:
     """(runtime, scheme) of a candidate's name `method-scheme@runtime+option`."""
-    left, right = name.split("@")
-    return right.split("+")[0], left.split("-", 1)[1]
+    left, _, right = name.rpartition("@")
+    return right.partition("+")[0], left.partition("-")[2]
 
 
 def options_of(name: str) -> tuple[str, ...]:
     """The options in a candidate's name."""
-    return tuple(name.split("@")[1].split("+")[1:])
+    return tuple(name.rpartition("@")[2].split("+")[1:])
 
 
 def phase_sizes(workload: Workload) -> dict[str, int]:

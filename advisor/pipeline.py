@@ -37,12 +37,13 @@ from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooke
 from .boundaries import boundaries
 from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
+from .completed import completed
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
 from .diagnose import diagnose, options_of, split
 from .ghosts import ghost_of
 from .model_source import resolve_model
-from .predict import Probes
+from .predict import EIGHT_BIT_SHARE, Probes
 from .questions import answer, prediction_ledger
 from .risk import Job, schemes_at_risk, simulate_all
 from .serve import place_artifact
@@ -63,7 +64,6 @@ PACKAGES = (
     "numpy",
 )
 SIMULATED_TOKENS = 512
-EIGHT_BIT_SHARE = 0.5
 MOST_FOLLOW_UPS = 3
 
 
@@ -265,7 +265,7 @@ def run(
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
             artifact = place_artifact(source, out, export_format(choice.runtime), choice, context.interpreter(choice.runtime))
-    return Results(
+    results = Results(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=workload,
         device=profile.device,
@@ -283,6 +283,7 @@ def run(
         timing_s=dict(stages.seconds),
         extra={"not_acted_on": list(not_acted_on(workload))},
     )
+    return completed(results)
 
 
 def measuring_left(stages: Stages, workload: Workload) -> float:

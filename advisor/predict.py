@@ -41,12 +41,14 @@ def curves(kernels: Iterable[KernelTiming]) -> dict[tuple[str, str, str, int, in
     """(runtime, option, kernel class, N, K) -> sorted [(M, median seconds)]."""
     found: dict[tuple[str, str, str, int, int], list[tuple[int, float]]] = {}
     for timing in kernels:
-        if timing.time_s is not None:
+        if timing.time_s is not None and timing.time_s.median > 0:
             key = (timing.runtime, timing.option, kernel_class(timing.scheme), timing.n, timing.k)
             found.setdefault(key, []).append((timing.m, timing.time_s.median))
     return {key: sorted(points) for key, points in found.items()}
 
 
+EIGHT_BIT_SHARE = 0.5
+"""Of the linears of a scheme that mixes 4 and 8 bits, before the layers are known."""
 FULL_RATE_ROWS = 256
 """From this M on a product is bound by arithmetic and its time proportional to M; below, one reading of the weights may
 still be what it waits for."""

@@ -36,7 +36,7 @@ from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
-from .decide import TIE, better, maximised, objective_of, ranked
+from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
 from .ghosts import ghost_of
 from .predict import users_within
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
@@ -47,7 +47,6 @@ GHOST_SHARE = 0.25
 ROUNDS = 5
 BLOCKS = 5
 """Processes that the choice is measured in."""
-GIB = 2**30
 
 
 class Ghosts(Document):
@@ -266,8 +265,7 @@ def evidence(
 
 
 def memory_limit(context: Context) -> int:
-    limit = context.workload.memory_limit_gib
-    return int(limit * GIB) if limit else int(context.device.memory_bytes * 0.9)
+    return limit_bytes(context.workload, context.device)
 
 
 def users(context: Context, candidate: Candidate, rounds: Sequence[Round], notes: list[str]) -> Figure | None:

@@ -55,9 +55,8 @@ def bytes_of_cache(
     plain = compute_bytes(scheme) if plain_bytes is None else plain_bytes
     half = inventory.kv_values_per_token / 2
     per_token = sum(_cache_bytes(half, one, plain, inventory.head_dim) for one in (scheme.keys, scheme.values))
-    window, layers = inventory.sliding_window, int((inventory.model_extra or {}).get("sliding_layers", 0))
-    tokens = float(context_tokens)
-    if windowed and window and layers:
+    window, tokens = inventory.sliding_window, float(context_tokens)
+    if windowed and window and (layers := int((inventory.model_extra or {}).get("sliding_layers", 0))):
         share = layers / inventory.layers
         tokens = share * min(context_tokens, window) + (1 - share) * context_tokens
     return math.ceil(per_token * tokens * concurrency)

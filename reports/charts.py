@@ -8,8 +8,9 @@ from markupsafe import Markup
 
 from quantadvisor.documents import LedgerItem, Results, Shares, Speedup
 
-from . import facts, ranking, units
+from . import facts, ranking, units, verdict
 from .kernel_plots import kernel_speed, roofline
+from .map_plots import decision_map, memory_grid, memory_grid_before
 from .plots import outliers, prediction, quality_speed
 from .svg import NARROW, WIDE, Axis, Legend, Picture, drawing, line, rect, text
 
@@ -18,12 +19,16 @@ MOST = 9
 TENSOR_LEGEND = tuple(Legend(f"t-{name}", facts.TENSORS[name]) for name in facts.PARTS)
 
 
+Parts = tuple[tuple[str, float, str], ...]
+"""Of a bar: (class, size, words)."""
+
+
 @dataclass(frozen=True)
 class Bar:
-    """One row: its label, the parts (class, size, words), what is written at its end."""
+    """One row: its label, its parts, what is written at its end."""
 
     label: str
-    parts: tuple[tuple[str, float, str], ...]
+    parts: Parts
     end: str
 
     @property
@@ -34,7 +39,8 @@ class Bar:
 def pictures(results: Results) -> list[Picture]:
     """All pictures that the results hold numbers for, in the order of the page."""
     made = (
-        memory, time_prefill, time_decode, origin, quality_speed, users, prediction, roofline, kernel_speed, outliers,
+        memory, memory_grid, memory_grid_before, decision_map, time_prefill, time_decode, origin, quality_speed, users,
+        prediction, roofline, kernel_speed, outliers,
     )  # fmt: skip
     return [picture for draw in made if (picture := draw(results)) is not None]
 
@@ -67,7 +73,7 @@ def _stack(axis: Axis, row: Bar, y: float, thick: int) -> list[Markup]:
         x, end = axis.at(start), axis.at(start + size)
         parts.append(rect(x, y, max(0.0, end - x - 1), thick, style, words))
         for said in (words, words.rpartition(" · ")[2]):
-            if len(said) * 7 + 6 <= end - x and style != "t-none" and thick >= 18:
+            if len(said) * 7 + 10 <= end - x and style != "t-none" and thick >= 18:
                 parts.append(text(x + 5, y + 14, said, "inside"))
                 break
         start += size
@@ -82,7 +88,7 @@ def bars_twice(
     return bars(WIDE, label, rows, limit, thick), bars(NARROW, label, rows, limit, thick)
 
 
-def _split(shares: Shares, total: float) -> tuple[tuple[str, float, str], ...]:
+def _split(shares: Shares, total: float) -> Parts:
     """Parts of a bar from shares of a total."""
     named = {name: max(0.0, float(getattr(shares, name))) for name in facts.PARTS}
     return tuple(
@@ -92,7 +98,7 @@ def _split(shares: Shares, total: float) -> tuple[tuple[str, float, str], ...]:
     )
 
 
-def _ledger_parts(items: tuple[LedgerItem, ...]) -> tuple[tuple[str, float, str], ...]:
+def _ledger_parts(items: tuple[LedgerItem, ...]) -> Parts:
     order = ("weights", "kv_cache", "activations", "overhead")
     total = sum(item.bytes for item in items) or 1
     found = []
@@ -111,28 +117,50 @@ def memory(results: Results) -> Picture | None:
     if not parts:
         return None
     total = sum(size for _, size, _ in parts)
-    limit, whence = facts.memory_limit(results)
+    limit, peak, after = facts.memory_limit(results)[0], ledger.measured_peak_bytes, _after(results)
     rows = [Bar(f"Baseline, by ledger: {results.profile.baseline}", parts, units.size(total))]
-    table = [(words.partition(" · ")[0], units.size(size), units.percent(size / total, 1)) for _, size, words in parts]
-    table.append(("ledger, together", units.size(total), "100.0 %"))
-    if ledger.measured_peak_bytes is not None:
-        peak = float(ledger.measured_peak_bytes)
-        rows.append(Bar("Baseline, measured peak", (("t-none", peak, "measured peak"),), units.size(peak)))
-        table.append(("baseline, measured peak", units.size(peak), ""))
-    advised = facts.choice(results)
-    chosen = facts.measured(advised, "peak_bytes")
-    if chosen is not None and advised is not None and results.verdict.change:
-        rows.append(Bar(f"Advised, measured peak: {advised.name}", (("t-none", chosen, "peak"),), units.size(chosen)))
-        table.append(("advised, measured peak", units.size(chosen), ""))
-    table.append((f"limit ({whence})", units.size(limit), ""))
+    if peak is not None:
+        rows.append(Bar("Baseline, measured peak", (("t-none", float(peak), "measured peak"),), units.size(peak)))
+    rows += [after] if after is not None else []
     biggest = max(parts, key=lambda part: part[1])[2].replace(" · ", " with ")
     summary = f"The baseline needs {units.size(total)} at this workload, most of it {biggest}; {units.size(limit)} allowed."
     wide, narrow = bars_twice("Memory by tensor", summary, rows, (float(limit), f"limit {units.size(limit)}"))
     legend = (*TENSOR_LEGEND[:3], Legend("t-other", "overhead"), Legend("t-none", "measured, not split"))
     return Picture(
         "memory", "Memory by tensor, against the limit", summary, wide, narrow,
-        ("Tensor", "Bytes", "Share"), tuple(table), legend,
+        ("Tensor", "Bytes", "Share", "Class"), tuple(_memory_rows(results, parts, after)), legend,
     )  # fmt: skip
+
+
+def _memory_rows(results: Results, parts: Parts, after: Bar | None) -> list[tuple[str, ...]]:
+    """Baseline by tensor and its peak, the advice likewise, the limit; each with its class."""
+    ledger, total = results.profile.memory, sum(size for _, size, _ in parts)
+    kinds = {facts.TENSORS[item.tensor]: item.kind for item in ledger.items}
+    rows: list[tuple[str, ...]] = []
+    for _, size, words in parts:
+        name = words.partition(" · ")[0]
+        rows.append((name, units.size(size), units.percent(size / total, 1), kinds.get(name, "modelled")))
+    rows.append(("ledger, together", units.size(total), "100.0 %", "modelled"))
+    if ledger.measured_peak_bytes is not None:
+        rows.append(("baseline, measured peak", units.size(ledger.measured_peak_bytes), "", "measured"))
+    if after is not None:
+        for _, size, words in after.parts:
+            name, _, share = words.partition(" · ")
+            rows += [(f"advised, {name}", units.size(size), share, "modelled")] if share else []
+        rows.append(("advised, measured peak", after.end, "", "measured"))
+    limit, whence = facts.memory_limit(results)
+    return [*rows, (f"limit ({whence})", units.size(limit), "", "declared")]
+
+
+def _after(results: Results) -> Bar | None:
+    """The advised candidate's peak, by tensor where that was worked out."""
+    advised = facts.choice(results)
+    peak = facts.measured(advised, "peak_bytes")
+    if peak is None or advised is None or not results.verdict.change:
+        return None
+    after = results.choice_diagnosis
+    parts = _split(after.capacity.shares, peak) if after is not None else ()
+    return Bar(f"Advised, measured peak: {advised.name}", parts or (("t-none", peak, "peak"),), units.size(peak))
 
 
 def time_prefill(results: Results) -> Picture | None:
@@ -160,9 +188,9 @@ def _time(results: Results, phase: str, title: str, field: str) -> Picture | Non
     if not rows:
         return None
     advised, lost = facts.choice(results), getattr(results.diagnosis, phase).inefficiency
-    value = facts.measured(advised, field)
-    if advised is not None and value is not None and results.verdict.change:
-        name = facts.QUANTITIES[field]
+    value, whole = facts.measured(advised, field), False
+    if advised is not None and value is not None and advised.name not in {row[0] for row in table}:
+        name, whole = facts.QUANTITIES[field], True
         rows.append(Bar(f"Advised, measured {name}: {advised.name}", (("t-none", value, name),), units.duration(value)))
         table.append((advised.name, f"{name}, not split", units.duration(value), ""))
     binds = getattr(results.diagnosis, phase)
@@ -173,7 +201,7 @@ def _time(results: Results, phase: str, title: str, field: str) -> Picture | Non
     )
     note = f"Of the binding linears' time the kernel loses {units.percent(lost)} against the roof." if lost else ""
     wide, narrow = bars_twice(title, summary, rows)
-    legend = (*TENSOR_LEGEND, *((Legend("t-none", "measured, not split"),) if rows[-1].label.startswith("Adv") else ()))
+    legend = (*TENSOR_LEGEND, *((Legend("t-none", "measured, not split"),) if whole else ()))
     head = ("Candidate", "Tensor", "Seconds per pass", "Share")
     return Picture(f"time-{phase}", title, summary, wide, narrow, head, tuple(table), legend, note)
 
@@ -227,24 +255,54 @@ def _origin(width: float, label: str, rows: list[tuple[str, Speedup]]) -> Markup
 
 
 def users(results: Results) -> Picture | None:
-    """Requests in flight that fit, by candidate, the feasible ones in the order of the ranking."""
+    """Requests in flight inside limit and SLO at the declared context, by candidate, most first."""
+    known = results.decision_map.candidates if results.decision_map is not None else ()
+    held = sorted((c for c in known if c.outside is None), key=lambda c: (-c.users, c.name))
+    if len(held) < 2:
+        return _users_that_fit(results)
+    ends = {"memory": "memory", "ttft": "TTFT", "tpot": "TPOT"}
+    own = [c for c in held if c.name in (results.verdict.choice, results.profile.baseline)]
+    others = [c for c in held if c not in own][: MOST - len(own)]
+    drawn = [c for c in held if c in own or c in others]
+    rows = [_users_bar(results, c.name, c.users, f"{c.users:,} · {ends[c.limited_by]}") for c in drawn]
+    bound = "inside memory limit and SLO" if results.workload.slo else "inside the memory limit (no SLO declared)"
+    title = "Users under the SLO, by candidate" if results.workload.slo else "Users at once, by candidate"
+    context = f"{results.workload.traffic.context_length:,} tokens of context"
+    summary = f"Requests in flight {bound} at {context}; most on {held[0].name}: {held[0].users:,}."
+    summary += (
+        f" {len(drawn)} of {len(held)} are drawn, the advice and the baseline among them." if len(drawn) < len(held) else ""
+    )
+    wide, narrow = bars_twice(title, summary, rows, thick=8)
+    base = facts.on_map(results, results.profile.baseline)
+    table = tuple(
+        (
+            c.name, f"{c.users:,}", verdict.ENDS[c.limited_by], units.duration(c.ttft_s), units.duration(c.tpot_s),
+            units.times(facts.over(c.users, base.users if base else None)), c.users_kind, c.basis,
+        )
+        for c in held
+    )  # fmt: skip
+    head = ("Candidate", "Users", "Until", "TTFT with them", "TPOT with them", "Over the baseline", "Class", "Rests on")
+    note = "Times with that many in flight are modelled. Behind each bar: what ends it."
+    return Picture("users", title, summary, wide, narrow, head, table, note=note)
+
+
+def _users_bar(results: Results, name: str, value: float, end: str) -> Bar:
+    mine = name == results.verdict.choice
+    mark = " (advised)" if mine else " (baseline)" if name == results.profile.baseline else ""
+    return Bar(name + mark, (("t-good" if mine else "t-none", value, end),), end)
+
+
+def _users_that_fit(results: Results) -> Picture | None:
+    """The same from the candidates alone, for results without a map."""
     ranked = [row.item for row in ranking.rank(results) if row.status not in ("refused", "excluded")]
     held = [(item, value) for item in ranked if (value := facts.users(item)) is not None and value > 0]
     if len(held) < 2:
         return None
-    drawn = held[:MOST]
-    rows = [
-        Bar(
-            item.name + (" (advised)" if item.name == results.verdict.choice else ""),
-            (("t-good" if item.name == results.verdict.choice else "t-none", value, units.whole(value)),),
-            units.whole(value),
-        )
-        for item, value in drawn
-    ]
+    rows = [_users_bar(results, item.name, value, units.whole(value)) for item, value in held[:MOST]]
     most = max(held, key=lambda pair: (pair[1], pair[0].name))
     title = "Users at once, by candidate"
-    left = f" The first {MOST} of {len(held)} are drawn." if len(held) > MOST else ""
-    summary = f"Requests in flight that fit inside the limits; most on {most[0].name}: {units.whole(most[1])}.{left}"
+    summary = f"Requests in flight that fit inside the limits; most on {most[0].name}: {units.whole(most[1])}."
+    summary += f" The first {MOST} of {len(held)} are drawn." if len(held) > MOST else ""
     wide, narrow = bars_twice(title, summary, rows, thick=8)
     table = tuple(
         (item.name, units.whole(value), units.times(facts.capacity_effect(results, item)), facts.users_kind(item))

@@ -6,7 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from quantadvisor.documents import Candidate, Diagnosis, Figure, LedgerRow, NumberClass, Results, Scheme
+from quantadvisor.documents import (
+    Candidate,
+    Diagnosis,
+    Figure,
+    LedgerRow,
+    MapCandidate,
+    NumberClass,
+    Results,
+    Scheme,
+)
 
 RUNTIMES = {
     "torch": "PyTorch",
@@ -109,6 +118,18 @@ def request_s(results: Results, item: Candidate | None) -> float | None:
     return _request(results, measured(item, "ttft_s"), measured(item, "tpot_s"))
 
 
+def request_bounds(results: Results, item: Candidate) -> tuple[float, float] | None:
+    """The interval of the request latency from those of TTFT and TPOT, seconds; of the objective itself where it is it."""
+    own = figure(item, "objective") if results.workload.objective == "latency" else None
+    if own is not None:
+        return own.low, own.high
+    ttft, tpot = figure(item, "ttft_s"), figure(item, "tpot_s")
+    if ttft is None or tpot is None:
+        return None
+    ends = [_request(results, *pair) for pair in ((ttft.low, tpot.low), (ttft.high, tpot.high))]
+    return (ends[0], ends[1]) if ends[0] is not None and ends[1] is not None else None
+
+
 def predicted_request_s(results: Results, item: Candidate | None) -> float | None:
     return _request(results, predicted(item, "ttft_s"), predicted(item, "tpot_s"))
 
@@ -128,6 +149,9 @@ def speed_effect(results: Results, item: Candidate) -> float | None:
 
 def capacity_effect(results: Results, item: Candidate) -> float | None:
     """How many more requests fit than on the baseline."""
+    mine, before = on_map(results, item.name), on_map(results, results.profile.baseline)
+    if mine is not None and before is not None:
+        return over(mine.users, before.users)
     return over(users(item), users(baseline(results)))
 
 
@@ -171,10 +195,18 @@ def memory_limit(results: Results) -> tuple[int, str]:
     """The bound on memory in bytes, and where it comes from."""
     if results.workload.memory_limit_gib is not None:
         return round(results.workload.memory_limit_gib * 2**30), "memory_limit_gib of the spec"
+    if results.decision_map is not None:
+        return results.decision_map.limit_bytes, "90 % of the device's memory"
     device = results.device
     if device.kind == "cuda" and device.gpus:
         return device.gpus[0].memory_bytes, "memory of the GPU"
     return device.memory_bytes, "memory of the device"
+
+
+def on_map(results: Results, name: str | None) -> MapCandidate | None:
+    """The candidate's line in the decision map, or None."""
+    known = results.decision_map.candidates if results.decision_map is not None else ()
+    return next((item for item in known if item.name == name), None)
 
 
 def median_error(rows: Iterable[LedgerRow]) -> tuple[float, int] | None:
@@ -205,11 +237,11 @@ def time_error(results: Results) -> tuple[float, int] | None:
 
 
 def diagnoses(results: Results) -> list[tuple[str, Diagnosis]]:
-    """Baseline and, where it is another candidate, best unquantized."""
+    """Baseline, and where they are others the best unquantized and the advice: before and after."""
     found = [("baseline", results.diagnosis)]
-    second = results.unquantized_diagnosis
-    if second is not None and second.of != results.diagnosis.of:
-        found.append(("best unquantized", second))
+    for what, other in (("best unquantized", results.unquantized_diagnosis), ("advised", results.choice_diagnosis)):
+        if other is not None and other.of not in {diagnosis.of for _, diagnosis in found}:
+            found.append((what, other))
     return found
 
 

@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from quantadvisor.documents import Results
 
-from . import charts, facts, plots, ranking, units, verdict, wording
+from . import charts, facts, plots, ranking, side_by_side, units, verdict, wording
+from .svg import Picture
 
 HERE = Path(__file__).parent
 
@@ -35,7 +36,7 @@ def render_html(results: Sequence[Results]) -> str:
             policy=policy(css, script),
             title=f"QuantAdvisor · {' · '.join(dict.fromkeys(item.workload.model for item in results))}",
             reports=[view(item, place) for place, item in enumerate(results, start=1)],
-            comparison=comparison(results) if len(results) > 1 else [],
+            side=beside(results) if len(results) > 1 else None,
             glossary=wording.GLOSSARY,
         )
     )
@@ -86,7 +87,10 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "constraints": wording.constraints(results),
         "changed_mind": wording.changed_mind(results),
         "boundaries": wording.boundaries(results),
-        "questions": [(wording.QUESTIONS[q.id], q.answer, q.evidence) for q in results.questions],
+        "questions": [
+            (wording.QUESTIONS[q.id], q.answer, q.evidence, evidence_links(results, q.id, rows, drawn)) for q in results.questions
+        ],
+        "numbered": {row.name: row.number for row in rows},
         "pictures": {picture.key: picture for picture in drawn},
         "binding": wording.binding(results),
         "ceilings": [(found.of, wording.ceilings(found)) for _, found in facts.diagnoses(results)],
@@ -94,6 +98,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "rows": rows,
         "groups": ranking.grouped(rows),
         "objective": facts.OBJECTIVES[results.workload.objective],
+        "objective_unit": {"latency": "s", "throughput": "tokens/s", "concurrency": "requests"}[results.workload.objective],
         "errors": facts.ledger_errors(results),
         "time_error": facts.time_error(results),
         "ledger": plots.ledger_rows(results),
@@ -106,11 +111,29 @@ def view(results: Results, place: int) -> dict[str, Any]:
     }
 
 
-def comparison(results: Sequence[Results]) -> list[tuple[str, list[str]]]:
-    """Rows of the table that puts several reports side by side: what, then one cell per report."""
-    table: dict[str, list[str]] = {}
-    for place, item in enumerate(results):
-        for name, value in wording.column(item):
-            cells = table.setdefault(name, [units.ABSENT] * len(results))
-            cells[place] = value
-    return list(table.items())
+def beside(results: Sequence[Results]) -> dict[str, Any]:
+    """The part that several results share."""
+    head, rows = side_by_side.candidates(results)
+    return {
+        "id": "side",
+        "rows": side_by_side.comparison(results),
+        "pictures": {item.key: item for item in side_by_side.pictures(results)},
+        "head": head,
+        "candidates": rows,
+    }
+
+
+def evidence_links(
+    results: Results, question: str, rows: Sequence[ranking.Row], drawn: Sequence[Picture]
+) -> list[tuple[str, str]]:
+    """(anchor without the report's id, words) of where a question's evidence is, one click away."""
+    chosen = next((row.number for row in rows if row.name == results.verdict.choice), None)
+    own = f"c{chosen}" if chosen else "ranking"
+    wanted = {
+        "target": [("diagnosis", "What binds"), ("p-time-decode", "time by tensor"), ("p-memory", "memory by tensor")],
+        "quality": [("p-quality-speed", "Quality against speed"), (own, "tokens and intervals")],
+        "operator": [(own, "Operators that ran"), ("evidence", "kernels")],
+        "bottleneck": [("p-time-decode", "Before and after"), ("p-memory", "memory by tensor"), (own, "samples")],
+    }[question]
+    there = {f"p-{picture.key}" for picture in drawn}
+    return [(target, words) for target, words in wanted if not target.startswith("p-") or target in there]

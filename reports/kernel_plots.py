@@ -21,6 +21,7 @@ from .svg import (
     log_range,
     mark,
     polyline,
+    span,
     text,
     twice,
 )
@@ -152,7 +153,7 @@ def kernel_lines(results: Results, against: str) -> list[Line]:
             both = sorted(own.keys() & base.keys())
             if both and name != against:
                 old, new = (sum(side[shape] * counts.get(shape, 1) for shape in both) for side in (base, own))
-                points.append((m, old / new))
+                points += [(m, old / new)] if old > 0 and new > 0 else []
         if points:
             found.append(Line(name, tuple(points)))
     return found
@@ -175,19 +176,20 @@ def kernel_speed(results: Results) -> Picture | None:
     left = f" {len(lines) - len(drawn)} more kernels are in the table." if len(drawn) < len(lines) else ""
     title = "Kernel speed-up over M"
     summary = f"Time of all linears on {against} over the time on each kernel, by the rows M that pass at once.{left}"
-    wide, narrow = twice(title, summary, lambda w, h, label: _kernel_speed(w, h, label, drawn, marked))
+    wide, narrow = twice(title, summary, lambda w, h, label: _kernel_speed(w, h, label, drawn, marked, True))
+    linear = twice(title, summary, lambda w, h, label: _kernel_speed(w, h, label, drawn, marked, False))
     table = tuple((item.name, f"{m:,}", units.times(y)) for item in lines for m, y in item.points)
     legend = tuple(Legend(f"s{i}", item.name, SHAPES[i % len(SHAPES)], line=True) for i, item in enumerate(drawn))
     where = ", ".join(f"{name} M = {m:,}" for name, m in marked)
     note = f"Dashed: this workload's {where}. Above 1× a kernel is faster than the reference."
-    return Picture("kernel-speed", title, summary, wide, narrow, ("Kernel", "M", "Speed-up"), table, legend, note)
+    return Picture("kernel-speed", title, summary, wide, narrow, ("Kernel", "M", "Speed-up"), table, legend, note, linear)
 
 
-def _kernel_speed(width: float, height: float, label: str, lines: list[Line], marked: list[tuple[str, int]]) -> Markup:
+def _kernel_speed(width: float, height: float, label: str, lines: list[Line], marked: list[tuple[str, int]], log: bool) -> Markup:
     across = log_range([*(m for item in lines for m, _ in item.points), *(m for _, m in marked)], 1.3) or (1.0, 10.0)
-    up = log_range([y for item in lines for _, y in item.points] + [1.0]) or (0.5, 2.0)
+    up = span([y for item in lines for _, y in item.points] + [1.0], 1.25, log)
     words = ("M, rows at once", "speed-up over the reference")
-    plot = frame(width, height, Span(*across), Span(*up), words, (units.digits_short, units.times_short))
+    plot = frame(width, height, Span(*across), up, words, (units.digits_short, units.times_short))
     parts = plot.draw(6 if width > 400 else 4, 6)
     parts.append(line(plot.x.start, plot.y.at(1), plot.x.end, plot.y.at(1), "rule"))
     for name, m in marked:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
-from quantadvisor.documents import LayerActivations, Results
+from quantadvisor.documents import LayerActivations, NumberClass, Results
 
 from . import facts, units
 from .svg import (
@@ -15,6 +17,7 @@ from .svg import (
     WIDE,
     Axis,
     Box,
+    Frame,
     Legend,
     Picture,
     Span,
@@ -24,7 +27,9 @@ from .svg import (
     log_range,
     mark,
     place_labels,
+    polyline,
     rect,
+    span,
     text,
     twice,
 )  # fmt: skip
@@ -54,68 +59,105 @@ def _standing(results: Results, name: str, barred: bool) -> str:
 
 @dataclass(frozen=True)
 class Spot:
-    """One candidate: request speed over the baseline, mean KL in nats per token (floored), name, standing."""
+    """One candidate: request speed over the baseline and its interval, mean KL in nats per token (floored), name, standing."""
 
     speed: float
+    low: float
+    high: float
     kl: float
     name: str
     standing: str
+    kind: NumberClass
+
+
+def front(spots: Sequence[Spot]) -> list[Spot]:
+    """The Pareto front: those that no other one beats in speed or KL without losing in the other; slowest first."""
+    found: list[Spot] = []
+    for spot in sorted(spots, key=lambda spot: (-spot.speed, spot.kl, spot.name)):
+        if not found or spot.kl < found[-1].kl:
+            found.append(spot)
+    return found[::-1]
+
+
+def _spots(results: Results) -> list[Spot]:
+    """Every candidate whose speed and quality were measured, by standing."""
+    spots = []
+    for c in results.candidates:
+        speed, base = facts.speed_effect(results, c), facts.request_s(results, facts.baseline(results))
+        if c.quality is None or speed is None or base is None:
+            continue
+        ends = facts.request_bounds(results, c)
+        low, high = (facts.over(base, ends[1]) or speed, facts.over(base, ends[0]) or speed) if ends else (speed, speed)
+        kind = facts.worst_kind(facts.figure(item, field) for item in (c, facts.baseline(results)) for field in facts.TIMES)
+        standing = _standing(results, c.name, c.excluded is not None)
+        spots.append(Spot(speed, low, high, max(KL_FLOOR, c.quality.kl.mean), c.name, standing, kind))
+    first = list(STANDINGS)
+    return sorted(spots, key=lambda spot: (first.index(spot.standing), spot.name))
 
 
 def quality_speed(results: Results) -> Picture | None:
-    """Candidates: KL divergence (log axis) against the speed of a request over the baseline, with the budget."""
-    spots = [
-        Spot(
-            speed,
-            max(KL_FLOOR, c.quality.kl.mean),
-            c.name,
-            _standing(results, c.name, c.excluded is not None),
-        )
-        for c in results.candidates
-        if c.quality is not None and (speed := facts.speed_effect(results, c)) is not None
-    ]
+    """Candidates: KL divergence against the speed of a request over the baseline; front, budget and ties."""
+    spots = _spots(results)
     if not spots:
         return None
-    budget = results.workload.quality.kl_mean_max
+    budget, best = results.workload.quality.kl_mean_max, front(spots)
     inside = sum(1 for spot in spots if budget is None or spot.kl <= budget)
     fastest = max(spots, key=lambda spot: (spot.speed, spot.name))
     title = "Quality against speed"
-    summary = f"{inside} of {len(spots)} measured candidates are inside the quality budget; "
+    summary = f"{inside} of {len(spots)} measured candidates are inside the quality budget, {len(best)} are on the Pareto front; "
     summary += f"the fastest of all is {fastest.name} at {units.times(fastest.speed)}."
-    first = list(STANDINGS)
-    spots.sort(key=lambda spot: (first.index(spot.standing), spot.name))
-    wide, narrow = twice(title, summary, lambda w, h, label: _quality(w, h, label, spots, budget))
     table = tuple(
-        (spot.name, units.times(spot.speed), "≤ 0.00001" if spot.kl <= KL_FLOOR else units.nats(spot.kl), spot.standing)
+        (
+            spot.name, units.times(spot.speed), units.bounds(spot.low, spot.high, units.times),
+            "≤ 0.00001" if spot.kl <= KL_FLOOR else units.nats(spot.kl), spot.standing, "yes" if spot in best else "no",
+            spot.kind,
+        )
         for spot in sorted(spots, key=lambda spot: (-spot.speed, spot.name))
-    )
+    )  # fmt: skip
     used = {spot.standing for spot in spots}
-    legend = tuple(Legend(style, name, shape) for name, (style, shape) in STANDINGS.items() if name in used)
-    note = "Right is faster, low is closer to the fp32 model. Divergences below 0.00001 are drawn at 0.00001."
-    head = ("Candidate", "Request speed", "KL divergence", "Standing")
-    return Picture("quality-speed", title, summary, wide, narrow, head, table, legend, note)
+    legend = [Legend(style, name, shape) for name, (style, shape) in STANDINGS.items() if name in used]
+    legend += [Legend("front", "Pareto front", "none", line=True)]
+    note = "Right is faster, low is closer to the fp32 model. Divergences below 0.00001 are drawn at 0.00001; the whiskers of "
+    note += "the advice and its ties are the intervals of their request time."
+    head = ("Candidate", "Request speed", "Interval", "KL divergence", "Standing", "On the front", "Class")
+    draw = partial(_quality, spots=spots, budget=budget)
+    drawn = [twice(title, summary, partial(draw, log=log)) for log in (True, False)]
+    return Picture("quality-speed", title, summary, *drawn[0], head, table, tuple(legend), note, drawn[1])
 
 
-def _quality(width: float, height: float, label: str, spots: list[Spot], budget: float | None) -> Markup:
-    speeds = log_range([spot.speed for spot in spots] + [1.0], 1.2) or (0.5, 2.0)
-    kls = log_range([spot.kl for spot in spots] + ([budget] if budget else []), 2) or (KL_FLOOR, 1.0)
+def _quality(width: float, height: float, label: str, *, spots: list[Spot], budget: float | None, log: bool) -> Markup:
+    speeds = span([spot.speed for spot in spots] + [1.0], 1.2, log)
+    kls = span([spot.kl for spot in spots] + ([budget] if budget else []), 2, log)
     words = ("request speed over the baseline", "mean KL divergence, nats per token")
-    plot = frame(width, height, Span(*speeds), Span(*kls), words, (units.times_short, units.plain))
+    plot = frame(width, height, speeds, kls, words, (units.times_short, units.plain))
     parts, taken = plot.draw(6 if width > 400 else 4, 6), []
     if budget is not None:
         y = plot.y.at(budget)
         parts.append(line(plot.x.start, y, plot.x.end, y, "limit"))
         parts.append(text(plot.x.start + 4, y - 5, f"budget {units.plain(budget)}", "tick"))
         taken = [Box(plot.x.start, y - 17, plot.x.start + 90, y + 2), Box(plot.x.start, y - 1, plot.x.end, y + 1)]
+    parts.append(_front(plot, spots))
     named, drawn = [], []
     for spot in spots:
         style, shape = STANDINGS[spot.standing]
         hint = f"{spot.name}: {units.times(spot.speed)}, KL {units.nats(spot.kl)} ({spot.standing})"
         x, y = plot.x.at(spot.speed), plot.y.at(spot.kl)
+        if spot.standing in ("advised", "tied"):
+            drawn.append(line(plot.x.at(spot.low), y, plot.x.at(spot.high), y, f"{style} whisker"))
         drawn.append(mark(x, y, shape, f"{style} point", hint, 5.5))
         short = spot.standing if spot.standing in ("advised", "baseline") else ""
         named.append((x, y, spot.name if width > 400 else short))
     return drawing(width, height, label, *parts, *reversed(drawn), *place_labels(named, width, plot.y.start, taken))
+
+
+def _front(plot: Frame, spots: list[Spot]) -> Markup:
+    """Steps: at a speed, the least divergence that is to be had at that speed or above it."""
+    best = front(spots)
+    path = [(plot.x.start, plot.y.at(best[0].kl))]
+    for spot, following in zip(best, [*best[1:], None], strict=True):
+        x, y = plot.x.at(spot.speed), plot.y.at(spot.kl)
+        path += [(x, y)] + ([(x, plot.y.at(following.kl))] if following else [(x, plot.y.end)])
+    return polyline(path, "front")
 
 
 LEDGER_HEAD = ("Candidate", "Quantity", "Predicted", "Measured", "Ratio", "Rests on")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from quantadvisor.documents import Candidate, Results
+from quantadvisor.documents import Candidate, NumberClass, Results
 
 from . import facts, units
 
@@ -51,6 +51,7 @@ class Row:
     kl_interval: str
     top1: str
     speed: str
+    speed_kind: NumberClass
     capacity: str
     sort: dict[str, float | None]
     item: Candidate
@@ -141,6 +142,14 @@ def _cell(item: Candidate, field: str, unit: Callable[[float | None], str]) -> C
     return Cell(guess, unit(found.median), units.bounds(found.low, found.high, unit), found.kind)
 
 
+def _users(results: Results, item: Candidate) -> Cell:
+    """As the map has it where nobody looked for it."""
+    known = facts.on_map(results, item.name)
+    if facts.figure(item, "max_concurrency") is None and known is not None:
+        return Cell(units.ABSENT, units.whole(known.users), kind=known.users_kind)
+    return _cell(item, "max_concurrency", units.whole)
+
+
 def _row(results: Results, item: Candidate, place: int) -> Row:
     speed, capacity = facts.speed_effect(results, item), facts.capacity_effect(results, item)
     quality = item.quality
@@ -155,11 +164,12 @@ def _row(results: Results, item: Candidate, place: int) -> Row:
         ttft=_cell(item, "ttft_s", units.duration),
         tpot=_cell(item, "tpot_s", units.duration),
         peak=_cell(item, "peak_bytes", units.size),
-        users=_cell(item, "max_concurrency", units.whole),
+        users=_users(results, item),
         kl=units.nats(quality.kl.mean if quality else None),
         kl_interval=units.bounds(quality.kl.low, quality.kl.high, units.nats) if quality else "",
         top1=units.percent(quality.top1.mean if quality else None, 1),
         speed=units.times(speed),
+        speed_kind=facts.worst_kind(facts.figure(one, field) for one in (item, facts.baseline(results)) for field in facts.TIMES),
         capacity=units.times(capacity),
         sort={
             "place": place,

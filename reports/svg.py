@@ -45,6 +45,8 @@ class Picture:
     rows: tuple[tuple[str, ...], ...]
     legend: tuple[Legend, ...] = ()
     note: str = ""
+    linear: tuple[Markup, Markup] | None = None
+    """The same in both widths on a linear scale, where both scales help."""
 
 
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
@@ -194,6 +196,15 @@ class Span:
     low: float
     high: float
     log: bool = True
+
+
+def span(values: Iterable[float], margin: float, log: bool) -> Span:
+    """Bounds around the values: by the factor `margin` on a logarithmic axis, from zero on a linear one."""
+    found = list(values)
+    if log:
+        low, high = log_range(found, margin) or (0.5, 2.0)
+        return Span(low, high)
+    return Span(0.0, 1.05 * max(found, default=0.0) or 1.0, False)
 
 
 def frame(width: float, height: float, x: Span, y: Span, labels: tuple[str, str], unit: tuple[Write, Write]) -> Frame:

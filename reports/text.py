@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from quantadvisor.documents import Results
 
 from . import facts, ranking, units, verdict, wording
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What would move a terminal's cursor or colour it: names come from files."""
 
 
 def verdict_lines(results: Results) -> list[str]:
@@ -15,6 +20,7 @@ def verdict_lines(results: Results) -> list[str]:
     for item in verdict.key_numbers(results):
         lines.append(f"{item.label}: {item.value} ({item.detail + '; ' if item.detail else ''}{item.kind})")
     lines += [f"{word}: {sentence}" for word, sentence in verdict.effects(results)]
+    lines += wording.holds(results)
     for question in results.questions:
         answer = "yes" if question.answer else "no"
         lines.append(f"{wording.QUESTIONS[question.id]} {answer}. {question.evidence}")
@@ -31,12 +37,14 @@ def render_text(results: Results) -> str:
         verdict_lines(results),
         ["What the advice rests on", *_advice(results)],
         ["Diagnosis", *_diagnosis(results)],
+        ["Users at the declared context", *_users(results)],
         ["Ranking", *_ranking(results)],
         ["Predictions", *_predictions(results)],
         ["Source of the weights", *wording.source(results)],
         ["Environment", *(f"  {name}: {value}" for name, value in wording.environment(results))],
     ]
-    return "\n\n".join("\n".join(block) for block in blocks if len(block) > 1 or block is blocks[1]) + "\n"
+    text = "\n\n".join("\n".join(block) for block in blocks if len(block) > 1 or block is blocks[1]) + "\n"
+    return CONTROL.sub("\ufffd", text)
 
 
 def _advice(results: Results) -> list[str]:
@@ -61,6 +69,13 @@ def _diagnosis(results: Results) -> list[str]:
         bounds = ", ".join(f"{facts.TENSORS.get(name, name)} ≤ {units.times(v)}" for name, v in found.ceilings.items())
         lines += [f"    ceilings: {bounds}"] if bounds else []
     return lines + ([f"  {line}"] if (line := wording.memory(results)[1]) else [])
+
+
+def _users(results: Results) -> list[str]:
+    """Most first, with what ends them."""
+    known = results.decision_map.candidates if results.decision_map is not None else ()
+    held = sorted((item for item in known if item.outside is None), key=lambda item: (-item.users, item.name))
+    return [f"  {item.name}: {item.users:,}, until {verdict.ENDS[item.limited_by]} ({item.users_kind})" for item in held]
 
 
 def _ranking(results: Results) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantadvisor.documents import Candidate, NumberClass, Results, Speedup
 
@@ -20,6 +20,8 @@ class KeyNumber:
     value: str
     detail: str
     kind: NumberClass
+    main: bool = False
+    """One of the three that a planner asks for first: speed, users, memory."""
 
 
 def headline(results: Results) -> str:
@@ -97,9 +99,12 @@ def speed_words(ratio: float) -> str:
 
 
 def key_numbers(results: Results) -> list[KeyNumber]:
-    """Objective or request speed-up, decode speed-up, users, peak memory, quality; absent ones are left out."""
-    made = (_objective(results), _decode(results), _users(results), _peak(results), _quality(results))
-    return [item for item in made if item is not None]
+    """Speed, users and memory (users first where they are the objective), then decode and quality; absent ones left out."""
+    main = [_objective(results), _users(results), _peak(results)]
+    if results.workload.objective == "concurrency":
+        main[0], main[1] = main[1], main[0]
+    found = [replace(item, main=True) for item in main if item is not None]
+    return found + [item for item in (_decode(results), _quality(results)) if item is not None]
 
 
 def split_words(speedup: Speedup) -> str:
@@ -146,16 +151,24 @@ def _today(results: Results) -> str:
     return "" if results.verdict.change else "as today"
 
 
+ENDS = {"memory": "memory is full", "ttft": "TTFT reaches its limit", "tpot": "TPOT reaches its limit"}
+"""What ends the users, in words."""
+
+
 def _users(results: Results) -> KeyNumber | None:
-    capacity = results.verdict.capacity
-    if capacity is None:
-        chosen = facts.choice(results)
+    capacity, chosen = results.verdict.capacity, facts.choice(results)
+    known = facts.on_map(results, chosen.name if chosen else None)
+    if capacity is not None:
+        detail = f"{units.times(capacity.over_baseline)} the baseline"
+        if capacity.over_best_unquantized_cache is not None:
+            detail += f"; {units.times(capacity.over_best_unquantized_cache)} the best without a quantized cache"
+        return KeyNumber("Users at once", units.whole(capacity.max_concurrency), detail, capacity.kind)
+    if known is None:
         fit = facts.users(chosen)
         return None if fit is None else KeyNumber("Users at once", units.whole(fit), "", facts.users_kind(chosen))
-    detail = f"{units.times(capacity.over_baseline)} the baseline"
-    if capacity.over_best_unquantized_cache is not None:
-        detail += f"; {units.times(capacity.over_best_unquantized_cache)} the best without a quantized cache"
-    return KeyNumber("Users at once", units.whole(capacity.max_concurrency), detail, capacity.kind)
+    bound = f"until {ENDS[known.limited_by]}{'' if results.workload.slo else ', no SLO declared'}"
+    waits = f"; a request's first token then takes {units.duration(known.ttft_s)}" if known.ttft_s is not None else ""
+    return KeyNumber("Users at once", units.whole(known.users), bound + waits, known.users_kind)
 
 
 def _peak(results: Results) -> KeyNumber | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from quantadvisor.documents import Diagnosis, Results
+from collections.abc import Sequence
+
+from quantadvisor.documents import Diagnosis, MapCell, MapEdge, Results
 
 from . import facts, units, verdict
 
@@ -40,6 +42,11 @@ GLOSSARY = (
         "operations per byte.",
     ),
     ("M", "Rows that a linear processes at once: requests in decode, prompt tokens × requests in prefill."),
+    ("Context", "Prompt and output tokens of one request; on the map the output stays as declared."),
+    (
+        "Pareto front",
+        "The candidates that no other one beats in both speed and quality.",
+    ),
     (
         "Ghost",
         "An artifact of the right shapes with random weights, run before anything is quantized; predictions rest on it.",
@@ -78,26 +85,76 @@ def changed_mind(results: Results) -> str:
 
 
 def boundaries(results: Results) -> list[str]:
-    """What the advice holds until, on either side of what was declared."""
-    workload = results.workload
-    declared = {
-        "concurrency": workload.traffic.concurrency,
-        "prompt_tokens": workload.traffic.prompt_length,
-        "output_tokens": workload.traffic.output_length,
-        "kl_mean_max": workload.quality.kl_mean_max,
-        "memory_limit_gib": workload.memory_limit_gib or results.device.memory_bytes / 2**30,
+    """What the advice holds until: by concurrency and context from the map, then by what else was declared."""
+    work = results.workload
+    counted = {
+        "concurrency": ("requests in flight", work.traffic.concurrency),
+        "prompt_tokens": ("prompt tokens", work.traffic.prompt_length),
+        "output_tokens": ("output tokens", work.traffic.output_length),
     }
-    names = {"kl_mean_max": "a budget of mean KL", "memory_limit_gib": "a memory limit in GiB"}
-    found = []
+    limits: dict[str, tuple[str, float | None]] = {
+        "kl_mean_max": ("a budget of mean KL {}", work.quality.kl_mean_max),
+        "memory_limit_gib": ("a memory limit of {} GiB", work.memory_limit_gib or results.device.memory_bytes / 2**30),
+    }
+    found = holds(results)
     for edge in results.verdict.boundaries:
-        now = declared.get(edge.axis)
-        axis = names.get(edge.axis, edge.axis.replace("_", " "))
-        factor = facts.over(edge.at, now) if edge.axis not in names else None
+        what, now = limits.get(edge.axis) or counted.get(edge.axis, (edge.axis.replace("_", " "), None))
+        side = "Below" if now is not None and edge.at < now else "Beyond"
+        if edge.axis in limits:
+            found.append(f"{side} {what.format(f'{edge.at:.3g}')}, {edge.winner} wins.")
+            continue
+        factor = facts.over(edge.at, now)
         times = f" ({units.times(factor)} the declared {now:,})" if factor is not None and now is not None else ""
-        below = now is not None and edge.at < now
-        at = f"{edge.at:.3g}" if edge.axis in names else units.count_or_digits(edge.at)
-        found.append(f"{'Below' if below else 'Beyond'} {axis} of {at}{times}, {edge.winner} wins.")
+        found.append(f"{side} {units.count_or_digits(edge.at)} {what}{times}, {edge.winner} wins.")
     return found
+
+
+BREAKS = {"memory": "its memory is full", "ttft": "its TTFT is over the SLO", "tpot": "its TPOT is over the SLO"}
+
+
+def holds(results: Results) -> list[str]:
+    """How far the advice holds along concurrency and context, a sentence each; empty without a map."""
+    drawn, traffic = results.decision_map, results.workload.traffic
+    if drawn is None or results.verdict.choice is None:
+        return []
+    here = next(c for c in (*drawn.cells, None) if c is None or at_declared(c, results))
+    if here is None or here.winner != results.verdict.choice:
+        other = f": by what was measured afterwards, {here.winner} is better" if here and here.winner else ""
+        return [f"It does not hold at the declared point{other}."]
+    axes = (
+        ("concurrency", "requests in flight", traffic.concurrency, drawn.concurrencies),
+        ("context_tokens", "tokens of context", traffic.context_length, drawn.contexts),
+    )
+    return [
+        _held(what, declared, reach, [edge for edge in drawn.edges if edge.axis == axis]) for axis, what, declared, reach in axes
+    ]
+
+
+def at_declared(cell: MapCell, results: Results) -> bool:
+    traffic = results.workload.traffic
+    return (cell.context_tokens, cell.concurrency) == (traffic.context_length, traffic.concurrency)
+
+
+def _held(what: str, declared: int, reach: Sequence[int], edges: Sequence[MapEdge]) -> str:
+    """`Holds until 55 requests in flight (2.3× the declared 24); then nothing fits: its memory is full.`"""
+    above = next((edge for edge in edges if edge.at > declared), None)
+    below = next((edge for edge in edges if edge.at < declared), None)
+    last = above.at - 1 if above else max((*reach, declared))
+    end = f"; then {_taken(above)}" if above else ", as far as was looked"
+    one = what.replace("requests", "request", 1) if declared == 1 else what
+    if above and last == declared:
+        said = f"Holds at the declared {declared:,} {one}; from {above.at:,} on {_taken(above)}."
+    else:
+        said = f"Holds until {last:,} {what} ({units.times(last / declared)} the declared {declared:,}){end}."
+    return said + (f" Below {below.at + 1:,} {what} {_taken(below)}." if below else "")
+
+
+def _taken(edge: MapEdge) -> str:
+    """Who takes over past an edge, and why."""
+    why = BREAKS.get(edge.why, "")
+    if edge.winner is None:
+        return f"nothing fits{': ' + why if why else ''}"
+    return f"{edge.winner} wins{': ' + why if why else ''}"
 
 
 def regret(results: Results) -> list[tuple[str, str]]:
@@ -258,6 +315,7 @@ def column(results: Results) -> list[tuple[str, str]]:
     ]
     for item in verdict.key_numbers(results):
         rows.append((item.label, f"{item.value} ({item.detail}; {item.kind})" if item.detail else f"{item.value} ({item.kind})"))
+    rows += [("Holds until", " ".join(holds(results)))] if results.decision_map else []
     rows.append(("TTFT", units.spread(facts.figure(chosen, "ttft_s"), units.duration)))
     rows.append(("TPOT", units.spread(facts.figure(chosen, "tpot_s"), units.duration)))
     yes = ", ".join(f"{QUESTIONS[q.id]} {'yes' if q.answer else 'no'}" for q in results.questions)

@@ -34,6 +34,7 @@ from quantadvisor.documents import (
     Workload,
 )
 
+from .sample_map import decision_map
 from .sample_profile import BASELINE, MIB, SCHEMES, device, figure, profile
 
 OUTPUT = 128
@@ -228,9 +229,11 @@ def complete(**changed: object) -> Results:
         profile=profile(),
         diagnosis=diagnosis(BASELINE),
         unquantized_diagnosis=diagnosis(UNQUANTIZED, 0.44),
+        choice_diagnosis=diagnosis(CHOICE, 0.21),
         candidates=items,
         verdict=verdict(),
         questions=questions(),
+        decision_map=decision_map(),
         ledger=ledger(items),
         regret=Regret(
             best=TIED, advised=CHOICE, advised_objective=1.517, best_objective=1.44, ratio=0.053, low=-0.01, high=0.09,

@@ -29,8 +29,9 @@ def test_axis_maps_and_ticks() -> None:
 def test_memory_holds_the_ledger_and_the_limit(results: Results) -> None:
     picture = charts.memory(results)
     assert picture is not None
-    assert picture.rows[0] == ("weights", "269 MiB", "42.0 %")
-    assert picture.rows[-1] == ("limit (memory_limit_gib of the spec)", "1.00 GiB", "")
+    assert picture.rows[0] == ("weights", "269 MiB", "42.0 %", "modelled")
+    assert ("overhead", "240 MiB", "37.4 %", "measured") in picture.rows
+    assert picture.rows[-1] == ("limit (memory_limit_gib of the spec)", "1.00 GiB", "", "declared")
     assert "limit 1.00 GiB" in picture.wide
 
 
@@ -85,9 +86,45 @@ def test_quality_names_the_standing_of_each(results: Results) -> None:
     picture = plots.quality_speed(results)
     assert picture is not None
     table = {row[0]: row[1:] for row in picture.rows}
-    assert table["rtn-w4-g64@onnxruntime"] == ("3.80×", "0.46", "excluded")
-    assert table[sample.CHOICE][2] == "advised"
+    assert table["rtn-w4-g64@onnxruntime"][::2] == ("3.80×", "0.46", "yes")
+    assert table[sample.CHOICE][3] == "advised"
     assert len(table) == 11
+
+
+def dominated(mine: tuple[str, ...], others: list[tuple[str, ...]]) -> bool:
+    """Is another one at least as good in both and better in one? Columns: speed, interval, KL."""
+
+    def of(row: tuple[str, ...]) -> tuple[float, float]:
+        return float(row[1].rstrip("×")), -float(row[3].replace("≤ ", ""))
+
+    return any(all(a >= b for a, b in zip(of(other), of(mine), strict=True)) and of(other) != of(mine) for other in others)
+
+
+def test_the_pareto_front_is_who_nobody_dominates(results: Results) -> None:
+    picture = plots.quality_speed(results)
+    assert picture is not None
+    rows = list(picture.rows)
+    assert {row[0] for row in rows if row[5] == "yes"} == {row[0] for row in rows if not dominated(row, rows)}
+    assert 1 < sum(row[5] == "yes" for row in rows) < len(rows)
+    assert picture.wide.count('class="front"') == 1
+
+
+def test_ties_have_whiskers(results: Results) -> None:
+    picture = plots.quality_speed(results)
+    assert picture is not None
+    assert picture.wide.count("whisker") == 1 + len(results.verdict.tied_with)
+    assert picture.linear is not None
+    assert picture.linear[0] != picture.wide
+
+
+def test_time_is_split_before_and_after(results: Results) -> None:
+    picture = charts.time_decode(results)
+    assert picture is not None
+    assert [row[0] for row in picture.rows[::4]] == [sample_profile.BASELINE, sample.UNQUANTIZED, sample.CHOICE]
+    assert "not split" not in str(picture.rows)
+    old = charts.time_decode(results.model_copy(update={"choice_diagnosis": None}))
+    assert old is not None
+    assert old.rows[-1][1] == "TPOT, not split"
 
 
 def test_layers_are_read_from_names() -> None:

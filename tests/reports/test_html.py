@@ -66,6 +66,7 @@ def evil() -> Results:
     raw = json.loads(made.model_dump_json(by_alias=True))
     kept = {"schema", "binds", "kind", "target", "objective", "phase", "id", "quantity", "tensor", "number"}
     kept |= {"granularity", "compute", "arrivals", "of", "baseline", "choice", "axis", "device", "runtimes"}
+    kept |= {"users_kind", "limited_by", "why"}
 
     def spoil(value: object, key: str = "") -> object:
         if isinstance(value, dict):
@@ -168,15 +169,28 @@ def test_each_picture_has_words_and_a_table(complete: str) -> None:
     page = Page(complete)
     drawn = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
     figures = [attributes for tag, attributes in page.tags if tag == "figure"]
-    assert len(figures) == 10
-    assert len(drawn) == 2 * len(figures), "a wide and a narrow drawing each"
+    assert len(figures) == 13
+    linear = complete.count('data-drawn="linear"')
+    assert linear == 2
+    assert len(drawn) == 2 * (len(figures) + linear), "a wide and a narrow drawing of each, on each scale"
     assert all(len(attributes["aria-label"] or "") > 30 for attributes in drawn)
     assert complete.count('<details class="pictured">') == len(figures)
 
 
 @pytest.mark.parametrize(
     "absent",
-    ["regret", "artifact", "source_quality", "unquantized_diagnosis", "questions", "ledger", "candidates", "timing_s"],
+    [
+        "regret",
+        "artifact",
+        "source_quality",
+        "unquantized_diagnosis",
+        "choice_diagnosis",
+        "decision_map",
+        "questions",
+        "ledger",
+        "candidates",
+        "timing_s",
+    ],
 )
 def test_any_optional_part_may_be_missing(absent: str) -> None:
     whole = sample.complete()
@@ -229,6 +243,35 @@ def test_several_are_put_side_by_side() -> None:
     assert "2 runs side by side" in page.words
     assert [attributes["id"] for tag, attributes in page.tags if tag == "article"] == ["r1", "r2"]
     assert sum(tag == "h1" for tag, _ in page.tags) == 1
+
+
+def test_the_head_holds_what_a_planner_asks_first(complete: str) -> None:
+    """Verdict, three numbers, what holds until when, four questions with links, the command: in this order."""
+    words = Page(complete).words
+    places = [
+        words.index(said)
+        for said in (
+            "Quantize to 8-bit weights", "Request speed", "Users at once", "Peak memory", "Holds until 18 requests in flight",
+            "Was it the right tensor?", "python -m onnxruntime_genai.chat", "Diagnosis: what binds",
+        )
+    ]  # fmt: skip
+    assert places == sorted(places)
+    assert complete.count('<span class="big">') == 3
+    questions = complete.partition('<ol class="questions">')[2].partition("</ol>")[0]
+    assert [item.count("<a href=") > 0 for item in questions.split("<li>")[1:]] == [True] * 4
+
+
+def test_every_sample_is_shown(complete: str) -> None:
+    words = Page(complete).words
+    for item in sample.complete().candidates:
+        for name in ("ttft_s", "tpot_s", "objective", "load_s"):
+            figures = getattr(item.measured, name).samples if item.measured else ()
+            assert ", ".join(f"{value:.5g}" for value in figures) in words
+
+
+def test_it_stays_small(complete: str) -> None:
+    """Three MB are allowed; the sample has 15 candidates, 141 kernels and 120 layers."""
+    assert len(complete.encode()) < 1.5e6
 
 
 def test_none_is_refused() -> None:

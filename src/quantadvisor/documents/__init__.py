@@ -1,6 +1,7 @@
 """Documents that pass between the stages. Nothing here knows anything but pydantic."""
 
 from .base import Document, Figure, Finite, NumberClass, OpenDocument, Target, canonical, write_text
+from .decision_map import DecisionMap, MapCandidate, MapCell, MapEdge
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
 from .explanation import Cause, CauseTime, Checkpoint, Explanation, Observation, StepTimes
 from .gate import EXIT_CODES, Against, Factor, Gate, GateMetric, GateState, MetricKind, overall
@@ -63,6 +64,7 @@ __all__ = [
     "Cause",
     "CauseTime",
     "Checkpoint",
+    "DecisionMap",
     "Device",
     "Diagnosis",
     "Document",
@@ -86,6 +88,9 @@ __all__ = [
     "LedgerRow",
     "Lengths",
     "LinearShape",
+    "MapCandidate",
+    "MapCell",
+    "MapEdge",
     "Measured",
     "MemoryLedger",
     "MetricKind",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .base import Figure, Finite, OpenDocument, Target
+from .decision_map import DecisionMap
 from .profile import Device, Operators, PhaseTime, Profile
 from .scheme import Scheme
 from .workload import Workload
@@ -235,9 +236,13 @@ class Results(OpenDocument):
     diagnosis: Diagnosis
     unquantized_diagnosis: Diagnosis | None = None
     """The same table for the best unquantized candidate."""
+    choice_diagnosis: Diagnosis | None = None
+    """The same table for the choice: after, where the baseline's is before."""
     candidates: tuple[Candidate, ...]
     verdict: Verdict
     questions: tuple[Question, ...]
+    decision_map: DecisionMap | None = None
+    """None where nothing was measured, and in results of an older version."""
     ledger: tuple[LedgerRow, ...]
     regret: Regret | None = None
     artifact: Artifact | None = None

@@ -1,0 +1,210 @@
+"""A results.json that is none is one line; whatever was changed in one, nobody sees a traceback."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quantadvisor.advisor.completed import completed
+from quantadvisor.advisor.stored_results import LARGEST_BYTES, read_results
+from quantadvisor.documents import BadInput
+from quantadvisor.reports.html import render_html
+from quantadvisor.reports.markdown import render_markdown
+from quantadvisor.reports.text import render_text
+
+from ..reports import sample
+
+MUTATIONS = 10_000
+
+
+def small() -> dict[str, Any]:
+    """The sample with few kernels, layers and candidates: quick to draw, every part there."""
+    whole = sample.complete()
+    stats = whole.profile.activations
+    assert stats
+    profile = whole.profile.model_copy(
+        update={"kernels": whole.profile.kernels[:6], "activations": stats.model_copy(update={"layers": stats.layers[:3]})}
+    )
+    kept = tuple(c for c in whole.candidates if c.name in (sample.CHOICE, sample.UNQUANTIZED, profile.baseline) or c.refused)
+    phases = profile.phases
+    kept = tuple(c.model_copy(update={"phases": phases}) if c.measured else c for c in kept)
+    made = whole.model_copy(update={"profile": profile, "candidates": kept, "decision_map": None, "choice_diagnosis": None})
+    return dict(json.loads(completed(made).model_dump_json(by_alias=True)))
+
+
+RAW = small()
+
+
+def written(folder: Path, raw: Any) -> Path:
+    file = folder / "results.json"
+    file.write_text(json.dumps(raw))
+    return file
+
+
+def line(file: Path) -> str:
+    with pytest.raises(BadInput) as found:
+        read_results(file)
+    said = str(found.value)
+    assert "\n" not in said
+    assert len(said) < 800
+    return said
+
+
+def at(raw: Any, *path: str | int) -> Any:
+    for part in path:
+        raw = raw[part]
+    return raw
+
+
+def test_the_small_one_is_read_and_drawn(tmp_path: Path) -> None:
+    made = read_results(written(tmp_path, RAW))
+    assert "<h1" in render_html([made])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_cut_short(tmp_path: Path, share: float) -> None:
+    text = json.dumps(RAW)
+    file = tmp_path / "results.json"
+    file.write_text(text[: int(len(text) * share)])
+    assert "cut short" in line(file)
+
+
+def test_a_newer_schema_asks_for_a_newer_advisor(tmp_path: Path) -> None:
+    said = line(written(tmp_path, RAW | {"schema": "quantadvisor/results/2"}))
+    assert "quantadvisor/results/2" in said
+    assert "upgrade" in said
+
+
+@pytest.mark.parametrize("raw", [[], {}, 7, "x", None, {"schema": 3}, {"schema": "quantadvisor/workload/1"}])
+def test_something_else(tmp_path: Path, raw: Any) -> None:
+    assert "not a results document" in line(written(tmp_path, raw))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1e40", "1e-40"])
+def test_what_is_no_measurement(tmp_path: Path, number: str) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(RAW).replace('"measured_peak_bytes": ', f'"measured_peak_bytes": {number}, "was": ', 1))
+    assert "no number" in line(file) or "cannot be" in line(file)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("candidates", 0, "measured", "ttft_s", "median"),
+        ("candidates", 0, "measured", "tpot_s", "samples", 1),
+        ("profile", "phases", 0, "linears_s"),
+        ("profile", "kernels", 0, "time_s", "low"),
+        ("candidates", 0, "predicted", "peak_bytes"),
+        ("profile", "kernels", 0, "m"),
+    ],
+)
+def test_negative_times_sizes_and_counts(tmp_path: Path, path: tuple[str | int, ...]) -> None:
+    raw = json.loads(json.dumps(RAW))
+    at(raw, *path[:-1])[path[-1]] = -1
+    said = line(written(tmp_path, raw))
+    assert "-1 cannot be" in said
+    assert str([part for part in path if isinstance(part, str)][-1]) in said
+
+
+def test_a_residue_may_be_negative(tmp_path: Path) -> None:
+    raw = json.loads(json.dumps(RAW))
+    raw["profile"]["phases"][0]["residue_s"] = -0.01
+    assert read_results(written(tmp_path, raw)).profile.phases[0].residue_s == -0.01
+
+
+def test_missing_samples(tmp_path: Path) -> None:
+    raw = json.loads(json.dumps(RAW))
+    del raw["candidates"][0]["measured"]["tpot_s"]["samples"]
+    assert "tpot_s has no samples" in line(written(tmp_path, raw))
+
+
+def test_a_hundred_megabytes(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    with file.open("wb") as made:
+        made.truncate(100 * 2**20)
+    assert LARGEST_BYTES < 100 * 2**20
+    assert "100 MiB" in line(file)
+
+
+def test_nested_without_end(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(RAW)[:-1] + ', "deep": ' + "[" * 5000 + "]" * 5000 + "}")
+    assert line(file)
+
+
+def test_not_there_and_not_text(tmp_path: Path) -> None:
+    assert "cannot be read" in line(tmp_path / "absent.json")
+    file = tmp_path / "results.json"
+    file.write_bytes(b"\xff\xfe\x00{")
+    assert line(file)
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.integers(-(10**40), 10**40), st.floats(), st.text(max_size=12),
+    st.sampled_from(["<script>alert(1)</script>", "a\nb", "\x1b[31m", "@", "-@", "x" * 3000, "nan", "−1"]),
+    st.just([]), st.just({}),
+)  # fmt: skip
+
+
+def places(raw: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Every place in the document, lists and objects included."""
+    parts = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
+    return [place for key, part in parts for place in [(*path, key), *places(part, (*path, key))]]
+
+
+PLACES = places(RAW)
+
+
+def mutated(seed: int, values: list[Any]) -> Any:
+    """A few places replaced, dropped or doubled."""
+    raw, chance = json.loads(json.dumps(RAW)), random.Random(seed)
+    for value in values:
+        *path, last = chance.choice(PLACES)
+        try:
+            holder = at(raw, *path)
+            kind = chance.random()
+            if kind < 0.7:
+                holder[last] = value
+            elif isinstance(holder, list):
+                holder.insert(int(last), holder[int(last)])
+            else:
+                del holder[last]
+        except (KeyError, IndexError, TypeError):
+            continue
+    return raw
+
+
+def judge(folder: Path, raw: Any) -> None:
+    """Read and, where it is accepted, shown in every form: or one line."""
+    try:
+        file = written(folder, raw)
+    except UnicodeEncodeError:
+        return
+    said = None
+    try:
+        made = completed(read_results(file))
+    except BadInput as error:
+        said = str(error)
+    if said is None:
+        assert render_html([made]) and render_text(made) and render_markdown([made])
+    else:
+        assert "\n" not in said
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.integers(0, 2**32), st.lists(ODD, min_size=1, max_size=3))
+def test_mutations_in_short(tmp_path_factory: pytest.TempPathFactory, seed: int, values: list[Any]) -> None:
+    judge(tmp_path_factory.getbasetemp(), mutated(seed, values))
+
+
+@pytest.mark.slow
+@settings(max_examples=MUTATIONS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(st.integers(0, 2**32), st.lists(ODD, min_size=1, max_size=3))
+def test_no_traceback_in_ten_thousand_mutations(tmp_path_factory: pytest.TempPathFactory, seed: int, values: list[Any]) -> None:
+    judge(tmp_path_factory.getbasetemp(), mutated(seed, values))

@@ -1,0 +1,38 @@
+"""Runs beside each other: each number is that run's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from quantadvisor.reports import side_by_side
+
+from . import sample, sample_map
+
+
+def test_before_and_after_of_each_run() -> None:
+    other = sample.complete(workload=sample.workload(model="another"))
+    pictures = {picture.key: picture for picture in side_by_side.pictures([sample.complete(), other, sample.minimal()])}
+    assert set(pictures) == {"side-speed", "side-users", "side-memory"}
+    ratio = (161 + 127 * 35.7) / (577 + 127 * 7.4)
+    assert [row[2] for row in pictures["side-speed"].rows] == [f"{ratio:.2f}×"] * 2
+    users = [(row[1], row[3]) for row in pictures["side-users"].rows]
+    assert users[:2] == [("today", str(9_000 // 640)), ("advised", str(12_000 // 640))]
+    assert [row[3] for row in pictures["side-memory"].rows] == ["655 MiB", "402 MiB"] * 2
+    assert pictures["side-speed"].rows[1][0].startswith("2. another")
+
+
+def test_candidates_are_compared_where_two_runs_measured_them() -> None:
+    whole = sample.complete()
+    fewer = whole.model_copy(update={"candidates": whole.candidates[:5]})
+    head, rows = side_by_side.candidates([whole, fewer])
+    assert head == ("Candidate", "1. builtin:smollm2-135m", "2. builtin:smollm2-135m")
+    found = {row[0]: row[1:] for row in rows}
+    assert set(found) == {item.name for item in whole.candidates[:5]}
+    before, after = (465 + 127 * 31.8, 577 + 127 * 7.4)
+    ratio = float(found[sample_map.CHOICE][0].partition("×")[0]) / float(found["none-fp32@torch"][0].partition("×")[0])
+    assert ratio == pytest.approx(before / after, rel=1e-2)
+    assert found[sample_map.CHOICE][0].endswith("(advised)")
+
+
+def test_one_run_has_nobody_beside_it() -> None:
+    assert side_by_side.pictures([sample.complete()]) == []
