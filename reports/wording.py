@@ -87,7 +87,7 @@ def changed_mind(results: Results) -> str:
 def boundaries(results: Results) -> list[str]:
     """What the advice holds until: by concurrency and context from the map, then by what else was declared."""
     work = results.workload
-    counted = {
+    counted: dict[str, tuple[str, float | None]] = {
         "concurrency": ("requests in flight", work.traffic.concurrency),
         "prompt_tokens": ("prompt tokens", work.traffic.prompt_length),
         "output_tokens": ("output tokens", work.traffic.output_length),
@@ -98,7 +98,7 @@ def boundaries(results: Results) -> list[str]:
     }
     found = holds(results)
     for edge in results.verdict.boundaries:
-        what, now = limits.get(edge.axis) or counted.get(edge.axis, (edge.axis.replace("_", " "), None))
+        what, now = (counted | limits).get(edge.axis, (edge.axis.replace("_", " "), None))
         side = "Below" if now is not None and edge.at < now else "Beyond"
         if edge.axis in limits:
             found.append(f"{side} {what.format(f'{edge.at:.3g}')}, {edge.winner} wins.")
