@@ -12,10 +12,12 @@ from .svg import Legend, Picture
 
 
 def run_names(results: Sequence[Results]) -> list[str]:
-    """`1. model, device, traffic`: the number tells runs of one model apart."""
+    """`1. model · 512 + 128 tokens × 1 · device`: the number tells runs of one model apart."""
     return [
-        f"{place}. {item.workload.model} · {facts.traffic_words(item)} · {item.device.name}"
+        f"{place}. {item.workload.model} · {traffic.prompt_length:,} + {traffic.output_length:,} tokens × {traffic.concurrency:,}"
+        f" · {item.device.name}"
         for place, item in enumerate(results, start=1)
+        for traffic in (item.workload.traffic,)
     ]
 
 
@@ -40,7 +42,7 @@ def speed(results: Sequence[Results]) -> Picture | None:
         rows.append(Bar(name, (("t-good", ratio, units.times(ratio)),), units.times(ratio)))
         table.append((name, chosen.name, units.times(ratio), *parts, facts.chain_kind(item, facts.TIMES)))
     head = ("Run", "Advised", "Request speed", "Runtime", "Method", "Class")
-    return _picture("side-speed", "Request speed over the baseline", "of a request on each run's advice", rows, head, table)
+    return _picture("side-speed", "Request speed over the baseline", "A request on each run's advice", rows, head, table)
 
 
 def users(results: Sequence[Results]) -> Picture | None:
@@ -58,7 +60,7 @@ def users(results: Sequence[Results]) -> Picture | None:
                 rows.append(Bar(f"{what}: {name}", ((style, value, units.whole(value)),), units.whole(value)))
                 table.append((name, what, candidate, units.whole(value), kind))
     head = ("Run", "What", "Candidate", "Users", "Class")
-    return _picture("side-users", "Users at once", "of requests in flight inside each run's limits", rows, head, table)
+    return _picture("side-users", "Users at once", "Requests in flight inside each run's limits", rows, head, table)
 
 
 def memory(results: Sequence[Results]) -> Picture | None:
@@ -73,7 +75,7 @@ def memory(results: Sequence[Results]) -> Picture | None:
                 rows.append(Bar(f"{what}: {name}", ((style, figure.median, end),), end))
                 table.append((name, what, candidate, end, limit, figure.kind))
     head = ("Run", "What", "Candidate", "Peak memory", "Limit", "Class")
-    return _picture("side-memory", "Peak memory", "of peaks at the declared workload", rows, head, table)
+    return _picture("side-memory", "Peak memory", "At the declared workload, each run with its own limit", rows, head, table)
 
 
 def _before_after(item: Results) -> list[tuple[str, str, str]]:
@@ -90,7 +92,7 @@ def _picture(
     if not rows:
         return None
     most = max(rows, key=lambda row: (row.total, row.label))
-    summary = f"{len(rows)} bars {what}; the longest is {most.end}, {most.label}."
+    summary = f"{what}; the most is {most.end}, {most.label}."
     wide, narrow = bars_twice(title, summary, rows, thick=10)
     used = {style for row in rows for style, _, _ in row.parts}
     legend = tuple(Legend(style, name) for style, name in (("t-none", "today"), ("t-good", "advised")) if style in used)

@@ -178,8 +178,8 @@ def _peak(results: Results) -> KeyNumber | None:
     limit, whence = facts.memory_limit(results)
     before = facts.measured(facts.baseline(results), "peak_bytes")
     today = f"{units.size(before)} → {units.size(peak.median)}; " if before and results.verdict.change else ""
-    name = "limit" if results.workload.memory_limit_gib is not None else whence.partition(" of the ")[2] or "limit"
-    return KeyNumber("Peak memory", units.size(peak.median), f"{today}{name} {units.size(limit)}", peak.kind)
+    why = "" if results.workload.memory_limit_gib is not None else f" ({whence})"
+    return KeyNumber("Peak memory", units.size(peak.median), f"{today}limit {units.size(limit)}{why}", peak.kind)
 
 
 def _quality(results: Results) -> KeyNumber | None:
