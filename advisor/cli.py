@@ -118,15 +118,20 @@ def explain(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="results.json files, or folders that hold one")],
+    results: Annotated[list[Path], typer.Argument(help="results.json files, folders that hold one, or one history of gates")],
     out: Annotated[Path, typer.Option("--out", help="HTML file")] = Path("report.html"),
 ) -> None:
-    """The report again from stored results, byte for byte; several side by side."""
+    """The report again from stored results, byte for byte; several side by side. Of a gate's history (.jsonl): its page."""
     from quantadvisor.reports.html import render_html
+
+    from .gate_record import history_page
 
     if out.is_dir():
         raise BadInput(str(out), "is a folder", "give the name of a file")
-    write_text(out, render_html([read_results(path) for path in results]))
+    history = [path for path in results if path.suffix == ".jsonl"]
+    if history and len(results) > 1:
+        raise BadInput(str(history[0]), "a history of gates is drawn alone", "give one file")
+    write_text(out, history_page(history[0]) if history else render_html([read_results(path) for path in results]))
     console.print(f"written to {out}")
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from quantadvisor.documents import CandidateFailed, Document, Traffic
 from quantadvisor.profiling.measure import Round, recorded, run_round
-from quantadvisor.profiling.workers import RunningWorker
 
 from .gate_times import PairedTimes
 from .gate_watch import Snapshot, disturbance, snapshot
@@ -27,7 +27,22 @@ WARM_UPS = 2
 MOST_OUTPUT_TOKENS = 64
 """More of them lengthen a block and add little: gaps of one request are not independent."""
 
-Start = Callable[[], RunningWorker]
+
+class Measurable(Protocol):
+    """A worker of ours or the client of a running server: warm once entered."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+Start = Callable[[], Any]
+"""Starts a Measurable of the kind that the run's OneRound takes."""
+OneRound = Callable[[Any, np.ndarray, Traffic, int, int], Round]
+"""(side, prompts, traffic, output tokens, number of the process) -> raw times."""
 
 
 class Block(Document):
@@ -48,8 +63,14 @@ class SideFailed(CandidateFailed):
 
 
 class Pair(NamedTuple):
-    baseline: RunningWorker
-    candidate: RunningWorker
+    baseline: Measurable
+    candidate: Measurable
+
+
+class Run(NamedTuple):
+    blocks: list[Block]
+    seconds: float
+    """From the first pair being warm to the verdict."""
 
 
 def run_blocks(
@@ -60,57 +81,61 @@ def run_blocks(
     seed: int,
     budget_s: float,
     decided: Callable[[Sequence[Block]], bool],
+    one_round: OneRound = run_round,
     take: Callable[[Sequence[int]], Snapshot] = snapshot,
     say: Callable[[str], None] = lambda _: None,
-) -> list[Block]:
+) -> Run:
     """Blocks until `decided` or until `budget_s` have passed since the first pair was warm."""
     coin, blocks = np.random.default_rng(seed), list[Block]()
-    deadline = None
+    warm: float | None = None
+    clocks: Mapping[str, float] = {}
     while True:
         with ExitStack() as stack:
             say("loading and warming up")
-            pair = Pair(*(started(stack, side, start, prompts, traffic) for side, start in zip(SIDES, starts, strict=True)))
-            if deadline is None:
-                deadline = time.monotonic() + budget_s
+            pair = Pair(*(started(stack, side, start, prompts, traffic, one_round) for side, start in zip(SIDES, starts, strict=True)))
+            if warm is None:
+                warm = time.monotonic()
             process = len(blocks) // FRESH_EVERY
             for _ in range(FRESH_EVERY):
-                blocks.append(run_block(pair, prompts, traffic, "ABBA" if coin.random() < 0.5 else "BAAB", process, take))
-                say(f"block {len(blocks)}" + (f": {blocks[-1].disturbed}" if blocks[-1].disturbed else ""))
-                if (not blocks[-1].disturbed and decided(blocks)) or time.monotonic() > deadline:
-                    return blocks
+                order = "ABBA" if coin.random() < 0.5 else "BAAB"
+                before = take([side.pid for side in pair])
+                rounds = run_block(pair, prompts, traffic, order, process, one_round)
+                after = take([side.pid for side in pair])
+                why = disturbance(before._replace(clocks_mhz=clocks), after)
+                clocks = after.clocks_mhz
+                blocks.append(Block(order=order, baseline=rounds["A"], candidate=rounds["B"], disturbed=why))
+                say(f"block {len(blocks)}" + (f": {why}" if why else ""))
+                spent = time.monotonic() - warm
+                if (not why and decided(blocks)) or spent > budget_s:
+                    return Run(blocks, spent)
 
 
-def started(stack: ExitStack, side: str, start: Start, prompts: np.ndarray, traffic: Traffic) -> RunningWorker:
-    """A loaded worker of one side, warmed up apart."""
+def started(
+    stack: ExitStack, side: str, start: Start, prompts: np.ndarray, traffic: Traffic, one_round: OneRound
+) -> Measurable:
+    """One side, warmed up apart."""
     try:
-        worker = stack.enter_context(start())
+        entered: Measurable = stack.enter_context(start())
         if not recorded(traffic):
             for _ in range(WARM_UPS):
-                run_round(worker, prompts, traffic, min(4, traffic.output_length))
+                one_round(entered, prompts, traffic, min(4, traffic.output_length), 0)
     except CandidateFailed as error:
         raise SideFailed(side, str(error)) from None
-    return worker
+    return entered
 
 
 def run_block(
-    pair: Pair, prompts: np.ndarray, traffic: Traffic, order: str, process: int, take: Callable[[Sequence[int]], Snapshot]
-) -> Block:
-    pids = [worker.pid for worker in pair]
-    before = take(pids)
+    pair: Pair, prompts: np.ndarray, traffic: Traffic, order: str, process: int, one_round: OneRound
+) -> dict[str, tuple[Round, Round]]:
+    """Two rounds of "A" and two of "B", in `order`."""
     made: dict[str, list[Round]] = {"A": [], "B": []}
     tokens = min(traffic.output_length, MOST_OUTPUT_TOKENS)
     for side in order:
-        worker = pair.baseline if side == "A" else pair.candidate
         try:
-            made[side].append(run_round(worker, prompts, traffic, tokens, process))
+            made[side].append(one_round(pair["AB".index(side)], prompts, traffic, tokens, process))
         except CandidateFailed as error:
             raise SideFailed(SIDES["AB".index(side)], str(error)) from None
-    return Block(
-        order=order,
-        baseline=(made["A"][0], made["A"][1]),
-        candidate=(made["B"][0], made["B"][1]),
-        disturbed=disturbance(before, take(pids)),
-    )
+    return {side: (rounds[0], rounds[1]) for side, rounds in made.items()}
 
 
 def quiet(blocks: Sequence[Block]) -> list[Block]:
