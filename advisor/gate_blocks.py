@@ -92,7 +92,9 @@ def run_blocks(
     while True:
         with ExitStack() as stack:
             say("loading and warming up")
-            pair = Pair(*(started(stack, side, start, prompts, traffic, one_round) for side, start in zip(SIDES, starts, strict=True)))
+            pair = Pair(
+                *(started(stack, side, start, prompts, traffic, one_round) for side, start in zip(SIDES, starts, strict=True))
+            )
             if warm is None:
                 warm = time.monotonic()
             process = len(blocks) // FRESH_EVERY
@@ -110,9 +112,7 @@ def run_blocks(
                     return Run(blocks, spent)
 
 
-def started(
-    stack: ExitStack, side: str, start: Start, prompts: np.ndarray, traffic: Traffic, one_round: OneRound
-) -> Measurable:
+def started(stack: ExitStack, side: str, start: Start, prompts: np.ndarray, traffic: Traffic, one_round: OneRound) -> Measurable:
     """One side, warmed up apart."""
     try:
         entered: Measurable = stack.enter_context(start())

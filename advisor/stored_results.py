@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from quantadvisor.documents import BadInput, Results
 
-
 LARGEST_BYTES = 64 << 20
 """A run's results are one or two MiB; what is larger is something else, and would take long to say so."""
 

@@ -39,7 +39,13 @@ RUNS = ROOT / "runs" / "bench-gate"
 WANTED = {"A/A": 60, "planted": 40}
 SHARE, LEAST, MOST = 0.05, 0.045, 0.055
 MOST_FALSE_ALARMS, LEAST_CAUGHT, MOST_INCONCLUSIVE, MOST_MEDIAN_S = 1, 38, 0.1, 90.0
-CODE = ("advisor/gate_*.py", "profiling/measure.py", "profiling/worker*.py", "profiling/runtimes/onnxruntime.py", "benchmarks/*gate*.py")
+CODE = (
+    "advisor/gate_*.py",
+    "profiling/measure.py",
+    "profiling/worker*.py",
+    "profiling/runtimes/onnxruntime.py",
+    "benchmarks/*gate*.py",
+)
 PACKAGES = ("onnxruntime", "numpy")
 SPEC = """schema: quantadvisor/workload/1
 model: builtin:smollm2-135m
@@ -181,7 +187,9 @@ def append(file: Path, line: Line) -> None:
 
 
 def told(line: Line) -> str:
-    ratios = ", ".join(f"{name} {ratio:.3f} [{low or 0:.3f}, {high or 0:.3f}]" for name, (ratio, low, high) in line.ratios.items())
+    ratios = ", ".join(
+        f"{name} {ratio:.3f} [{low or 0:.3f}, {high or 0:.3f}]" for name, (ratio, low, high) in line.ratios.items()
+    )
     planted = f", planted {line.effect:.2%}{' VOID' if line.void else ''}" if line.effect is not None else ""
     what = f"{line.kind}: {line.state} {' '.join(line.regressed)}{planted}"
     return f"{what}; {line.blocks} blocks, {line.rejected} rejected, {line.seconds:.0f} s; {ratios}"
@@ -205,15 +213,20 @@ def summary(lines: Sequence[Line]) -> bool:
         low, high = clopper_pearson(count, len(those))
         print(f"| {name} | {count} of {len(those)} | {low:.1%} to {high:.1%} | {bar} | {'yes' if holds else '**no**'} |")
     middle = statistics.median([line.seconds for line in (*same_thing, *planted)] or [0.0])
-    print(f"| median time from warm to verdict | {middle:.0f} s | | at most {MOST_MEDIAN_S:.0f} s | {'yes' if middle <= MOST_MEDIAN_S else '**no**'} |")
+    quick = middle <= MOST_MEDIAN_S
+    print(
+        f"| median time from warm to verdict | {middle:.0f} s | | at most {MOST_MEDIAN_S:.0f} s | {'yes' if quick else '**no**'} |"
+    )
     effects = sorted(line.effect for line in planted if line.effect is not None)
     void = sum(line.void for line in lines)
     if effects:
-        print(f"\nplanted: median {statistics.median(effects):.2%}, {effects[0]:.2%} to {effects[-1]:.2%}; {void} void and repeated")
+        print(
+            f"\nplanted: median {statistics.median(effects):.2%}, {effects[0]:.2%} to {effects[-1]:.2%}; {void} void and repeated"
+        )
     for kind, wanted in WANTED.items():
         if len(counted(lines, kind)) < wanted:
             print(f"{kind}: {wanted - len(counted(lines, kind))} of {wanted} still to run: the same command goes on")
-    return all(row[-1] for row in rows) and middle <= MOST_MEDIAN_S
+    return all(row[-1] for row in rows) and quick
 
 
 def slowed_metric(line: Line) -> bool:

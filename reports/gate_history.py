@@ -98,7 +98,9 @@ def table(series: dict[str, list[Point]]) -> Markup:
     for row in rows.values():
         gate = next(iter(row.values())).gate
         ratios = [said(row[name].metric) if name in row else units.ABSENT for name in series]
-        lines.append(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in (gate.created_at, gate.candidate, gate.state, *ratios)))
+        lines.append(
+            Markup("").join(Markup("<td>{}</td>").format(cell) for cell in (gate.created_at, gate.candidate, gate.state, *ratios))
+        )
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in heads)
     body = Markup("").join(Markup("<tr>{}</tr>\n").format(line) for line in lines)
     return Markup(

@@ -20,7 +20,9 @@ printf '%s\\n' "$@" > "$RUNNER_TEMP/asked"
 printf '{{"schema":"x","state":"{state}","exit_code":{code},"metrics":[{{"state":"pass"}}]}}'
 exit {code}
 """
-BUILD = 'mkdir -p "$ARTIFACT" && cp value "$ARTIFACT" && command -v python > "$ARTIFACT/python" && echo x >> "$RUNNER_TEMP/builds"'
+BUILD = (
+    'mkdir -p "$ARTIFACT" && cp value "$ARTIFACT" && command -v python > "$ARTIFACT/python" && echo x >> "$RUNNER_TEMP/builds"'
+)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -51,7 +53,10 @@ class Job:
         self.programs.mkdir()
         self.temp = folder / "runner temp"
         self.temp.mkdir()
-        for name, text in (("python", PYTHON.format(real=sys.executable)), ("gatekeeper", ADVISOR.format(state=state, code=code))):
+        for name, text in (
+            ("python", PYTHON.format(real=sys.executable)),
+            ("gatekeeper", ADVISOR.format(state=state, code=code)),
+        ):
             (self.programs / name).write_text(text)
             (self.programs / name).chmod(0o755)
         inputs = {name: str(given.get("default", "")) for name, given in ACTION["inputs"].items()}
@@ -117,7 +122,8 @@ def test_the_options_are_the_gates_own(tmp_path: Path) -> None:
     job.run()
     said = subprocess.run(
         [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", "gate", "--help"],
-        capture_output=True, text=True, check=True, env={"COLUMNS": "200", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True, text=True, check=True,
+        env={"COLUMNS": "200", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")},
     ).stdout  # fmt: skip
     options = [word for word in (job.temp / "asked").read_text().splitlines() if word.startswith("--")]
     assert options

@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,35 +27,42 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def line(bench: ModuleType, kind: str = "A/A", state: str = "pass", **more: Any) -> Any:
     data = {
-        "kind": kind, "state": state, "regressed": ("tpot_s",) if state == "regression" else (), "ratios": {"tpot_s": (1, 0.9, 1.1)},
-        "effect": 0.05 if kind == "planted" else None, "void": False, "blocks": 12, "rejected": 0, "seconds": 50.0, "whole_s": 70.0,
-        "notes": (), "at": "now", "seed": 1,
+        "kind": kind, "state": state, "regressed": ("tpot_s",) if state == "regression" else (), "blocks": 12, "rejected": 0,
+        "ratios": {"tpot_s": (1, 0.9, 1.1)}, "effect": 0.05 if kind == "planted" else None, "void": False, "seconds": 50.0,
+        "whole_s": 70.0, "notes": (), "at": "now", "seed": 1,
     }  # fmt: skip
     return bench.Line.model_validate(data | MARK | more)
 
 
-class Session:
+class Clock:
+    """Each reading takes 10 µs; a real decode takes 10 ms, and 20 ms every third time."""
+
+    now, decoded = 0.0, 0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-5
+        return self.now
+
     def decode(self, tokens: Any) -> Any:
-        time.sleep(0.01)
+        self.decoded += 1
+        self.now += 0.02 if self.decoded % 3 == 0 else 0.01
         return tokens
 
     def prefill(self, tokens: Any, capacity: int) -> str:
         return "prefilled"
 
 
-def test_what_is_planted_is_measured(bench: ModuleType, tmp_path: Path) -> None:
-    slowed = bench.slowed_runtime
-    for share in (0.05, 0.20):
-        folder = tmp_path / str(share)
-        folder.mkdir()
-        session = slowed.SlowedSession(Session(), share, folder)
-        assert session.prefill(None, 8) == "prefilled"  # the rest is the real session's
-        start = time.perf_counter()
-        assert [session.decode(i) for i in range(10)] == list(range(10))
-        taken = time.perf_counter() - start
-        assert slowed.planted(folder) == pytest.approx(share, rel=0.02)
-        assert taken >= 0.1 * (1 + share)
-    assert slowed.planted(tmp_path) == 0.0
+@pytest.mark.parametrize("share", [0.05, 0.20])
+def test_what_is_planted_is_measured(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    clock, slowed = Clock(), bench.slowed_runtime
+    monkeypatch.setattr(slowed, "time", clock)
+    session = slowed.SlowedSession(clock, share, tmp_path)
+    assert session.prefill(None, 8) == "prefilled"  # the rest is the real session's
+    assert [session.decode(i) for i in range(30)] == list(range(30))
+    assert slowed.planted(tmp_path) == pytest.approx(share, rel=0.01)
+    assert clock.now == pytest.approx(0.4 * (1 + share), rel=0.01)
+    (tmp_path / "none").mkdir()
+    assert slowed.planted(tmp_path / "none") == 0.0
 
 
 def test_void_gates_are_repeated_and_both_kinds_keep_pace(bench: ModuleType) -> None:

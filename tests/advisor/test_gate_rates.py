@@ -134,7 +134,7 @@ def brute_noise(kind: str, rng: random.Random, runs: int) -> list[float]:
 
 
 def rejected(above: int, under: int, alpha: Fraction) -> bool:
-    """Bets on a coin that falls `above` with p uniform on (1/2, 1): are they worth 1 / alpha? By integrating p^above (1−p)^under."""
+    """Bets on a coin that falls `above`, p uniform on (1/2, 1): are they worth 1 / alpha? ∫ p^above (1−p)^under dp, exact."""
     n = above + under
     whole = Fraction(1, (n + 1) * math.comb(n, under))  # ∫ over (0, 1)
     lower = whole * Fraction(sum(math.comb(n + 1, j) for j in range(above + 1, n + 2)), 2 ** (n + 1))  # ∫ over (0, 1/2)

@@ -55,7 +55,7 @@ class Answers(BaseHTTPRequestHandler):
         faults, asked = self.server.faults, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
         chat = self.path.endswith("/chat/completions")
-        if chat and not faults.get("chat") or not chat and faults.get("chat"):
+        if (chat and not faults.get("chat")) or (not chat and faults.get("chat")):
             return self.plain(404, {"error": "no such path"})
         for option in faults.get("unknown", ()):
             if option in asked:
@@ -256,5 +256,3 @@ def test_from_a_shell(tmp_path: Path) -> None:
         assert failed.returncode == 2
         assert said in failed.stderr
         assert len(failed.stderr.strip().splitlines()) == 1
-
-

@@ -101,7 +101,9 @@ def recorded(many: int) -> list[Gate]:
     made = []
     for i in range(many):
         state = "regression" if i == 3 else "pass"
-        times = [metric(state, name, ratio=1.0 + 0.01 * i, low=0.98, high=None if i == 2 else 1.04) for name in ("ttft_s", "tpot_s")]
+        times = [
+            metric(state, name, ratio=1.0 + 0.01 * i, low=0.98, high=None if i == 2 else 1.04) for name in ("ttft_s", "tpot_s")
+        ]
         made.append(gate(*times, state=state, created_at=f"2026-01-{i + 1:02d}T00:00:00+00:00"))
     return made
 
