@@ -40,11 +40,13 @@ WANTED = {"A/A": 60, "planted": 40}
 SHARE, LEAST, MOST = 0.05, 0.045, 0.055
 MOST_FALSE_ALARMS, LEAST_CAUGHT, MOST_INCONCLUSIVE, MOST_MEDIAN_S = 1, 38, 0.1, 90.0
 CODE = (
-    "advisor/gate_*.py",
+    *(f"advisor/gate_{name}.py" for name in ("anomalies", "blocks", "exact", "inspect", "live", "rule", "times", "watch")),
     "profiling/measure.py",
-    "profiling/worker*.py",
+    "profiling/worker.py",
+    "profiling/workers.py",
     "profiling/runtimes/onnxruntime.py",
-    "benchmarks/*gate*.py",
+    "benchmarks/gate_artifact.py",
+    "benchmarks/slowed_runtime.py",
 )
 PACKAGES = ("onnxruntime", "numpy")
 SPEC = """schema: quantadvisor/workload/1
@@ -114,8 +116,7 @@ def prepared() -> Any:
 
 def identity(live: Live) -> dict[str, Any]:
     """What must be equal for two gates to be counted together, and the commit."""
-    files = sorted({path for pattern in CODE for path in ROOT.glob(pattern)})
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in files) + SPEC.encode()).hexdigest()[:12]
+    code = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in CODE) + f"{SPEC}{SHARE}".encode()).hexdigest()[:12]
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     versions = {name: version(name) for name in PACKAGES}
     return {"code": code, "device": live.device.fingerprint, "versions": versions, "commit": done.stdout.strip()}
@@ -214,15 +215,13 @@ def summary(lines: Sequence[Line]) -> bool:
         print(f"| {name} | {count} of {len(those)} | {low:.1%} to {high:.1%} | {bar} | {'yes' if holds else '**no**'} |")
     middle = statistics.median([line.seconds for line in (*same_thing, *planted)] or [0.0])
     quick = middle <= MOST_MEDIAN_S
-    print(
-        f"| median time from warm to verdict | {middle:.0f} s | | at most {MOST_MEDIAN_S:.0f} s | {'yes' if quick else '**no**'} |"
-    )
+    said = "yes" if quick else "**no**"
+    print(f"| median time from warm to verdict | {middle:.0f} s | | at most {MOST_MEDIAN_S:.0f} s | {said} |")
     effects = sorted(line.effect for line in planted if line.effect is not None)
     void = sum(line.void for line in lines)
     if effects:
-        print(
-            f"\nplanted: median {statistics.median(effects):.2%}, {effects[0]:.2%} to {effects[-1]:.2%}; {void} void and repeated"
-        )
+        spread = f"median {statistics.median(effects):.2%}, {effects[0]:.2%} to {effects[-1]:.2%}"
+        print(f"\nplanted: {spread}; {void} void and repeated")
     for kind, wanted in WANTED.items():
         if len(counted(lines, kind)) < wanted:
             print(f"{kind}: {wanted - len(counted(lines, kind))} of {wanted} still to run: the same command goes on")

@@ -113,19 +113,22 @@ class RunningServer:
         """The pieces of one answer to a prompt that both sides get alike."""
         return self.stream(prompt, output_tokens).pieces
 
-    def prompt(self) -> str:
-        """Text of about the declared tokens that starts as no other did."""
+    def prompt(self, words: int | None = None) -> str:
+        """Text of about the declared tokens (or of so many words) that starts as no other did."""
         at = self._places.randrange(len(self._text))
-        body = itertools.islice(itertools.cycle(self._text), at, at + self.words)
+        body = itertools.islice(itertools.cycle(self._text), at, at + (words or self.words))
         return f"{self._names.randrange(10**8):08d} {' '.join(body)}"
 
     def stream(self, prompt: str, output_tokens: int) -> Stream:
         """One request, its pieces timed."""
         assert self.endpoint is not None
-        body = self._body(self.endpoint, prompt, output_tokens) | {"stream": True} | self.options
+        return self._stream(self.endpoint, prompt, output_tokens)
+
+    def _stream(self, endpoint: Endpoint, prompt: str, output_tokens: int) -> Stream:
+        body = self._body(endpoint, prompt, output_tokens) | {"stream": True} | self.options
         connection = self._connect()
         try:
-            return read_stream(connection, self.endpoint, json.dumps(body).encode())
+            return read_stream(connection, endpoint, json.dumps(body).encode())
         except TimeoutError:
             raise CandidateFailed(f"stopped answering: nothing for {self.stall_s:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -168,20 +171,19 @@ class RunningServer:
         tried = [Endpoint(f"{self._base()}/completions", False), Endpoint(f"{self._base()}/chat/completions", True)]
         wanted = [Endpoint(self.path, self.path.endswith("/chat/completions"))] if named else tried
         failed: HttpError | None = None
-        for self.endpoint in wanted:
+        for endpoint in wanted:
             try:
-                return self._understood(self.endpoint)
+                return self._understood(endpoint)
             except HttpError as error:
                 failed = error
                 if error.status not in UNKNOWN_HERE:
                     break
-        self.endpoint = None
         raise failed or CandidateFailed("no endpoint")
 
     def _understood(self, endpoint: Endpoint) -> Endpoint:
         while True:
             try:
-                self.stream("Hello", 2)
+                self._stream(endpoint, "Hello", 2)
                 return endpoint
             except HttpError as error:
                 if error.status not in (400, 422) or not self.options:
@@ -191,15 +193,13 @@ class RunningServer:
 
     def _fit_words(self) -> None:
         """Words for the declared prompt tokens, on the line through two prompts that the server counted."""
-        words = self.words
         counted: list[tuple[int, int]] = []
-        for self.words in (words, max(1, words // 2)):
-            seen = self.stream(self.prompt(), 1).prompt_tokens
+        for words in (self.words, max(1, self.words // 2)):
+            seen = self.stream(self.prompt(words), 1).prompt_tokens
             if seen is None:
-                self.words = words
                 self.notes.append("the server does not count a prompt's tokens: its length is estimated from words")
                 return
-            counted.append((self.words, seen))
+            counted.append((words, seen))
         (w1, t1), (w0, t0) = counted
         slope = (t1 - t0) / (w1 - w0) if w1 > w0 and t1 > t0 else 1 / WORDS_PER_TOKEN
         self.words = max(1, round(w1 + (self.prompt_tokens - t1) / slope))
