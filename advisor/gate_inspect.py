@@ -109,8 +109,8 @@ def perplexities(baseline: Inspected, candidate: Inspected, windows: np.ndarray 
     log_probabilities = np.load(reference, mmap_mode="r")
     positions = np.arange(windows.size).reshape(windows.shape)[:, :-1]
     full = -log_probabilities[positions, windows[:, 1:]].astype(np.float64).mean()
-    sides = (float(np.exp(np.nanmean(side.scores[0]))) for side in (baseline, candidate) if side.scores is not None)
-    return Perplexities(*sides, float(np.exp(full)))
+    was, now = (float(np.exp(np.nanmean(scores[0]))) for scores in (baseline.scores, candidate.scores))
+    return Perplexities(was, now, float(np.exp(full)))
 
 
 def scored_metrics(of: str, baseline: np.ndarray, candidate: np.ndarray, against_model: bool) -> list[GateMetric]:

@@ -32,9 +32,8 @@ def open_live(asked: Asked, progress: Progress) -> Iterator[Live]:
     specs = [load_workload(Path(side)) if kind == "spec" else None for side, kind in zip(asked.sides, asked.kinds, strict=True)]
     workload = workload_of(asked, specs)
     urls = servers_of(asked, specs)
-    numbers = {"alpha": asked.alpha, "threshold": asked.threshold, "budget_s": asked.budget_s or BUDGET_S}
     if urls is not None:
-        yield replace(servers_live(urls, workload, device, secrets.randbits(32)), **numbers)
+        yield judged(servers_live(urls, workload, device, secrets.randbits(32)), asked)
         return
     with tempfile.TemporaryDirectory(prefix="quantadvisor-gate-") as out:
         sides = [
@@ -43,7 +42,12 @@ def open_live(asked: Asked, progress: Progress) -> Iterator[Live]:
             else side_of_spec(where, spec, asked.pythons[i], device, Path(out) / where, progress)
             for i, where in enumerate(SIDES)
         ]
-        yield replace(artifacts_live(asked, sides, workload, device, progress), **numbers)
+        yield judged(artifacts_live(asked, sides, workload, device, progress), asked)
+
+
+def judged(live: Live, asked: Asked) -> Live:
+    """With the numbers that were asked for."""
+    return replace(live, alpha=asked.alpha, threshold=asked.threshold, budget_s=asked.budget_s or BUDGET_S)
 
 
 def workload_of(asked: Asked, specs: list[Workload | None]) -> Workload:

@@ -162,7 +162,7 @@ class RunningServer:
         return names[0]
 
     def _base(self) -> str:
-        base = self.path.removesuffix("/completions").removesuffix("/chat")
+        base: str = self.path.removesuffix("/completions").removesuffix("/chat")
         return base if base.endswith("/v1") else base + "/v1"
 
     def _find(self) -> Endpoint:

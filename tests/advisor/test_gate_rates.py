@@ -167,10 +167,12 @@ def brute_gate(kind: str, rng: random.Random, shift: float, blocks: int) -> bool
     return False
 
 
-@pytest.mark.parametrize(("kind", "noise"), [("heavy", heavy), ("drifting", drifting), ("bimodal", bimodal)])
-def test_power_is_that_of_a_brute_force_simulation(kind: str, noise: Noise) -> None:
+@pytest.mark.parametrize(
+    ("kind", "noise", "ratio"), [("heavy", heavy, 1.04), ("drifting", drifting, 1.026), ("bimodal", bimodal, 1.04)]
+)
+def test_power_is_that_of_a_brute_force_simulation(kind: str, noise: Noise, ratio: float) -> None:
     """One metric at alpha: the share of gates that ever find a regression."""
-    shift, blocks, many, few = math.log(1.04), 18, 4000, 800
+    shift, blocks, many, few = math.log(ratio), 18, 4000, 800
     rng = random.Random(99)
     seen = sum(brute_gate(kind, rng, shift, blocks) for _ in range(few)) / few
     logs = simulated(noise, many, 21, shift, blocks)
