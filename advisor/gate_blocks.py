@@ -1,7 +1,9 @@
 """Both sides of a live gate measured interleaved: blocks of A B B A or B A A B, a coin for each, until decided.
 
-Each side runs in its own process, loaded afresh every FRESH_EVERY blocks, so that the luck of one process (where its
-memory came to lie) does not pass for a difference; each new process warms up apart.
+Each block has its own two processes, warmed up apart, and the coin also says which of them starts first. Two processes of
+the same thing differ for good: by where their memory came to lie (5 % of TPOT seen), and the next process on the same side
+tends to get the same pages again. So the pair of processes is the unit, and the coin is fair only if it swaps everything.
+Where loading takes longer than four rounds, a block has more of them: A B B A A B B A and so on.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from .gate_times import PairedTimes
 from .gate_watch import Snapshot, disturbance, snapshot
 
 SIDES = ("baseline", "candidate")
-FRESH_EVERY = 6
+MOST_REPEATS = 4
 WARM_UPS = 2
 MOST_OUTPUT_TOKENS = 64
 """More of them lengthen a block and add little: gaps of one request are not independent."""
@@ -46,11 +48,11 @@ OneRound = Callable[[Any, np.ndarray, Traffic, int, int], Round]
 
 
 class Block(Document):
-    """Two rounds a side, each side's in the order in which they ran; `disturbed`: why the block does not count."""
+    """As many rounds on either side, in the order in which they ran; `disturbed`: why the block does not count."""
 
     order: str
-    baseline: tuple[Round, Round]
-    candidate: tuple[Round, Round]
+    baseline: tuple[Round, ...]
+    candidate: tuple[Round, ...]
     disturbed: str | None = None
 
 
@@ -62,9 +64,13 @@ class SideFailed(CandidateFailed):
         self.side = side
 
 
-class Pair(NamedTuple):
-    baseline: Measurable
-    candidate: Measurable
+class Task(NamedTuple):
+    """What a round is made of."""
+
+    prompts: np.ndarray
+    traffic: Traffic
+    one_round: OneRound
+    warm_ups: int
 
 
 class Run(NamedTuple):
@@ -82,6 +88,7 @@ def run_blocks(
     budget_s: float,
     decided: Callable[[Sequence[Block]], bool],
     one_round: OneRound = run_round,
+    warm_ups: int = WARM_UPS,
     take: Callable[[Sequence[int]], Snapshot] = snapshot,
     say: Callable[[str], None] = lambda _: None,
 ) -> Run:
@@ -89,53 +96,54 @@ def run_blocks(
     coin, blocks = np.random.default_rng(seed), list[Block]()
     warm: float | None = None
     clocks: Mapping[str, float] = {}
+    repeats: int | None = None
+    task = Task(prompts, traffic, one_round, 0 if recorded(traffic) else warm_ups)
     while True:
+        order = "ABBA" if coin.random() < 0.5 else "BAAB"
+        loading = time.monotonic()
         with ExitStack() as stack:
-            say("loading and warming up")
-            pair = Pair(
-                *(started(stack, side, start, prompts, traffic, one_round) for side, start in zip(SIDES, starts, strict=True))
-            )
-            if warm is None:
-                warm = time.monotonic()
-            process = len(blocks) // FRESH_EVERY
-            for _ in range(FRESH_EVERY):
-                order = "ABBA" if coin.random() < 0.5 else "BAAB"
-                before = take([side.pid for side in pair])
-                rounds = run_block(pair, prompts, traffic, order, process, one_round)
-                after = take([side.pid for side in pair])
-                why = disturbance(before._replace(clocks_mhz=clocks), after)
-                clocks = after.clocks_mhz
-                blocks.append(Block(order=order, baseline=rounds["A"], candidate=rounds["B"], disturbed=why))
-                say(f"block {len(blocks)}" + (f": {why}" if why else ""))
-                spent = time.monotonic() - warm
-                if (not why and decided(blocks)) or spent > budget_s:
-                    return Run(blocks, spent)
+            pair = {side: started(stack, side, starts["AB".index(side)], task) for side in order[:2]}
+            loaded = time.monotonic()
+            warm = warm or loaded
+            before = take([side.pid for side in pair.values()])
+            rounds = run_order(pair, order, task, len(blocks))
+            if repeats is None:
+                repeats = round((loaded - loading) / (time.monotonic() - loaded))
+                repeats = min(MOST_REPEATS, max(1, repeats))
+            for _ in range(repeats - 1):
+                for side, more in run_order(pair, order, task, len(blocks)).items():
+                    rounds[side] += more
+            after = take([side.pid for side in pair.values()])
+        why = disturbance(before._replace(clocks_mhz=clocks), after)
+        clocks = after.clocks_mhz
+        blocks.append(Block(order=order, baseline=tuple(rounds["A"]), candidate=tuple(rounds["B"]), disturbed=why))
+        say(f"block {len(blocks)}" + (f": {why}" if why else ""))
+        spent = time.monotonic() - warm
+        if (not why and decided(blocks)) or spent > budget_s:
+            return Run(blocks, spent)
 
 
-def started(stack: ExitStack, side: str, start: Start, prompts: np.ndarray, traffic: Traffic, one_round: OneRound) -> Measurable:
-    """One side, warmed up apart."""
+def started(stack: ExitStack, side: str, start: Start, task: Task) -> Measurable:
+    """One side ("A" or "B") in a process of its own, warmed up apart."""
     try:
         entered: Measurable = stack.enter_context(start())
-        if not recorded(traffic):
-            for _ in range(WARM_UPS):
-                one_round(entered, prompts, traffic, min(4, traffic.output_length), 0)
+        for _ in range(task.warm_ups):
+            task.one_round(entered, task.prompts, task.traffic, min(4, task.traffic.output_length), 0)
     except CandidateFailed as error:
-        raise SideFailed(side, str(error)) from None
+        raise SideFailed(SIDES["AB".index(side)], str(error)) from None
     return entered
 
 
-def run_block(
-    pair: Pair, prompts: np.ndarray, traffic: Traffic, order: str, process: int, one_round: OneRound
-) -> dict[str, tuple[Round, Round]]:
-    """Two rounds of "A" and two of "B", in `order`."""
+def run_order(pair: Mapping[str, Measurable], order: str, task: Task, block: int) -> dict[str, list[Round]]:
+    """One round for each letter of `order`."""
     made: dict[str, list[Round]] = {"A": [], "B": []}
-    tokens = min(traffic.output_length, MOST_OUTPUT_TOKENS)
+    tokens = min(task.traffic.output_length, MOST_OUTPUT_TOKENS)
     for side in order:
         try:
-            made[side].append(one_round(pair["AB".index(side)], prompts, traffic, tokens, process))
+            made[side].append(task.one_round(pair[side], task.prompts, task.traffic, tokens, block))
         except CandidateFailed as error:
             raise SideFailed(SIDES["AB".index(side)], str(error)) from None
-    return {side: (rounds[0], rounds[1]) for side, rounds in made.items()}
+    return made
 
 
 def quiet(blocks: Sequence[Block]) -> list[Block]:
@@ -158,12 +166,12 @@ def paired_times(blocks: Sequence[Block]) -> dict[str, PairedTimes]:
 
 def paired_time(blocks: Sequence[Block], read: Callable[[Round], float]) -> PairedTimes:
     sides = [np.log([[read(row) for row in getattr(block, side)] for block in blocks]) for side in ("baseline", "candidate")]
-    means = [side.mean(1) for side in sides]
+    means, half = [side.mean(1) for side in sides], sides[0].shape[1] // 2
     return PairedTimes(
         baseline_s=np.exp(means[0]).tolist(),
         candidate_s=np.exp(means[1]).tolist(),
         log_ratios=(means[1] - means[0]).tolist(),
-        log_self=(sides[0][:, 0] - sides[0][:, 1]).tolist(),
+        log_self=(sides[0][:, :half].mean(1) - sides[0][:, half:].mean(1)).tolist(),
     )
 
 

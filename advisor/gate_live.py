@@ -29,6 +29,7 @@ from .gate_anomalies import Perplexities, better_than_full, beyond_physics
 from .gate_blocks import (
     MOST_OUTPUT_TOKENS,
     SIDES,
+    WARM_UPS,
     Block,
     OneRound,
     Run,
@@ -54,6 +55,7 @@ class Manner:
 
     inspect: Callable[[Any, np.ndarray, np.ndarray | None, Path], Inspected] = inspect
     one_round: OneRound = run_round
+    warm_ups: int = WARM_UPS
     take: Callable[[Sequence[int]], Snapshot] = snapshot
     not_ready: str = "its runtime does not load"
     candidate_may_break: bool = True
@@ -192,6 +194,7 @@ def measure(live: Live, say: Callable[[str], None]) -> Run:
             budget_s=live.budget_s,
             decided=decided,
             one_round=live.manner.one_round,
+            warm_ups=live.manner.warm_ups,
             take=live.manner.take,
             say=say,
         )

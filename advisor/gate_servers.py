@@ -38,6 +38,7 @@ def unwatched(pids: Sequence[int]) -> Snapshot:
 SERVERS = Manner(
     inspect=inspect_server,
     one_round=server_round,
+    warm_ups=0,
     take=unwatched,
     not_ready="is no server that can be measured",
     candidate_may_break=False,

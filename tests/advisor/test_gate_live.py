@@ -10,7 +10,7 @@ import pytest
 
 from quantadvisor.advisor import gate_blocks, gate_watch
 from quantadvisor.advisor import gate_live as gate_live_module
-from quantadvisor.advisor.gate_blocks import FRESH_EVERY, Block, paired_times, run_blocks
+from quantadvisor.advisor.gate_blocks import Block, paired_times, run_blocks
 from quantadvisor.advisor.gate_inspect import output_metric, scored_metrics
 from quantadvisor.advisor.gate_live import Live, gate_live
 from quantadvisor.advisor.gate_watch import Snapshot, cpu_clock, disturbance, gpu_clocks, machine_s, opened_nvml
@@ -124,7 +124,7 @@ def test_false_alarms_of_whole_gates_are_rare() -> None:
 def test_whole_gates_on_every_kind_of_noise(noise: Noise) -> None:
     """The same noise as in test_gate_rates.py, through workers, blocks and documents: no false alarm; 8 % never passes."""
     for seed in range(3):
-        alike, slower = (iter(noise(np.random.default_rng(seed + n), (1, 4000))[0]) for n in (0, 100))
+        alike, slower = (iter(noise(np.random.default_rng(seed + n), (1, 20_000))[0]) for n in (0, 100))
         same = gate_live(live(seed, 0.3, baseline={"machine": alike}, machine=alike))
         assert same.exit_code in (0, 4)
         assert gate_live(live(seed, 0.3, baseline={"machine": slower}, machine=slower, slower=1.08)).exit_code in (1, 4)
@@ -193,8 +193,11 @@ def test_orders_are_a_fair_coin_and_processes_are_fresh() -> None:
     assert len(made) == 40
     assert 10 <= sum(block.order == "ABBA" for block in made) <= 30
     assert {block.order for block in made} == {"ABBA", "BAAB"}
-    assert len(started) == 2 * -(-40 // FRESH_EVERY)
-    assert [block.baseline[0].block for block in made] == [i // FRESH_EVERY for i in range(40)]
+    assert len(started) == 2 * 40
+    assert [block.baseline[0].block for block in made] == list(range(40))
+    rounds = len(made[0].baseline)
+    assert rounds % 2 == 0
+    assert {len(side) for block in made for side in (block.baseline, block.candidate)} == {rounds}
 
 
 def test_disturbed_blocks_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
