@@ -3,7 +3,8 @@
 Each block has its own two processes, warmed up apart, and the coin also says which of them starts first. Two processes of
 the same thing differ for good: by where their memory came to lie (5 % of TPOT seen), and the next process on the same side
 tends to get the same pages again. So the pair of processes is the unit, and the coin is fair only if it swaps everything.
-Where loading takes longer than four rounds, a block has more of them: A B B A A B B A and so on.
+The longer loading takes beside four rounds, the more of them a block has: A B B A A B B A and so on, up to sixteen. A side's
+reading is their median: a stall that hits one round is not the side's.
 """
 
 from __future__ import annotations
@@ -108,8 +109,7 @@ def run_blocks(
             before = take([side.pid for side in pair.values()])
             rounds = run_order(pair, order, task, len(blocks))
             if repeats is None:
-                repeats = round((loaded - loading) / (time.monotonic() - loaded))
-                repeats = min(MOST_REPEATS, max(1, repeats))
+                repeats = min(MOST_REPEATS, 1 + round((loaded - loading) / (time.monotonic() - loaded)))
             for _ in range(repeats - 1):
                 for side, more in run_order(pair, order, task, len(blocks)).items():
                     rounds[side] += more
@@ -166,11 +166,11 @@ def paired_times(blocks: Sequence[Block]) -> dict[str, PairedTimes]:
 
 def paired_time(blocks: Sequence[Block], read: Callable[[Round], float]) -> PairedTimes:
     sides = [np.log([[read(row) for row in getattr(block, side)] for block in blocks]) for side in ("baseline", "candidate")]
-    means, half = [side.mean(1) for side in sides], sides[0].shape[1] // 2
+    middles, half = [np.median(side, 1) for side in sides], sides[0].shape[1] // 2
     return PairedTimes(
-        baseline_s=np.exp(means[0]).tolist(),
-        candidate_s=np.exp(means[1]).tolist(),
-        log_ratios=(means[1] - means[0]).tolist(),
+        baseline_s=np.exp(middles[0]).tolist(),
+        candidate_s=np.exp(middles[1]).tolist(),
+        log_ratios=(middles[1] - middles[0]).tolist(),
         log_self=(sides[0][:, :half].mean(1) - sides[0][:, half:].mean(1)).tolist(),
     )
 

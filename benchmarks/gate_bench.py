@@ -51,7 +51,7 @@ CODE = (
 PACKAGES = ("onnxruntime", "numpy")
 SPEC = """schema: quantadvisor/workload/1
 model: builtin:smollm2-135m
-traffic: {prompt_tokens: 64, output_tokens: 64, concurrency: 1}
+traffic: {prompt_tokens: 64, output_tokens: 32, concurrency: 1}
 """
 
 
