@@ -208,7 +208,8 @@ class RunningServer:
         connection = self._connect()
         try:
             connection.request(method, path, body, {"Accept": "application/json"})
-            return checked(connection.getresponse())
+            with connection.getresponse() as response:
+                return checked(response)
         except TimeoutError:
             raise CandidateFailed(f"does not answer: nothing for {self.stall_s:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -242,25 +243,25 @@ def read_stream(connection: http.client.HTTPConnection, endpoint: Endpoint, body
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
     start = time.perf_counter()
     connection.request("POST", endpoint.path, body, headers)
-    response = connection.getresponse()
-    if response.status != 200:
-        checked(response)
-    at, pieces, ended = list[float](), list[str](), False
-    usage: Mapping[str, Any] = {}
-    for event in events(response, start + LONGEST_S):
-        now = time.perf_counter()
-        if event is None:
-            ended = True
-            break
-        if "error" in event:
-            raise CandidateFailed(f"answered with an error: {shortened(event['error'])}")
-        usage = event.get("usage") or usage
-        for choice in event.get("choices") or ():
-            piece = text_of(choice)
-            if piece:
-                at.append(now)
-                pieces.append(piece)
-            ended = ended or choice.get("finish_reason") is not None
+    with connection.getresponse() as response:
+        if response.status != 200:
+            checked(response)
+        at, pieces, ended = list[float](), list[str](), False
+        usage: Mapping[str, Any] = {}
+        for event in events(response, start + LONGEST_S):
+            now = time.perf_counter()
+            if event is None:
+                ended = True
+                break
+            if "error" in event:
+                raise CandidateFailed(f"answered with an error: {shortened(event['error'])}")
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
+                piece = text_of(choice)
+                if piece:
+                    at.append(now)
+                    pieces.append(piece)
+                ended = ended or choice.get("finish_reason") is not None
     if not pieces:
         raise CandidateFailed("answered without a single token")
     if not ended:

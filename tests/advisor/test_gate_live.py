@@ -143,7 +143,7 @@ def test_too_noisy_for_the_time_is_inconclusive_and_says_how_many_blocks_more() 
         ({"memory": 1.03}, ["peak_bytes"]),
         ({"nll": 0.05}, ["nll"]),
         ({"no_load": True}, ["runs"]),
-        ({"dies_after": 9}, ["runs"]),
+        ({"dies_after": 3}, ["runs"]),
     ],
 )
 def test_what_the_clock_does_not_notice(faults: dict[str, Any], names: list[str]) -> None:
@@ -163,7 +163,7 @@ def test_incoherent_output_is_anomalous() -> None:
     assert output_metric("b", (5,) * 32, (5,) * 32).state == "pass"
 
 
-@pytest.mark.parametrize("faults", [{"no_load": True}, {"no_runtime": True}, {"dies_after": 9}])
+@pytest.mark.parametrize("faults", [{"no_load": True}, {"no_runtime": True}, {"dies_after": 3}])
 def test_a_baseline_that_does_not_run_is_bad_input(faults: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="baseline"):
         gate_live(live(baseline=faults))

@@ -252,7 +252,7 @@ def test_from_a_shell(tmp_path: Path) -> None:
         ((made.url, made.url, "--workload", str(spec), "--runtime", "torch"), "--runtime"),
         (("http://", made.url, "--workload", str(spec)), "no URL"),
     ):
-        failed = gate(*arguments)
+        failed = gate(*arguments, "--quiet")
         assert failed.returncode == 2
         assert said in failed.stderr
         assert len(failed.stderr.strip().splitlines()) == 1
