@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from quantadvisor.documents import BadInput, Device, NotComparable, RuntimeChoice, Unavailable, Workload
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.environments import refusal
 from quantadvisor.profiling.inventory import inventory_from_config
-from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime, runtime_file
+from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime_file
 
 from .builds import build_all
 from .candidates import baseline_name, session_options
@@ -48,14 +48,14 @@ def side_of_spec(where: str, workload: Workload, python: str | None, device: Dev
     if runtime_name not in RUNTIMES:
         raise BadInput(f"{where}: baseline", f"unknown runtime {runtime_name!r}", f"known here: {', '.join(RUNTIMES)}")
     options = session_options(runtime_name, options, made.quantizes_cache)
-    if python is None and (reason := runtime(runtime_name).refuse(None, options, device.isa)):
-        raise Unavailable(f"{where}: {name}", reason)
     inventory = inventory_from_config(json.loads((folder / "config.json").read_text()))
     context = Context(workload, device, inventory, source, folder, out, progress)
+    own = context.interpreter(runtime_name) if python is None else interpreter(where, python)
+    if python is None and (reason := refusal(runtime_name, own, None, options, device.isa)):
+        raise Unavailable(f"{where}: {name}", reason)
     build = context.build(name.split("-")[0], made, runtime_name)
     bases = [context.build("none", scheme("fp32"), runtime_name)] if build.base and build.base != build.out else []
     built = build_all([*bases, build], progress.say)[build.out]
     if built.failed:
         raise BadInput(f"{where}: {name}", f"cannot be built: {built.failed}")
-    own = sys.executable if python is None else interpreter(where, python)
     return Side(build.out, runtime_name, options, own, runtime_file(runtime_name))
