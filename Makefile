@@ -4,6 +4,7 @@
 # make runtime-vllm    add vLLM (its CPU build), in an environment of its own: .venv-vllm, 3.4 GB
 # make test-runtimes   the tests of heavy runtimes that are installed; says which it skipped
 # make bench     the table of the README, measured on this machine
+# make bench-gate  100 real gates: false alarms, what is caught, how long it takes; resumable
 #
 # PYTHON=python3.12 names another interpreter; PIP_ARGS adds options to pip (another index, say).
 
@@ -17,10 +18,10 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test bench lint browser clean runtime-llama runtime-vllm test-runtimes
+.PHONY: help demo install test bench bench-gate lint browser clean runtime-llama runtime-vllm test-runtimes
 
 help:
-	@sed -n '1,8s/^# \{0,1\}//p' Makefile
+	@sed -n '1,9s/^# \{0,1\}//p' Makefile
 
 demo: $(INSTALLED)
 	$(VENV)/bin/advisor run examples/chat.yaml --out runs/chat
@@ -74,6 +75,9 @@ test-runtimes: $(TESTABLE)
 
 bench: $(INSTALLED)
 	$(RUN) benchmarks/bench.py
+
+bench-gate: $(INSTALLED)
+	$(RUN) benchmarks/gate_bench.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage runs

@@ -119,15 +119,23 @@ def explain(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="results.json files, or folders that hold one")],
+    results: Annotated[list[Path], typer.Argument(help="results.json files, folders that hold one, or one history of gates")],
     out: Annotated[Path, typer.Option("--out", help="file to write: HTML, or by its ending .md or .txt")] = Path("report.html"),
 ) -> None:
-    """The report again from stored results, byte for byte; several side by side."""
+    """The report again from stored results, byte for byte; several side by side. Of a gate's history (.jsonl): its page."""
     from .completed import completed
+
+    from .gate_record import history_page
 
     if out.is_dir():
         raise BadInput(str(out), "is a folder", "give the name of a file")
-    text = rendered([completed(read_results(path)) for path in results], out.suffix.lower())
+    history = [path for path in results if path.suffix == ".jsonl"]
+    if history and len(results) > 1:
+        raise BadInput(str(history[0]), "a history of gates is drawn alone", "give one file")
+    if history:
+        text = history_page(history[0])
+    else:
+        text = rendered([completed(read_results(path)) for path in results], out.suffix.lower())
     try:
         write_text(out, text)
     except OSError as error:

@@ -1,41 +1,59 @@
 """Both sides of a live gate measured interleaved: blocks of A B B A or B A A B, a coin for each, until decided.
 
-Each side runs in its own process, loaded afresh every FRESH_EVERY blocks, so that the luck of one process (where its
-memory came to lie) does not pass for a difference; each new process warms up apart.
+Each block has its own two processes, warmed up apart, and the coin also says which of them starts first. Two processes of
+the same thing differ for good: by where their memory came to lie (5 % of TPOT seen), and the next process on the same side
+tends to get the same pages again. So the pair of processes is the unit, and the coin is fair only if it swaps everything.
+The longer loading takes beside four rounds, the more of them a block has: A B B A A B B A and so on, up to sixteen. A side's
+reading is their median: a stall that hits one round is not the side's.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from quantadvisor.documents import CandidateFailed, Document, Traffic
 from quantadvisor.profiling.measure import Round, recorded, run_round
-from quantadvisor.profiling.workers import RunningWorker
 
 from .gate_times import PairedTimes
 from .gate_watch import Snapshot, disturbance, snapshot
 
 SIDES = ("baseline", "candidate")
-FRESH_EVERY = 6
+MOST_REPEATS = 4
 WARM_UPS = 2
 MOST_OUTPUT_TOKENS = 64
 """More of them lengthen a block and add little: gaps of one request are not independent."""
 
-Start = Callable[[], RunningWorker]
+
+class Measurable(Protocol):
+    """A worker of ours or the client of a running server: warm once entered."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+Start = Callable[[], Any]
+"""Starts a Measurable of the kind that the run's OneRound takes."""
+OneRound = Callable[[Any, np.ndarray, Traffic, int, int], Round]
+"""(side, prompts, traffic, output tokens, number of the process) -> raw times."""
 
 
 class Block(Document):
-    """Two rounds a side, each side's in the order in which they ran; `disturbed`: why the block does not count."""
+    """As many rounds on either side, in the order in which they ran; `disturbed`: why the block does not count."""
 
     order: str
-    baseline: tuple[Round, Round]
-    candidate: tuple[Round, Round]
+    baseline: tuple[Round, ...]
+    candidate: tuple[Round, ...]
     disturbed: str | None = None
 
 
@@ -47,9 +65,19 @@ class SideFailed(CandidateFailed):
         self.side = side
 
 
-class Pair(NamedTuple):
-    baseline: RunningWorker
-    candidate: RunningWorker
+class Task(NamedTuple):
+    """What a round is made of."""
+
+    prompts: np.ndarray
+    traffic: Traffic
+    one_round: OneRound
+    warm_ups: int
+
+
+class Run(NamedTuple):
+    blocks: list[Block]
+    seconds: float
+    """From the first pair being warm to the verdict."""
 
 
 def run_blocks(
@@ -60,57 +88,62 @@ def run_blocks(
     seed: int,
     budget_s: float,
     decided: Callable[[Sequence[Block]], bool],
+    one_round: OneRound = run_round,
+    warm_ups: int = WARM_UPS,
     take: Callable[[Sequence[int]], Snapshot] = snapshot,
     say: Callable[[str], None] = lambda _: None,
-) -> list[Block]:
+) -> Run:
     """Blocks until `decided` or until `budget_s` have passed since the first pair was warm."""
     coin, blocks = np.random.default_rng(seed), list[Block]()
-    deadline = None
+    warm: float | None = None
+    clocks: Mapping[str, float] = {}
+    repeats: int | None = None
+    task = Task(prompts, traffic, one_round, 0 if recorded(traffic) else warm_ups)
     while True:
+        order = "ABBA" if coin.random() < 0.5 else "BAAB"
+        loading = time.monotonic()
         with ExitStack() as stack:
-            say("loading and warming up")
-            pair = Pair(*(started(stack, side, start, prompts, traffic) for side, start in zip(SIDES, starts, strict=True)))
-            if deadline is None:
-                deadline = time.monotonic() + budget_s
-            process = len(blocks) // FRESH_EVERY
-            for _ in range(FRESH_EVERY):
-                blocks.append(run_block(pair, prompts, traffic, "ABBA" if coin.random() < 0.5 else "BAAB", process, take))
-                say(f"block {len(blocks)}" + (f": {blocks[-1].disturbed}" if blocks[-1].disturbed else ""))
-                if (not blocks[-1].disturbed and decided(blocks)) or time.monotonic() > deadline:
-                    return blocks
+            pair = {side: started(stack, side, starts["AB".index(side)], task) for side in order[:2]}
+            loaded = time.monotonic()
+            warm = warm or loaded
+            before = take([side.pid for side in pair.values()])
+            rounds = run_order(pair, order, task, len(blocks))
+            if repeats is None:
+                repeats = min(MOST_REPEATS, 1 + round((loaded - loading) / (time.monotonic() - loaded)))
+            for _ in range(repeats - 1):
+                for side, more in run_order(pair, order, task, len(blocks)).items():
+                    rounds[side] += more
+            after = take([side.pid for side in pair.values()])
+        why = disturbance(before._replace(clocks_mhz=clocks), after)
+        clocks = after.clocks_mhz
+        blocks.append(Block(order=order, baseline=tuple(rounds["A"]), candidate=tuple(rounds["B"]), disturbed=why))
+        say(f"block {len(blocks)}" + (f": {why}" if why else ""))
+        spent = time.monotonic() - warm
+        if (not why and decided(blocks)) or spent > budget_s:
+            return Run(blocks, spent)
 
 
-def started(stack: ExitStack, side: str, start: Start, prompts: np.ndarray, traffic: Traffic) -> RunningWorker:
-    """A loaded worker of one side, warmed up apart."""
+def started(stack: ExitStack, side: str, start: Start, task: Task) -> Measurable:
+    """One side ("A" or "B") in a process of its own, warmed up apart."""
     try:
-        worker = stack.enter_context(start())
-        if not recorded(traffic):
-            for _ in range(WARM_UPS):
-                run_round(worker, prompts, traffic, min(4, traffic.output_length))
+        entered: Measurable = stack.enter_context(start())
+        for _ in range(task.warm_ups):
+            task.one_round(entered, task.prompts, task.traffic, min(4, task.traffic.output_length), 0)
     except CandidateFailed as error:
-        raise SideFailed(side, str(error)) from None
-    return worker
+        raise SideFailed(SIDES["AB".index(side)], str(error)) from None
+    return entered
 
 
-def run_block(
-    pair: Pair, prompts: np.ndarray, traffic: Traffic, order: str, process: int, take: Callable[[Sequence[int]], Snapshot]
-) -> Block:
-    pids = [worker.pid for worker in pair]
-    before = take(pids)
+def run_order(pair: Mapping[str, Measurable], order: str, task: Task, block: int) -> dict[str, list[Round]]:
+    """One round for each letter of `order`."""
     made: dict[str, list[Round]] = {"A": [], "B": []}
-    tokens = min(traffic.output_length, MOST_OUTPUT_TOKENS)
+    tokens = min(task.traffic.output_length, MOST_OUTPUT_TOKENS)
     for side in order:
-        worker = pair.baseline if side == "A" else pair.candidate
         try:
-            made[side].append(run_round(worker, prompts, traffic, tokens, process))
+            made[side].append(task.one_round(pair[side], task.prompts, task.traffic, tokens, block))
         except CandidateFailed as error:
             raise SideFailed(SIDES["AB".index(side)], str(error)) from None
-    return Block(
-        order=order,
-        baseline=(made["A"][0], made["A"][1]),
-        candidate=(made["B"][0], made["B"][1]),
-        disturbed=disturbance(before, take(pids)),
-    )
+    return made
 
 
 def quiet(blocks: Sequence[Block]) -> list[Block]:
@@ -133,12 +166,12 @@ def paired_times(blocks: Sequence[Block]) -> dict[str, PairedTimes]:
 
 def paired_time(blocks: Sequence[Block], read: Callable[[Round], float]) -> PairedTimes:
     sides = [np.log([[read(row) for row in getattr(block, side)] for block in blocks]) for side in ("baseline", "candidate")]
-    means = [side.mean(1) for side in sides]
+    middles, half = [np.median(side, 1) for side in sides], sides[0].shape[1] // 2
     return PairedTimes(
-        baseline_s=np.exp(means[0]).tolist(),
-        candidate_s=np.exp(means[1]).tolist(),
-        log_ratios=(means[1] - means[0]).tolist(),
-        log_self=(sides[0][:, 0] - sides[0][:, 1]).tolist(),
+        baseline_s=np.exp(middles[0]).tolist(),
+        candidate_s=np.exp(middles[1]).tolist(),
+        log_ratios=(middles[1] - middles[0]).tolist(),
+        log_self=(sides[0][:, :half].mean(1) - sides[0][:, half:].mean(1)).tolist(),
     )
 
 

@@ -13,6 +13,7 @@ from quantadvisor.documents import CandidateFailed, GateMetric, GateState, Opera
 from quantadvisor.profiling.quality import CHUNK, block_interval
 from quantadvisor.profiling.workers import RunningWorker
 
+from .gate_anomalies import Perplexities
 from .gate_exact import operators_metric
 
 OUTPUT_TOKENS = 32
@@ -25,9 +26,13 @@ UNNOTICED_TOP1 = 0.002
 PHASES: tuple[Literal["prefill"], Literal["decode"]] = ("prefill", "decode")
 
 
+Output = tuple[int, ...] | tuple[str, ...]
+"""What was generated: tokens, or a server's pieces of text."""
+
+
 @dataclass(frozen=True)
 class Inspected:
-    output: tuple[int, ...]
+    output: Output
     operators: Mapping[str, Operators]
     scores: np.ndarray | None = None
     """float64 [3, tokens]: negative log-likelihood, KL and top-1 agreement against the reference."""
@@ -80,12 +85,12 @@ def inspected_metrics(of: str, baseline: Inspected, candidate: Inspected, agains
     return metrics
 
 
-def incoherent(output: tuple[int, ...]) -> bool:
+def incoherent(output: Output) -> bool:
     """One or two tokens over and over: what a model of wrong weights or a wrong cache says."""
     return len(output) >= LEAST_TOKENS and len(set(output[LEAST_TOKENS // 2 :])) <= 2
 
 
-def output_metric(of: str, baseline: tuple[int, ...], candidate: tuple[int, ...]) -> GateMetric:
+def output_metric(of: str, baseline: Output, candidate: Output) -> GateMetric:
     """A candidate whose output is cut short or incoherent did not do the baseline's work: its times mean nothing."""
     same = next((i for i, (a, b) in enumerate(zip(baseline, candidate, strict=False)) if a != b), len(baseline))
     state: GateState = "pass"
@@ -95,6 +100,17 @@ def output_metric(of: str, baseline: tuple[int, ...], candidate: tuple[int, ...]
     elif incoherent(candidate) and not incoherent(baseline):
         state, reason = "anomalous", f"incoherent: only {len(set(candidate))} different tokens of {len(candidate)}"
     return GateMetric(of=of, name="output", kind="quality", state=state, reason=reason)
+
+
+def perplexities(baseline: Inspected, candidate: Inspected, windows: np.ndarray | None, reference: Path) -> Perplexities | None:
+    """Of both sides and of the fp32 model whose log-probabilities, float16 [W * S, V], are `reference`; windows [W, S]."""
+    if windows is None or baseline.scores is None or candidate.scores is None:
+        return None
+    log_probabilities = np.load(reference, mmap_mode="r")
+    positions = np.arange(windows.size).reshape(windows.shape)[:, :-1]
+    full = -log_probabilities[positions, windows[:, 1:]].astype(np.float64).mean()
+    was, now = (float(np.exp(np.nanmean(scores[0]))) for scores in (baseline.scores, candidate.scores))
+    return Perplexities(was, now, float(np.exp(full)))
 
 
 def scored_metrics(of: str, baseline: np.ndarray, candidate: np.ndarray, against_model: bool) -> list[GateMetric]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,15 +23,43 @@ from quantadvisor.documents import (
     Workload,
     overall,
 )
+from quantadvisor.profiling.measure import run_round
 
-from .gate_blocks import MOST_OUTPUT_TOKENS, SIDES, Block, SideFailed, Start, paired_times, peak_bytes, quiet, run_blocks
+from .gate_anomalies import Perplexities, better_than_full, beyond_physics
+from .gate_blocks import (
+    MOST_OUTPUT_TOKENS,
+    SIDES,
+    WARM_UPS,
+    Block,
+    OneRound,
+    Run,
+    SideFailed,
+    Start,
+    paired_times,
+    peak_bytes,
+    quiet,
+    run_blocks,
+)
 from .gate_exact import MEMORY_TOLERANCE, exact
-from .gate_inspect import inspect, inspected_metrics
+from .gate_inspect import Inspected, inspect, inspected_metrics, perplexities
 from .gate_rule import ALPHA, THRESHOLD
 from .gate_times import paired_metrics
-from .gate_watch import LOAD_OF_OTHERS, blind
+from .gate_watch import LOAD_OF_OTHERS, Snapshot, blind, snapshot
 
 BUDGET_S = 180.0
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a kind of side is looked at, timed and watched. The default: artifacts in workers of ours."""
+
+    inspect: Callable[[Any, np.ndarray, np.ndarray | None, Path], Inspected] = inspect
+    one_round: OneRound = run_round
+    warm_ups: int = WARM_UPS
+    take: Callable[[Sequence[int]], Snapshot] = snapshot
+    not_ready: str = "its runtime does not load"
+    candidate_may_break: bool = True
+    """A candidate that breaks is a regression; False: it may as well be the network's fault, and is bad input."""
 
 
 class CandidateBroke(Exception):
@@ -49,6 +77,8 @@ class Live:
     workload: Workload
     device: Device
     sizes: tuple[int, int] | None = None
+    read_bytes: int | None = None
+    """Bytes of a candidate of which each decode step reads a good part; None: not known."""
     windows: np.ndarray | None = None
     """int64 [W, S]: the text that quality is judged on; None: it is not."""
     reference: Path | None = None
@@ -58,6 +88,7 @@ class Live:
     alpha: float = ALPHA
     threshold: float = THRESHOLD
     budget_s: float = BUDGET_S
+    manner: Manner = Manner()
     seed: int = field(default_factory=lambda: secrets.randbits(32))
 
 
@@ -71,13 +102,12 @@ def gate_live(live: Live, say: Callable[[str], None] = lambda _: None) -> Gate:
     if live.sizes is not None:
         metrics.append(exact(of, "artifact_bytes", "bytes", *live.sizes))
     try:
-        looked, said = look(live, say)
-        metrics += looked
-        notes += said
-        started = time.monotonic()
-        blocks = measure(live, say)
-        seconds = time.monotonic() - started
-        metrics = times(live, blocks) + metrics
+        looked = look(live, say)
+        metrics += looked.metrics
+        notes += looked.notes
+        blocks, seconds = measure(live, say)
+        timed = better_than_full(times(live, blocks), looked.perplexities)
+        metrics = beyond_physics(timed, live.read_bytes, live.device.last_level_cache_bytes, reading_rate) + metrics
     except CandidateBroke as error:
         metrics.append(GateMetric(of=of, name="runs", kind="operators", state="regression", reason=str(error)))
     state = overall(metrics)
@@ -102,11 +132,18 @@ def gate_live(live: Live, say: Callable[[str], None] = lambda _: None) -> Gate:
     )
 
 
-def look(live: Live, say: Callable[[str], None]) -> tuple[list[GateMetric], list[str]]:
-    """Operators, output and quality of both sides, and notes; the scores' reference is the model's or the baseline's own."""
+class Looked(NamedTuple):
+    metrics: list[GateMetric]
+    notes: list[str]
+    perplexities: Perplexities | None
+    """None where the fp32 model's is not known."""
+
+
+def look(live: Live, say: Callable[[str], None]) -> Looked:
+    """Operators, output and quality of both sides; the scores' reference is the model's or the baseline's own."""
+    seen: list[Inspected] = []
     with tempfile.TemporaryDirectory(prefix="quantadvisor-gate-") as folder:
         reference = live.reference or Path(folder) / "reference.npy"
-        seen = []
         for side, start in zip(SIDES, live.starts, strict=True):
             say(f"{side}: output, operators" + (", quality" if live.windows is not None else ""))
             imported = start()
@@ -114,22 +151,36 @@ def look(live: Live, say: Callable[[str], None]) -> tuple[list[GateMetric], list
                 imported.ready()
             except CandidateFailed as error:
                 imported.close()
-                raise BadInput(side, f"its runtime does not load: {error}") from None
+                raise BadInput(where(live, side), f"{live.manner.not_ready}: {error}") from None
             try:
                 with imported as worker:
-                    seen.append(inspect(worker, live.prompts, live.windows, reference))
+                    seen.append(live.manner.inspect(worker, live.prompts, live.windows, reference))
             except CandidateFailed as error:
-                raise broken(side, error) from None
+                raise broken(live, side, error) from None
     notes = [f"{side}: {note}" for side, one in zip(SIDES, seen, strict=True) for note in one.notes]
-    return inspected_metrics(live.named[1], seen[0], seen[1], live.reference is not None), notes
+    full = perplexities(seen[0], seen[1], live.windows, live.reference) if live.reference is not None else None
+    return Looked(inspected_metrics(live.named[1], seen[0], seen[1], live.reference is not None), notes, full)
 
 
-def broken(side: str, error: CandidateFailed) -> Exception:
-    """A baseline that does not run is bad input; a candidate that does not is a regression."""
-    return BadInput(side, f"does not run: {error}") if side == "baseline" else CandidateBroke(f"does not run: {error}")
+def reading_rate() -> float:
+    """Bytes per second that this machine reads from memory, measured now."""
+    from quantadvisor.profiling.device import measure_reading
+
+    return measure_reading().median
 
 
-def measure(live: Live, say: Callable[[str], None]) -> list[Block]:
+def where(live: Live, side: str) -> str:
+    return f"{side} ({live.named[SIDES.index(side)]})"
+
+
+def broken(live: Live, side: str, error: CandidateFailed) -> Exception:
+    """A baseline that does not run is bad input; a candidate that does not is a regression, where it is ours to run."""
+    if side == "candidate" and live.manner.candidate_may_break:
+        return CandidateBroke(f"does not run: {error}")
+    return BadInput(where(live, side), f"does not run: {error}")
+
+
+def measure(live: Live, say: Callable[[str], None]) -> Run:
     def decided(blocks: Sequence[Block]) -> bool:
         states = [metric.state for metric in times(live, blocks) if metric.kind == "time"]
         return "regression" in states or "inconclusive" not in states
@@ -142,10 +193,13 @@ def measure(live: Live, say: Callable[[str], None]) -> list[Block]:
             seed=live.seed,
             budget_s=live.budget_s,
             decided=decided,
+            one_round=live.manner.one_round,
+            warm_ups=live.manner.warm_ups,
+            take=live.manner.take,
             say=say,
         )
     except SideFailed as error:
-        raise broken(error.side, error) from None
+        raise broken(live, error.side, error) from None
 
 
 def times(live: Live, blocks: Sequence[Block]) -> list[GateMetric]:
@@ -156,7 +210,7 @@ def times(live: Live, blocks: Sequence[Block]) -> list[GateMetric]:
         return [GateMetric(of=of, name="tpot_s", kind="time", state="inconclusive", reason=reason)]
     metrics = paired_metrics(of, paired_times(counted), live.alpha, live.threshold)
     peaks = peak_bytes(counted, "baseline"), peak_bytes(counted, "candidate")
-    return [*metrics, exact(of, "peak_bytes", "memory", *peaks, MEMORY_TOLERANCE)]
+    return [*metrics, exact(of, "peak_bytes", "memory", *peaks, MEMORY_TOLERANCE)] if all(peaks) else metrics
 
 
 def said_of(blocks: Sequence[Block], live: Live) -> list[str]:

@@ -24,6 +24,7 @@ from quantadvisor.documents import (
     overall,
 )
 
+from .gate_anomalies import Perplexities, better_than_full, beyond_physics
 from .gate_exact import MEMORY_TOLERANCE, exact, operators_metric, quality_metrics, same_tokens
 from .gate_rule import ALPHA, THRESHOLD
 from .gate_times import BlockTimes, median, unpaired_metrics
@@ -36,8 +37,6 @@ ENOUGH_BLOCKS = 5
 PLAUSIBLE_S = (1e-9, 1e7)
 PLAUSIBLE_BYTES = (1.0, 1e18)
 PLAUSIBLE_COUNT = (0.0, 1e12)
-BETTER_THAN_FULL = 0.97
-"""Perplexity under this share of the fp32 model's, and faster: the text or the model was another."""
 
 
 def gate_stored(
@@ -65,7 +64,7 @@ def gate_stored(
         metrics += unpaired_metrics(series, alpha, threshold, decides)
         metrics += [metric for pair in pairs for metric in exact_metrics(*pair)]
     metrics += unpaired_metrics(together(everything), alpha, threshold, decides=False)
-    metrics = anomalies(metrics, sides)
+    metrics = anomalies(metrics, baseline, candidate)
     state = overall(metrics)
     return Gate(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -232,25 +231,25 @@ def gone(name: str, now: Candidate | None) -> GateMetric:
     )
 
 
-def anomalies(metrics: Sequence[GateMetric], sides: Sequence[Mapping[str, Candidate]]) -> list[GateMetric]:
-    """A candidate that got surely faster and models the text better than the fp32 model did something else."""
-    full = [c.quality.perplexity for c in sides[0].values() if c.quality and c.scheme.name == "fp32"]
-    if not full:
-        return list(metrics)
-    found = []
-    for metric in metrics:
-        now, was = sides[1].get(metric.of), sides[0].get(metric.of)
-        faster = metric.kind == "time" and metric.state == "pass" and metric.high is not None and metric.high < 1
-        if faster and now and now.quality and was and was.quality:
-            better = now.quality.perplexity < BETTER_THAN_FULL * min(full) <= was.quality.perplexity
-            if better and same_tokens(was.quality, now.quality):
-                reason = (
-                    f"faster, and perplexity {now.quality.perplexity:.4g} is better than the fp32 model's {min(full):.4g}:"
-                    " another workload or text?"
-                )
-                metric = metric.model_copy(update={"state": "anomalous", "reason": reason})
-        found.append(metric)
+def anomalies(metrics: Sequence[GateMetric], baseline: Results, candidate: Results) -> list[GateMetric]:
+    """Marks what got faster than it can have; judged candidate by candidate."""
+    was, now = ({c.name: c for c in results.candidates} for results in (baseline, candidate))
+    full = min((c.quality.perplexity for c in was.values() if c.quality and c.scheme.name == "fp32"), default=None)
+    rate = candidate.device.peaks.read_bytes_per_s.median if candidate.device.peaks else None
+    found: list[GateMetric] = []
+    for of in dict.fromkeys(metric.of for metric in metrics):
+        those = [metric for metric in metrics if metric.of == of]
+        if of in was and of in now:
+            those = better_than_full(those, perplexities(was[of], now[of], full))
+            those = beyond_physics(those, now[of].artifact_bytes, candidate.device.last_level_cache_bytes, lambda: rate)
+        found += those
     return found
+
+
+def perplexities(was: Candidate, now: Candidate, full: float | None) -> Perplexities | None:
+    if full is None or not was.quality or not now.quality or not same_tokens(was.quality, now.quality):
+        return None
+    return Perplexities(was.quality.perplexity, now.quality.perplexity, full)
 
 
 def workload_words(results: Results) -> str:

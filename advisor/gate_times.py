@@ -28,7 +28,7 @@ UNNOTICED_TPOT_SHARE = 0.02
 
 
 class PairedTimes(NamedTuple):
-    """One time metric of a live run, a block a place: seconds of both sides, ln of side A's first run over its second."""
+    """One time metric of a live run, a block a place: seconds of both sides, ln of side A's first half over its second."""
 
     baseline_s: Sequence[float]
     candidate_s: Sequence[float]

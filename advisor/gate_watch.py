@@ -1,18 +1,24 @@
-"""Was the machine ours while a block ran? CPU time of others from /proc/stat, thermal throttling from sysfs (Linux).
+"""Was the machine ours while a block ran, and at one speed? CPU time of others from /proc/stat, thermal throttling and
+clocks from sysfs (Linux), GPU clocks and slowdowns through NVML.
 
 A block that was disturbed is left out and counted. Both sides of it are: leaving it out favours neither.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LOAD_OF_OTHERS = 0.25
 """Cores, on average over a block, that others may use: a desktop's background is under it, a build is not."""
+CLOCK_DROP = 0.1
+"""A clock may be lower at the end of a block than at the end of the one before by this share."""
+SLOWDOWNS = {0x08: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
+"""NVML's bits of reasons for which a GPU runs below its clocks; a power cap is the normal state of a busy one."""
 
 
 class Snapshot(NamedTuple):
@@ -21,19 +27,31 @@ class Snapshot(NamedTuple):
     """CPU seconds used by everybody since boot, stolen ones included; None where /proc/stat does not say."""
     ours_s: float
     throttled: int
+    clocks_mhz: Mapping[str, float] = {}
+    """By the name of what has a clock: `CPU` (mean over cores), `GPU 0`."""
+    slowdowns: tuple[str, ...] = ()
 
 
 def snapshot(pids: Sequence[int]) -> Snapshot:
     """Now; `pids` are our workers."""
     times = os.times()
     ours = times.user + times.system + sum(process_s(pid) for pid in pids)
-    return Snapshot(time.monotonic(), machine_s(), ours, throttle_events())
+    gpus = list(gpu_clocks())
+    clocks = dict(cpu_clock()) | {name: mhz for name, mhz, _ in gpus}
+    slow = tuple(f"{name}: {reason}" for name, _, reasons in gpus for reason in reasons)
+    return Snapshot(time.monotonic(), machine_s(), ours, throttle_events(), clocks, slow)
 
 
 def disturbance(before: Snapshot, after: Snapshot) -> str | None:
-    """Why the time between two snapshots was not ours alone; None where it was, or where nobody can know."""
+    """Why the time between two snapshots was not ours alone at one speed; None where it was, or where nobody can know."""
     if after.throttled > before.throttled:
         return f"the CPU throttled {after.throttled - before.throttled} times"
+    if after.slowdowns:
+        return f"slowed down: {', '.join(after.slowdowns)}"
+    for name, was in before.clocks_mhz.items():
+        now = after.clocks_mhz.get(name, was)
+        if now < was * (1 - CLOCK_DROP):
+            return f"the clock of {name} fell from {was:.0f} to {now:.0f} MHz"
     if before.machine_s is None or after.machine_s is None or after.at <= before.at:
         return None
     others = (after.machine_s - before.machine_s - (after.ours_s - before.ours_s)) / (after.at - before.at)
@@ -67,10 +85,45 @@ def process_s(pid: int) -> float:
 
 def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int:
     """Thermal throttling of all cores since boot; 0 where the kernel does not count it."""
-    total = 0
-    for path in root.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"):
+    return sum(whole_numbers(root.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")))
+
+
+def cpu_clock(root: Path = Path("/sys/devices/system/cpu")) -> dict[str, float]:
+    """Mean clock of the cores, MHz; empty where the kernel does not tell (most virtual machines)."""
+    kilohertz = list(whole_numbers(root.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")))
+    return {"CPU": sum(kilohertz) / len(kilohertz) / 1000} if kilohertz else {}
+
+
+def whole_numbers(paths: Iterable[Path]) -> Iterable[int]:
+    for path in paths:
         try:
-            total += int(path.read_text())
+            yield int(path.read_text())
         except (OSError, ValueError):
             continue
-    return total
+
+
+def gpu_clocks() -> Iterable[tuple[str, float, tuple[str, ...]]]:
+    """(name, clock of the multiprocessors in MHz, why it is slowed down) of each NVIDIA GPU."""
+    nvml = opened_nvml()
+    if nvml is None:
+        return
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            bits = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+            clock = float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
+        except nvml.NVMLError:
+            continue
+        yield f"GPU {index}", clock, tuple(name for bit, name in SLOWDOWNS.items() if bits & bit)
+
+
+@functools.cache
+def opened_nvml() -> Any:
+    """The module, initialised once; None without a driver, which is the normal case of a CPU machine."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # ImportError, or any NVMLError
+        return None
+    return pynvml

@@ -9,7 +9,12 @@ from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.text import calibration_tokens
 
-if __name__ == "__main__":
+
+def build_artifact(out: Path) -> None:
     folder, _ = resolve_model("builtin:smollm2-135m", cache_folder())
     tokens, _ = calibration_tokens(folder, 128, 128)
-    method("rtn").apply(folder, scheme("w8-g64"), "onnxruntime", tokens, Path(sys.argv[1]))
+    method("rtn").apply(folder, scheme("w8-g64"), "onnxruntime", tokens, out)
+
+
+if __name__ == "__main__":
+    build_artifact(Path(sys.argv[1]))

@@ -160,7 +160,7 @@ def measure_peaks(threads: int, budget_s: float = 3.2) -> Peaks:
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            read = _fastest(_readers(), budget_s / 4)
+            read = measure_reading(budget_s / 4)
             flops: dict[str, Figure] = {}
             refused: dict[str, str] = {}
             for number in ("fp32", "bf16", "int8"):
@@ -172,6 +172,14 @@ def measure_peaks(threads: int, budget_s: float = 3.2) -> Peaks:
     finally:
         torch.set_num_threads(before)
     return Peaks(read_bytes_per_s=read, flops_per_s=flops, refused=refused)
+
+
+def measure_reading(budget_s: float = 0.8) -> Figure:
+    """Bytes per second that all usable cores read from memory."""
+    import torch
+
+    with torch.inference_mode():
+        return _fastest(_readers(), budget_s)
 
 
 Run = tuple[str, Callable[[], object], float]

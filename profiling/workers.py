@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +71,7 @@ class RunningWorker:
         python: str = sys.executable,
         time_limit_s: float = 300.0,
         memory_limit_bytes: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.time_limit_s = time_limit_s
         self.memory_limit_bytes = memory_limit_bytes
@@ -80,7 +82,7 @@ class RunningWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=worker_environment(threads),
+            env=worker_environment(threads) | dict(environment or {}),
             start_new_session=True,
         )
         self._arrays = 0

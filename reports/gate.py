@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 
 from quantadvisor.documents import Gate, GateMetric
 
-from . import units
+from . import gate_history, units
+from .gate_history import interval
 
 MARKS = {"pass": "✓", "regression": "✗", "anomalous": "!", "inconclusive": "?"}
 HEADLINES = {
@@ -57,14 +58,6 @@ def value(metric: GateMetric, number: float | None) -> str:
     if metric.kind in ("memory", "bytes"):
         return units.size(number)
     return units.whole(number) if metric.kind == "operators" else units.number(number)
-
-
-def interval(ratio: float | None, low: float | None, high: float | None) -> str:
-    """`1.031 [1.012, 1.049]`; a side that is not known yet is a question mark."""
-    if ratio is None:
-        return units.ABSENT
-    sides = ["?" if side is None else f"{side:.3f}" for side in (low, high)]
-    return f"{ratio:.3f}" if sides == ["?", "?"] else f"{ratio:.3f} [{', '.join(sides)}]"
 
 
 def row(metric: GateMetric) -> Row:
@@ -200,8 +193,8 @@ def workflow_commands(gate: Gate) -> list[str]:
     ]
 
 
-def page(gate: Gate) -> str:
-    """One file that loads nothing and runs nothing."""
+def page(gate: Gate, history: Sequence[Gate] = ()) -> str:
+    """One file that loads nothing and runs nothing; `history`: the recorded gates, this one among them."""
     metrics = ordered(gate)
     heads, *body = cells(metrics)
     safe = html.escape
@@ -215,13 +208,14 @@ def page(gate: Gate) -> str:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>advisor gate: {HEADLINES[gate.state]}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
+            f"<title>advisor gate: {HEADLINES[gate.state]}</title>",
+            f"<style>{CSS}{gate_history.CSS}</style>\n</head>\n<body>\n<main>",
             f'<h1><span class="{gate.state}">{MARKS[gate.state]}</span> {safe(headline(gate))}</h1>',
             '<div class="table" tabindex="0" role="region" aria-label="Gated metrics">\n<table>\n<thead><tr>',
             "".join(f'<th scope="col">{safe(head) or "decision"}</th>' for head in heads) + "</tr></thead>\n<tbody>",
             *(line(metric, columns) for metric, columns in zip(metrics, body, strict=True)),
             "</tbody>\n</table>\n</div>",
             *(f'<p class="soft">{safe(fact)}</p>' for fact in facts(gate)),
-            "</main>\n</body>\n</html>\n",
+            str(gate_history.section(gate, history)) + "</main>\n</body>\n</html>\n",
         ]
     )

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from quantadvisor.advisor.gate_record import history_page
 from quantadvisor.advisor.gate_sides import artifact_bytes, differing, interpreter, side_of
 from quantadvisor.documents import BadInput, Device, Unavailable
 
@@ -17,8 +18,19 @@ from .test_gate_stored import set_operators, stored
 DEVICE = Device(name="here", cores=2, threads=2, memory_bytes=1 << 30, fingerprint="f")
 
 
+SPEC = """schema: quantadvisor/workload/1
+model: {model}
+{more}
+traffic: {{prompt_tokens: {prompt}, output_tokens: 4, concurrency: 1}}
+"""
+
+
 def gate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", "gate", *arguments]
+    return advisor("gate", *arguments, **environment)
+
+
+def advisor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", *arguments]
     env = {k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")} | {"COLUMNS": "200"} | environment
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
 
@@ -65,6 +77,20 @@ def test_every_output(files: dict[str, str], tmp_path: Path) -> None:
     assert paths["html"].read_text().startswith("<!doctype html>")
     history = [json.loads(line) for line in paths["record"].read_text().splitlines()]
     assert [line["state"] for line in history] == ["regression", "regression"]
+    assert "of 2 gates" in paths["html"].read_text()
+
+
+def test_the_history_alone_is_drawn_by_report(files: dict[str, str], tmp_path: Path) -> None:
+    record, out = tmp_path / "gates.jsonl", tmp_path / "history.html"
+    for other in ("same", "slow"):
+        gate(files["base"], files[other], "--record", str(record))
+    record.write_text(record.read_text().rstrip("\n"))  # as an editor may leave it
+    gate(files["base"], files["same"], "--record", str(record))
+    assert len(record.read_text().splitlines()) == 3
+    assert advisor("report", str(record), "--out", str(out)).returncode == 0
+    page = out.read_text()
+    assert "of 3 gates" in page
+    assert page == history_page(record)
 
 
 def test_a_step_summary_is_appended_to(files: dict[str, str], tmp_path: Path) -> None:
@@ -87,8 +113,12 @@ def test_inconclusive_may_warn(files: dict[str, str]) -> None:
         (("{base}", "/nowhere/at/all"), "does not exist"),
         (("{base}", "{folder}"), "two of a kind"),
         (("{folder}", "{folder}"), "--workload"),
-        (("http://127.0.0.1:1", "{base}"), "servers"),
-        (("a.yaml", "{base}"), "workload spec"),
+        (("http://127.0.0.1:1", "{base}"), "two of a kind"),
+        (("{spec}", "{base}"), "two of a kind"),
+        (("a.yaml", "{base}"), "does not exist"),
+        (("{spec}", "{spec}", "--workload", "{spec}"), "is in the spec"),
+        (("{spec}", "{other_spec}"), "prompt_tokens differs"),
+        (("{spec}", "{spec}"), "no such model"),
         (("{base}", "{same}", "--junit", "{folder}"), "is a folder"),
         (("{base}", "{same}", "--threshold", "0"), "--threshold"),
         (("{base}", "{same}", "--threshold", "nan"), "--threshold"),
@@ -97,6 +127,10 @@ def test_inconclusive_may_warn(files: dict[str, str]) -> None:
         (("{base}", "{same}", "--time-budget", "-1"), "--time-budget"),
         (("{base}", "{same}", "--on-inconclusive", "shrug"), "shrug"),
         (("{base}", "{same}", "--record", "{base}/under"), "cannot write"),
+        (("{base}", "{same}", "--html", "{same}"), "is what is compared"),
+        (("{base}", "{same}", "--record", "{folder}/x", "--junit", "{folder}/x"), "is the output of --junit too"),
+        (("{base}", "{same}", "--record", "{cut}"), "is no gate's record"),
+        (("{base}", "{large}"), "100 MiB is no results document"),
         (("{base}", "{cut}"), "cut.json"),
         (("{newer}", "{base}"), "newer.json"),
         (("{base}", "{nan}"), "nan.json"),
@@ -110,11 +144,14 @@ def test_bad_input_is_one_line_and_exit_2(files: dict[str, str], tmp_path: Path,
         whole.replace('"threads": 2', '"threads": NaN', 1).replace('"median": 0', '"median": NaN', 1)
     )
     (tmp_path / "folder").mkdir()
-    named = (
-        files | {name: str(tmp_path / f"{name}.json") for name in ("cut", "newer", "nan")} | {"folder": str(tmp_path / "folder")}
-    )
+    with (tmp_path / "large.json").open("wb") as large:
+        large.truncate(100 << 20)  # sparse: no disk is filled
+    for name, prompt in (("spec", 8), ("other_spec", 9)):
+        (tmp_path / f"{name}.yaml").write_text(SPEC.format(model="./nowhere", prompt=prompt, more=""))
+    named = files | {path.stem: str(path) for path in (*tmp_path.glob("*.json"), *tmp_path.glob("*.yaml"), tmp_path / "folder")}
     done = gate(*(argument.format(**named) for argument in arguments))
-    assert done.returncode == 2
+    assert done.returncode == (3 if "differs" in said else 2)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []  # nothing half-written
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -144,3 +181,34 @@ def test_interpreters_versions_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(7))
     (tmp_path / "built.json").write_text("{}")
     assert artifact_bytes(tmp_path) == 7
+
+
+def bare_python(folder: Path) -> str:
+    """An interpreter of an environment with nothing in it: no numpy, no runtime."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return str(folder / "bin" / "python")
+
+
+def test_an_environment_without_the_runtime_is_one_line(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "model.onnx").write_text("")
+    write_tokenizer(artifact)
+    (tmp_path / "spec.yaml").write_text(SPEC.format(model="./nowhere", prompt=8, more=""))
+    options = ("--workload", str(tmp_path / "spec.yaml"), "--quality", "none", "--html", str(tmp_path / "gate.html"))
+    bare = bare_python(tmp_path / "env")
+    done = gate(str(artifact), str(artifact), *options, "--baseline-env", bare, "--candidate-env", bare)
+    assert done.returncode == 2
+    assert "its runtime does not load: ModuleNotFoundError" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2  # the stage that failed, and the error
+    assert not (tmp_path / "gate.html").exists()
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    made = Tokenizer(WordLevel({"the": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    made.save(str(folder / "tokenizer.json"))

@@ -1,20 +1,24 @@
 """Live gates on workers with a virtual clock: what is decided, what is rejected, what breaks."""
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from quantadvisor.advisor import gate_blocks, gate_watch
-from quantadvisor.advisor.gate_blocks import FRESH_EVERY, Block, paired_times, run_blocks
+from quantadvisor.advisor import gate_live as gate_live_module
+from quantadvisor.advisor.gate_blocks import Block, paired_times, run_blocks
 from quantadvisor.advisor.gate_inspect import output_metric, scored_metrics
 from quantadvisor.advisor.gate_live import Live, gate_live
-from quantadvisor.advisor.gate_watch import Snapshot, disturbance, machine_s
+from quantadvisor.advisor.gate_watch import Snapshot, cpu_clock, disturbance, gpu_clocks, machine_s, opened_nvml
 from quantadvisor.documents import BadInput, CandidateFailed, Device, Gate
 from quantadvisor.profiling.workers import Generated
 
 from .documents import workload
+from .noises import NOISES, Noise
 
 TTFT_S, ITL_S = 0.2, 0.01
 PROMPTS = np.arange(8, dtype=np.int64)[None]
@@ -43,6 +47,10 @@ class VirtualWorker:
             raise CandidateFailed("No module named 'onnxruntime'")
 
     def drawn(self, seconds: float) -> float:
+        """`machine`: log times of the machine's runs, one after the other, that both sides share."""
+        machine = self.faults.get("machine")
+        if machine is not None:
+            return float(seconds * np.exp(next(machine)))
         return float(seconds * np.exp(self.rng.normal(0, self.faults.get("spread", 0.01))))
 
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
@@ -112,6 +120,16 @@ def test_false_alarms_of_whole_gates_are_rare() -> None:
     assert [seed for seed in range(60) if gate_live(live(seed)).exit_code == 1] == []
 
 
+@pytest.mark.parametrize("noise", NOISES)
+def test_whole_gates_on_every_kind_of_noise(noise: Noise) -> None:
+    """The same noise as in test_gate_rates.py, through workers, blocks and documents: no false alarm; 8 % never passes."""
+    for seed in range(3):
+        alike, slower = (iter(noise(np.random.default_rng(seed + n), (1, 20_000))[0]) for n in (0, 100))
+        same = gate_live(live(seed, 0.3, baseline={"machine": alike}, machine=alike))
+        assert same.exit_code in (0, 4)
+        assert gate_live(live(seed, 0.3, baseline={"machine": slower}, machine=slower, slower=1.08)).exit_code in (1, 4)
+
+
 def test_too_noisy_for_the_time_is_inconclusive_and_says_how_many_blocks_more() -> None:
     gate = gate_live(live(budget_s=0.05, baseline={"spread": 0.6}, spread=0.6))
     assert gate.exit_code == 4
@@ -125,7 +143,7 @@ def test_too_noisy_for_the_time_is_inconclusive_and_says_how_many_blocks_more() 
         ({"memory": 1.03}, ["peak_bytes"]),
         ({"nll": 0.05}, ["nll"]),
         ({"no_load": True}, ["runs"]),
-        ({"dies_after": 9}, ["runs"]),
+        ({"dies_after": 3}, ["runs"]),
     ],
 )
 def test_what_the_clock_does_not_notice(faults: dict[str, Any], names: list[str]) -> None:
@@ -145,14 +163,14 @@ def test_incoherent_output_is_anomalous() -> None:
     assert output_metric("b", (5,) * 32, (5,) * 32).state == "pass"
 
 
-@pytest.mark.parametrize("faults", [{"no_load": True}, {"no_runtime": True}, {"dies_after": 9}])
+@pytest.mark.parametrize("faults", [{"no_load": True}, {"no_runtime": True}, {"dies_after": 3}])
 def test_a_baseline_that_does_not_run_is_bad_input(faults: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="baseline"):
         gate_live(live(baseline=faults))
 
 
 def test_an_environment_without_the_runtime_is_bad_input() -> None:
-    with pytest.raises(BadInput, match="candidate: its runtime does not load: No module"):
+    with pytest.raises(BadInput, match=r"candidate \(b\): its runtime does not load: No module"):
         gate_live(live(no_runtime=True))
 
 
@@ -167,7 +185,7 @@ def blocks(take: Callable[[Sequence[int]], Snapshot], count: int = 13) -> tuple[
     made = run_blocks(
         (start, start), PROMPTS, traffic, seed=3, budget_s=60, decided=lambda b: len(b) >= count, take=take
     )  # fmt: skip
-    return made, started
+    return made.blocks, started
 
 
 def test_orders_are_a_fair_coin_and_processes_are_fresh() -> None:
@@ -175,8 +193,11 @@ def test_orders_are_a_fair_coin_and_processes_are_fresh() -> None:
     assert len(made) == 40
     assert 10 <= sum(block.order == "ABBA" for block in made) <= 30
     assert {block.order for block in made} == {"ABBA", "BAAB"}
-    assert len(started) == 2 * -(-40 // FRESH_EVERY)
-    assert [block.baseline[0].block for block in made] == [i // FRESH_EVERY for i in range(40)]
+    assert len(started) == 2 * 40
+    assert [block.baseline[0].block for block in made] == list(range(40))
+    rounds = len(made[0].baseline)
+    assert rounds % 2 == 0
+    assert {len(side) for block in made for side in (block.baseline, block.candidate)} == {rounds}
 
 
 def test_disturbed_blocks_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +223,99 @@ def test_disturbance_names_its_cause() -> None:
     assert disturbance(calm, Snapshot(2.0, 14.0, 6.0, 0)) == "others used 1.50 cores"
     assert "throttled 2 times" in str(disturbance(calm, Snapshot(2.0, 10.0, 5.0, 2)))
     assert disturbance(calm._replace(machine_s=None), calm) is None
+    fast = calm._replace(clocks_mhz={"CPU": 3000.0, "GPU 0": 1900.0})
+    assert disturbance(fast, calm._replace(clocks_mhz={"CPU": 2900.0, "GPU 0": 1800.0})) is None
+    assert disturbance(fast, calm._replace(clocks_mhz={"CPU": 2950.0, "GPU 0": 1200.0})) == (
+        "the clock of GPU 0 fell from 1900 to 1200 MHz"
+    )
+    assert disturbance(calm, calm._replace(clocks_mhz={"CPU": 1000.0})) is None  # the first block has nothing before it
+    assert disturbance(calm, calm._replace(slowdowns=("GPU 0: power brake",))) == "slowed down: GPU 0: power brake"
+
+
+def test_a_clock_that_falls_and_stays_low_costs_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+
+    def take(pids: Sequence[int]) -> Snapshot:
+        tick = next(clock)
+        return Snapshot(float(tick), None, 0.0, 0, {"CPU": 3000.0 if tick < 7 else 2400.0})
+
+    monkeypatch.setattr(gate_blocks, "disturbance", disturbance)
+    made, _ = blocks(take)
+    assert [i for i, block in enumerate(made) if block.disturbed] == [3]
+    assert "from 3000 to 2400 MHz" in str(made[3].disturbed)
+
+
+def test_clocks_are_read_where_they_are_told(tmp_path: Path) -> None:
+    assert cpu_clock(tmp_path) == {}
+    for core, kilohertz in (("cpu0", "3000000\n"), ("cpu1", "2000000\n"), ("cpu2", "gone\n")):
+        (tmp_path / core / "cpufreq").mkdir(parents=True)
+        (tmp_path / core / "cpufreq" / "scaling_cur_freq").write_text(kilohertz)
+    assert cpu_clock(tmp_path) == {"CPU": 2500.0}
+
+
+class Nvml:
+    """Two GPUs, of which the second does not answer."""
+
+    NVML_CLOCK_SM = 1
+
+    class NVMLError(Exception): ...
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index == 1:
+            raise self.NVMLError
+        return index
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
+        return 0x04 | 0x40  # a power cap, which is normal, and heat, which is not
+
+    def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:
+        return 1410
+
+
+def test_gpu_clocks_come_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    opened_nvml.cache_clear()
+    try:
+        assert list(gpu_clocks()) == [("GPU 0", 1410.0, ("hardware thermal",))]
+        seen = gate_watch.snapshot([])
+        assert seen.clocks_mhz["GPU 0"] == 1410.0
+        assert "hardware thermal" in str(disturbance(seen, seen))
+    finally:
+        opened_nvml.cache_clear()
+
+
+def test_faster_and_better_than_the_full_model_is_anomalous(tmp_path: Path) -> None:
+    """The fp32 model gives every token 0.1; the candidate, twice as fast, models it at e^-1.5: another text, or a leak."""
+    from dataclasses import replace
+
+    reference = tmp_path / "reference.npy"
+    np.save(reference, np.full((WINDOWS.size, 4), np.log(0.1), np.float16))
+    honest = replace(live(slower=0.5), reference=reference)
+    assert gate_live(honest).exit_code == 0
+    made = gate_live(replace(live(slower=0.5, nll=-1.0, baseline={"nll": 0.4}), reference=reference))
+    assert made.exit_code == 3
+    assert "better than the fp32 model" in next(m.reason for m in made.metrics if m.name == "tpot_s")
+
+
+def test_faster_than_weights_can_be_read_is_anomalous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 10 GB/s a quarter of 1 GB takes 25 ms; the candidate's step takes 5."""
+    from dataclasses import replace
+
+    monkeypatch.setattr(gate_live_module, "reading_rate", lambda: 1e10)
+    device = DEVICE.model_copy(update={"last_level_cache_bytes": 32 << 20})
+    fast = replace(live(slower=0.5), device=device, read_bytes=1_000_000_000)
+    made = gate_live(fast)
+    assert made.exit_code == 3
+    assert "weights" in next(m.reason for m in made.metrics if m.name == "tpot_s")
+    assert gate_live(replace(fast, read_bytes=100_000_000)).exit_code == 0
+    assert gate_live(replace(fast, read_bytes=60 << 20)).exit_code == 0  # within two caches: nobody can know
+    monkeypatch.setattr(gate_live_module, "reading_rate", lambda: pytest.fail("asked although nothing got faster"))
+    assert gate_live(replace(live(), device=device, read_bytes=1_000_000_000)).exit_code == 0
 
 
 def test_the_machines_time_is_read_where_it_is_told(tmp_path: Any) -> None:

@@ -94,3 +94,47 @@ def test_the_same_document_gives_the_same_bytes() -> None:
     assert again == MIXED
     assert words.page(again) == words.page(MIXED)
     assert words.markdown(again) == words.markdown(MIXED)
+
+
+def recorded(many: int) -> list[Gate]:
+    """One regression among passes, at another time each."""
+    made = []
+    for i in range(many):
+        state = "regression" if i == 3 else "pass"
+        times = [
+            metric(state, name, ratio=1.0 + 0.01 * i, low=0.98, high=None if i == 2 else 1.04) for name in ("ttft_s", "tpot_s")
+        ]
+        made.append(gate(*times, state=state, created_at=f"2026-01-{i + 1:02d}T00:00:00+00:00"))
+    return made
+
+
+def test_the_history_is_drawn_and_told() -> None:
+    history = recorded(6)
+    page = words.page(history[-1], history)
+    drawings = page.split("<svg")[1:]
+    assert len(drawings) == 4  # two metrics, each for a desk and for a phone
+    for drawing in drawings:
+        assert drawing.count("<circle") == 5
+        assert drawing.count("<polygon") == 1  # the regression is another shape, not only another colour
+        assert "of 6 gates" in drawing
+    assert page.count("2026-01-04T00:00:00+00:00") >= 1 + 2 * 2
+    assert "1.020 [0.980, ?]" in page
+    assert not re.search(r"(href|src|style)=", page)
+    root = ElementTree.fromstring(f"<svg{drawings[0].split('</svg>')[0]}</svg>")
+    heights = [float(c.get("cy", "")) for c in root.iter("circle")]
+    assert heights == sorted(heights, reverse=True)  # higher ratios lie higher
+
+
+def test_only_what_can_be_compared_is_drawn() -> None:
+    history = recorded(4)
+    elsewhere = [one.model_copy(update={"device": "another"}) for one in recorded(3)]
+    assert "of 4 gates" in words.page(history[-1], [*elsewhere, *history])
+    assert "<svg" not in words.page(history[-1], [*elsewhere, history[-1]])
+    assert words.page(history[-1]) == words.page(history[-1], [history[-1]])
+
+
+def test_a_hostile_history_stays_text() -> None:
+    history = [one.model_copy(update={"candidate": HOSTILE}) for one in recorded(3)]
+    page = words.page(history[-1], history)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
