@@ -124,7 +124,6 @@ def report(
 ) -> None:
     """The report again from stored results, byte for byte; several side by side. Of a gate's history (.jsonl): its page."""
     from .completed import completed
-
     from .gate_record import history_page
 
     if out.is_dir():
