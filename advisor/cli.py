@@ -1,4 +1,4 @@
-"""The command line: `advisor run`, `profile`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
+"""The command line: `advisor run`, `profile`, `plan`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
 `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
@@ -19,9 +19,10 @@ import typer
 from rich.markup import escape
 
 from quantadvisor import __version__
-from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
+from quantadvisor.documents import AdvisorError, BadInput, Results, write_text
 
 from .gate_command import gate
+from .plan_command import plan
 from .stages import Progress, Quiet
 from .stored_results import read_results
 from .terminal import LiveProgress, console, explanation_panel, verdict_panel
@@ -62,6 +63,7 @@ def run(
 ) -> None:
     """The whole job: profile, diagnose, decide, apply, prove, report."""
     from . import pipeline
+    from .spec import workload_of
 
     workload = workload_of(spec, preset, concurrency)
     results = pipeline.run(workload, out, progress(quiet or as_json), resume=resume, exhaustive=exhaustive, apply=apply)
@@ -83,6 +85,7 @@ def profile(
 ) -> None:
     """Profile and diagnosis only."""
     from . import pipeline
+    from .spec import workload_of
 
     job = pipeline.Run(workload_of(spec, preset, concurrency), out, resume, progress(quiet or as_json))
     surveyed, _ = job.survey()
@@ -131,6 +134,7 @@ def report(
 
 
 app.command()(gate)
+app.command()(plan)
 
 
 @app.command()
@@ -223,18 +227,6 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="print the version")] = False,
 ) -> None:
     """Which quantization, on which runtime, pays for a declared serving workload."""
-
-
-def workload_of(spec: str, preset: str | None, concurrency: int | None) -> Workload:
-    from .spec import load_workload, workload_from_preset
-
-    if preset is not None:
-        return workload_from_preset(spec, preset, concurrency)
-    if concurrency is not None:
-        raise BadInput("--concurrency", "goes with --preset", "set traffic.concurrency in the spec")
-    if not spec.endswith((".yaml", ".yml")) and not Path(spec).exists():
-        raise BadInput(spec, "no such workload file", "for a model without a file add --preset chat")
-    return load_workload(Path(spec))
 
 
 def progress(silent: bool) -> Progress:

@@ -82,7 +82,7 @@ def packed(x: Array, work: Work) -> Parameters:
     for i, lane in enumerate(work.lanes):
         prior = reached(*lane.split(" "))
         own = np.exp(x[[size + 2 + i, size + 2 + lanes + i]])
-        fractions[lane] = Fractions(read=prior.read * read * own[0], peak=prior.peak * peak * own[1], fitted=True)
+        fractions[lane] = Fractions(bandwidth=prior.read * read * own[0], peak=prior.peak * peak * own[1], fitted=True)
     return Parameters(
         physical=Physical(*np.exp(x[:size]).tolist())._asdict(),
         arrival=ARRIVAL._asdict(),
@@ -100,12 +100,12 @@ def fractions_of(parameters: Parameters, lane: str) -> Fractions:
     if lane in parameters.fractions:
         return parameters.fractions[lane]
     prior = reached(*lane.split(" "))
-    return Fractions(read=prior.read * parameters.read_factor, peak=prior.peak * parameters.peak_factor, fitted=False)
+    return Fractions(bandwidth=prior.read * parameters.read_factor, peak=prior.peak * parameters.peak_factor, fitted=False)
 
 
 def arrays_of(parameters: Parameters, work: Work) -> tuple[Physical, Array, Array]:
     found = [fractions_of(parameters, lane) for lane in work.lanes]
-    read, peak = np.array([one.read for one in found]), np.array([one.peak for one in found])
+    read, peak = np.array([one.bandwidth for one in found]), np.array([one.peak for one in found])
     return Physical(**parameters.physical), read[work.lane], peak[work.lane]
 
 

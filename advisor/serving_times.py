@@ -22,7 +22,7 @@ SHARPNESS = 4
 class Fractions(Document):
     """Of the data sheet's bandwidth and peak that the products of a lane reach; `fitted`: rows moved it."""
 
-    read: float
+    bandwidth: float
     peak: float
     fitted: bool
 

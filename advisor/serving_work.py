@@ -23,6 +23,7 @@ from quantadvisor.profiling.published import config_of
 from quantadvisor.profiling.shard import Product, Shard, shard_of
 
 Array = np.ndarray[Any, Any]
+Arrays = tuple[Array, ...]
 
 NORMS_ROPE_ATTENTION_GATE = 5
 """Kernels of a layer beside its products: two norms, rotation, attention, the MLP's gate."""
@@ -63,12 +64,13 @@ class Placement:
 
 
 class Case(NamedTuple):
-    """`concurrency` requests of `prompt` and `output` tokens."""
+    """`concurrency` requests of `prompt` and `output` tokens, after a `prefix` that all share and that is cached."""
 
     placement: Placement
     concurrency: float
     prompt: float
     output: float
+    prefix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,8 @@ def work_of(cases: Sequence[Case]) -> Work:
     for i, place in enumerate(places):
         table[:, i, : len(place.products)] = np.array([(lanes[one.lane], *one[1:]) for one in place.products]).T
     lane, *priced_products, head = table[:, at]
-    concurrency, prompt, output = np.array([case[1:] for case in cases]).T
-    flat = by_case([flat_of(place) for place in places], at, concurrency, prompt, output)
+    concurrency, prompt, output, prefix = np.array([case[1:] for case in cases], dtype=float).T
+    flat = by_case([flat_of(place) for place in places], at, concurrency, prompt, output, prefix)
     return Work(tuple(lanes), lane.astype(int), *priced_products, head > 0, *flat, prompt, output)
 
 
@@ -203,17 +205,17 @@ def flat_of(place: Placement) -> tuple[float, ...]:
     )
 
 
-def by_case(flat: list[tuple[float, ...]], at: Array, concurrency: Array, prompt: Array, output: Array) -> tuple[Array, ...]:
+def by_case(flat: list[tuple[float, ...]], at: Array, concurrency: Array, prompt: Array, output: Array, prefix: Array) -> Arrays:
     """cache_s, score_s, prompt_s, message_s, reduces, launches, running and waiting: [R] each."""
     token, share, window, read, score, fresh, free, message, reduces, launched = np.array(flat)[at].T
 
     def seen(tokens: Array) -> Array:
         return share * np.minimum(tokens, window) + (1 - share) * tokens
 
-    middle = prompt + output / 2
+    middle = prefix + prompt + output / 2
     cached = token * seen(middle)
     running = np.clip(free / cached, 1, concurrency)
-    scores = fresh * prompt * seen(prompt / 2)
+    scores = fresh * prompt * seen(prefix + prompt / 2)
     return cached / read, score * seen(middle), scores, message, reduces, launched, running, concurrency - running
 
 

@@ -38,3 +38,9 @@ def reached(gpu: str, scheme: str) -> Reached:
     others = [of[scheme] for of in tables().values() if scheme in of] or [one for of in tables().values() for one in of.values()]
     source = "kernel tables of other GPUs" if any(scheme in of for of in tables().values()) else "kernel tables of other schemes"
     return Reached(statistics.median(o["read"] for o in others), statistics.median(o["peak"] for o in others), source)
+
+
+@cache
+def runtimes_with(gpu: str, scheme: str) -> frozenset[str]:
+    """Runtimes whose kernels of the scheme were measured on the GPU."""
+    return frozenset(tables().get(gpu, {}).get(scheme, {}).get("runtimes", ()))

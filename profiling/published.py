@@ -67,7 +67,7 @@ def stems() -> Mapping[str, str]:
 @cache
 def stem(name: str) -> str:
     """`RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic` -> `llama-3.3-70b`."""
-    text = name.rsplit("/", 1)[-1].lower()
+    text = name.removeprefix("builtin:").rsplit("/", 1)[-1].lower()
     while (shorter := SHAPELESS.sub("", text)) != text:
         text = shorter
     return re.sub(r"^meta-", "", text).rstrip("-_.")

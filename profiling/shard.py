@@ -103,7 +103,9 @@ def refuse_split(inventory: Inventory, tensor: int) -> None:
         fits = [one for one in (1, 2, 4, 8, 16) if heads % one == 0]
         raise BadInput("parallel.tensor", f"{tensor} does not divide the {heads} attention heads", f"give one of {fits}")
     if max(kv, tensor) % min(kv, tensor):
-        raise BadInput("parallel.tensor", f"{tensor} neither divides nor is a multiple of the {kv} key-value heads", "give 1 or 2")
+        raise BadInput(
+            "parallel.tensor", f"{tensor} neither divides nor is a multiple of the {kv} key-value heads", "give 1 or 2"
+        )
 
 
 def attention_dims(config: Mapping[str, Any], inventory: Inventory, latent: int) -> tuple[int, int]:
