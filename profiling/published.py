@@ -19,7 +19,7 @@ from quantadvisor.documents import BadInput
 FILE = Path(__file__).parent / "models" / "published.json"
 SHAPELESS = re.compile(
     r"[-_](instruct|chat|it|hf|base|pt|thinking|fp8|fp4|nvfp4|mxfp4|bf16|fp16|awq|gptq|int4|int8|w4a16|w8a8|autoround|dynamic|"
-    r"quantized|kv|block|\d{4}|v\d(\.\d)?)(?=[-_.]|$)"
+    r"quantized|kv|block|\d{4}|v0\.\d)(?=[-_.]|$)"
 )
 
 
