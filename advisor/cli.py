@@ -1,5 +1,5 @@
 """The command line: `advisor run`, `profile`, `plan`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
-`doctor`, `schema`. Exit codes as in the contract.
+`selftest`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -23,6 +23,7 @@ from quantadvisor.documents import AdvisorError, BadInput, Results, write_text
 
 from .gate_command import gate
 from .plan_command import plan
+from .selftest_command import selftest
 from .stages import Progress, Quiet
 from .stored_results import read_results
 from .terminal import LiveProgress, console, explanation_panel, verdict_panel
@@ -135,6 +136,7 @@ def report(
 
 app.command()(gate)
 app.command()(plan)
+app.command()(selftest)
 
 
 @app.command()

@@ -20,7 +20,6 @@ from .plan_candidates import SCHEMES, Option, options_on
 from .plan_family import family
 from .serving_fit import Parameters
 from .serving_model import Prediction, predict_cases
-from .serving_work import Case
 from .spec import check_against_model
 
 MOST_USERS = 1 << 14
@@ -29,8 +28,8 @@ MOST_USERS = 1 << 14
 def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> CapacityPlan:
     """The answer for each device. BadInput for what no device can serve."""
     config = config_of(workload.model)
-    if not is_known(config):
-        kind = (config.get("text_config") or config).get("model_type")
+    kind = (config.get("text_config") or config).get("model_type")
+    if kind is not None and not is_known(config):
         raise BadInput(workload.model, f"architecture {kind!r} is unknown here", f"known: {', '.join(sorted(EXACT))}")
     inventory = inventory_from_config(config)
     check_against_model(workload, inventory.max_context_tokens, 0)
@@ -170,4 +169,5 @@ def reason_of(choice: PlanCandidate, base: PlanCandidate | None, workload: Workl
         return "unquantized: nothing quantized is faster by more than the doubt of a prediction"
     times = base.objective / choice.objective if base.objective and choice.objective else 1.0
     gain = times if workload.objective == "latency" else 1 / times
-    return f"{choice.scheme} is {gain:.2f}x of unquantized in {workload.objective}; {capacity(choice) / capacity(base):.2f}x the requests fit"
+    more = capacity(choice) / capacity(base)
+    return f"{choice.scheme} is {gain:.2f}x of unquantized in {workload.objective}; {more:.2f}x the requests fit"

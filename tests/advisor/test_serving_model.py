@@ -58,8 +58,12 @@ def test_groups_left_out(rows: list[Row]) -> None:
     assert error.mean() <= 0.13
     assert np.median(error) <= 0.10
     assert 0.70 <= inside.mean() <= 0.90
-    points = {(one["precision"], *(one[k] for k in ("system", "isl", "osl", "batch_size", "tp_size"))): i for i, one in enumerate(rows)}
-    pairs = [(i, points["fp8", *key]) for (precision, *key), i in points.items() if precision == "fp4" and ("fp8", *key) in points]
+    points = {
+        (one["precision"], *(one[k] for k in ("system", "isl", "osl", "batch_size", "tp_size"))): i for i, one in enumerate(rows)
+    }
+    pairs = [
+        (i, points["fp8", *key]) for (precision, *key), i in points.items() if precision == "fp4" and ("fp8", *key) in points
+    ]
     four, eight = np.array(pairs).T
     assert len(pairs) >= 60
     assert np.abs(tpot[four] / tpot[eight] / (measured[four] / measured[eight]) - 1).mean() <= 0.10
@@ -75,7 +79,9 @@ def test_shipped_parameters_are_those_of_the_file(fitted: Parameters) -> None:
 
 def test_known_parameters_come_back(fitted: Parameters, rows: list[Row]) -> None:
     """Rows that the model itself made, with other constants than its priors, are predicted again from half of them."""
-    truth = fitted.model_copy(update={"physical": {k: v * (1.3 if k.endswith("_s") else 0.95) for k, v in fitted.physical.items()}})
+    truth = fitted.model_copy(
+        update={"physical": {k: v * (1.3 if k.endswith("_s") else 0.95) for k, v in fitted.physical.items()}}
+    )
     made = predict_cases(truth, [case_of(one) for one in rows])
     exact = [{**one, "silicon_tpot_ms": p.tpot_ms, "silicon_ttft_ms": p.ttft_ms} for one, p in zip(rows, made, strict=True)]
     again = predict_cases(calibrate(exact[::2]), [case_of(one) for one in exact[1::2]])
@@ -96,7 +102,7 @@ def test_nothing_depends_on_names_of_runtimes_or_rows(fitted: Parameters, rows: 
     [
         {"system": "a100_sxm"},
         {"system": "l40s", "precision": "fp8"},
-        {"model_path": "deepseek-ai/DeepSeek-V3", "system": "h200_sxm", "precision": "fp8", "gemm_quant_mode": "fp8_block", "tp_size": 8},
+        {"model_path": "deepseek-ai/DeepSeek-V3", "system": "h200_sxm", "gemm_quant_mode": "fp8_block", "tp_size": 8},
         {"model_path": "Qwen/Qwen3-30B-A3B"},
         {"model_path": "openai/gpt-oss-120b", "precision": "mxfp4"},
         {"model_path": "google/gemma-3-27b-it", "backend": "sglang"},
