@@ -68,8 +68,8 @@ def show(found: CapacityPlan, everything: bool) -> None:
 
 def ranking(found: DevicePlan, everything: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("candidate", "TTFT ms", "TPOT ms", "users", "tokens/s/GPU", "per M tokens", ""):
-        table.add_column(column, justify="left" if column in ("candidate", "") else "right")
+    for column in ("candidate", "TTFT ms", "TPOT ms", "users", "tok/s/GPU", "per Mtok", ""):
+        table.add_column(column, justify="left" if column in ("candidate", "") else "right", no_wrap=column != "")
     timed = [one for one in found.candidates if one.refused is None]
     shown = found.candidates if everything else timed[:SHOWN]
     for one in shown:
@@ -90,7 +90,7 @@ def row_of(one: PlanCandidate) -> tuple[str, ...]:
 
 
 def bounds(one: Bounds | None) -> str:
-    return "" if one is None else f"{one.value:,.4g} [{one.low:,.3g}, {one.high:,.3g}]"
+    return "" if one is None else f"{one.value:,.3g} [{one.low:,.3g}, {one.high:,.3g}]"
 
 
 def effects(found: DevicePlan) -> list[str]:
@@ -103,16 +103,18 @@ def effects(found: DevicePlan) -> list[str]:
 
 
 def map_table(points: Sequence[MapPoint], found: CapacityPlan) -> Table:
-    """Context down, concurrency across; what wins."""
+    """Context down, concurrency across; a letter for what wins."""
     users = sorted({one.concurrency for one in points})
+    letters = {name: chr(ord("a") + i) for i, name in enumerate(sorted({one.winner for one in points if one.winner}))}
     table = Table(box=None, pad_edge=False, title="who wins", title_justify="left")
     table.add_column("context", justify="right")
     for one in users:
-        table.add_column(str(one))
+        table.add_column(str(one), justify="right")
     for context in sorted({one.context_tokens for one in points}):
-        row = [one.winner or "·" for one in points if one.context_tokens == context]
+        row = [letters.get(one.winner or "", "·") for one in points if one.context_tokens == context]
         table.add_row(f"{context:,}", *row)
-    table.caption = f"concurrency across; declared: {found.context_tokens:,} x {found.concurrency}; · nothing fits"
+    names = ", ".join(f"{letter} {name}" for name, letter in letters.items())
+    table.caption = f"{names}; · nothing fits; concurrency across; declared: {found.context_tokens:,} x {found.concurrency}"
     return table
 
 

@@ -88,11 +88,11 @@ def tables(gpu: str) -> Mapping[str, Grid]:
 
 
 def read_grid(file: Mapping[str, Array], name: str) -> Grid:
-    """Columns are stored as numbers of the axes' points, times as steps of 1/2,048 in log2 microseconds."""
-    places, steps = file[f"{name}/points"], file[f"{name}/time"]
-    axes = [file[f"{name}/axis{i}"] for i in range(len(places))]
-    columns = [axis[place] for axis, place in zip(axes, places, strict=True)]
-    return grid_of(columns, 2.0 ** (steps / 2048.0) * 1e-6)
+    """A stored grid: steps of 1/2,048 in log2 of nanoseconds, 0 where nothing was measured."""
+    steps = file[f"{name}/time"]
+    axes = tuple(file[f"{name}/axis{i}"].astype(float) for i in range(steps.ndim))
+    logs = np.where(steps > 0, steps / 2048.0 * math.log(2) + math.log(1e-9), np.nan)
+    return Grid(axes, logs)
 
 
 def product_s(gpu: GpuModel, runtime: str, scheme: str, m: float, n: int, k: int) -> Looked:
