@@ -87,7 +87,7 @@ def option(device: GpuModel, shard: Shard, name: str, runtime: str, workload: Wo
                 reason = f"{memory.weights_bytes / 2**30:.1f} GiB of weights leave no room for one request in {free:.0f} GiB"
             else:
                 made = candidate(device, name, runtime, shard.tensor).model_copy(update={"memory": memory})
-                return Option(made, placement_of(shard, device, scheme, limit), memory)
+                return Option(made, placement_of(shard, device, scheme, runtime, limit), memory)
     return candidate(device, name, runtime, shard.tensor, reason)
 
 

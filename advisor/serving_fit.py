@@ -14,15 +14,15 @@ import numpy as np
 from quantadvisor.documents import Document
 from quantadvisor.kernels.gpu_fractions import reached
 
-from .serving_times import PRIOR, SPREAD, Array, Arrival, Fractions, Physical, tpot_s, ttft_s
-from .serving_work import Work
+from .serving_times import PRIOR, SPREAD, Array, Arrival, Factors, Physical, tpot_s, ttft_s
+from .serving_work import Lane, Work
 
 NOISE = 0.08
 """Log error of a measured row that is no news: benchmarks of one set-up differ by as much."""
 FACTOR_SPREAD = 0.15
 """Of the factor between isolated kernels and kernels in a server, over all lanes, in log."""
-LANE_SPREAD = 0.10
-"""Of one lane's own deviation from it."""
+GPU_SPREAD, LANE_SPREAD = 0.12, 0.06
+"""Of a GPU's own deviation from it (clocks, memory, what the data sheet rounds), and of one lane's on that GPU."""
 ARRIVAL = Arrival(own=1.5, before=0.2)
 COVERAGE = 0.8
 UNSEEN = 2.0
@@ -34,10 +34,8 @@ class Parameters(Document):
 
     physical: dict[str, float]
     arrival: dict[str, float]
-    read_factor: float
-    """Of every lane's fraction of bandwidth, over the kernel tables' median."""
-    peak_factor: float
-    fractions: dict[str, Fractions]
+    factors: dict[str, Factors]
+    """Of what isolated kernels reach (the kernel tables): by GPU and scheme, by GPU, and "" for GPUs without rows."""
     low: float
     """Measured over predicted TPOT: the 10 % and 90 % quantiles on groups that were left out."""
     high: float
@@ -60,52 +58,76 @@ def fit(work: Work, tpot: Array) -> Parameters:
 
 
 def start(work: Work) -> tuple[Array, Array]:
-    """Log of the priors (deviations: 0) and their spreads: physical, two factors, two deviations a lane."""
-    deviations = 2 * len(work.lanes)
-    at = np.concatenate([np.log(PRIOR), np.zeros(2 + deviations)])
-    return at, np.concatenate([SPREAD, np.full(2, FACTOR_SPREAD), np.full(deviations, LANE_SPREAD)])
+    """Log of the priors (factors and deviations: 0) and their spreads: physical; factors of reading; factors of peaks."""
+    gpus, kinds = len(gpus_of(work.lanes)), len(kinds_of(work.lanes))
+    spread = np.concatenate([[FACTOR_SPREAD], np.full(gpus, GPU_SPREAD), np.full(kinds, LANE_SPREAD)])
+    return np.concatenate([np.log(PRIOR), np.zeros(2 * len(spread))]), np.concatenate([SPREAD, spread, spread])
+
+
+def gpus_of(lanes: Sequence[str]) -> list[str]:
+    return sorted({lane.split(" ")[0] for lane in lanes})
 
 
 def unpacked(x: Array, work: Work) -> tuple[Physical, Array, Array]:
     """(physical, fractions of bandwidth [R, S], of peak [R, S])."""
-    size, lanes = len(PRIOR), len(work.lanes)
-    prior = np.array([reached(*lane.split(" "))[:2] for lane in work.lanes])
-    read = prior[:, 0] * np.exp(x[size] + x[size + 2 : size + 2 + lanes])
-    peak = prior[:, 1] * np.exp(x[size + 1] + x[size + 2 + lanes :])
-    return Physical(*np.exp(x[:size])), read[work.lane], peak[work.lane]
+    read, peak = factors(x, work.lanes)
+    prior = np.array([lane_prior(lane) for lane in work.lanes])
+    return Physical(*np.exp(x[: len(PRIOR)])), (prior[:, 0] * read)[work.lane], (prior[:, 1] * peak)[work.lane]
+
+
+def lane_prior(lane: Lane) -> tuple[float, float]:
+    found = reached(lane.gpu, lane.scheme, lane.runtime)
+    return found.read, found.peak
+
+
+def kinds_of(lanes: Sequence[Lane]) -> list[str]:
+    return sorted({lane.kind for lane in lanes})
+
+
+def gpus_of(lanes: Sequence[Lane]) -> list[str]:
+    return sorted({lane.gpu for lane in lanes})
+
+
+def factors(x: Array, lanes: Sequence[Lane]) -> tuple[Array, Array]:
+    """Of reading and of peaks, over what the kernel tables reach: [lanes] each."""
+    gpus, kinds = gpus_of(lanes), kinds_of(lanes)
+    gpu = np.array([gpus.index(lane.gpu) for lane in lanes])
+    kind = np.array([kinds.index(lane.kind) for lane in lanes])
+    read, peak = x[len(PRIOR) :].reshape(2, -1)
+    made = [np.exp(one[0] + one[1 + gpu] + one[1 + len(gpus) + kind]) for one in (read, peak)]
+    return made[0], made[1]
 
 
 def packed(x: Array, work: Work) -> Parameters:
-    size, lanes = len(PRIOR), len(work.lanes)
-    read, peak = (float(np.exp(x[size + i])) for i in (0, 1))
-    fractions = {}
-    for i, lane in enumerate(work.lanes):
-        prior = reached(*lane.split(" "))
-        own = np.exp(x[[size + 2 + i, size + 2 + lanes + i]])
-        fractions[lane] = Fractions(bandwidth=prior.read * read * own[0], peak=prior.peak * peak * own[1], fitted=True)
+    found = {}
+    names = ["", *gpus_of(work.lanes), *kinds_of(work.lanes)]
+    logs = x[len(PRIOR) :].reshape(2, -1).T
+    for name, own in zip(names, logs, strict=True):
+        gpu = name.split(" ")[0]
+        above = logs[0] + (logs[names.index(gpu)] if " " in name else 0) if name else 0.0
+        read, peak = np.exp(own + above).tolist()
+        found[name] = Factors(read=read, peak=peak)
     return Parameters(
-        physical=Physical(*np.exp(x[:size]).tolist())._asdict(),
+        physical=Physical(*np.exp(x[: len(PRIOR)]).tolist())._asdict(),
         arrival=ARRIVAL._asdict(),
-        read_factor=read,
-        peak_factor=peak,
-        fractions=fractions,
+        factors=found,
         low=1 / (1 + UNSEEN * NOISE),
         high=1 + UNSEEN * NOISE,
         rows=len(work.prompt),
     )
 
 
-def fractions_of(parameters: Parameters, lane: str) -> Fractions:
-    """Fitted, or the kernel tables' median times the factor that other lanes' rows gave."""
-    if lane in parameters.fractions:
-        return parameters.fractions[lane]
-    prior = reached(*lane.split(" "))
-    return Fractions(bandwidth=prior.read * parameters.read_factor, peak=prior.peak * parameters.peak_factor, fitted=False)
+def factors_of(parameters: Parameters, lane: Lane) -> Factors:
+    """Fitted to the lane's own rows, else to its GPU's, else to those of all."""
+    known = parameters.factors
+    return known.get(lane.kind) or known.get(lane.gpu) or known[""]
 
 
 def arrays_of(parameters: Parameters, work: Work) -> tuple[Physical, Array, Array]:
-    found = [fractions_of(parameters, lane) for lane in work.lanes]
-    read, peak = np.array([one.bandwidth for one in found]), np.array([one.peak for one in found])
+    prior = np.array([lane_prior(lane) for lane in work.lanes])
+    found = [factors_of(parameters, lane) for lane in work.lanes]
+    read = prior[:, 0] * [one.read for one in found]
+    peak = prior[:, 1] * [one.peak for one in found]
     return Physical(**parameters.physical), read[work.lane], peak[work.lane]
 
 

@@ -1,6 +1,6 @@
 """The equations of the latency model: seconds from work and parameters, vectorised over cases. Pure.
 
-`PHYSICAL` names the parameters that hold on every GPU; the fractions of bandwidth and peak are by lane (GPU, scheme).
+`Physical` holds on every GPU; `read` and `peak` are fractions of the data sheet's bandwidth and peak by lane.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from quantadvisor.documents import Document
 
 from .serving_work import Work
 
@@ -19,12 +17,11 @@ SHARPNESS = 4
 """Of the corner of the roofline, where reading and arithmetic hide each other only partly."""
 
 
-class Fractions(Document):
-    """Of the data sheet's bandwidth and peak that the products of a lane reach; `fitted`: rows moved it."""
+class Factors(NamedTuple):
+    """Of the bandwidth and of the peak that isolated kernels reach: what is left of it in a server."""
 
-    bandwidth: float
+    read: float
     peak: float
-    fitted: bool
 
 
 class Physical(NamedTuple):

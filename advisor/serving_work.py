@@ -32,11 +32,23 @@ HEAD_NORMS, ROUTING = 2, 3
 ACTIVATION_BYTES = 2
 
 
+class Lane(NamedTuple):
+    """Whose kernels multiply: a number type on a GPU, as a runtime's kernel tables have it ("": any runtime's)."""
+
+    gpu: str
+    scheme: str
+    runtime: str
+
+    @property
+    def kind(self) -> str:
+        return f"{self.gpu} {self.scheme}"
+
+
 class Priced(NamedTuple):
     """A product on a GPU: seconds to read all its weights, to read and write the activations of a row, of arithmetic a
     row; experts, and how many of them a token meets."""
 
-    lane: str
+    lane: Lane
     weight_s: float
     row_s: float
     flop_s: float
@@ -75,9 +87,9 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds at nominal speed, and counts. `lane` numbers (GPU, scheme of the product), in `lanes`."""
+    """Seconds at nominal speed, and counts. `lane` numbers `lanes`."""
 
-    lanes: tuple[str, ...]
+    lanes: tuple[Lane, ...]
     lane: Array
     weight_s: Array
     row_s: Array
@@ -109,30 +121,33 @@ def case_of(row: Mapping[str, Any]) -> Case:
     where = str(row.get("id") or "row")
     model, system = (text(row, name, where) for name in ("model_path", "system"))
     spelled = str(row.get("gemm_quant_mode") or row.get("precision") or "")
-    placed = placement_named(model, whole(row, "tp_size", where), system, spelled, where)
+    runtime = str(row.get("backend") or "")
+    placed = placement_named(model, whole(row, "tp_size", where), system, spelled, runtime, where)
     return Case(placed, *(positive(row, name, where) for name in ("batch_size", "isl", "osl")))
 
 
-def placement_named(model: str, tensor: int, system: str, precision: str, where: str) -> Placement:
+def placement_named(model: str, tensor: int, system: str, precision: str, runtime: str, where: str) -> Placement:
     """Checkpoints with 8 or 4-bit activations are served with an FP8 cache where the GPU has FP8."""
     device, scheme = gpu(system, f"{where}: system"), gpu_scheme(precision, f"{where}: precision")
     cached = "-kv8" if scheme.activations is not None and "fp8" in device.flops_per_s else ""
-    return known_placement(model, tensor, device.name, stem_of(scheme) + cached)
+    return known_placement(model, tensor, device.name, stem_of(scheme) + cached, runtime)
 
 
 @cache
-def known_placement(model: str, tensor: int, device: str, scheme: str) -> Placement:
-    return placement_of(shard_of(config_of(model), tensor), gpu(device), gpu_scheme(scheme))
+def known_placement(model: str, tensor: int, device: str, scheme: str, runtime: str) -> Placement:
+    return placement_of(shard_of(config_of(model), tensor), gpu(device), gpu_scheme(scheme), runtime)
 
 
-def placement_of(shard: Shard, device: GpuModel, scheme: Scheme, limit_bytes: int | None = None) -> Placement:
+def placement_of(
+    shard: Shard, device: GpuModel, scheme: Scheme, runtime: str = "", limit_bytes: int | None = None
+) -> Placement:
     ring = (shard.tensor - 1) / shard.tensor
     message = shard.reduced * shard.inventory.hidden * ACTIVATION_BYTES * 2 * ring
     return Placement(
         shard=shard,
         gpu=device,
         scheme=scheme,
-        products=tuple(priced(one, scheme, device) for one in shard.products),
+        products=tuple(priced(one, scheme, device, runtime) for one in shard.products),
         launches=launches(shard, scheme),
         message_s=message / device.link_bytes_per_s,
         reduces=shard.reduced * math.log2(shard.tensor),
@@ -140,14 +155,14 @@ def placement_of(shard: Shard, device: GpuModel, scheme: Scheme, limit_bytes: in
     )
 
 
-def priced(one: Product, scheme: Scheme, device: GpuModel) -> Priced:
+def priced(one: Product, scheme: Scheme, device: GpuModel, runtime: str) -> Priced:
     quantized = one.quantizable and scheme.weights is not None
     kind = arithmetic(scheme) if quantized else "bf16"
     if kind not in device.flops_per_s:
         raise BadInput(device.name, f"has no {kind} arithmetic", f"it has {', '.join(device.flops_per_s)}")
     read, times = device.read_bytes_per_s, max(1, one.chosen) * one.layers
     return Priced(
-        lane=f"{device.name} {stem_of(scheme) if quantized else 'bf16'}",
+        lane=Lane(device.name, stem_of(scheme) if quantized else "bf16", runtime),
         weight_s=one.layers * max(1, one.experts) * stored_bytes(one.n, one.k, scheme, quantized) / read,
         row_s=times * ACTIVATION_BYTES * (one.n + one.k) / read,
         flop_s=times * 2 * one.n * one.k / device.flops_per_s[kind],
@@ -171,7 +186,7 @@ def work_of(cases: Sequence[Case]) -> Work:
     places = list({id(case.placement): case.placement for case in cases}.values())
     index = {id(place): i for i, place in enumerate(places)}
     at = np.array([index[id(case.placement)] for case in cases])
-    lanes: dict[str, int] = {}
+    lanes: dict[Lane, int] = {}
     for place in places:
         for one in place.products:
             lanes.setdefault(one.lane, len(lanes))

@@ -48,8 +48,9 @@ HEAD_DIMS = (64, 128, 256)
 MOST_PROMPTS = 16
 LANES = ("fa3", "trtllm", "flash_attn", "flashinfer", "triton", "torch_flow")
 """Which kernel's attention rows are taken where several were timed: the first that a table has."""
-MODEL_SIZED = 1 << 24
-"""Weights of a matrix that a decode step would stream: the smaller ones were timed out of the cache."""
+STREAMED, MODEL_SIZED = 1 << 28, 1 << 24
+"""Weights of a matrix whose reading is neither served by a cache (126 MB on B200) nor hidden behind the few microseconds
+that any kernel takes (`launch_s` of the latency model); and of one whose arithmetic fills the chip."""
 
 Columns = dict[str, np.ndarray[Any, Any]]
 
@@ -245,15 +246,14 @@ def shares(gpu: Mapping[str, Any], scheme: str, columns: Columns) -> tuple[float
     if kind not in gpu["flops_per_s"]:
         return None
     m, n, k, seconds = (columns[name] for name in ("m", "n", "k", "seconds"))
-    sized = n * k >= MODEL_SIZED
     bits = stored_bytes(4096, 4096, gpu_scheme(scheme)) / 4096**2
-    few, many = sized & (m <= 16), sized & (m >= 2048)
+    few, many = (n * k >= STREAMED) & (m <= 16), (n * k >= MODEL_SIZED) & (m >= 2048)
     read = (bits * n * k + 2 * m * (n + k)) / gpu["read_bytes_per_s"] / seconds
     done = 2.0 * m * n * k / gpu["flops_per_s"][kind] / seconds
     if not few.any():
         return None
-    peak = float(np.median(done[many])) if many.any() else float("nan")
-    return min(1.0, float(np.median(read[few]))), min(1.0, peak)
+    peak = min(1.0, float(np.median(done[many]))) if many.any() else float("nan")
+    return min(1.0, float(np.median(read[few]))), peak
 
 
 def main() -> None:
