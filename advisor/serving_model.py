@@ -4,9 +4,10 @@
     TPOT   = step + prompts that join meanwhile, (c - 1) of them in `output` steps, each by what its rows add to a step
     TTFT   = own prompt and a step + a share of the prompts before it + waiting for room in the cache
 
-Every bandwidth and peak is the data sheet's times a fraction of the (GPU, scheme). Its prior is the median that the
-kernel tables reach (kernels/gpu/fractions.json); the fit moves all of them by one factor, and each by its own as far as
-its rows insist (ridge). A pair without rows keeps prior times factor. Nothing is keyed by model, runtime or row.
+Every bandwidth and peak is the data sheet's, times what the runtime's isolated kernels reach of it (kernel tables,
+kernels/gpu/fractions.json), times a fitted factor: what a server leaves of that. The fit has one factor for all, a deviation by
+GPU and one by GPU and scheme, as far as rows insist (ridge); where there are no rows the coarser one holds. No fitted
+number is keyed by model, runtime or row.
 The 80 % interval comes from residuals on groups (model, GPU, runtime, precision) left out of inner fits.
 """
 

@@ -138,9 +138,7 @@ def known_placement(model: str, tensor: int, device: str, scheme: str, runtime: 
     return placement_of(shard_of(config_of(model), tensor), gpu(device), gpu_scheme(scheme), runtime)
 
 
-def placement_of(
-    shard: Shard, device: GpuModel, scheme: Scheme, runtime: str = "", limit_bytes: int | None = None
-) -> Placement:
+def placement_of(shard: Shard, device: GpuModel, scheme: Scheme, runtime: str = "", limit_bytes: int | None = None) -> Placement:
     ring = (shard.tensor - 1) / shard.tensor
     message = shard.reduced * shard.inventory.hidden * ACTIVATION_BYTES * 2 * ring
     return Placement(

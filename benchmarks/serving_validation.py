@@ -128,7 +128,8 @@ def described(document: Document) -> None:
     for name, value in document.model_dump().items():
         if isinstance(value, dict):
             for key, inner in value.items():
-                print(f"  {name:<12} {key:<22} {inner}")
+                shown = ", ".join(f"{one:.4g}" for one in inner) if isinstance(inner, tuple | list) else f"{inner:.4g}"
+                print(f"  {name:<12} {key or 'all':<24} {shown}")
         else:
             print(f"  {name:<35} {value:.4g}")
 

@@ -31,7 +31,8 @@ def test_regret_does_not_rise() -> None:
 def test_a_wrong_choice_is_a_regret_with_its_reason() -> None:
     """Measured the other way round than any model would have it: the choice must count as wrong."""
     slow, fast = (
-        VerdictCandidate(device="h100_sxm", scheme=scheme, tensor=1, value=value) for scheme, value in (("bf16", 3.0), ("fp8", 2.0))
+        VerdictCandidate(device="h100_sxm", scheme=scheme, tensor=1, value=value)
+        for scheme, value in (("bf16", 3.0), ("fp8", 2.0))
     )
     verdict = PublicVerdict(
         id="x", source="made up", model="meta-llama/Llama-3.1-8B", prompt_tokens=128, output_tokens=128, concurrency=1,
