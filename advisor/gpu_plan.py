@@ -16,7 +16,7 @@ from quantadvisor.profiling.inventory import EXACT, inventory_from_config, is_kn
 from quantadvisor.profiling.published import config_of
 
 from .decision_map import TIE, boundaries, case, decision_map, within
-from .plan_candidates import SCHEMES, Option, options_on
+from .plan_candidates import SCHEMES, Option, isolated, options_on
 from .plan_family import family
 from .serving_fit import Parameters
 from .serving_model import Prediction, predict_cases
@@ -105,6 +105,7 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
     request_ms = found.ttft_ms + (traffic.output_length - 1) * found.tpot_ms
     rate = 1e3 * traffic.concurrency * traffic.output_length / request_ms / one.tensor
     price = workload.price_per_hour
+    kernels = isolated(option, running)
     values = {"latency": request_ms, "throughput": -rate, "concurrency": -float(users) / one.tensor}
     return one.model_copy(
         update={
@@ -115,6 +116,8 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
             "cost_per_million_tokens": None if price is None else price / (rate * 3600) * 1e6,
             "objective": values[workload.objective],
             "excluded": excluded(found, running, workload),
+            "kernels": kernels.kind,
+            "kernels_ms": 1e3 * kernels.seconds,
         }
     )
 

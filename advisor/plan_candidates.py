@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from quantadvisor.documents import AdvisorError, BadInput, GpuModel, PlanCandidate, PlanMemory, Workload
 from quantadvisor.kernels.gpu_fractions import runtimes_with
 from quantadvisor.kernels.gpu_schemes import CACHE, arithmetic, gpu_scheme
+from quantadvisor.kernels.gpu_tables import Looked, product_s, sum_of
 from quantadvisor.profiling.gpu_memory import memory_of
 from quantadvisor.profiling.shard import Shard, shard_of
 
@@ -89,6 +90,19 @@ def option(device: GpuModel, shard: Shard, name: str, runtime: str, workload: Wo
                 made = candidate(device, name, runtime, shard.tensor).model_copy(update={"memory": memory})
                 return Option(made, placement_of(shard, device, scheme, runtime, limit), memory)
     return candidate(device, name, runtime, shard.tensor, reason)
+
+
+def isolated(one: Option, rows: int) -> Looked:
+    """The products of a decode step of `rows` requests by the runtime's tables; experts see their share of the rows."""
+    place, stem = one.placement, one.candidate.scheme.removesuffix(CACHE)
+    parts = []
+    for product in place.shard.products:
+        met = max(1, min(product.experts, rows * product.chosen))
+        m = max(1.0, rows * product.chosen / met) if product.experts else float(rows)
+        scheme = stem if product.quantizable else "bf16"
+        found = product_s(place.gpu, one.candidate.runtime, scheme, m, product.n, product.k)
+        parts.append((product.layers * (met if product.experts else 1), found))
+    return sum_of(parts)
 
 
 def candidate(device: GpuModel, scheme: str, runtime: str, tensor: int, refused: str | None = None) -> PlanCandidate:

@@ -64,10 +64,6 @@ def start(work: Work) -> tuple[Array, Array]:
     return np.concatenate([np.log(PRIOR), np.zeros(2 * len(spread))]), np.concatenate([SPREAD, spread, spread])
 
 
-def gpus_of(lanes: Sequence[str]) -> list[str]:
-    return sorted({lane.split(" ")[0] for lane in lanes})
-
-
 def unpacked(x: Array, work: Work) -> tuple[Physical, Array, Array]:
     """(physical, fractions of bandwidth [R, S], of peak [R, S])."""
     read, peak = factors(x, work.lanes)

@@ -2,7 +2,8 @@
 
 `gpu/fractions.json` is built by `benchmarks/build_kernel_tables.py`: `read` is bytes / bandwidth over the time of
 products of 16 rows and fewer with matrices of 2^28 weights and more, `peak` operations / peak over the time of those of
-2,048 rows and more and 2^24 weights; medians over the runtimes. A GPU without rows of a scheme takes the median of the other GPUs', and says so.
+2,048 rows and more and 2^24 weights; medians over the runtimes, and each runtime's own. A GPU without rows of a scheme
+takes the median of the other GPUs', and says so.
 """
 
 from __future__ import annotations

@@ -106,3 +106,12 @@ def product_s(gpu: GpuModel, runtime: str, scheme: str, m: float, n: int, k: int
     share = reached(gpu.name, scheme)
     arithmetic_s = 2 * m * n * k / gpu.flops_per_s[arithmetic(form)]
     return Looked(max(read / share.read, arithmetic_s / share.peak), "roofline")
+
+
+CERTAINTY: tuple[Kind, ...] = ("measured", "interpolated", "roofline")
+
+
+def sum_of(parts: Sequence[tuple[float, Looked]]) -> Looked:
+    """Seconds of several kernels, each so many times; the class is that of the least certain."""
+    worst = max((CERTAINTY.index(one.kind) for _, one in parts), default=0)
+    return Looked(sum(times * one.seconds for times, one in parts), CERTAINTY[worst])

@@ -80,6 +80,15 @@ def test_users_within_the_slo_are_the_most_that_meet_it() -> None:
     assert tpot(users) <= 15 < tpot(users + 1)
 
 
+def test_isolated_kernels_are_part_of_a_step() -> None:
+    """The products by the tables take most of a decode step of one request, and never more than it."""
+    for name in ("bf16@vllmx1", "fp8@vllmx1"):
+        one = named(planned(concurrency=1, parallel={"tensor": 1}), name)
+        assert one.kernels in ("measured", "interpolated")
+        assert one.kernels_ms is not None and one.tpot_ms is not None
+        assert 0.5 * one.tpot_ms.value < one.kernels_ms < one.tpot_ms.value
+
+
 def test_cost() -> None:
     one = named(planned(price_per_hour=3.6, parallel={"tensor": 1}), "bf16@vllmx1")
     assert one.cost_per_million_tokens == pytest.approx(3.6 / 3600 / one.tokens_per_s_per_gpu * 1e6)

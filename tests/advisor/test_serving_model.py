@@ -12,6 +12,8 @@ from quantadvisor.advisor.serving_fit import Parameters, group_of
 from quantadvisor.advisor.serving_model import calibrate, predict, predict_cases
 from quantadvisor.advisor.serving_work import case_of
 from quantadvisor.documents import BadInput
+from quantadvisor.kernels.gpu_devices import gpus
+from quantadvisor.kernels.gpu_schemes import FORMATS
 
 DATA = Path(__file__).parent.parent / "data" / "serving_points.csv"
 SHIPPED = Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json"
@@ -73,7 +75,7 @@ def test_shipped_parameters_are_those_of_the_file(fitted: Parameters) -> None:
     shipped = Parameters.read(SHIPPED)
     assert shipped.rows == fitted.rows
     assert shipped.physical == pytest.approx(fitted.physical, rel=1e-3)
-    assert shipped.fractions.keys() == fitted.fractions.keys()
+    assert shipped.factors.keys() == fitted.factors.keys()
     assert (shipped.low, shipped.high) == pytest.approx((fitted.low, fitted.high), rel=1e-3)
 
 
@@ -89,12 +91,21 @@ def test_known_parameters_come_back(fitted: Parameters, rows: list[Row]) -> None
     assert np.median(errors) < 0.02
 
 
-def test_nothing_depends_on_names_of_runtimes_or_rows(fitted: Parameters, rows: list[Row]) -> None:
-    """A fit of the same rows under other ids, runtimes and versions, in another order, predicts the same."""
-    renamed = [{**one, "id": f"x{i}", "backend": f"other-{one['backend']}", "backend_version": "9"} for i, one in enumerate(rows)]
+def test_nothing_is_fitted_to_a_model_a_runtime_or_a_row(fitted: Parameters, rows: list[Row]) -> None:
+    """The fitted numbers are keyed by GPU and scheme alone; ids, versions and the order of rows change nothing."""
+    names = {word for key in fitted.factors for word in key.split()}
+    assert names <= {*gpus(), *FORMATS}
+    renamed = [{**one, "id": f"x{i}", "backend_version": "9"} for i, one in enumerate(rows)]
     other = calibrate(renamed[::-1])
     for one in rows[::40]:
-        assert predict(other, blind({**one, "backend": "sglang"})) == pytest.approx(predict(fitted, blind(one)), rel=1e-3)
+        assert predict(other, blind(one)) == pytest.approx(predict(fitted, blind(one)), rel=1e-3)
+
+
+def test_a_runtime_is_its_measured_kernels(fitted: Parameters) -> None:
+    """Runtimes differ by their kernel tables; one without tables takes the median of those that have some."""
+    nvfp4 = {"system": "b200_sxm", "precision": "fp4", "model_path": "meta-llama/Llama-3.1-70B"}
+    trtllm, vllm, none = (predict(fitted, row(**nvfp4, backend=name)).tpot_ms for name in ("trtllm", "vllm", "mlc"))
+    assert vllm <= none < trtllm
 
 
 @pytest.mark.parametrize(
