@@ -93,10 +93,13 @@ def option(device: GpuModel, shard: Shard, name: str, runtime: str, workload: Wo
 
 
 def isolated(one: Option, rows: int) -> Looked:
-    """The products of a decode step of `rows` requests by the runtime's tables; experts see their share of the rows."""
+    """The products of a decode step of `rows` requests by the runtime's tables, but for lm_head, whose vocabulary is beyond
+    them; experts see their share of the rows."""
     place, stem = one.placement, one.candidate.scheme.removesuffix(CACHE)
     parts = []
     for product in place.shard.products:
+        if product.head:
+            continue
         met = max(1, min(product.experts, rows * product.chosen))
         m = max(1.0, rows * product.chosen / met) if product.experts else float(rows)
         scheme = stem if product.quantizable else "bf16"

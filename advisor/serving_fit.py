@@ -169,4 +169,5 @@ def spread_of(work: Work, tpot: Array, groups: Sequence[tuple[str, ...]], found:
             errors[out] = np.log(tpot[out] / per_token_s(fit(work.rows(~out), tpot[~out]), work.rows(out)))
     tail = (1 - COVERAGE) / 2
     low, high = np.exp(np.quantile(errors, [tail, 1 - tail]))
-    return float(min(low, 1.0)), float(max(high, 1.0))
+    least = NOISE if len(names) > 1 else UNSEEN * NOISE
+    return float(min(low, np.exp(-least))), float(max(high, np.exp(least)))

@@ -70,7 +70,7 @@ class PlanCandidate(OpenDocument):
     kernels: Literal["measured", "interpolated", "roofline"] = "roofline"
     """The least certain class among its products' isolated times in the runtime's tables, at the declared concurrency."""
     kernels_ms: float | None = None
-    """Their sum over a decode step; the model's own time has what a server makes of it."""
+    """Their sum over a decode step, without lm_head; the model's own time has what a server makes of it."""
     notes: tuple[str, ...] = ()
 
 
