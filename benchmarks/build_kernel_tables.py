@@ -26,6 +26,8 @@ OUT = ROOT / "kernels" / "gpu"
 LARGEST_BYTES = 4 << 20
 
 SYSTEMS = ("a100_sxm", "l40s", "h100_sxm", "h200_sxm", "b200_sxm", "rtx_pro_6000_server")
+ALSO_KNOWN = ("b300_sxm", "gb200", "gb300", "h100_pcie", "a100_pcie", "a30", "l4")
+"""Data sheets and shares of the roofline only: their tables are read, and not packed."""
 ALLOWED = re.compile(
     r"systems/(?:[a-z0-9_]+\.yaml"
     r"|data/[a-z0-9_]+/(?:[a-z_]+/)?[a-z]+/[0-9][a-z0-9.]*/"
@@ -215,7 +217,7 @@ def packed(columns: Columns) -> dict[str, np.ndarray[Any, Any]]:
 def devices(core: Path) -> dict[str, dict[str, Any]]:
     """GPU -> data sheet, as documents.GpuModel has it. Cards without NVLink get the bandwidth of PCIe between them."""
     made = {}
-    for system in SYSTEMS:
+    for system in (*SYSTEMS, *ALSO_KNOWN):
         path = next(core.rglob(f"systems/{system}.yaml"))
         assert ALLOWED.fullmatch(f"systems/{path.name}")
         read = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -224,9 +226,9 @@ def devices(core: Path) -> dict[str, dict[str, Any]]:
         peaks = {name: field for name, field in peaks.items() if field in chip} | (
             {} if "bfloat16_tc_flops" in chip else {"bf16": "float16_tc_flops"}
         )
-        linked = chip["sm_version"] in (80, 90, 100)
+        linked = chip["sm_version"] in (80, 90, 100, 103) and "pcie" not in system and system != "a30"
         made[system] = {
-            "also": [system.split("_sxm")[0].removesuffix("_server")],
+            "also": [(stem := system.split("_sxm")[0].removesuffix("_server")), *([f"{stem}_sxm"] if linked else [])],
             "memory_bytes": int(chip["mem_capacity"]),
             "read_bytes_per_s": float(chip["mem_bw"]),
             "flops_per_s": {name: float(chip[field]) for name, field in peaks.items()},
@@ -268,19 +270,19 @@ def main() -> None:
     reached: dict[str, dict[str, Any]] = {}
     for system, sheet in sheets.items():
         arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for kind, tables in (
-            ("gemm", products(system, [*new, *old])),
-            ("decode", attention(system, new, "decode")),
-            ("prefill", attention(system, new, "prefill")),
-            ("reduce", reductions(system, new)),
-        ):
-            for runtime, what, version, columns in tables:
+        tables = {"gemm": products(system, [*new, *old])}
+        if system in SYSTEMS:
+            tables |= {phase: attention(system, new, phase) for phase in ("decode", "prefill")}
+            tables["reduce"] = reductions(system, new)
+        for kind, found in tables.items():
+            for runtime, what, version, columns in found:
                 name = f"{kind} {runtime} {what}".strip()
                 arrays |= {f"{name}/{key}": value for key, value in packed(columns).items()}
                 print(f"{system} {name} {version}: {len(columns['seconds'])} points")
                 if kind == "gemm" and (share := shares(sheet, what, columns)):
                     reached.setdefault(system, {}).setdefault(what, {})[runtime] = share
-        np.savez_compressed(arguments.out / f"{system}.npz", **arrays)
+        if system in SYSTEMS:
+            np.savez_compressed(arguments.out / f"{system}.npz", **arrays)
     (arguments.out / "fractions.json").write_text(json.dumps(summarised(reached), indent=1) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{size / 2**20:.2f} MiB in {arguments.out}")

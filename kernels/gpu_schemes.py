@@ -46,7 +46,7 @@ SCALE_BYTES: dict[str, float] = {"fp8": 4, "fp8-block": 4 / 128, "w8a8-int8": 4,
 ALSO = {
     "": "bf16", "bfloat16": "bf16", "fp16": "bf16", "float16": "bf16", "half": "bf16",
     "fp8_static": "fp8", "fp8_ootb": "fp8", "fp8_per_tensor": "fp8", "fp8_block": "fp8-block",
-    "fp4": "nvfp4", "w4a4": "nvfp4", "w4a16_mxfp4": "mxfp4",
+    "fp4": "nvfp4", "w4a4": "nvfp4", "w4a16_mxfp4": "mxfp4", "fp8_dynamic": "fp8", "w8a8_fp8": "fp8",
     "sq": "w8a8-int8", "int8": "w8a8-int8", "w8a8": "w8a8-int8",
     "int8_wo": "w8a16", "int4": "w4a16", "int4_wo": "w4a16", "awq": "w4a16", "gptq": "w4a16", "w4a16_awq": "w4a16",
 }  # fmt: skip
