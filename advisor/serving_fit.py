@@ -21,8 +21,8 @@ NOISE = 0.08
 """Log error of a measured row that is no news: benchmarks of one set-up differ by as much."""
 FACTOR_SPREAD = 0.15
 """Of the factor between isolated kernels and kernels in a server, over all lanes, in log."""
-GPU_SPREAD, LANE_SPREAD = 0.12, 0.06
-"""Of a GPU's own deviation from it (clocks, memory, what the data sheet rounds), and of one lane's on that GPU."""
+ARCHITECTURE_SPREAD, LANE_SPREAD = 0.12, 0.06
+"""Of an architecture's own deviation from it, and of one GPU's and scheme's from that."""
 ARRIVAL = Arrival(own=1.5, before=0.2)
 COVERAGE = 0.8
 UNSEEN = 2.0
@@ -35,7 +35,7 @@ class Parameters(Document):
     physical: dict[str, float]
     arrival: dict[str, float]
     factors: dict[str, Factors]
-    """Of what isolated kernels reach (the kernel tables): by GPU and scheme, by GPU, and "" for GPUs without rows."""
+    """Of what isolated kernels reach (the kernel tables): by GPU and scheme, by architecture, and "" for others."""
     low: float
     """Measured over predicted TPOT: the 10 % and 90 % quantiles on groups that were left out."""
     high: float
@@ -59,8 +59,8 @@ def fit(work: Work, tpot: Array) -> Parameters:
 
 def start(work: Work) -> tuple[Array, Array]:
     """Log of the priors (factors and deviations: 0) and their spreads: physical; factors of reading; factors of peaks."""
-    gpus, kinds = len(gpus_of(work.lanes)), len(kinds_of(work.lanes))
-    spread = np.concatenate([[FACTOR_SPREAD], np.full(gpus, GPU_SPREAD), np.full(kinds, LANE_SPREAD)])
+    architectures, kinds = len(architectures_of(work.lanes)), len(kinds_of(work.lanes))
+    spread = np.concatenate([[FACTOR_SPREAD], np.full(architectures, ARCHITECTURE_SPREAD), np.full(kinds, LANE_SPREAD)])
     return np.concatenate([np.log(PRIOR), np.zeros(2 * len(spread))]), np.concatenate([SPREAD, spread, spread])
 
 
@@ -80,29 +80,26 @@ def kinds_of(lanes: Sequence[Lane]) -> list[str]:
     return sorted({lane.kind for lane in lanes})
 
 
-def gpus_of(lanes: Sequence[Lane]) -> list[str]:
-    return sorted({lane.gpu for lane in lanes})
+def architectures_of(lanes: Sequence[Lane]) -> list[str]:
+    return sorted({lane.architecture for lane in lanes})
 
 
 def factors(x: Array, lanes: Sequence[Lane]) -> tuple[Array, Array]:
     """Of reading and of peaks, over what the kernel tables reach: [lanes] each."""
-    gpus, kinds = gpus_of(lanes), kinds_of(lanes)
-    gpu = np.array([gpus.index(lane.gpu) for lane in lanes])
-    kind = np.array([kinds.index(lane.kind) for lane in lanes])
-    read, peak = x[len(PRIOR) :].reshape(2, -1)
-    made = [np.exp(one[0] + one[1 + gpu] + one[1 + len(gpus) + kind]) for one in (read, peak)]
+    architectures, kinds = architectures_of(lanes), kinds_of(lanes)
+    wide = 1 + np.array([architectures.index(lane.architecture) for lane in lanes])
+    own = 1 + len(architectures) + np.array([kinds.index(lane.kind) for lane in lanes])
+    made = [np.exp(one[0] + one[wide] + one[own]) for one in x[len(PRIOR) :].reshape(2, -1)]
     return made[0], made[1]
 
 
 def packed(x: Array, work: Work) -> Parameters:
-    found = {}
-    names = ["", *gpus_of(work.lanes), *kinds_of(work.lanes)]
+    architectures, kinds = architectures_of(work.lanes), kinds_of(work.lanes)
+    above = {lane.kind: 1 + architectures.index(lane.architecture) for lane in work.lanes}
     logs = x[len(PRIOR) :].reshape(2, -1).T
-    for name, own in zip(names, logs, strict=True):
-        gpu = name.split(" ")[0]
-        above = logs[0] + (logs[names.index(gpu)] if " " in name else 0) if name else 0.0
-        read, peak = np.exp(own + above).tolist()
-        found[name] = Factors(read=read, peak=peak)
+    sums = {"": logs[0]} | {name: logs[0] + logs[1 + i] for i, name in enumerate(architectures)}
+    sums |= {name: logs[0] + logs[above[name]] + logs[1 + len(architectures) + i] for i, name in enumerate(kinds)}
+    found = {name: Factors(*np.exp(one).tolist()) for name, one in sums.items()}
     return Parameters(
         physical=Physical(*np.exp(x[: len(PRIOR)]).tolist())._asdict(),
         arrival=ARRIVAL._asdict(),
@@ -114,9 +111,9 @@ def packed(x: Array, work: Work) -> Parameters:
 
 
 def factors_of(parameters: Parameters, lane: Lane) -> Factors:
-    """Fitted to the lane's own rows, else to its GPU's, else to those of all."""
+    """Fitted to the lane's own rows, else to those of its architecture, else to all."""
     known = parameters.factors
-    return known.get(lane.kind) or known.get(lane.gpu) or known[""]
+    return known.get(lane.kind) or known.get(lane.architecture) or known[""]
 
 
 def arrays_of(parameters: Parameters, work: Work) -> tuple[Physical, Array, Array]:

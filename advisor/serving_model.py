@@ -6,7 +6,7 @@
 
 Every bandwidth and peak is the data sheet's, times what the runtime's isolated kernels reach of it (kernel tables,
 kernels/gpu/fractions.json), times a fitted factor: what a server leaves of that. The fit has one factor for all, a deviation by
-GPU and one by GPU and scheme, as far as rows insist (ridge); where there are no rows the coarser one holds. No fitted
+architecture and one by GPU and scheme, as far as rows insist (ridge); where there are no rows the coarser one holds. No fitted
 number is keyed by model, runtime or row.
 The 80 % interval comes from residuals on groups (model, GPU, runtime, precision) left out of inner fits.
 """

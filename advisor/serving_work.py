@@ -38,6 +38,8 @@ class Lane(NamedTuple):
     gpu: str
     scheme: str
     runtime: str
+    architecture: str
+    """`sm9` is Hopper, `sm10` Blackwell: GPUs of one run the same kernels."""
 
     @property
     def kind(self) -> str:
@@ -160,7 +162,7 @@ def priced(one: Product, scheme: Scheme, device: GpuModel, runtime: str) -> Pric
         raise BadInput(device.name, f"has no {kind} arithmetic", f"it has {', '.join(device.flops_per_s)}")
     read, times = device.read_bytes_per_s, max(1, one.chosen) * one.layers
     return Priced(
-        lane=Lane(device.name, stem_of(scheme) if quantized else "bf16", runtime),
+        lane=Lane(device.name, stem_of(scheme) if quantized else "bf16", runtime, f"sm{device.compute_capability // 10}"),
         weight_s=one.layers * max(1, one.experts) * stored_bytes(one.n, one.k, scheme, quantized) / read,
         row_s=times * ACTIVATION_BYTES * (one.n + one.k) / read,
         flop_s=times * 2 * one.n * one.k / device.flops_per_s[kind],

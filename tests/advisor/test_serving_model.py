@@ -92,9 +92,9 @@ def test_known_parameters_come_back(fitted: Parameters, rows: list[Row]) -> None
 
 
 def test_nothing_is_fitted_to_a_model_a_runtime_or_a_row(fitted: Parameters, rows: list[Row]) -> None:
-    """The fitted numbers are keyed by GPU and scheme alone; ids, versions and the order of rows change nothing."""
+    """The fitted numbers are keyed by GPU, scheme and architecture alone; ids, versions and the order of rows change nothing."""
     names = {word for key in fitted.factors for word in key.split()}
-    assert names <= {*gpus(), *FORMATS}
+    assert names <= {*gpus(), *FORMATS, *(f"sm{one.compute_capability // 10}" for one in gpus().values())}
     renamed = [{**one, "id": f"x{i}", "backend_version": "9"} for i, one in enumerate(rows)]
     other = calibrate(renamed[::-1])
     for one in rows[::40]:
