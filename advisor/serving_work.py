@@ -197,7 +197,8 @@ def work_of(cases: Sequence[Case]) -> Work:
     lane, *priced_products, head = table[:, at]
     concurrency, prompt, output, prefix = np.array([case[1:] for case in cases], dtype=float).T
     flat = by_case([flat_of(place) for place in places], at, concurrency, prompt, output, prefix)
-    return Work(tuple(lanes), lane.astype(int), *priced_products, head > 0, *flat, prompt, output)
+    arrays: list[Array] = [lane.astype(int), *priced_products, head > 0, *flat, prompt, output]
+    return Work(tuple(lanes), *arrays)
 
 
 def flat_of(place: Placement) -> tuple[float, ...]:
@@ -225,7 +226,7 @@ def by_case(flat: list[tuple[float, ...]], at: Array, concurrency: Array, prompt
     token, share, window, read, score, fresh, free, message, reduces, launched = np.array(flat)[at].T
 
     def seen(tokens: Array) -> Array:
-        return share * np.minimum(tokens, window) + (1 - share) * tokens
+        return np.asarray(share * np.minimum(tokens, window) + (1 - share) * tokens)
 
     middle = prefix + prompt + output / 2
     cached = token * seen(middle)
