@@ -105,7 +105,7 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
     request_ms = found.ttft_ms + (traffic.output_length - 1) * found.tpot_ms
     rate = 1e3 * traffic.concurrency * traffic.output_length / request_ms / one.tensor
     price = workload.price_per_hour
-    kernels = isolated(option, running)
+    kernels = isolated(option, running, traffic.prompt_length + traffic.output_length // 2)
     values = {"latency": request_ms, "throughput": -rate, "concurrency": -float(users) / one.tensor}
     return one.model_copy(
         update={

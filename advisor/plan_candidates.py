@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from quantadvisor.documents import AdvisorError, BadInput, GpuModel, PlanCandidate, PlanMemory, Workload
 from quantadvisor.kernels.gpu_fractions import runtimes_with
 from quantadvisor.kernels.gpu_schemes import CACHE, arithmetic, gpu_scheme
-from quantadvisor.kernels.gpu_tables import Looked, product_s, sum_of
+from quantadvisor.kernels.gpu_tables import Looked, all_reduce_s, decode_attention_s, product_s, sum_of
 from quantadvisor.profiling.gpu_memory import memory_of
 from quantadvisor.profiling.shard import Shard, shard_of
 
@@ -92,9 +92,9 @@ def option(device: GpuModel, shard: Shard, name: str, runtime: str, workload: Wo
     return candidate(device, name, runtime, shard.tensor, reason)
 
 
-def isolated(one: Option, rows: int) -> Looked:
-    """The products of a decode step of `rows` requests by the runtime's tables, but for lm_head, whose vocabulary is beyond
-    them; experts see their share of the rows."""
+def isolated(one: Option, rows: int, context: int) -> Looked:
+    """A decode step of `rows` requests by the runtime's tables: products, attention, all-reduces. Without lm_head, whose
+    vocabulary is beyond them; experts see their share of the rows; latent attention is not in them."""
     place, stem = one.placement, one.candidate.scheme.removesuffix(CACHE)
     parts = []
     for product in place.shard.products:
@@ -105,6 +105,14 @@ def isolated(one: Option, rows: int) -> Looked:
         scheme = stem if product.quantizable else "bf16"
         found = product_s(place.gpu, one.candidate.runtime, scheme, m, product.n, product.k)
         parts.append((product.layers * (met if product.experts else 1), found))
+    shard, layers = place.shard, place.shard.inventory.layers
+    kv_heads, dim = max(1, shard.inventory.kv_heads // shard.tensor), shard.inventory.head_dim
+    bits = 8 if place.scheme.quantizes_cache else 16
+    heads = shard.query_heads
+    parts.append((layers, decode_attention_s(place.gpu, one.candidate.runtime, rows, context, heads, kv_heads, dim, bits)))
+    if shard.reduced:
+        message = 2.0 * rows * shard.inventory.hidden
+        parts.append((shard.reduced, all_reduce_s(place.gpu, one.candidate.runtime, shard.tensor, message)))
     return sum_of(parts)
 
 

@@ -108,6 +108,26 @@ def product_s(gpu: GpuModel, runtime: str, scheme: str, m: float, n: int, k: int
     return Looked(max(read / share.read, arithmetic_s / share.peak), "roofline")
 
 
+def decode_attention_s(
+    gpu: GpuModel, runtime: str, batch: float, context: float, heads: int, kv_heads: int, head_dim: int, cache_bits: int
+) -> Looked:
+    """Seconds of one layer's attention of `batch` new tokens over caches of `context` tokens each."""
+    read = batch * context * 2 * kv_heads * head_dim * cache_bits / 8 / gpu.read_bytes_per_s
+    grid = tables(gpu.name).get(f"decode {runtime} {head_dim} {cache_bits}")
+    found = looked(grid, (batch, context, heads, kv_heads)) if grid is not None else None
+    if found is not None:
+        return Looked(max(found.seconds, read), found.kind)
+    return Looked(read / reached(gpu.name, "bf16").read, "roofline")
+
+
+def all_reduce_s(gpu: GpuModel, runtime: str, gpus: int, message_bytes: float) -> Looked:
+    """Seconds of the runtime's all-reduce of a 16-bit message over `gpus` of a node; the tables count its elements."""
+    ring = message_bytes * 2 * (gpus - 1) / gpus / gpu.link_bytes_per_s
+    grid = tables(gpu.name).get(f"reduce {runtime}")
+    found = looked(grid, (gpus, message_bytes / 2)) if grid is not None else None
+    return Looked(ring, "roofline") if found is None else Looked(max(found.seconds, ring), found.kind)
+
+
 CERTAINTY: tuple[Kind, ...] = ("measured", "interpolated", "roofline")
 
 

@@ -68,7 +68,7 @@ class PlanCandidate(OpenDocument):
     cost_per_million_tokens: float | None = None
     objective: float | None = None
     kernels: Literal["measured", "interpolated", "roofline"] = "roofline"
-    """The least certain class among its products' isolated times in the runtime's tables, at the declared concurrency."""
+    """The least certain class among its kernels' isolated times in the runtime's tables, at the declared concurrency."""
     kernels_ms: float | None = None
     """Their sum over a decode step, without lm_head; the model's own time has what a server makes of it."""
     notes: tuple[str, ...] = ()
