@@ -84,9 +84,9 @@ def row_of(one: PlanCandidate) -> tuple[str, ...]:
     if one.refused is not None:
         return (one.name, "", "", "", "", "", f"[dim]{escape(one.refused)}[/dim]")
     cost = "" if one.cost_per_million_tokens is None else f"{one.cost_per_million_tokens:,.2f}"
-    why = f"[yellow]{escape(one.excluded)}[/yellow]" if one.excluded else one.kernels
-    users = str(one.users_within_slo)
-    return (one.name, bounds(one.ttft_ms), bounds(one.tpot_ms), users, f"{one.tokens_per_s_per_gpu:,.0f}", cost, why)
+    why = f"[yellow]{escape(one.excluded)}[/yellow]" if one.excluded else ""
+    first, users = ("" if one.ttft_ms is None else f"{one.ttft_ms.value:,.3g}"), str(one.users_within_slo)
+    return (one.name, first, bounds(one.tpot_ms), users, f"{one.tokens_per_s_per_gpu:,.0f}", cost, why)
 
 
 def bounds(one: Bounds | None) -> str:
