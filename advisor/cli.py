@@ -1,5 +1,5 @@
-"""The command line: `advisor run`, `profile`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
-`doctor`, `schema`. Exit codes as in the contract.
+"""The command line: `advisor run`, `profile`, `plan`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
+`selftest`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -20,9 +20,11 @@ import typer
 from rich.markup import escape
 
 from quantadvisor import __version__
-from quantadvisor.documents import AdvisorError, BadInput, Results, Workload, write_text
+from quantadvisor.documents import AdvisorError, BadInput, Results, write_text
 
 from .gate_command import gate
+from .plan_command import plan
+from .selftest_command import selftest
 from .stages import Progress, Quiet
 from .stored_results import read_results
 from .terminal import LiveProgress, console, explanation_panel, verdict_panel
@@ -63,6 +65,7 @@ def run(
 ) -> None:
     """The whole job: profile, diagnose, decide, apply, prove, report."""
     from . import pipeline
+    from .spec import workload_of
 
     workload = workload_of(spec, preset, concurrency)
     results = pipeline.run(workload, out, progress(quiet or as_json), resume=resume, exhaustive=exhaustive, apply=apply)
@@ -84,6 +87,7 @@ def profile(
 ) -> None:
     """Profile and diagnosis only."""
     from . import pipeline
+    from .spec import workload_of
 
     job = pipeline.Run(workload_of(spec, preset, concurrency), out, resume, progress(quiet or as_json))
     surveyed, _ = job.survey()
@@ -154,6 +158,8 @@ def rendered(results: Sequence[Results], ending: str) -> str:
 
 
 app.command()(gate)
+app.command()(plan)
+app.command()(selftest)
 
 
 @app.command()
@@ -246,18 +252,6 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="print the version")] = False,
 ) -> None:
     """Which quantization, on which runtime, pays for a declared serving workload."""
-
-
-def workload_of(spec: str, preset: str | None, concurrency: int | None) -> Workload:
-    from .spec import load_workload, workload_from_preset
-
-    if preset is not None:
-        return workload_from_preset(spec, preset, concurrency)
-    if concurrency is not None:
-        raise BadInput("--concurrency", "goes with --preset", "set traffic.concurrency in the spec")
-    if not spec.endswith((".yaml", ".yml")) and not Path(spec).exists():
-        raise BadInput(spec, "no such workload file", "for a model without a file add --preset chat")
-    return load_workload(Path(spec))
 
 
 def progress(silent: bool) -> Progress:

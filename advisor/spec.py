@@ -49,6 +49,17 @@ def workload_from_preset(model: str, preset: str, concurrency: int | None = None
     return workload.model_copy(update={"model": model, "traffic": traffic})
 
 
+def workload_of(spec: str, preset: str | None, concurrency: int | None) -> Workload:
+    """The workload of a YAML file, or of a model and a preset."""
+    if preset is not None:
+        return workload_from_preset(spec, preset, concurrency)
+    if concurrency is not None:
+        raise BadInput("--concurrency", "goes with --preset", "set traffic.concurrency in the spec")
+    if not spec.endswith((".yaml", ".yml")) and not Path(spec).exists():
+        raise BadInput(spec, "no such workload file", "for a model without a file add --preset chat")
+    return load_workload(Path(spec))
+
+
 def init_text(preset: str = "chat", from_log: Path | None = None) -> str:
     """A spec with every field, each with its description from the schema; lengths measured from a request log."""
     workload = load_workload(_preset_file(preset))

@@ -64,7 +64,7 @@ class KernelProbe(Protocol):
     def reference(self, shape: Problem) -> Callable[[], Array]: ...
 
 
-def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_bytes: int) -> int:
+def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_bytes: float) -> int:
     """Stored bytes of w: [N, K] in a format; None: `plain_bytes` an element."""
     if number is None:
         return n * k * plain_bytes
@@ -78,7 +78,7 @@ def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_
         groups = 1 if number.granularity == "tensor" else n
         packed = n * math.ceil(k * number.bits / 8)
     zeros = 0 if number.symmetric else math.ceil(groups * number.bits / 8)
-    return packed + groups * scale_bytes + zeros
+    return packed + math.ceil(groups * scale_bytes) + zeros
 
 
 def groups(k: int, group: int = GROUP) -> int:

@@ -13,12 +13,15 @@ from quantadvisor.documents import BadInput, Inventory, LinearShape
 
 EXACT = {
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "granite",
-    "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3",
+    "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3", "kimi_k2",
 }  # fmt: skip
 TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3_text", "smollm3"}
-HEAD_DIM_BY_DEFAULT = {"gemma": 256, "gemma2": 256, "gemma3_text": 256, "qwen3": 128}
+HEAD_DIM_BY_DEFAULT = {"gemma": 256, "gemma2": 256, "gemma3_text": 256, "qwen3": 128, "gpt_oss": 64}
 FOUR_NORMS = {"gemma2", "gemma3_text"}
 HEAD_NORMS = {"qwen3", "qwen3_moe", "gemma3_text"}
+QUERY_KEY_VALUE_BIAS = {"qwen2", "qwen2_moe", "glm4_moe"}
+"""Architectures whose biased attention has none on its output."""
+BIASED_BY_DEFAULT = {"qwen2", "qwen2_moe", "gpt_oss"}
 WHERE = "config.json"
 
 
@@ -70,6 +73,36 @@ def inventory_from_config(config: Mapping[str, Any]) -> Inventory:
         notes=tuple(notes),
         sliding_layers=sliding_layers,
     )
+
+
+def linears_from_config(config: Mapping[str, Any]) -> tuple[Linear, ...]:
+    """Every linear of the decoder but lm_head, by its name: what `Inventory.linears` merges by shape."""
+    text, _ = _text_part(config)
+    kind = str(text.get("model_type", ""))
+    return (*_attention(text, kind), *_mlps(text, kind))
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether the architecture is counted exactly, and not as the nearest Llama."""
+    return str(_text_part(config)[0].get("model_type", "")) in EXACT
+
+
+def has_head_norms(config: Mapping[str, Any]) -> bool:
+    """Whether queries and keys are normalised by head."""
+    text, _ = _text_part(config)
+    return text.get("model_type") in HEAD_NORMS or bool(text.get("use_qk_norm"))
+
+
+def latent_values(config: Mapping[str, Any]) -> int:
+    """Cached values per token and layer of multi-head latent attention; 0 where keys and values are cached."""
+    text, _ = _text_part(config)
+    return _size(text, "kv_lora_rank") + _size(text, "qk_rope_head_dim") if _is_mla(text) else 0
+
+
+def chosen_experts(config: Mapping[str, Any]) -> int:
+    """Routed experts that a token reads in a layer; 0 where there are none."""
+    text, _ = _text_part(config)
+    return _size(text, "num_experts_per_tok") if _experts(text) else 0
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
@@ -148,13 +181,13 @@ def _attention(config: Mapping[str, Any], kind: str) -> list[Linear]:
     q, kv = _size(config, "num_attention_heads") * head_dim, _kv_heads(config) * head_dim
     if kind == "phi3":
         return [Linear("qkv_proj", q + 2 * kv, hidden, layers), Linear("o_proj", hidden, q, layers)]
-    default = kind in ("qwen2", "qwen2_moe")
-    biased = bool(config.get("qkv_bias", default)) if default else bool(config.get("attention_bias", False))
+    field = "qkv_bias" if kind in ("qwen2", "qwen2_moe") else "attention_bias"
+    biased = bool(config.get(field, kind in BIASED_BY_DEFAULT))
     return [
         Linear("q_proj", q, hidden, layers, bias=biased),
         Linear("k_proj", kv, hidden, layers, bias=biased),
         Linear("v_proj", kv, hidden, layers, bias=biased),
-        Linear("o_proj", hidden, q, layers, bias=biased and not default),
+        Linear("o_proj", hidden, q, layers, bias=biased and kind not in QUERY_KEY_VALUE_BIAS),
     ]
 
 
@@ -214,23 +247,25 @@ def _mlps(config: Mapping[str, Any], kind: str) -> list[Linear]:
         else:
             made += _gated("", width, hidden, layers - sparse, bias=bool(config.get("mlp_bias", False)))
     if sparse:
-        width = _size(config, "intermediate_size" if kind == "mixtral" else "moe_intermediate_size")
-        made += _gated("experts.", width, hidden, sparse, experts, expert=True)
+        width = _size(config, "intermediate_size" if kind in ("mixtral", "gpt_oss") else "moe_intermediate_size")
+        made += _gated("experts.", width, hidden, sparse, experts, expert=True, bias=kind == "gpt_oss")
         shared = config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * width
         if shared:
             made += _gated("shared_experts.", int(shared), hidden, sparse)
         if kind == "qwen2_moe":
             made.append(Linear("shared_expert_gate", 1, hidden, sparse))
-        made.append(Linear("router", experts, hidden, sparse))
+        made.append(Linear("router", experts, hidden, sparse, bias=kind == "gpt_oss"))
     return made
 
 
 def _others(config: Mapping[str, Any], kind: str, linears: Iterable[Linear]) -> int:
-    """Norms and biases."""
+    """Norms, biases and attention sinks."""
     hidden, layers = _size(config, "hidden_size"), _size(config, "num_hidden_layers")
     norms = hidden * (1 + layers * (4 if kind in FOUR_NORMS else 2))
-    if kind in HEAD_NORMS:
+    if has_head_norms(config):
         norms += 2 * _head_dim(config, kind) * layers
+    if kind == "gpt_oss":
+        norms += layers * _size(config, "num_attention_heads")
     if _is_mla(config):
         norms += layers * (_size(config, "kv_lora_rank") + (_optional_size(config, "q_lora_rank") or 0))
     return norms + sum(one.n * one.layers * one.each for one in linears if one.bias)
@@ -244,7 +279,7 @@ def _sliding(config: Mapping[str, Any], kind: str) -> tuple[int | None, int]:
     types = config.get("layer_types")
     if isinstance(types, list):
         return window, sum(1 for one in types if one == "sliding_attention")
-    pattern = config.get("sliding_window_pattern") or {"gemma2": 2, "gemma3_text": 6}.get(kind)
+    pattern = config.get("sliding_window_pattern") or {"gemma2": 2, "gpt_oss": 2, "gemma3_text": 6}.get(kind)
     if pattern:
         return window, sum(1 for i in range(layers) if (i + 1) % int(pattern))
     if kind.startswith("qwen") and config.get("use_sliding_window") is not True:

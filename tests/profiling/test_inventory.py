@@ -37,10 +37,21 @@ CASES: dict[str, dict[str, Any]] = {
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {"model_type": "qwen2_moe", "num_experts": 4, "shared_expert_intermediate_size": 56, **MOE},
     "qwen3_moe": {"model_type": "qwen3_moe", "num_experts": 4, "mlp_only_layers": [1], **MOE},
+    "glm4_moe": {
+        "model_type": "glm4_moe",
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "head_dim": 24,
+        **MOE,
+    },
+    "gpt_oss": {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32},
     "deepseek_v2": {"model_type": "deepseek_v2", **MLA, "q_lora_rank": None, **MOE},
     "deepseek_v3": {"model_type": "deepseek_v3", **MLA, "q_lora_rank": 28, **MOE},
 }
-MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"}
+MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3"}
 
 
 def on_meta(config: dict[str, Any]) -> Any:

@@ -1,0 +1,170 @@
+"""Fits the latency model to measured rows: ridge in log space, robust, and the interval from groups left out.
+
+Every parameter has a prior and a spread (`serving_times`, the kernel tables); a residual is the log error of TPOT over
+`NOISE`. So with few rows, or rows that say nothing of a parameter, it stays at its prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from quantadvisor.documents import Document
+from quantadvisor.kernels.gpu_fractions import reached
+
+from .serving_times import PRIOR, SPREAD, Array, Arrival, Factors, Physical, tpot_s, ttft_s
+from .serving_work import Lane, Work
+
+NOISE = 0.08
+"""Log error of a measured row that is no news: benchmarks of one set-up differ by as much."""
+FACTOR_SPREAD = 0.15
+"""Of the factor between isolated kernels and kernels in a server, over all lanes, in log."""
+ARCHITECTURE_SPREAD, LANE_SPREAD = 0.12, 0.06
+"""Of an architecture's own deviation from it, and of one GPU's and scheme's from that."""
+ARRIVAL = Arrival(own=1.5, before=0.2)
+COVERAGE = 0.8
+UNSEEN = 2.0
+"""The rows of a single group say nothing about others: their residuals, times this."""
+
+
+class Parameters(Document):
+    """A calibrated latency model."""
+
+    physical: dict[str, float]
+    arrival: dict[str, float]
+    factors: dict[str, Factors]
+    """Of what isolated kernels reach (the kernel tables): by GPU and scheme, by architecture, and "" for others."""
+    low: float
+    """Measured over predicted TPOT: the 10 % and 90 % quantiles on groups that were left out."""
+    high: float
+    rows: int
+
+
+def fit(work: Work, tpot: Array) -> Parameters:
+    """Parameters without arrival and interval, from TPOT in seconds: [R]."""
+    from scipy.optimize import least_squares
+
+    at, spread = start(work)
+    target = np.log(tpot)
+
+    def residuals(x: Array) -> Array:
+        physical, read, peak = unpacked(x, work)
+        return np.concatenate([(np.log(tpot_s(physical, work, read, peak)) - target) / NOISE, (x - at) / spread])
+
+    found = least_squares(residuals, at, loss="soft_l1", x_scale=spread, max_nfev=60).x
+    return packed(found, work)
+
+
+def start(work: Work) -> tuple[Array, Array]:
+    """Log of the priors (factors and deviations: 0) and their spreads: physical; factors of reading; factors of peaks."""
+    architectures, kinds = len(architectures_of(work.lanes)), len(kinds_of(work.lanes))
+    spread = np.concatenate([[FACTOR_SPREAD], np.full(architectures, ARCHITECTURE_SPREAD), np.full(kinds, LANE_SPREAD)])
+    return np.concatenate([np.log(PRIOR), np.zeros(2 * len(spread))]), np.concatenate([SPREAD, spread, spread])
+
+
+def unpacked(x: Array, work: Work) -> tuple[Physical, Array, Array]:
+    """(physical, fractions of bandwidth [R, S], of peak [R, S])."""
+    read, peak = factors(x, work.lanes)
+    prior = np.array([lane_prior(lane) for lane in work.lanes])
+    return Physical(*np.exp(x[: len(PRIOR)])), (prior[:, 0] * read)[work.lane], (prior[:, 1] * peak)[work.lane]
+
+
+def lane_prior(lane: Lane) -> tuple[float, float]:
+    found = reached(lane.gpu, lane.scheme, lane.runtime)
+    return found.read, found.peak
+
+
+def kinds_of(lanes: Sequence[Lane]) -> list[str]:
+    return sorted({lane.kind for lane in lanes})
+
+
+def architectures_of(lanes: Sequence[Lane]) -> list[str]:
+    return sorted({lane.architecture for lane in lanes})
+
+
+def factors(x: Array, lanes: Sequence[Lane]) -> tuple[Array, Array]:
+    """Of reading and of peaks, over what the kernel tables reach: [lanes] each."""
+    architectures, kinds = architectures_of(lanes), kinds_of(lanes)
+    wide = 1 + np.array([architectures.index(lane.architecture) for lane in lanes])
+    own = 1 + len(architectures) + np.array([kinds.index(lane.kind) for lane in lanes])
+    made = [np.exp(one[0] + one[wide] + one[own]) for one in x[len(PRIOR) :].reshape(2, -1)]
+    return made[0], made[1]
+
+
+def packed(x: Array, work: Work) -> Parameters:
+    architectures, kinds = architectures_of(work.lanes), kinds_of(work.lanes)
+    above = {lane.kind: 1 + architectures.index(lane.architecture) for lane in work.lanes}
+    logs = x[len(PRIOR) :].reshape(2, -1).T
+    sums = {"": logs[0]} | {name: logs[0] + logs[1 + i] for i, name in enumerate(architectures)}
+    sums |= {name: logs[0] + logs[above[name]] + logs[1 + len(architectures) + i] for i, name in enumerate(kinds)}
+    found = {name: Factors(*np.exp(one).tolist()) for name, one in sums.items()}
+    return Parameters(
+        physical=Physical(*np.exp(x[: len(PRIOR)]).tolist())._asdict(),
+        arrival=ARRIVAL._asdict(),
+        factors=found,
+        low=1 / (1 + UNSEEN * NOISE),
+        high=1 + UNSEEN * NOISE,
+        rows=len(work.prompt),
+    )
+
+
+def factors_of(parameters: Parameters, lane: Lane) -> Factors:
+    """Fitted to the lane's own rows, else to those of its architecture, else to all."""
+    known = parameters.factors
+    return known.get(lane.kind) or known.get(lane.architecture) or known[""]
+
+
+def arrays_of(parameters: Parameters, work: Work) -> tuple[Physical, Array, Array]:
+    prior = np.array([lane_prior(lane) for lane in work.lanes])
+    found = [factors_of(parameters, lane) for lane in work.lanes]
+    read = prior[:, 0] * [one.read for one in found]
+    peak = prior[:, 1] * [one.peak for one in found]
+    return Physical(**parameters.physical), read[work.lane], peak[work.lane]
+
+
+def per_token_s(parameters: Parameters, work: Work) -> Array:
+    physical, read, peak = arrays_of(parameters, work)
+    return tpot_s(physical, work, read, peak)
+
+
+def first_token_s(parameters: Parameters, work: Work) -> Array:
+    physical, read, peak = arrays_of(parameters, work)
+    return ttft_s(physical, Arrival(**parameters.arrival), work, read, peak)
+
+
+def fit_first_token(work: Work, ttft: Array, parameters: Parameters) -> Parameters:
+    """The two numbers of arrival, from TTFT in seconds, the rest as it is."""
+    from scipy.optimize import least_squares
+
+    physical, read, peak = arrays_of(parameters, work)
+    target = np.log(ttft)
+
+    def residuals(x: Array) -> Array:
+        return np.log(ttft_s(physical, Arrival(*np.exp(x)), work, read, peak)) - target
+
+    found = least_squares(residuals, np.log(ARRIVAL), loss="soft_l1", f_scale=0.3).x
+    return parameters.model_copy(update={"arrival": Arrival(*np.exp(found).tolist())._asdict()})
+
+
+def group_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is left out together: model, GPU, runtime and precision."""
+    return tuple(str(row.get(name) or "") for name in ("model_path", "system", "backend", "precision"))
+
+
+def spread_of(work: Work, tpot: Array, groups: Sequence[tuple[str, ...]], found: Parameters) -> tuple[float, float]:
+    """(low, high): quantiles of measured over predicted TPOT, each group predicted by a fit of the others."""
+    names = sorted(set(groups))
+    number = np.array([names.index(group) for group in groups])
+    if len(names) == 1:
+        errors = UNSEEN * np.log(tpot / per_token_s(found, work))
+    else:
+        errors = np.zeros(len(tpot))
+        for i in range(len(names)):
+            out = number == i
+            errors[out] = np.log(tpot[out] / per_token_s(fit(work.rows(~out), tpot[~out]), work.rows(out)))
+    tail = (1 - COVERAGE) / 2
+    low, high = np.exp(np.quantile(errors, [tail, 1 - tail]))
+    least = NOISE if len(names) > 1 else UNSEEN * NOISE
+    return float(min(low, np.exp(-least))), float(max(high, np.exp(least)))

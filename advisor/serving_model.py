@@ -1,0 +1,65 @@
+"""TTFT and TPOT of continuous batching on GPUs: a roofline with a few physical parameters, fitted, and their priors.
+
+    step   = sum over products of norm4(bytes / bandwidth, operations / peak) + cache + launches + all-reduces + requests
+    TPOT   = step + prompts that join meanwhile, (c - 1) of them in `output` steps, each by what its rows add to a step
+    TTFT   = own prompt and a step + a share of the prompts before it + waiting for room in the cache
+
+Every bandwidth and peak is the data sheet's, times what the runtime's isolated kernels reach of it (kernel tables,
+kernels/gpu/fractions.json), times a fitted factor: what a server leaves of that. The fit has one factor for all, a deviation by
+architecture and one by GPU and scheme, as far as rows insist (ridge); where there are no rows the coarser one holds. No fitted
+number is keyed by model, runtime or row.
+The 80 % interval comes from residuals on groups (model, GPU, runtime, precision) left out of inner fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from quantadvisor.documents import BadInput
+
+from .serving_fit import Parameters, first_token_s, fit, fit_first_token, group_of, per_token_s, spread_of
+from .serving_times import Array
+from .serving_work import Case, case_of, positive, work_of
+
+Row = Mapping[str, Any]
+
+
+class Prediction(NamedTuple):
+    """Milliseconds; `low` and `high` bound TPOT with 80 %."""
+
+    ttft_ms: float
+    tpot_ms: float
+    low: float
+    high: float
+
+
+def calibrate(rows: Sequence[Row]) -> Parameters:
+    """The parameters from measured rows: the columns of serving_points.csv, with silicon_ttft_ms and silicon_tpot_ms."""
+    if not rows:
+        raise BadInput("calibrate", "no rows", "give at least one measured row")
+    work = work_of([case_of(row) for row in rows])
+    tpot, ttft = (measured(rows, name) for name in ("silicon_tpot_ms", "silicon_ttft_ms"))
+    found = fit(work, tpot)
+    low, high = spread_of(work, tpot, [group_of(row) for row in rows], found)
+    return fit_first_token(work, ttft, found).model_copy(update={"low": low, "high": high, "rows": len(rows)})
+
+
+def predict(parameters: Parameters, row: Row) -> Prediction:
+    """TTFT and TPOT of a row without its measured columns."""
+    return predict_cases(parameters, [case_of(row)])[0]
+
+
+def predict_cases(parameters: Parameters, cases: Sequence[Case]) -> list[Prediction]:
+    work = work_of(cases)
+    tpot = 1e3 * per_token_s(parameters, work)
+    ttft = 1e3 * first_token_s(parameters, work)
+    columns = np.stack([ttft, tpot, tpot * parameters.low, tpot * parameters.high], axis=1)
+    return [Prediction(*one) for one in columns.tolist()]
+
+
+def measured(rows: Sequence[Row], name: str) -> Array:
+    """Seconds: [R]."""
+    return np.array([positive(row, name, str(row.get("id") or "row")) for row in rows]) / 1e3

@@ -1,0 +1,102 @@
+"""The equations of the latency model: seconds from work and parameters, vectorised over cases. Pure.
+
+`Physical` holds on every GPU; `read` and `peak` are fractions of the data sheet's bandwidth and peak by lane.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .serving_work import Work
+
+Array = np.ndarray[Any, Any]
+
+SHARPNESS = 4
+"""Of the corner of the roofline, where reading and arithmetic hide each other only partly."""
+
+
+class Factors(NamedTuple):
+    """Of the bandwidth and of the peak that isolated kernels reach: what is left of it in a server."""
+
+    read: float
+    peak: float
+
+
+class Physical(NamedTuple):
+    """What holds on every GPU, with its prior and how far (in log) it may reasonably be from it."""
+
+    cache_read: float
+    """Fraction of the bandwidth at which decode attention reads its cache."""
+    prompt_peak: float
+    """Fraction of the 16-bit peak of attention over a fresh prompt, and of arithmetic in decode attention."""
+    launch_s: float
+    """Of one kernel that CUDA graphs replay, beyond what its bytes take."""
+    reduce_s: float
+    """Of one all-reduce over two GPUs, latency and skew; over 2^n GPUs n times."""
+    link: float
+    """Fraction of the link's bandwidth in all-reduces."""
+    request_s: float
+    """A running request's share in a step: sampling, its token's way to the client."""
+    joining: float
+    """Share of a joining prompt's added time by which the others' tokens come later."""
+
+
+class Arrival(NamedTuple):
+    """Where the time to the first token goes, beside waiting for room in the cache."""
+
+    own: float
+    """Times the own prompt's pass and a step: what schedulers and clients add."""
+    before: float
+    """Share of the other requests' prompts that come first."""
+
+
+PRIOR = Physical(cache_read=0.7, prompt_peak=0.5, launch_s=2e-6, reduce_s=6e-6, link=0.5, request_s=20e-6, joining=0.9)
+SPREAD = Physical(cache_read=0.3, prompt_peak=0.4, launch_s=0.7, reduce_s=0.7, link=0.5, request_s=0.8, joining=0.15)
+
+
+def products_s(work: Work, read: Array, peak: Array, rows: Array, head_rows: Array) -> Array:
+    """Seconds of all products at `rows` [R] rows, lm_head at `head_rows`: [R]. read, peak: fractions [R, S]."""
+    tokens = np.where(work.head, head_rows[:, None], rows[:, None])
+    missed = np.log1p(-np.minimum(work.chosen / work.experts, 1 - 1e-12)) * tokens
+    reading = (work.weight_s * -np.expm1(missed) + work.row_s * tokens) / read
+    arithmetic = work.flop_s * tokens / peak
+    return np.asarray(((reading**SHARPNESS + arithmetic**SHARPNESS) ** (1 / SHARPNESS)).sum(axis=1))
+
+
+def step_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
+    """Seconds of one decode step of the running requests: [R]."""
+    attention = np.maximum(work.cache_s / p.cache_read, work.score_s / p.prompt_peak)
+    links = work.reduces * p.reduce_s + work.running * work.message_s / p.link
+    requests = work.running * (attention + p.request_s)
+    return products_s(work, read, peak, work.running, work.running) + requests + work.launches * p.launch_s + links
+
+
+def prompt_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
+    """Seconds by which the rows of one prompt lengthen a step of the running requests: [R]."""
+    beside = products_s(work, read, peak, work.running, work.running)
+    products = products_s(work, read, peak, work.prompt + work.running, work.running + 1) - beside
+    return products + work.prompt_s / p.prompt_peak + work.prompt * work.message_s / p.link
+
+
+def alone_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
+    """Seconds of a prompt in a pass of its own: [R]."""
+    ones = np.ones_like(work.prompt)
+    links = work.reduces * p.reduce_s + work.prompt * work.message_s / p.link
+    products = products_s(work, read, peak, work.prompt, ones)
+    return products + work.prompt_s / p.prompt_peak + work.launches * p.launch_s + links
+
+
+def tpot_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
+    """A step, and the prompts of the other running requests that join while one writes its output: [R]."""
+    joined = (work.running - 1) / work.output
+    return step_s(p, work, read, peak) + p.joining * joined * prompt_s(p, work, read, peak)
+
+
+def ttft_s(p: Physical, arrival: Arrival, work: Work, read: Array, peak: Array) -> Array:
+    """Own prompt and a step, part of the prompts before it, and a share of a request's time where the cache is full: [R]."""
+    own = alone_s(p, work, read, peak) + step_s(p, work, read, peak)
+    before = (work.running - 1) * prompt_s(p, work, read, peak)
+    queue = work.waiting / work.running * work.output * tpot_s(p, work, read, peak)
+    return arrival.own * own + arrival.before * before + queue

@@ -1,0 +1,149 @@
+"""What the planner says, and what it refuses; the times themselves are test_serving_model's."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from quantadvisor.advisor.gpu_plan import plan
+from quantadvisor.advisor.serving_fit import Parameters
+from quantadvisor.documents import BadInput, CapacityPlan, DevicePlan, PlanCandidate, Workload
+
+SHIPPED = Parameters.read(Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json")
+
+
+def workload(
+    prompt: int = 1024, output: int = 256, concurrency: int = 16, model: str = "meta-llama/Llama-3.1-8B", **more: object
+) -> Workload:
+    traffic = {"prompt_tokens": prompt, "output_tokens": output, "concurrency": concurrency}
+    return Workload.model_validate({"schema": "quantadvisor/workload/1", "model": model, "traffic": traffic, **more})
+
+
+def planned(device: str = "h100", **more: object) -> DevicePlan:
+    return plan(workload(**more), [device], SHIPPED).devices[0]  # type: ignore[arg-type]
+
+
+def named(found: DevicePlan, name: str) -> PlanCandidate:
+    return next(one for one in found.candidates if one.name == name)
+
+
+def test_the_choice_comes_first_and_is_the_best() -> None:
+    found = planned(parallel={"tensor": 1})
+    timed = [one for one in found.candidates if one.refused is None]
+    assert found.candidates[0].name == found.choice
+    best = min(one.objective for one in timed if one.excluded is None)  # type: ignore[type-var]
+    assert found.candidates[0].objective <= best * 1.05  # type: ignore[operator]
+    assert all(one.tpot_ms and one.tpot_ms.low <= one.tpot_ms.value <= one.tpot_ms.high for one in timed)
+    assert all(one.tensor == 1 for one in found.candidates)
+
+
+def test_every_candidate_runs_or_has_a_reason() -> None:
+    for one in planned("a100").candidates:
+        assert (one.refused is None) == (one.tpot_ms is not None)
+    assert "fp8 arithmetic" in str(named(planned("a100"), "fp8@vllmx1").refused)
+    assert "FP8 cache" in str(named(planned("a100"), "bf16-kv8@vllmx1").refused)
+    assert "leave no room" in str(named(planned(model="meta-llama/Llama-3.1-70B"), "bf16@vllmx1").refused)
+
+
+def test_what_binds_decides() -> None:
+    """Weight-only 4 bit for one user, where weights are all that is read; not for 128 with long prompts, where arithmetic
+    and caches are (Marlin, arXiv:2408.11743, figures 1 and 12: the gain is gone by batch 128)."""
+    assert planned("a100", concurrency=1, prompt=128, parallel={"tensor": 1}).choice.startswith("w4a16")  # type: ignore[union-attr]
+    assert not planned("a100", concurrency=128, prompt=2048, output=64, parallel={"tensor": 1}).choice.startswith("w4a16")  # type: ignore[union-attr]
+
+
+def test_cache_bits_pay_in_requests_that_fit() -> None:
+    found = planned(objective="concurrency", prompt=16_384, concurrency=1, parallel={"tensor": 1})
+    assert found.candidates[0].scheme.endswith("-kv8")
+    assert found.capacity_effect is not None and found.capacity_effect > 1.8
+
+
+def test_slo_excludes_and_bounds_the_users() -> None:
+    found = planned(slo={"tpot_ms": 20}, parallel={"tensor": 1}, concurrency=256)
+    for one in found.candidates:
+        if one.excluded and "TPOT" in one.excluded:
+            assert one.tpot_ms is not None and one.tpot_ms.value > 20
+    loose, tight = (named(planned(slo={"tpot_ms": t}, parallel={"tensor": 1}), "bf16@vllmx1") for t in (40, 12))
+    assert 0 < tight.users_within_slo < loose.users_within_slo
+
+
+def test_users_within_the_slo_are_the_most_that_meet_it() -> None:
+    from quantadvisor.advisor.serving_model import predict
+
+    users = named(planned(slo={"tpot_ms": 15}, parallel={"tensor": 1}), "bf16@vllmx1").users_within_slo
+
+    def tpot(concurrency: int) -> float:
+        row = {"model_path": "meta-llama/Llama-3.1-8B", "system": "h100", "precision": "", "isl": 1024, "osl": 256,
+               "batch_size": concurrency, "tp_size": 1, "backend": "vllm"}  # fmt: skip
+        return predict(SHIPPED, row).tpot_ms
+
+    assert tpot(users) <= 15 < tpot(users + 1)
+
+
+def test_isolated_kernels_are_part_of_a_step() -> None:
+    """The products by the tables take most of a decode step of one request, and never more than it."""
+    for name in ("bf16@vllmx1", "fp8@vllmx1"):
+        one = named(planned(concurrency=1, parallel={"tensor": 1}), name)
+        assert one.kernels in ("measured", "interpolated")
+        assert one.kernels_ms is not None and one.tpot_ms is not None
+        assert 0.5 * one.tpot_ms.value < one.kernels_ms < one.tpot_ms.value
+
+
+def test_cost() -> None:
+    one = named(planned(price_per_hour=3.6, parallel={"tensor": 1}), "bf16@vllmx1")
+    assert one.cost_per_million_tokens == pytest.approx(3.6 / 3600 / one.tokens_per_s_per_gpu * 1e6)
+
+
+def test_the_map_and_the_boundaries_agree() -> None:
+    found = planned("a100", concurrency=4, prompt=256, parallel={"tensor": 1})
+    scheme = found.candidates[0].scheme
+    assert {one.winner for one in found.map} > {scheme}
+    up = next(one for one in found.boundaries if one.axis == "concurrency" and one.factor > 1)
+    assert up.winner != scheme
+    again = planned("a100", concurrency=up.at, prompt=256, parallel={"tensor": 1})
+    assert again.candidates[0].scheme == up.winner
+
+
+def test_family_by_the_scaling_law() -> None:
+    found = plan(
+        workload(model="Qwen/Qwen2.5-7B", family=["Qwen/Qwen2.5-32B", "Qwen/Qwen2.5-14B"], memory_limit_gib=30, concurrency=2),
+        ["l40s"],
+        SHIPPED,
+    )
+    first = found.family[0]
+    assert (first.model, first.scheme, first.rank) == ("Qwen/Qwen2.5-32B", "w4a16", 1)
+    assert not next(one for one in found.family if one.model.endswith("32B") and one.scheme == "bf16").fits
+    assert "2212.09720" in first.source
+
+
+def test_a_large_plan_is_quick() -> None:
+    start = time.perf_counter()
+    found = plan(workload(model="meta-llama/Llama-3.1-70B"), ["a100", "h100", "h200", "b200", "l40s"], SHIPPED)
+    assert time.perf_counter() - start < 5
+    assert CapacityPlan.model_validate_json(found.model_dump_json(by_alias=True)) == found
+
+
+@pytest.mark.parametrize(
+    ("more", "device", "said"),
+    [
+        ({}, "h10", "did you mean h100_sxm"),
+        ({"parallel": {"tensor": 5}}, "h100", "does not divide the 32 attention heads"),
+        ({"prompt": 200_000}, "h100", "is beyond the 131,072 of the model"),
+        ({"slo": {"tpot_ms": 0.1}}, "h100", "below the physical floor"),
+        ({"model": "meta-llama/Lama-3.1-8B"}, "h100", "did you mean"),
+        ({"runtimes": ["llama.cpp"]}, "h100", "no kernel tables"),
+    ],
+)
+def test_bad_input_is_one_line(more: dict[str, object], device: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said) as found:
+        planned(device, **more)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [("{}", "hidden_size is missing"), ('{"model_type": "rwkv"}', "rwkv"), ("[", "JSON")]
+)
+def test_bad_configs(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(BadInput, match=said):
+        planned(model=str(tmp_path))

@@ -1,0 +1,59 @@
+"""The record: CI fails when regret rises above what it was when the verdicts were last looked at."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantadvisor.advisor.selftest import PublicVerdict, VerdictCandidate, choose, replay, summary, verdicts
+from quantadvisor.advisor.serving_fit import Parameters
+
+from .test_cli import advisor
+
+SHIPPED = Parameters.read(Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json")
+RIGHT, MEAN_REGRET, WORST_REGRET = 0.90, 0.01, 0.15
+
+
+def test_the_record_is_large_and_cited() -> None:
+    found = verdicts()
+    assert len(found) >= 40
+    assert len({one.id for one in found}) == len(found)
+    assert all(len(one.source) > 20 and "http" not in one.source and len(one.candidates) >= 2 for one in found)
+
+
+def test_regret_does_not_rise() -> None:
+    found = summary([replay(one, SHIPPED) for one in verdicts()])
+    assert found["right"] >= RIGHT
+    assert found["mean_regret"] <= MEAN_REGRET
+    assert found["worst_regret"] <= WORST_REGRET
+
+
+def test_a_wrong_choice_is_a_regret_with_its_reason() -> None:
+    """Measured the other way round than any model would have it: the choice must count as wrong."""
+    slow, fast = (
+        VerdictCandidate(device="h100_sxm", scheme=scheme, tensor=1, value=value)
+        for scheme, value in (("bf16", 3.0), ("fp8", 2.0))
+    )
+    verdict = PublicVerdict(
+        id="x", source="made up", model="meta-llama/Llama-3.1-8B", prompt_tokens=128, output_tokens=128, concurrency=1,
+        metric="tokens_per_s_per_gpu", candidates=(slow, fast),
+    )  # fmt: skip
+    found = replay(verdict, SHIPPED)
+    assert (found.chosen.scheme, found.right) == ("fp8", False)
+    assert found.regret == pytest.approx(0.5)
+    assert "predicted" in found.reason
+
+
+def test_ties_go_to_better_quality_on_the_same_gpus_only() -> None:
+    one = VerdictCandidate(device="h100_sxm", scheme="w4a16", tensor=1, value=1)
+    plain, elsewhere = one.model_copy(update={"scheme": "bf16"}), one.model_copy(update={"scheme": "bf16", "device": "a100_sxm"})
+    assert choose([one, plain], [1.0, 0.97]) == 1
+    assert choose([one, plain], [1.0, 0.90]) == 0
+    assert choose([one, elsewhere], [1.0, 0.99]) == 0
+
+
+def test_command() -> None:
+    done = advisor("selftest", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["verdicts"]) == (0, len(verdicts()))
+    assert all(one["right"] or one["reason"] for one in found["replays"])
