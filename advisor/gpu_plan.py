@@ -15,9 +15,9 @@ from quantadvisor.kernels.gpu_devices import gpu
 from quantadvisor.profiling.inventory import EXACT, inventory_from_config, is_known
 from quantadvisor.profiling.published import config_of
 
-from .plan_map import TIE, boundaries, case, decision_map, within
 from .plan_candidates import SCHEMES, Option, isolated, options_on
 from .plan_family import family
+from .plan_map import TIE, boundaries, case, decision_map, within
 from .serving_fit import Parameters
 from .serving_model import Prediction, predict_cases
 from .spec import check_against_model

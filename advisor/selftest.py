@@ -22,8 +22,8 @@ from quantadvisor.profiling.gpu_memory import sequence_bytes
 from quantadvisor.profiling.published import config_of
 from quantadvisor.profiling.shard import shard_of
 
-from .plan_map import TIE
 from .plan_candidates import SCHEMES
+from .plan_map import TIE
 from .serving_fit import Parameters
 from .serving_model import predict_cases
 from .serving_work import Case, placement_of
