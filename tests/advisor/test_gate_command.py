@@ -130,7 +130,7 @@ def test_inconclusive_may_warn(files: dict[str, str]) -> None:
         (("{base}", "{same}", "--html", "{same}"), "is what is compared"),
         (("{base}", "{same}", "--record", "{folder}/x", "--junit", "{folder}/x"), "is the output of --junit too"),
         (("{base}", "{same}", "--record", "{cut}"), "is no gate's record"),
-        (("{base}", "{large}"), "100 MiB is no results document"),
+        (("{base}", "{large}"), "is 100 MiB, more than any results document has"),
         (("{base}", "{cut}"), "cut.json"),
         (("{newer}", "{base}"), "newer.json"),
         (("{base}", "{nan}"), "nan.json"),

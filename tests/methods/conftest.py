@@ -26,6 +26,7 @@ def write_llama(folder: Path, tied: bool = True, **changes: object) -> Path:
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.utils import logging
 
@@ -44,6 +45,7 @@ def write_llama(folder: Path, tied: bool = True, **changes: object) -> Path:
                 value[3] *= 12
     model.save_pretrained(folder)
     words = Tokenizer(WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
+    words.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", eos_token="t2", bos_token="t1").save_pretrained(folder)
     return folder
 
