@@ -112,6 +112,15 @@ def boundaries(results: Results) -> list[str]:
 BREAKS = {"memory": "its memory is full", "ttft": "its TTFT is over the SLO", "tpot": "its TPOT is over the SLO"}
 
 
+def _contested(results: Results, winner: str | None) -> str:
+    """Where the map, made of each candidate's own rounds, names another winner at the declared point."""
+    again = results.regret
+    if winner and again and again.best == again.advised:
+        return f"In rounds at another time {winner} was better; side by side with it, measured afresh, the advice is."
+    other = f": by what was measured afterwards, {winner} is better" if winner else ""
+    return f"It does not hold at the declared point{other}."
+
+
 def holds(results: Results) -> list[str]:
     """How far the advice holds along concurrency and context, a sentence each; empty without a map."""
     drawn, traffic = results.decision_map, results.workload.traffic
@@ -119,8 +128,7 @@ def holds(results: Results) -> list[str]:
         return []
     here = next(c for c in (*drawn.cells, None) if c is None or at_declared(c, results))
     if here is None or here.winner != results.verdict.choice:
-        other = f": by what was measured afterwards, {here.winner} is better" if here and here.winner else ""
-        return [f"It does not hold at the declared point{other}."]
+        return [_contested(results, here.winner if here else None)]
     axes = (
         ("concurrency", "requests in flight", traffic.concurrency, drawn.concurrencies),
         ("context_tokens", "tokens of context", traffic.context_length, drawn.contexts),

@@ -97,8 +97,13 @@ def test_nothing_more_is_said_than_holds(results: Results) -> None:
         for c in drawn.cells
     )
     beaten = results.model_copy(update={"decision_map": drawn.model_copy(update={"cells": lost, "edges": ()})})
-    assert wording.holds(beaten) == [
+    assert wording.holds(beaten.model_copy(update={"regret": None})) == [
         f"It does not hold at the declared point: by what was measured afterwards, {sample_map.RIVAL} is better."
+    ]
+    assert results.regret
+    fresh = results.regret.model_copy(update={"best": results.regret.advised})
+    assert wording.holds(beaten.model_copy(update={"regret": fresh})) == [
+        f"In rounds at another time {sample_map.RIVAL} was better; side by side with it, measured afresh, the advice is."
     ]
 
 
