@@ -38,16 +38,11 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    """torch: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime."""
-    if runtime == "torch" and scheme.compute == "bf16":
-        half_precision(model_folder, out)
+    """torch and vllm: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime."""
+    if runtime in ("torch", "vllm") and scheme.compute == "bf16":
+        half_precision(base or model_folder, out)
     elif runtime == "torch":
         link_folder(model_folder, out)
-    elif runtime == "vllm" and scheme.compute == "bf16":
-        from .formats import compressed
-
-        with base_folder(model_folder, runtime, out, base) as source:
-            compressed.half_precision(source, out)
     elif scheme.compute == "bf16":
         from .formats import gguf
 

@@ -41,11 +41,6 @@ def randomise(base: Path, out: Path, seed: int = 0) -> None:
     rewrite(base, out, drawn, {})
 
 
-def half_precision(model_folder: Path, out: Path) -> None:
-    """Every float tensor rounded to bfloat16."""
-    rewrite(model_folder, out, in_bf16, {"dtype": "bfloat16"})
-
-
 def quantize_w8a8(base: Path, out: Path, scales: Iterable[tuple[Pair, Scale]] = ()) -> None:
     """`scales` are moved first, as SmoothQuant found them."""
     moves = list(scales)

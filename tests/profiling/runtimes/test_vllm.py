@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from quantadvisor.methods.formats import compressed
+from quantadvisor.methods.none import half_precision
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes import vllm as runtime
 from quantadvisor.profiling.runtimes.registry import runtime_file
@@ -29,7 +30,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 512}
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("vllm")
     write_llama(root / "hf", **SIZES)
-    compressed.half_precision(root / "hf", root / "bf16")
+    half_precision(root / "hf", root / "bf16")
     compressed.quantize_w8a8(root / "hf", root / "w8a8")
     return {name: root / name for name in ("hf", "bf16", "w8a8")}
 
