@@ -182,11 +182,11 @@ def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
     """The best predicted candidates within MARGIN of the best of all, at most two runtimes of one method and scheme.
 
     One that quantizes the cache too, and is not predicted better than the same without, is left out: ties go to changing
-    less.
+    less. So is one that another method outdoes.
     """
     chosen: list[Candidate] = []
     for candidate in order:
-        if shrinks_more_for_nothing(candidate, order, workload):
+        if shrinks_more_for_nothing(candidate, order, workload) or outdone(candidate, order):
             continue
         best, value = objective(order[0]), objective(candidate)
         near = value >= best * (1 - MARGIN) if maximised(workload) else value <= best * (1 + MARGIN)
@@ -194,6 +194,13 @@ def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
         if near and len(same) < 2:
             chosen.append(candidate)
     return chosen[:MOST_TRIALS]
+
+
+def outdone(candidate: Candidate, order: Sequence[Candidate]) -> bool:
+    """Does another method fill the very same kernels with weights of better simulated quality?"""
+    place = (candidate.scheme.name, candidate.runtime, candidate.options)
+    same = [c for c in order if (c.scheme.name, c.runtime, c.options) == place]
+    return any(expected_kl(c) < expected_kl(candidate) for c in same)
 
 
 def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], workload: Workload) -> bool:

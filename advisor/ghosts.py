@@ -36,7 +36,7 @@ def ghost_of(
 
 
 def ghost_method(method: str, scheme: Scheme) -> str:
-    """Random weights need no search: W8A8 is written without SmoothQuant's, the operators are the same."""
+    """Random weights need no search: the operators are those of plain rounding."""
     if method == "smoothquant" and scheme.activations is not None:
         return "dynamic_int8" if scheme.activations.dynamic else "static_int8"
-    return method
+    return {"gguf_imatrix": "gguf"}.get(method, "rtn" if method in ("gptq", "awq", "obq") else method)

@@ -16,20 +16,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantadvisor.documents import Quality, Scheme
+from quantadvisor.methods.layerwise import evenly
+from quantadvisor.methods.registry import method
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.worker import BLOCK
 
 from .builds import quiet_child
 
+SEARCHED = ("gptq", "awq", "gguf_imatrix")
+"""Methods whose weights are what they themselves find, on fewer calibration tokens than the artifact's: a bit worse."""
+SEARCH_SAMPLES = 16
+"""Of the calibration: such a method goes through the whole model once, and this part of the advice must stay short."""
 SMOOTHING = (0.5, 0.8)
 """SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
 
 
 class Job(NamedTuple):
-    """Schemes by `method-scheme` to simulate on the model of one folder."""
+    """Schemes by `method-scheme` to simulate on the model of one folder. `calibration`: int64 [samples, length] in a file,
+    for methods that search."""
 
     model_folder: Path
     schemes: Mapping[str, Scheme]
+    calibration: Path | None = None
+    samples: int = SEARCH_SAMPLES
 
 
 def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[dict[str, Quality]]:
@@ -37,28 +46,32 @@ def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text
     first. One child process does them all."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
-        done = [pool.submit(simulate, job.model_folder, windows, reference, dict(job.schemes)) for job in jobs]
+        done = [pool.submit(simulate, job, windows, reference) for job in jobs]
         return [{name: quality_of(score, text, simulated=True) for name, score in each.result().items()} for each in done]
 
 
-def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: dict[str, Scheme]) -> dict[str, Any]:
+def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
     """In the child: float64 [3, tokens] per scheme, as the worker's `score` gives."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_grad_enabled(False)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(job.model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     original = {name: linear.weight.data for name, linear in linears.items()}
     peaks = channel_peaks(model, linears, windows[:1])
     want = np.load(reference, mmap_mode="r")
     done: dict[tuple[Any, ...], Any] = {}
 
-    def rounded(scheme: Scheme, alpha: float | None) -> Any:
+    def rounded(name: str, scheme: Scheme, alpha: float | None) -> Any:
         per_token = scheme.activations and scheme.activations.granularity
-        key = (scheme.weights, per_token, alpha)
+        module: Any = method(name.removesuffix(f"-{scheme.name}"))
+        key = (name,) if hasattr(module, "rounded") else (scheme.weights, per_token, alpha)
         if key not in done:
-            hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in linears.items()]
+            if hasattr(module, "rounded"):
+                hooks = place(linears, module, scheme, job)
+            else:
+                hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in linears.items()]
             done[key] = score(model, windows, want)
             for hook in hooks:
                 hook.remove()
@@ -67,9 +80,20 @@ def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: 
         return done[key]
 
     return {
-        name: min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
-        for name, scheme in schemes.items()
+        name: min((rounded(name, scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
+        for name, scheme in job.schemes.items()
     }
+
+
+def place(linears: Mapping[str, Any], module: Any, scheme: Scheme, job: Job) -> list[Any]:
+    """Put the weights in place that a method finds; no hooks are needed."""
+    import torch
+
+    assert job.calibration is not None
+    tokens = evenly(np.load(job.calibration), job.samples)
+    for name, w in module.rounded(job.model_folder, scheme, tokens).items():
+        linears[name].weight = torch.nn.Parameter(torch.from_numpy(w), requires_grad=False)
+    return []
 
 
 def exponents(name: str) -> tuple[float | None, ...]:
@@ -166,5 +190,5 @@ def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:
     return {
         f"{method}-{scheme.name}": scheme
         for method, scheme in pairs
-        if not scheme.quantizes_cache and method in ("rtn", "gguf", "dynamic_int8", "static_int8", "smoothquant")
+        if not scheme.quantizes_cache and method in (*SEARCHED, "rtn", "gguf", "dynamic_int8", "static_int8", "smoothquant")
     }

@@ -7,11 +7,21 @@ qmax = 2**(bits - 1) - 1. Codes are stored unsigned, as MatMulNBits stores them:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
+
+
+class Grouped(NamedTuple):
+    """Integer weights in groups along K: codes [N, K], scales [N, G] and zeros [N, G], with G = ceil(K / group_size)."""
+
+    codes: Codes
+    scales: Floats
+    zeros: Codes
 
 
 def affine_grid(low: Floats, high: Floats, qmin: int, qmax: int) -> tuple[Floats, NDArray[np.int32]]:
@@ -28,30 +38,46 @@ def quantize(x: Floats, scale: Floats, zero: NDArray[np.int32], qmin: int, qmax:
     return codes
 
 
-def quantize_groups(w: Floats, bits: int, group_size: int, symmetric: bool) -> tuple[Codes, Floats, Codes]:
+def quantize_groups(w: Floats, bits: int, group_size: int, symmetric: bool) -> Grouped:
     """w: [N, K] -> codes [N, K] (unsigned), scales [N, G], zeros [N, G], with G = ceil(K / group_size).
 
     A group is `group_size` neighbours of one row, which share S and Z; the last group of a row may be shorter.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"{bits} bits; 2 to 8 are supported")
+    grouped = in_groups(w, group_size)
+    scales, zeros = group_grid(grouped.min(axis=-1), grouped.max(axis=-1), bits, symmetric)
+    return Grouped(round_groups(w, scales, zeros, bits, group_size), scales, zeros)
+
+
+def in_groups(w: Floats, group_size: int) -> Floats:
+    """w: [N, K] -> a copy [N, G, group_size], the last group of a row filled up with zeros."""
     rows, width = w.shape
     grouped = np.zeros((rows, -(-width // group_size), group_size), np.float32)
     grouped.reshape(rows, -1)[:, :width] = w
-    top = (1 << bits) - 1
-    if symmetric:
-        bound = np.abs(grouped).max(axis=-1)
-        half = 1 << (bits - 1)
-        scale = np.where(bound > 0, bound / np.float32(half - 1), np.float32(1)).astype(np.float32)
-        zero = np.full(scale.shape, half, np.int32)
-    else:
-        scale, zero = affine_grid(grouped.min(axis=-1), grouped.max(axis=-1), 0, top)
-    grouped /= scale[..., None]
+    return grouped
+
+
+def group_grid(low: Floats, high: Floats, bits: int, symmetric: bool) -> tuple[Floats, Codes]:
+    """Ranges [N, G] -> scales and zeros [N, G] of unsigned codes; symmetric: the larger of |low| and |high| counts."""
+    if not 2 <= bits <= 8:
+        raise ValueError(f"{bits} bits; 2 to 8 are supported")
+    if not symmetric:
+        scale, zero = affine_grid(low, high, 0, (1 << bits) - 1)
+        return scale, zero.astype(np.uint8)
+    half = 1 << (bits - 1)
+    bound = np.maximum(np.abs(low), np.abs(high))
+    scale = np.where(bound > 0, bound / np.float32(half - 1), np.float32(1)).astype(np.float32)
+    return scale, np.full(scale.shape, half, np.uint8)
+
+
+def round_groups(w: Floats, scales: Floats, zeros: Codes, bits: int, group_size: int) -> Codes:
+    """w: [N, K] -> codes [N, K] on given grids [N, G]."""
+    grouped = in_groups(w, group_size)
+    grouped /= scales[..., None]
     np.rint(grouped, out=grouped)
-    grouped += zero[..., None].astype(np.float32)
-    np.clip(grouped, 0, top, out=grouped)
-    codes = grouped.reshape(rows, -1)[:, :width].astype(np.uint8)
-    return codes, scale, zero.astype(np.uint8)
+    grouped += zeros[..., None].astype(np.float32)
+    np.clip(grouped, 0, (1 << bits) - 1, out=grouped)
+    codes: Codes = grouped.reshape(len(w), -1)[:, : w.shape[1]].astype(np.uint8)
+    return codes
 
 
 def dequantize_groups(codes: Codes, scales: Floats, zeros: Codes, group_size: int) -> Floats:

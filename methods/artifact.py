@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.scheme import Scheme
 
-from .refusals import ONNX
+from .affine import Grouped
+from .refusals import ONNX, config
+from .rescale import Pair, Scale
+from .schemes import group_format
 
 Write = Callable[[Path, Path], None]
 """(base folder, out folder)"""
 
+Given = Mapping[str, Callable[[], Grouped]]
+"""linear -> a function that brings its integers, which were chosen already"""
 
 CACHE_SAMPLES = 32
 """Calibration samples that the scales of an INT8 cache come from."""
@@ -58,3 +63,24 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
         write(base, Path(scratch) / "weights")
         onnx.quantize_cache_int8(Path(scratch) / "weights", out, scales)
     return (f"INT8 cache: one scale per channel (keys: per rotary pair), from {seen.size} calibration tokens",)
+
+
+def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,
+                  given: Given, moved: Iterable[tuple[Pair, Scale]] = ()) -> tuple[str, ...]:  # fmt: skip
+    """Integers `given` by Hugging Face names, and lm_head rounded to nearest; `moved`: scales to move in the rest."""
+    assert scheme.weights is not None and scheme.lm_head is not None
+    weights, head = group_format(scheme.weights), {"lm_head": group_format(scheme.lm_head)}
+    if runtime not in ONNX:
+        from .formats import openvino
+
+        openvino.quantize_weights(base, out, dict.fromkeys(given, weights) | head, given, moved)
+        return ()
+    from .formats import onnx
+
+    known = onnx.linear_names(base)
+    plan = dict.fromkeys(known, weights) | head
+    factors, fused = onnx.rescaled(base, moved, config(model_folder)), onnx.fused(given, known)
+    return write_onnx(
+        base, scheme, calibration, out,
+        lambda start, end: onnx.quantize_weights(start, end, plan, factors=factors, given=fused),
+    )  # fmt: skip

@@ -1,5 +1,7 @@
-"""GGUF k-bit weights for llama.cpp, rounded by llama.cpp itself: Q8_0 and Q4_0 (blocks of 32 with one scale each).
+"""GGUF k-bit weights for llama.cpp, rounded by llama.cpp itself: Q2_K to Q8_0.
 
+Q8_0, Q5_0 and Q4_0 are blocks of 32 with one scale each, Q5_1 and Q4_1 have a minimum too; the k-quants are super-blocks
+of 256 and refused where these do not divide a row.
 The output layer and a tied embedding table keep 6 to 8 bits, as llama.cpp decides.
 """
 
@@ -13,22 +15,28 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
+from .affine import Floats
 from .artifact import base_folder
 from .refusals import config, not_offered
+from .rescale import pairs
 from .schemes import scheme as scheme_named
 
 NAME = "gguf"
 TARGET: Target = "weights"
+OFFERED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(scheme_named(name) for name in ("q8_0", "q4_0"))
+    return tuple(scheme_named(name) for name in OFFERED)
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     from .formats import gguf
 
-    return not_offered(NAME, scheme, schemes(), runtime, ("llama.cpp",)) or gguf.refuse(config(model_folder))
+    if refused := not_offered(NAME, scheme, schemes(), runtime, ("llama.cpp",)):
+        return refused
+    found = config(model_folder)
+    return gguf.refuse(found) or gguf.refuse_rows(found, scheme.name)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
@@ -38,3 +46,13 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     with base_folder(model_folder, runtime, out, base) as source:
         gguf.quantize(source, out, scheme.name)
     return ("rounded by llama_model_quantize",)
+
+
+def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
+    """{linear: the weights [N, K] that its blocks stand for}, as if every linear had the scheme's own type."""
+    from .formats import gguf
+    from .observe import load, weight
+
+    model = load(model_folder)
+    names = (name for pair in pairs(config(model_folder)) for name in pair.targets)
+    return {name: gguf.round_rows(weight(model, name), scheme.name) for name in names}

@@ -30,6 +30,19 @@ def not_offered(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime:
     return None
 
 
+INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8)}
+"""Widths of integer weights in groups that a runtime's CPU kernels multiply by."""
+
+
+def width_missing(scheme: Scheme, runtime: str) -> str | None:
+    """Why a runtime cannot compute the integer weights of a scheme; None where it can."""
+    known = INTEGER_BITS.get(runtime, ())
+    if scheme.weights is None or scheme.weights.bits in known:
+        return None
+    widths = ", ".join(map(str, known))
+    return f"{runtime} has no CPU kernel for {scheme.weights.bits:g}-bit weights in groups; it has {widths}"
+
+
 def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
     """openvino's groups must divide the rows that they cut."""
     group = scheme.weights.group_size if scheme.weights else None

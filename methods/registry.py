@@ -16,11 +16,17 @@ from quantadvisor.documents.scheme import Scheme
 METHODS: dict[str, str] = {
     "none": "quantadvisor.methods.none",
     "rtn": "quantadvisor.methods.rtn",
+    "gptq": "quantadvisor.methods.gptq",
+    "awq": "quantadvisor.methods.awq",
+    "obq": "quantadvisor.methods.obq",
+    "kbit": "quantadvisor.methods.kbit",
+    "fpq": "quantadvisor.methods.fpq",
     "mixed": "quantadvisor.methods.mixed",
     "dynamic_int8": "quantadvisor.methods.dynamic_int8",
     "static_int8": "quantadvisor.methods.static_int8",
     "smoothquant": "quantadvisor.methods.smoothquant",
     "gguf": "quantadvisor.methods.gguf",
+    "gguf_imatrix": "quantadvisor.methods.gguf_imatrix",
     "kv_int8": "quantadvisor.methods.kv_int8",
 }
 

@@ -1,5 +1,6 @@
-"""Round to nearest, group-wise (W4A16, W8A16): no data, no search. The arithmetic is in `affine.py`.
+"""Round to nearest, group-wise (W4A16, W8A16; 2 to 8 bit where a runtime has the kernel): no data, no search.
 
+The arithmetic is in `affine.py`.
 Four bits are asymmetric (their grid is too coarse to waste codes on an empty side: on SmolLM2-135M in groups of 64 the
 KL is 0.29, symmetric 0.53), eight bits symmetric. Every linear is rounded; lm_head takes 8 bits, and a tied embedding
 table shares its codes.
@@ -13,12 +14,13 @@ from numpy import int64
 from numpy.typing import NDArray
 
 from quantadvisor.documents.base import Target
-from quantadvisor.documents.scheme import Format, Scheme
+from quantadvisor.documents.scheme import Scheme
 
 from .affine import dequantize_groups, quantize_groups
 from .artifact import base_folder, write_onnx
-from .refusals import ONNX, group_mismatch, not_offered
-from .schemes import named
+from .refusals import ONNX, group_mismatch, not_offered, width_missing
+from .schemes import group_format, named
+from .schemes import scheme as scheme_named
 
 __all__ = ["NAME", "TARGET", "apply", "dequantize_groups", "quantize_groups", "refuse", "schemes"]
 
@@ -28,11 +30,14 @@ RUNTIMES = (*ONNX, "openvino")
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return named("w4-g32", "w4-g64", "w8-g32", "w8-g64")
+    other = (scheme_named(f"w{bits}-g64") for bits in (2, 3, 5, 6, 7))
+    return (*named("w4-g32", "w4-g64", "w8-g32", "w8-g64"), *other)
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
+        return refused
+    if refused := width_missing(scheme, runtime):
         return refused
     return group_mismatch(model_folder, scheme) if runtime == "openvino" else None
 
@@ -56,10 +61,3 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             source, scheme, calibration, out,
             lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
         )  # fmt: skip
-
-
-def group_format(format: Format) -> tuple[int, int, bool]:
-    """(bits, group size, symmetric) of a group-wise format."""
-    if format.group_size is None:
-        raise ValueError(f"format {format} has no groups")
-    return int(format.bits), format.group_size, format.symmetric

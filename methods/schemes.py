@@ -7,7 +7,12 @@
     w8a8-tensor     the same with one range per activation tensor: what onnxruntime's quantize_dynamic writes
     w8a8-static     the same with that range fixed by calibration
     w8a8-bf16       w8a8 with everything else in bfloat16, lm_head and embeddings too: compressed-tensors
+    nf4-b64         blocks of 64 weights on the values of a number type, times their max|w|: int, nf (NF4), quantile and
+                    dynamic with 3 to 8 bits, or e2m1 (exponent and mantissa); -c centres blocks, -p2 keeps 2 % of inputs
+    wfp4            float weights, one format a linear and one real exponent bias a row: 4, 6 or 8 bit (LLM-FP4)
     q8_0, q4_0      GGUF: blocks of 32 with one float16 scale, symmetric; lm_head 8 bit (6.6 where 256 divides its rows)
+    q5_0, q4_1, …   the same with 5 bit; _1: with a minimum beside the scale
+    q4_k            GGUF's super-blocks of 256, q2_k to q6_k: scales of blocks of 16 or 32 are integers themselves
     ...-kv8         any of these with an INT8 cache, one fixed scale per channel (with q8_0, q4_0: Q8_0 blocks)
 
 Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8), and a tied embedding table
@@ -28,8 +33,13 @@ MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
 
 PATTERN = re.compile(
-    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[48])_0"
+    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[45]_[01]|8_0)"
+    r"|q(?P<super>[2-6])_k|wfp(?P<row>[468])"
+    r"|(?P<type>(?:int|nf|quantile|dynamic)(?P<wide>[3-8])|e(?P<e>[1-5])m(?P<m>[0-6]))-b(?P<block>\d+)(?P<centred>-c)?"
+    r"(?:-p(?P<percent>\d+))?"
 )
+SUPER_BITS = {"2": 2.625, "3": 3.4375, "4": 4.5, "5": 5.5, "6": 6.5625}
+"""Bits a weight of GGUF's super-blocks of 256, their scales included."""
 
 
 def scheme(name: str) -> Scheme:
@@ -42,10 +52,10 @@ def scheme(name: str) -> Scheme:
     if found["float"]:
         compute: Literal["fp32", "bf16"] = "bf16" if found["float"] == "bf16" else "fp32"
         return Scheme(name=name, compute=compute, keys=cache, values=cache)
-    if found["blocks"]:
-        weights, head = integer(float(found["blocks"]), "group", 32), integer(8, "group", 32)
-        blocks = head if cache else None
-        return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=blocks, values=blocks)
+    if found["blocks"] or found["super"]:
+        return gguf_scheme(name, found["blocks"], found["super"], cached=cache is not None)
+    if found["row"] or found["type"]:
+        return Scheme(name=name, weights=other_numbers(found), keys=cache, values=cache)
     if found["group"]:
         group = int(found["group"])
         bits = MIXED_BITS if found["bits"] == "4w8" else float(found["bits"])
@@ -61,9 +71,36 @@ def scheme(name: str) -> Scheme:
     )  # fmt: skip
 
 
-def integer(bits: float, granularity: Literal["tensor", "channel", "group", "token"], group_size: int | None = None,
+def gguf_scheme(name: str, blocks: str | None, super_blocks: str | None, cached: bool) -> Scheme:
+    """Blocks of 32 with one scale, or super-blocks of 256; the cache, if quantized, in Q8_0 blocks."""
+    eight = integer(8, "group", 32)
+    if blocks:
+        weights, head = integer(float(blocks[0]), "group", 32, symmetric=blocks.endswith("0")), eight
+    else:
+        weights = integer(SUPER_BITS[super_blocks or "4"], "block", 256, symmetric=super_blocks in ("3", "6"))
+        head = integer(SUPER_BITS["6"], "block", 256)
+    keys = eight if cached else None
+    return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=keys, values=keys)
+
+
+def other_numbers(found: re.Match[str]) -> Format:
+    """Floats with an exponent bias a row, or blocks on a codebook."""
+    if found["row"]:
+        return Format(number="float", bits=float(found["row"]), granularity="channel")
+    bits = float(found["wide"] or 1 + int(found["e"]) + int(found["m"]))
+    return Format(number="codebook", bits=bits, granularity="block", group_size=int(found["block"]))
+
+
+def integer(bits: float, granularity: Literal["tensor", "channel", "group", "token", "block"], group_size: int | None = None,
             symmetric: bool = True, dynamic: bool = False) -> Format:  # fmt: skip
     return Format(number="int", bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, dynamic=dynamic)
+
+
+def group_format(format: Format) -> tuple[int, int, bool]:
+    """(bits, group size, symmetric) of a group-wise format."""
+    if format.group_size is None:
+        raise ValueError(f"format {format} has no groups")
+    return int(format.bits), format.group_size, format.symmetric
 
 
 ACTIVATIONS = {

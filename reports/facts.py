@@ -34,9 +34,13 @@ METHODS = {
     "static_int8": "static quantization",
     "kv_int8": "an INT8 cache",
     "gguf": "llama.cpp's own rounding",
+    "gguf_imatrix": "llama.cpp's own rounding, inputs weighed",
     "smoothquant": "SmoothQuant",
     "gptq": "GPTQ",
     "awq": "AWQ",
+    "obq": "OBQ",
+    "kbit": "a k-bit number type",
+    "fpq": "LLM-FP4's floats",
     "given": "the checkpoint as given",
 }
 TENSORS = {

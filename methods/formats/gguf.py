@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,12 @@ from .folders import new_folder
 FILE = "model.gguf"
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """model_type -> gguf.MODEL_ARCH. LLAMA rotates neighbouring channels, so q_proj and k_proj are permuted."""
-TYPES = {"f32": 0, "q4_0": 2, "q8_0": 7, "bf16": 32}
-"""enum llama_ftype of llama.h."""
+TYPES = {
+    "f32": 0, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16, "q6_k": 18,
+    "bf16": 32,
+}  # fmt: skip
+"""enum llama_ftype of llama.h; of the super-blocks the small mixes, in which fewest tensors get a larger type."""
+SUPER_BLOCK = 256
 NORMAL, UNUSED, CONTROL, USER_DEFINED = 1, 5, 3, 4
 """gguf.TokenType."""
 
@@ -37,6 +41,14 @@ def refuse(config: Mapping[str, Any]) -> str | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind != "default":
         return f"its rotary positions are scaled ({kind}): our GGUF export writes unscaled ones only"
+    return None
+
+
+def refuse_rows(config: Mapping[str, Any], type_name: str) -> str | None:
+    """Super-blocks must divide rows: llama.cpp would put another type, of more bits, in their place without a word."""
+    for key in ("hidden_size", "intermediate_size"):
+        if type_name.endswith("_k") and config.get(key, 0) % SUPER_BLOCK:
+            return f"super-blocks of {SUPER_BLOCK} do not divide {key} = {config[key]}: llama.cpp would take other types there"
     return None
 
 
@@ -146,14 +158,60 @@ def randomise(base: Path, out: Path, seed: int = 0) -> None:
                 tensor.data[...] = draw.standard_normal(tensor.data.shape, np.float32) * np.float32(0.02)
 
 
-def quantize(base: Path, out: Path, type_name: str, threads: int = 2) -> None:
-    """llama.cpp's own rounding; rows that its blocks do not divide get the nearest type that does, which it chooses."""
+def tensor_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """{Hugging Face name of a linear: name of its weight in the file}."""
+    import gguf
+
+    known = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, ARCHITECTURES[config["model_type"]]), config["num_hidden_layers"])
+    return {name: known.get_name(f"{name}.weight", try_suffixes=(".weight",)) for name in names}
+
+
+def importance_table(importance: Mapping[str, Any]) -> Any:
+    """llama.cpp's array of (tensor, weights of its inputs, their number), ended by an empty entry."""
+    import llama_cpp
+
+    entry = llama_cpp.llama_cpp.llama_model_imatrix_data
+    table = (entry * (len(importance) + 1))()
+    for place, (name, values) in zip(table, importance.items(), strict=False):
+        place.name, place.data, place.size = name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), len(values)
+    return table
+
+
+def round_rows(w: Any, type_name: str, importance: Any = None) -> Any:
+    """w: float32 [N, K] -> what its blocks stand for [N, K], by `ggml_quantize_chunk`; importance: float32 [K].
+
+    Rows that blocks do not divide come back as they are: llama.cpp stores them in 16 bit.
+    """
+    import gguf
+    import llama_cpp
+
+    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    number = gguf.GGMLQuantizationType[type_name.upper()]
+    block, size = gguf.GGML_QUANT_SIZES[number]
+    rows, width = w.shape
+    if width % block:
+        return w
+    source, packed = np.ascontiguousarray(w), np.zeros((rows, width // block * size), np.uint8)
+    pointer = None if importance is None else importance.ctypes.data
+    library.ggml_quantize_chunk(number.value, source.ctypes.data, packed.ctypes.data, 0, rows, width, pointer)
+    return gguf.dequantize(packed, number)
+
+
+def quantize(base: Path, out: Path, type_name: str, threads: int = 2, importance: Mapping[str, Any] | None = None) -> None:
+    """llama.cpp's own rounding; rows that its blocks do not divide get the nearest type that does, which it chooses.
+
+    `importance`: tensor -> mean squares of its inputs, float32 [K] ("imatrix"), which weigh the errors of a block.
+    """
     import llama_cpp
 
     keep = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = TYPES[type_name], threads
+    if importance:
+        params.imatrix = importance_table(importance)
     with new_folder(out) as folder:
         code = llama_cpp.llama_model_quantize(str(base / FILE).encode(), str(folder / FILE).encode(), ctypes.byref(params))
         if code:

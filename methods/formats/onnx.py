@@ -13,13 +13,14 @@ from .folders import link_folder
 from .onnx_base import export_base, linears, load_graph
 from .onnx_cache import calibrate_cache, quantize_cache_int8
 from .onnx_random import randomise
-from .onnx_rescale import onnx_linear, rescaled
+from .onnx_rescale import fused, onnx_linear, rescaled
 from .onnx_weights import LinearFormat, quantize_dynamic_w8a8, quantize_weights
 
 __all__ = [
     "LinearFormat",
     "calibrate_cache",
     "export_base",
+    "fused",
     "linear_names",
     "link_folder",
     "onnx_linear",

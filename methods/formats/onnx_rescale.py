@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quantadvisor.methods.affine import Grouped
 from quantadvisor.methods.rescale import Pair, Scale
 
 from .onnx_base import Array, Factors, linears, load_graph
@@ -19,6 +21,18 @@ def onnx_linear(name: str, known: Iterable[str]) -> str:
     stem, last = plain.rsplit(".", 1)
     fused = f"{stem}.qkv_proj"
     return fused if last in ("q_proj", "k_proj", "v_proj") and fused in set(known) else plain
+
+
+def fused(given: Mapping[str, Callable[[], Grouped]], known: Iterable[str]) -> dict[str, Callable[[], Grouped]]:
+    """Integers by Hugging Face names -> by names of the graph: the rows of a fused linear are those of q, k and v."""
+    known, parts = set(known), dict[str, list[Callable[[], Grouped]]]()
+    for name in sorted(given, key=lambda name: ("qkv".find(name.rsplit(".", 1)[1][0]), name)):
+        parts.setdefault(onnx_linear(name, known), []).append(given[name])
+
+    def stacked(name: str) -> Grouped:
+        return Grouped(*map(np.concatenate, zip(*(bring() for bring in parts[name]), strict=True)))
+
+    return {name: partial(stacked, name) for name in parts}
 
 
 def rescaled(base: Path, chosen: Iterable[tuple[Pair, Scale]], config: Mapping[str, Any]) -> Factors:

@@ -6,7 +6,7 @@ levels 0 and 1 compute in fp32. An embedding table tied to lm_head shares lm_hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.kernels.packing import pack_nbits
-from quantadvisor.methods.affine import Codes, Floats, quantize_channels, quantize_groups
+from quantadvisor.methods.affine import Codes, Floats, Grouped, quantize_channels, quantize_groups
 
 from .onnx_base import Array, Factors, Rewrite, linears
 
@@ -27,14 +27,19 @@ CHUNK = 1 << 22
 
 
 def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], accuracy_level: int = 4,
-                     factors: Factors | None = None) -> None:  # fmt: skip
-    """Every linear named in `plan` becomes a MatMulNBits; `lm_head` takes the embedding table with it."""
+                     factors: Factors | None = None,
+                     given: Mapping[str, Callable[[], Grouped]] | None = None) -> None:  # fmt: skip
+    """Every linear named in `plan` becomes a MatMulNBits; `lm_head` takes the embedding table with it.
+
+    `given` brings the integers of linears that a method has rounded; the others are rounded to nearest.
+    """
     with Rewrite(base, out, factors) as edit:
         known = linears(edit.model)
         if missing := sorted(set(plan) - set(known)):
             raise CandidateFailed(f"the graph in {base} has no linear named {missing[0]}; it has {sorted(known)[:3]}…")
         for name, chosen in plan.items():
-            group_linear(edit, known[name], chosen, accuracy_level)
+            bring = (given or {}).get(name)
+            group_linear(edit, known[name], chosen, accuracy_level, bring() if bring else None)
 
 
 def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None, per_token: bool = False,
@@ -56,14 +61,15 @@ def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None,
                 tensor_linear(edit, node, shared)
 
 
-def group_linear(edit: Rewrite, node: Any, chosen: LinearFormat, accuracy_level: int) -> None:
+def group_linear(edit: Rewrite, node: Any, chosen: LinearFormat, accuracy_level: int,
+                 given: Grouped | None = None) -> None:  # fmt: skip
     """MatMul -> MatMulNBits in place; a tied embedding is moved to the same codes first."""
     import onnx
 
     bits, group, _ = chosen
     weight = node.input[1]
-    codes, scales, zeros = rounded(edit.tensor(weight), chosen)
-    wide, tall = edit.tensor(weight).shape
+    wide, tall = edit.old[weight].dims
+    codes, scales, zeros = rounded(edit.tensor(weight), chosen) if given is None else packed(given, chosen)
     names = [edit.add(f"{weight}_Q{bits}", codes), edit.add(f"{weight}_scales", scales)]
     if zeros is not None:
         names.append(edit.add(f"{weight}_zp", zeros))
@@ -85,18 +91,27 @@ def rounded(weight: Array, chosen: LinearFormat) -> tuple[Codes, Floats, Codes |
     bits, group, symmetric = chosen
     wide, tall = weight.shape
     groups = -(-wide // group)
-    packed = np.empty((tall, groups, group * bits // 8), np.uint8)
+    codes = np.empty((tall, groups, group * bits // 8), np.uint8)
     scales = np.empty((tall, groups), np.float32)
-    zeros = np.empty((tall, groups), np.uint8)
+    zeros = None if symmetric else np.empty((tall, -(-groups * bits // 8)), np.uint8)
     step = max(1, CHUNK // wide)
     for start in range(0, tall, step):
         rows = slice(start, start + step)
         block = np.ascontiguousarray(weight[:, rows].T)
-        part, scales[rows], zeros[rows] = quantize_groups(block, bits, group, symmetric)
-        padded = np.zeros((len(part), groups * group), np.uint8)
-        padded[:, :wide] = part
-        packed[rows] = pack_nbits(padded.reshape(len(part), groups, group), bits)
-    return packed, scales, None if symmetric else pack_nbits(zeros, bits)
+        codes[rows], scales[rows], part = packed(quantize_groups(block, bits, group, symmetric), chosen)
+        if zeros is not None:
+            zeros[rows] = part
+    return codes, scales, zeros
+
+
+def packed(given: Grouped, chosen: LinearFormat) -> tuple[Codes, Floats, Codes | None]:
+    """Integers [N, K] in the layout of MatMulNBits, see `rounded`; a last, shorter group is filled up with zeros."""
+    bits, group, symmetric = chosen
+    tall, wide = given.codes.shape
+    padded = np.zeros((tall, given.scales.shape[1] * group), np.uint8)
+    padded[:, :wide] = given.codes
+    blocks = pack_nbits(padded.reshape(tall, -1, group), bits)
+    return blocks, given.scales, None if symmetric else pack_nbits(given.zeros, bits)
 
 
 def embedding(edit: Rewrite, head: str) -> list[Any] | None:

@@ -24,10 +24,11 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quantadvisor.methods.affine import Grouped
 from quantadvisor.methods.rescale import Pair, Scale
 
 from .folders import link_or_copy, new_folder
@@ -79,15 +80,24 @@ def linear_names(folder: Path) -> tuple[str, ...]:
     return tuple(linears(read(folder / MODEL, folder / WEIGHTS)))
 
 
-def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat]) -> None:
-    """Every linear named in `plan` gets integer weights in groups; `lm_head` takes a tied embedding table with it."""
+def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat],
+                     given: Mapping[str, Callable[[], Grouped]] | None = None,
+                     scales: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
+    """Every linear named in `plan` gets integer weights in groups; `lm_head` takes a tied embedding table with it.
+
+    `scales` are moved first. `given` brings the integers of linears that a method has rounded; the others are rounded
+    to nearest.
+    """
     with new_folder(out) as folder:
         model = read(base / MODEL, base / WEIGHTS)
         known = linears(model)
         if missing := sorted(set(plan) - set(known)):
             raise ValueError(f"the graph in {base} has no linear named {missing[0]}; it has {', '.join(list(known)[:3])}…")
+        for pair, scale in scales:
+            move(known, pair, scale)
         for name, chosen in plan.items():
-            store_in_groups(known[name].input_value(1), chosen)
+            bring = (given or {}).get(name)
+            store_in_groups(known[name].input_value(1), chosen, bring() if bring else None)
         model.validate_nodes_and_infer_types()
         write(model, folder)
         copy_rest(base, folder)
@@ -296,7 +306,7 @@ def linears(model: Any) -> dict[str, Any]:
     return found | {HEAD: head}
 
 
-def store_in_groups(weight: Any, chosen: LinearFormat) -> None:
+def store_in_groups(weight: Any, chosen: LinearFormat, given: Grouped | None = None) -> None:
     """Puts integers, scales and zeros in the place of a float constant [N, K], for every node that reads it.
 
     Symmetric: signed integers [N, G, group], no zeros; else unsigned ones and zeros [N, G, 1]. Scales are float32.
@@ -310,7 +320,7 @@ def store_in_groups(weight: Any, chosen: LinearFormat) -> None:
     rows, width = weight.get_node().shape
     if bits not in (4, 8) or width % group:
         raise ValueError(f"OpenVINO stores 4 or 8 bits in groups that divide a row, found {bits} bits, {group} of {width}")
-    codes, scales, zeros = quantize_groups(weight.get_node().data, bits, group, symmetric)
+    codes, scales, zeros = given or quantize_groups(weight.get_node().data, bits, group, symmetric)
     grouped = ops.convert(integers(codes.reshape(rows, -1, group), bits, symmetric), "f32")
     if not symmetric:
         grouped = ops.subtract(grouped, ops.convert(integers(zeros[..., None], bits, symmetric), "f32"))

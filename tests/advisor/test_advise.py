@@ -31,6 +31,12 @@ def test_a_quantized_cache_is_tried_only_where_it_is_predicted_to_gain() -> None
     assert names(plain, alone) == [plain.name, alone.name]
 
 
+def test_of_methods_for_the_same_kernels_the_one_of_best_quality_is_tried() -> None:
+    plain, searched = predicted("rtn-w4-g64@onnxruntime", 1.0, kl=0.03), predicted("gptq-w4-g64@onnxruntime", 1.0, kl=0.02)
+    elsewhere, unknown = predicted("rtn-w4-g64@openvino+f32", 1.05, kl=0.03), predicted("awq-w4-g64@onnxruntime", 1.0)
+    assert names(plain, searched, unknown, elsewhere) == [searched.name, elsewhere.name]
+
+
 def test_what_is_predicted_to_tie_with_the_best_measured_is_measured_too() -> None:
     held = candidate("mixed-w4w8-g64@onnxruntime", 1.5, kl=0.03)
     tie, twin = predicted("rtn-w8-g64@onnxruntime", 1.52, kl=0.01), predicted("rtn-w8-g64@onnxruntime-genai", 1.54, kl=0.01)

@@ -17,7 +17,8 @@ from .conftest import kl, run, torch_logits
 
 ONNX_CASES = [
     ("none", "fp32", 1e-6), ("rtn", "w4-g32", 0.2), ("rtn", "w4-g64", 0.3), ("rtn", "w8-g64", 0.01),
-    ("rtn", "w8-g64-kv8", 0.02), ("mixed", "w4w8-g64", 0.2), ("mixed", "w4w8-g32-kv8", 0.2),
+    ("rtn", "w8-g64-kv8", 0.02), ("rtn", "w2-g64", 8), ("gptq", "w4-g64", 0.2), ("gptq", "w8-g64", 0.01), ("awq", "w4-g64", 0.2),
+    ("mixed", "w4w8-g64", 0.2), ("mixed", "w4w8-g32-kv8", 0.2),
     ("dynamic_int8", "w8a8", 0.05), ("smoothquant", "w8a8", 0.02), ("smoothquant", "w8a8-kv8", 0.03),
     ("kv_int8", "fp32-kv8", 0.01), ("kv_int8", "w8-g64-kv8", 0.02), ("kv_int8", "w8a8-kv8", 0.05),
 ]  # fmt: skip
@@ -66,6 +67,8 @@ def test_torch_folders(wanted: str, llama: Path, tokens: np.ndarray, tmp_path: P
         ("dynamic_int8", "w8a8", "openvino", "writes nothing for openvino"),
         ("kv_int8", "w8-g64", "onnxruntime", "does not offer w8-g64"),
         ("mixed", "w4w8-g64", "openvino", "writes nothing for openvino"),
+        ("rtn", "w3-g64", "onnxruntime", "no CPU kernel for 3-bit weights in groups; it has 2, 4, 8"),
+        ("rtn", "w2-g64", "openvino", "no CPU kernel for 2-bit"),
     ],
 )
 def test_refusals_name_the_reason(name: str, wanted: str, runtime: str, reason: str, llama: Path) -> None:
@@ -79,7 +82,7 @@ def test_groups_that_do_not_divide_are_refused_for_openvino(tmp_path: Path) -> N
 
 def test_unknown_methods_list_the_known() -> None:
     with pytest.raises(BadInput, match="known are none, rtn"):
-        method("gptq")
+        method("hqq")
 
 
 @pytest.mark.parametrize("name", [*METHODS.values(), "quantadvisor.methods.registry", "quantadvisor.methods.formats.onnx"])

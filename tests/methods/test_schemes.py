@@ -43,7 +43,25 @@ def test_activations_say_what_they_are(name: str, granularity: str, dynamic: boo
     assert (activations.granularity, activations.dynamic) == (granularity, dynamic)
 
 
-@pytest.mark.parametrize("name", ["w9-g32", "w4", "int4", "w8a8-row", "w4-g32-kv4", ""])
+@pytest.mark.parametrize(
+    ("name", "number", "bits", "granularity", "group"),
+    [
+        ("nf4-b64", "codebook", 4, "block", 64),
+        ("e2m1-b128-c", "codebook", 4, "block", 128),
+        ("int3-b32-p2", "codebook", 3, "block", 32),
+        ("wfp6", "float", 6, "channel", None),
+        ("q4_k", "int", 4.5, "block", 256),
+        ("q5_1", "int", 5, "group", 32),
+    ],
+)
+def test_other_number_types(name: str, number: str, bits: float, granularity: str, group: int | None) -> None:
+    made = scheme(name).weights
+    assert made is not None
+    assert (made.number, made.bits, made.granularity, made.group_size) == (number, bits, granularity, group)
+    assert scheme(f"{name}-kv8").quantizes_cache
+
+
+@pytest.mark.parametrize("name", ["nf4", "q8_1", "q7_k", "wfp5", "nf9-b64", "w9-g32", "w4", "int4", "w8a8-row", "w4-g32-kv4", ""])
 def test_what_is_no_scheme(name: str) -> None:
     with pytest.raises(ValueError, match="is unknown"):
         scheme(name)

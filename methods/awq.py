@@ -1,0 +1,168 @@
+"""AWQ (arXiv:2306.00978): input channels that carry large activations are scaled up before rounding, and clipped ranges.
+
+For the tensor X between a source (a norm, v_proj or up_proj) and the linears that read it,  s_j = mean|X_j|^r, brought
+to  sqrt(max s * min s) = 1; r is searched in 0, 0.05, …, 0.95 (0: no scale) by the readers' output error
+|X W^T - X (Q(W s) / s)^T|^2  under the rounding that will run (equations 4 and 5). s is folded into source and readers,
+which leaves the function as it is. Then every group is clipped at the share of max|w| that costs least, down to a half;
+q and k are not clipped, as in the authors' code. All weights are rounded, none is kept in 16 bit.
+
+Errors come from the Gram matrix of X: |X d^T|^2 = d X^T X d^T, so that no search step multiplies activations. A row of
+integers can be scaled afterwards: the scale that a source is divided by goes into the scales of its own groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from . import layerwise
+from .affine import Floats, Grouped, dequantize_groups, group_grid, in_groups, quantize_groups, round_groups
+from .artifact import base_folder, write_grouped
+from .kept import Arrays, kept_beside
+from .layerwise import SAMPLES, Grid, evenly, grid_of, loaded
+from .refusals import config
+from .rescale import Pair, Scale, pairs
+from .schemes import scheme as scheme_named
+from .stream import stream
+
+NAME = "awq"
+TARGET: Target = "weights"
+RATIOS = tuple(step / 20 for step in range(20))
+CLIPS = tuple(1 - step / 20 for step in range(10))
+ROWS = 4
+"""The scale search measures the errors of every fourth output channel: rounding is per row, so they stand for all."""
+UNCLIPPED = ("q_proj", "k_proj")
+SETTINGS = "AWQ: 20 exponents, clipping down to 0.5 of max|w|"
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128"))
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    return layerwise.refuse(NAME, schemes(), model_folder, scheme, runtime)
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    tokens, grid = evenly(calibration, SAMPLES), grid_of(scheme)
+    known = pairs(config(model_folder))
+    with (
+        base_folder(model_folder, runtime, out, base) as source,
+        kept_beside(out, model_folder, tokens, f"{SETTINGS} {scheme.name}") as kept,
+    ):
+        found = len(kept)
+        search_all(model_folder, tokens, grid, kept)
+        moved = [(pair, scale_of(kept, pair)) for pair in known]
+        given = {target: partial(divided, kept, target, known) for pair in known for target in pair.targets}
+        notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given, moved)
+        chosen = [float(kept[pair.targets[0]]["ratio"][0]) for pair in known]
+    spread = f"exponents {min(chosen):.2f} to {max(chosen):.2f}, median {np.median(chosen):.2f}"
+    resumed = (f"{found} linears taken from an interrupted run",) if found else ()
+    return (f"{SETTINGS}; {spread}; from {tokens.size} calibration tokens", *resumed, *notes)
+
+
+def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
+    """{linear: weights [N, K] that its integers stand for}, for sources and inputs that no scale was moved into."""
+    grid, kept = grid_of(scheme), dict[str, Arrays]()
+    search_all(model_folder, calibration, grid, kept)
+    return {
+        target: dequantize_groups(*loaded(kept, target), grid.group) / pair.spread(scale_of(kept, pair))
+        for pair in pairs(config(model_folder))
+        for target in pair.targets
+    }
+
+
+def search_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, kept: MutableMapping[str, Arrays]) -> None:
+    """Integers of every linear into `kept`, with the scale and exponent of its pair; inputs are those of the fp32 model."""
+    known = {pair.targets[0]: pair for pair in pairs(config(model_folder))}
+
+    def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> None:
+        if all(name in kept for name in targets):
+            return
+        pair, gram = known[targets[0]], x.T @ x / np.float32(len(x))
+        ratio, scale = best_scale(pair, np.abs(x).mean(axis=0), gram, np.concatenate(weights)[::ROWS], grid)
+        wide = pair.spread(scale)
+        for name, w in zip(targets, weights, strict=True):
+            clips = (1.0,) if name.endswith(UNCLIPPED) else CLIPS
+            integers = clipped(w * wide, gram / np.outer(wide, wide), grid, clips)
+            kept[name] = integers._asdict() | {"scale": scale, "ratio": np.array([ratio], np.float32)}
+
+    stream(model_folder, tokens, visit)
+
+
+def scale_of(kept: Mapping[str, Arrays], pair: Pair) -> Scale:
+    return kept[pair.targets[0]]["scale"]
+
+
+def divided(kept: Mapping[str, Arrays], name: str, known: tuple[Pair, ...]) -> Grouped:
+    """The integers of a linear, its rows divided by the scale of the pair that it is the source of."""
+    integers = loaded(kept, name)
+    pair = next((pair for pair in known if pair.source == name), None)
+    if pair is None:
+        return integers
+    return integers._replace(scales=integers.scales / scale_of(kept, pair)[:, None])
+
+
+def best_scale(pair: Pair, loudness: Floats, gram: Floats, w: Floats, grid: Grid) -> tuple[float, Scale]:
+    """loudness: mean|X_j| [K], gram: X^T X / T [K, K], w: [N, K] of all readers -> the exponent and the source's scale."""
+    candidates = [(ratio, scale_for(pair.gather(loudness), ratio)) for ratio in RATIOS]
+    return min(candidates, key=lambda each: scaled_error(w, pair.spread(each[1]), gram, grid))
+
+
+def scale_for(loudness: Floats, ratio: float) -> Scale:
+    """s = loudness^r, at least 1e-4, divided by sqrt(max s * min s)."""
+    scale = np.maximum(loudness.astype(np.float64) ** ratio, 1e-4)
+    normal: Scale = (scale / np.sqrt(scale.max() * scale.min())).astype(np.float32)
+    return normal
+
+
+def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: Grid) -> float:
+    """Sum over rows of d gram d^T with d = Q(w s) / s - w: T times less than |X W^T - X (Q(W s) / s)^T|^2."""
+    error = dequantize_groups(*quantize_groups(w * wide, *grid), grid.group) / wide - w
+    return float(np.vdot(error @ gram, error))
+
+
+def clipped(w: Floats, gram: Floats, grid: Grid, clips: tuple[float, ...]) -> Grouped:
+    """w: [N, K] -> integers; every group clipped at the share of its max|w| with the least output error of its own."""
+    groups = in_groups(w, grid.group)
+    blocks = diagonal_blocks(gram, grid.group)
+    bound = np.abs(groups).max(axis=-1)
+    least = np.full(bound.shape, np.inf, np.float32)
+    limit = bound
+    for share in clips:
+        at = (bound * np.float32(share))[..., None]
+        error = rounded_groups(np.clip(groups, -at, at), grid) - groups
+        by_group = error.swapaxes(0, 1)
+        cost = np.einsum("gnk,gnk->ng", by_group @ blocks, by_group)
+        limit = np.where(cost < least, at[..., 0], limit)
+        least = np.minimum(least, cost)
+    inside = np.clip(groups, -limit[..., None], limit[..., None]).reshape(len(w), -1)[:, : w.shape[1]]
+    return quantize_groups(inside, *grid)
+
+
+def rounded_groups(groups: Floats, grid: Grid) -> Floats:
+    """groups: [N, G, g] -> what their integers stand for."""
+    rows, count, size = groups.shape
+    scales, zeros = group_grid(groups.min(axis=-1), groups.max(axis=-1), grid.bits, grid.symmetric)
+    flat = groups.reshape(rows, -1)
+    codes = round_groups(flat, scales, zeros, grid.bits, size)
+    return dequantize_groups(codes, scales, zeros, size).reshape(rows, count, size)
+
+
+def diagonal_blocks(gram: Floats, size: int) -> Floats:
+    """gram: [K, K] -> its blocks on the diagonal [G, size, size], the last filled up with zeros."""
+    count = -(-len(gram) // size)
+    blocks = np.zeros((count, size, size), np.float32)
+    for at in range(count):
+        part = gram[at * size : (at + 1) * size, at * size : (at + 1) * size]
+        blocks[at, : len(part), : len(part)] = part
+    return blocks

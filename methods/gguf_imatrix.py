@@ -1,0 +1,79 @@
+"""GGUF weights rounded by llama.cpp with an importance matrix: mean squares of every linear's inputs weigh its errors.
+
+llama.cpp chooses a block's scale so that  sum_k m_k (w_k - q_k)^2  is small, m_k the mean of x_k^2 over calibration
+tokens: the diagonal of the Hessian that GPTQ uses whole. Types and artifacts are those of `gguf`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from . import gguf as plain
+from .affine import Floats
+from .artifact import base_folder
+from .layerwise import SAMPLES, evenly
+from .refusals import config, not_offered
+from .rescale import mapping_missing
+from .schemes import scheme as scheme_named
+from .stream import stream
+
+NAME = "gguf_imatrix"
+TARGET: Target = "weights"
+OFFERED = ("q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return tuple(scheme_named(name) for name in OFFERED)
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    if refused := not_offered(NAME, scheme, schemes(), runtime, ("llama.cpp",)):
+        return refused
+    return mapping_missing(config(model_folder)) or plain.refuse(model_folder, scheme, runtime)
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    from .formats import gguf
+
+    tokens = evenly(calibration, SAMPLES)
+    found = importances(model_folder, tokens)
+    names = gguf.tensor_names(config(model_folder), found)
+    with base_folder(model_folder, runtime, out, base) as source:
+        gguf.quantize(source, out, scheme.name, importance={names[name]: value for name, value in found.items()})
+    return (f"rounded by llama_model_quantize, inputs weighed by {tokens.size} calibration tokens",)
+
+
+def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
+    """{linear: the weights [N, K] that its blocks stand for}, as if every linear had the scheme's own type."""
+    from .formats import gguf
+
+    result = dict[str, Floats]()
+
+    def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> None:
+        importance = mean_squares(x)
+        for name, w in zip(targets, weights, strict=True):
+            result[name] = gguf.round_rows(w, scheme.name, importance)
+
+    stream(model_folder, calibration, visit)
+    return result
+
+
+def importances(model_folder: Path, tokens: NDArray[int64]) -> dict[str, Floats]:
+    """{linear: mean squares of its inputs [K]}."""
+    found = dict[str, Floats]()
+    stream(model_folder, tokens, lambda targets, x, _: found.update(dict.fromkeys(targets, mean_squares(x))))
+    return found
+
+
+def mean_squares(x: Floats) -> Floats:
+    """x: [T, K] -> float32 [K]."""
+    squares: Floats = np.square(x).mean(axis=0)
+    return squares

@@ -1,0 +1,112 @@
+"""k-bit number types in blocks (arXiv:2212.09720): int, EeMm, quantile, NF4 and dynamic exponent, 3 to 8 bit.
+
+Every weight becomes the nearest value of a codebook (`codebooks.py`) times the largest |w| of its block. A scheme may
+centre blocks (`-c`) and keep in 16 bit the inputs that will probably carry outliers (`-p2`: 2 %): those whose writer's
+weights have the largest standard deviation ("proxy quantization", section 4 there). A codebook is no integer grid, so
+that no CPU kernel here multiplies by it: what it would cost in quality is simulated, and no artifact is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.errors import CandidateFailed
+from quantadvisor.documents.scheme import Scheme
+
+from . import codebooks
+from .affine import Floats
+from .codebooks import Codebook, quantize_blocks
+from .refusals import config, not_offered
+from .rescale import Pair, pairs
+from .schemes import PATTERN
+from .schemes import scheme as scheme_named
+
+NAME = "kbit"
+TARGET: Target = "weights"
+OFFERED = (
+    "nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "e2m0-b64", "quantile3-b64", "nf4-b1024",
+    "nf4-b64-c", "int3-b64-p2",
+)  # fmt: skip
+NO_KERNEL = "no CPU kernel multiplies by a codebook with a scale a block; its quality can be simulated"
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return tuple(scheme_named(name) for name in OFFERED)
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    return not_offered(NAME, scheme, schemes(), runtime, (runtime,)) or f"{runtime}: {NO_KERNEL}"
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    raise CandidateFailed(f"{runtime}: {NO_KERNEL}")
+
+
+def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
+    """{linear: the weights [N, K] that its codes stand for}; needs no calibration."""
+    from .observe import load, weight
+
+    number = PATTERN.fullmatch(scheme.name)
+    assert number is not None and scheme.weights is not None and scheme.weights.group_size is not None
+    codebook = codebook_of(scheme.name)
+    model = load(model_folder)
+    result = {}
+    for pair, deviations in writers(model_folder, model):
+        loud = loudest(deviations, float(number["percent"] or 0))
+        for target in pair.targets:
+            w = weight(model, target)
+            result[target] = quantize_blocks(quiet(w, loud), codebook, scheme.weights.group_size, bool(number["centred"]))
+            result[target][:, loud] = w[:, loud].astype(np.float16)
+    return result
+
+
+def codebook_of(name: str) -> Codebook:
+    """The codebook of a scheme's name: `nf4-b64` -> NF4."""
+    found = PATTERN.fullmatch(name)
+    if found is None or found["type"] is None:
+        raise ValueError(f"{name} names no number type")
+    if found["e"]:
+        return codebooks.floats(int(found["e"]), int(found["m"]))
+    makers = {"int": codebooks.integers, "nf": codebooks.normal_floats, "quantile": codebooks.quantiles,
+              "dynamic": codebooks.dynamic}  # fmt: skip
+    return makers[found["type"][:-1]](int(found["wide"]))
+
+
+def writers(model_folder: Path, model: object) -> list[tuple[Pair, Floats]]:
+    """Each pair with the standard deviations [K] of the weights that write its inputs: what each input is a sum of.
+
+    For inputs from a norm these are the rows of the linear that wrote into the residual stream last (for the first, the
+    columns of the embedding); for o_proj, of v_proj; for down_proj, of up_proj.
+    """
+    from .observe import weight
+
+    found = []
+    last = weight(model, "model.embed_tokens").std(axis=0)
+    for pair in pairs(config(model_folder)):
+        if pair.norm:
+            found.append((pair, last))
+            continue
+        found.append((pair, pair.spread(weight(model, pair.source).std(axis=1))))
+        last = weight(model, pair.targets[0]).std(axis=1)
+    return found
+
+
+def loudest(deviations: Floats, percent: float) -> NDArray[np.intp]:
+    """Indices of the top `percent` of inputs by deviation, rounded to the nearest number of inputs."""
+    count = round(len(deviations) * percent / 100)
+    return np.argsort(-deviations, kind="stable")[:count]
+
+
+def quiet(w: Floats, loud: NDArray[np.intp]) -> Floats:
+    """w: [N, K] with the columns that stay in 16 bit at 0, so that they stretch no block."""
+    if not len(loud):
+        return w
+    w = w.copy()
+    w[:, loud] = 0
+    return w

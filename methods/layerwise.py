@@ -1,0 +1,132 @@
+"""The frame of GPTQ and OBQ: layer by layer, each group of linears is rounded against what it reads from the rounded
+layers before it, by a function of its weights and its Hessian  H = 2 / T X^T X  (X: [T, K], T calibration tokens).
+
+lm_head is not part of it: it takes 8 bits by rounding to nearest, as everywhere here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy import float64, int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.errors import CandidateFailed
+from quantadvisor.documents.scheme import Scheme
+
+from .affine import Floats, Grouped, dequantize_groups
+from .artifact import base_folder, write_grouped
+from .kept import Arrays, kept_beside
+from .refusals import ONNX, config, group_mismatch, not_offered, width_missing
+from .rescale import mapping_missing
+from .schemes import group_format
+from .stream import stream
+
+SAMPLES = 64
+"""Calibration samples that Hessians come from."""
+RUNTIMES = (*ONNX, "openvino")
+Square = NDArray[float64]
+
+
+class Grid(NamedTuple):
+    """What a group can hold."""
+
+    bits: int
+    group: int
+    symmetric: bool
+
+
+Solve = Callable[[Floats, Square, Grid], Grouped]
+"""(w [N, K], H [K, K], grid) -> integers; raises numpy.linalg.LinAlgError where H cannot be factored."""
+
+
+def evenly(calibration: NDArray[int64], samples: int) -> NDArray[int64]:
+    """At most `samples` of the samples, from all over the text."""
+    places = np.linspace(0, len(calibration) - 1, min(samples, len(calibration))).round().astype(int)
+    chosen: NDArray[int64] = calibration[places]
+    return chosen
+
+
+def grid_of(scheme: Scheme) -> Grid:
+    if scheme.weights is None:
+        raise ValueError(f"{scheme.name} leaves weights as they are")
+    return Grid(*group_format(scheme.weights))
+
+
+def refuse(name: str, schemes: tuple[Scheme, ...], model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    """The checks of every method that goes through the decoder and writes integers in groups."""
+    if refused := not_offered(name, scheme, schemes, runtime, RUNTIMES):
+        return refused
+    if refused := mapping_missing(config(model_folder)):
+        return refused
+    if refused := width_missing(scheme, runtime):
+        return refused
+    return group_mismatch(model_folder, scheme) if runtime == "openvino" else None
+
+
+def round_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, solve: Solve,
+              kept: MutableMapping[str, Arrays]) -> None:  # fmt: skip
+    """Integers of every linear of the decoder into `kept`; what is there already is taken, not computed."""
+
+    def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> list[Floats]:
+        if any(name not in kept for name in targets):
+            whole = solved(solve, targets, np.concatenate(weights), hessian(x), grid)
+            ends = np.cumsum([len(w) for w in weights])[:-1]
+            for name, *parts in zip(targets, *(np.split(each, ends) for each in whole), strict=True):
+                kept[name] = Grouped(*parts)._asdict()
+        return [dequantize_groups(*loaded(kept, name), grid.group) for name in targets]
+
+    stream(model_folder, tokens, visit)
+
+
+def loaded(kept: Mapping[str, Arrays], name: str) -> Grouped:
+    arrays = kept[name]
+    return Grouped(arrays["codes"], arrays["scales"], arrays["zeros"])
+
+
+def solved(solve: Solve, targets: tuple[str, ...], w: Floats, h: Square, grid: Grid) -> Grouped:
+    try:
+        return solve(w, h, grid)
+    except np.linalg.LinAlgError:
+        raise CandidateFailed(f"the Hessian of {targets[0]} is not positive definite, damped as it is") from None
+
+
+def hessian(x: Floats) -> Square:
+    """x: [T, K] -> 2 / T x^T x, the Hessian of the mean square error of x w^T in any row of w."""
+    return (x.T @ x).astype(float64) * (2 / len(x))
+
+
+def damped(h: Square, damping: float) -> Square:
+    """h + damping * mean(diag h) on the diagonal; inputs that calibration never lit get 1: nothing is known of them."""
+    h = h.copy()
+    diagonal = np.diagonal(h)
+    added = damping * float(diagonal.mean())
+    np.fill_diagonal(h, np.where(diagonal > 0, diagonal + added, 1.0))
+    return h
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, base: Path | None,
+          solve: Solve, settings: str) -> tuple[str, ...]:  # fmt: skip
+    """The artifact, resumable linear by linear; `settings` names the method and all that its result depends on."""
+    tokens = evenly(calibration, SAMPLES)
+    with (
+        base_folder(model_folder, runtime, out, base) as source,
+        kept_beside(out, model_folder, tokens, f"{settings} {scheme.name}") as kept,
+    ):
+        found = len(kept)
+        round_all(model_folder, tokens, grid_of(scheme), solve, kept)
+        given = {name: partial(loaded, kept, name) for name in kept}
+        notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
+    resumed = (f"{found} linears taken from an interrupted run",) if found else ()
+    return (f"{settings}; Hessians from {tokens.size} calibration tokens", *resumed, *notes)
+
+
+def rounded(model_folder: Path, scheme: Scheme, tokens: NDArray[int64], solve: Solve) -> dict[str, Floats]:
+    """{linear: the weights [N, K] that its integers stand for}."""
+    grid, kept = grid_of(scheme), dict[str, Arrays]()
+    round_all(model_folder, tokens, grid, solve, kept)
+    return {name: dequantize_groups(*loaded(kept, name), grid.group) for name in kept}

@@ -1,0 +1,66 @@
+"""Which inputs the proxy keeps, by hand, and what the method refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantadvisor.documents.errors import CandidateFailed
+from quantadvisor.methods import codebooks, kbit
+from quantadvisor.methods.observe import load, weight
+from quantadvisor.methods.schemes import scheme
+
+
+def test_names_are_number_types() -> None:
+    np.testing.assert_array_equal(kbit.codebook_of("nf4-b64"), codebooks.normal_floats(4))
+    np.testing.assert_array_equal(kbit.codebook_of("int3-b64-p2"), codebooks.integers(3))
+    np.testing.assert_array_equal(kbit.codebook_of("e3m0-b32-c"), codebooks.floats(3, 0))
+    np.testing.assert_array_equal(kbit.codebook_of("quantile4-b64"), codebooks.quantiles(4))
+    np.testing.assert_array_equal(kbit.codebook_of("dynamic8-b64"), codebooks.dynamic(8))
+    with pytest.raises(ValueError, match="no number type"):
+        kbit.codebook_of("w4-g64")
+
+
+def test_the_loudest_on_a_toy_matrix() -> None:
+    """Rows of the writer with deviations 1, 3, 0 and 2: half of four inputs are 1 and 3."""
+    writer = np.array([[1, -1], [3, -3], [5, 5], [2, -2]], np.float32)
+    assert kbit.loudest(writer.std(axis=1), 50).tolist() == [1, 3]
+    assert kbit.loudest(writer.std(axis=1), 0).tolist() == []
+    w = np.ones((2, 4), np.float32)
+    assert kbit.quiet(w, np.array([1, 3])).tolist() == [[1, 0, 1, 0]] * 2
+    assert w.all()
+
+
+def test_writers_of_a_model(llama: Path) -> None:
+    """Norms read what was written last; o_proj what v_proj writes, each key head's part once per query head."""
+    model = load(llama)
+    found = {pair.targets[0]: deviations for pair, deviations in kbit.writers(llama, model)}
+    root = "model.layers.1"
+    np.testing.assert_allclose(found["model.layers.0.self_attn.q_proj"], weight(model, "model.embed_tokens").std(axis=0))
+    np.testing.assert_allclose(found[f"{root}.self_attn.q_proj"], weight(model, "model.layers.0.mlp.down_proj").std(axis=1))
+    np.testing.assert_allclose(found[f"{root}.mlp.gate_proj"], weight(model, f"{root}.self_attn.o_proj").std(axis=1))
+    np.testing.assert_allclose(found[f"{root}.mlp.down_proj"], weight(model, f"{root}.mlp.up_proj").std(axis=1))
+    values = weight(model, f"{root}.self_attn.v_proj").std(axis=1).reshape(2, 16)
+    np.testing.assert_allclose(found[f"{root}.self_attn.o_proj"], values.repeat(2, axis=0).reshape(-1))
+
+
+@pytest.mark.parametrize("name", ["nf4-b64", "int3-b32-p2", "e2m1-b64-c"])
+def test_every_linear_is_rounded(name: str, llama: Path, tokens: np.ndarray) -> None:
+    model = load(llama)
+    found = kbit.rounded(llama, scheme(name), tokens)
+    assert len(found) == 14
+    for linear, value in found.items():
+        w = weight(model, linear)
+        kept = (np.abs(value - w) <= np.abs(w) * 2.0**-10).all(axis=0)
+        assert kept.sum() == (round(0.02 * w.shape[1]) if name.endswith("p2") else 0), linear
+        assert 0 < np.square(value - w).mean() < 0.1 * w.var()
+
+
+def test_refusals_say_that_no_kernel_reads_them(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    assert "codebook" in str(kbit.refuse(llama, scheme("nf4-b64"), "onnxruntime"))
+    assert "does not offer" in str(kbit.refuse(llama, scheme("w4-g64"), "onnxruntime"))
+    with pytest.raises(CandidateFailed, match="codebook"):
+        kbit.apply(llama, scheme("nf4-b64"), "openvino", tokens, tmp_path / "out")
+    assert scheme("nf4-b64-kv8").quantizes_cache

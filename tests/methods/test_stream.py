@@ -1,0 +1,92 @@
+"""What the streamed decoder shows, against hooks on the whole model of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantadvisor.documents.errors import CandidateFailed
+from quantadvisor.methods.observe import load
+from quantadvisor.methods.stream import empty_model, stream
+
+
+def inputs_of(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs [T, K] of every linear of the decoder, by transformers."""
+    import torch
+
+    seen: dict[str, np.ndarray] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            handles.append(module.register_forward_pre_hook(
+                lambda _, args, name=name: seen.update({name: args[0].reshape(-1, args[0].shape[-1]).numpy().copy()})
+            ))  # fmt: skip
+    with torch.no_grad():
+        model(torch.from_numpy(tokens))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_every_group_meets_its_inputs_in_order(llama: Path, tokens: np.ndarray) -> None:
+    model = load(llama)
+    expected = inputs_of(model, tokens)
+    seen = []
+
+    def visit(targets: tuple[str, ...], x: np.ndarray, weights: list[np.ndarray]) -> None:
+        seen.append(targets)
+        for name, w in zip(targets, weights, strict=True):
+            np.testing.assert_allclose(x, expected[name], atol=1e-5)
+            np.testing.assert_array_equal(w, model.get_submodule(name).weight.detach().numpy())
+
+    stream(llama, tokens, visit)
+    assert [name for targets in seen for name in targets] == [
+        f"model.layers.{layer}.{part}_proj"
+        for layer in (0, 1)
+        for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+    ]
+
+
+def test_what_comes_after_sees_the_replaced_weights(llama: Path, tokens: np.ndarray) -> None:
+    import torch
+
+    model = load(llama)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith("_proj"):
+                module.weight.mul_(0.5)
+    expected = inputs_of(model, tokens)
+
+    def visit(targets: tuple[str, ...], x: np.ndarray, weights: list[np.ndarray]) -> list[np.ndarray]:
+        np.testing.assert_allclose(x, expected[targets[0]], atol=1e-5)
+        return [w * np.float32(0.5) for w in weights]
+
+    stream(llama, tokens, visit)
+
+
+def test_nothing_is_loaded_before_its_turn(llama: Path) -> None:
+    model = empty_model(llama)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert model.model.rotary_emb.inv_freq.device.type == "cpu"
+
+
+def test_sharded_folders_and_missing_tensors(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(llama / "model.safetensors")
+    names = sorted(state)
+    for path in llama.glob("*.json"):
+        shutil.copyfile(path, tmp_path / path.name)
+    for part, chosen in enumerate((names[::2], names[1::2])):
+        save_file({name: state[name] for name in chosen}, tmp_path / f"model-{part}.safetensors")
+    seen: list[str] = []
+    stream(tmp_path, tokens[:1], lambda targets, x, weights: seen.extend(targets))
+    assert len(seen) == 14
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(CandidateFailed, match="has no tensor model"):
+        stream(tmp_path, tokens[:1], lambda targets, x, weights: None)
