@@ -36,7 +36,8 @@ def ghost_of(
 
 
 def ghost_method(method: str, scheme: Scheme) -> str:
-    """Random weights need no search: W8A8 is written without SmoothQuant's, the operators are the same."""
-    if method == "smoothquant" and scheme.activations is not None:
+    """Random weights need no search: W8A8 is written without SmoothQuant's or a rotation's, the operators are the same;
+    without LLM.int8()'s outlier channels too, which random weights do not have: its small second product is missing."""
+    if method in ("smoothquant", "rotation", "llm_int8") and scheme.activations is not None:
         return "dynamic_int8" if scheme.activations.dynamic else "static_int8"
     return method

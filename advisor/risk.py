@@ -1,14 +1,15 @@
 """The quality that a scheme would probably have, before anything is written: fake quantization in fp32 torch.
 
-Weights are rounded to the scheme's grid and put back; activations are rounded on their way into each linear. What a
-runtime adds beside (its own accumulation, an 8-bit head, its own cache) is not simulated: the applied artifact is scored
-for real.
+Weights are rounded to the scheme's grid and put back; activations are rounded on their way into each linear, keys and
+values on their way out of the cache. Methods that say how they round (`fake`, see `methods/fake.py`) are asked; the plain
+grids are here. What a runtime adds beside (its own accumulation, an 8-bit head) is not simulated: the applied artifact is
+scored for real.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantadvisor.documents import Quality, Scheme
+from quantadvisor.methods.fake import Fake, Forward, applied, forward, linears
+from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.worker import BLOCK
 
@@ -25,11 +28,18 @@ SMOOTHING = (0.5, 0.8)
 """SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
 
 
+PLAIN = ("rtn", "gguf", "dynamic_int8", "smoothquant")
+"""Methods whose grids are simulated here."""
+CALIBRATION_SAMPLES = 32
+"""Calibration samples that fixed ranges and searches get."""
+
+
 class Job(NamedTuple):
-    """Schemes by `method-scheme` to simulate on the model of one folder."""
+    """Schemes by `method-scheme` to simulate on the model of one folder; calibration int64 [samples, length]."""
 
     model_folder: Path
     schemes: Mapping[str, Scheme]
+    calibration: np.ndarray
 
 
 def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[dict[str, Quality]]:
@@ -37,20 +47,24 @@ def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text
     first. One child process does them all."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
-        done = [pool.submit(simulate, job.model_folder, windows, reference, dict(job.schemes)) for job in jobs]
+        done = [
+            pool.submit(simulate, job.model_folder, windows, reference, dict(job.schemes), job.calibration) for job in jobs
+        ]
         return [{name: quality_of(score, text, simulated=True) for name, score in each.result().items()} for each in done]
 
 
-def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: dict[str, Scheme]) -> dict[str, Any]:
+def simulate(
+    model_folder: Path, windows: np.ndarray, reference: Path, schemes: dict[str, Scheme], calibration: np.ndarray
+) -> dict[str, Any]:
     """In the child: float64 [3, tokens] per scheme, as the worker's `score` gives."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_grad_enabled(False)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    original = {name: linear.weight.data for name, linear in linears.items()}
-    peaks = channel_peaks(model, linears, windows[:1])
+    layers = linears(model)
+    original = {name: linear.weight.data for name, linear in layers.items()}
+    peaks = channel_peaks(model, layers, windows[:1])
     want = np.load(reference, mmap_mode="r")
     done: dict[tuple[Any, ...], Any] = {}
 
@@ -58,18 +72,27 @@ def simulate(model_folder: Path, windows: np.ndarray, reference: Path, schemes: 
         per_token = scheme.activations and scheme.activations.granularity
         key = (scheme.weights, per_token, alpha)
         if key not in done:
-            hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in linears.items()]
-            done[key] = score(model, windows, want)
+            hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in layers.items()]
+            done[key] = score(lambda tokens: forward(Fake(model), tokens), windows, want)
             for hook in hooks:
                 hook.remove()
-            for name, linear in linears.items():
+            for name, linear in layers.items():
                 linear.weight = torch.nn.Parameter(original[name], requires_grad=False)
         return done[key]
 
-    return {
-        name: min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
-        for name, scheme in schemes.items()
-    }
+    def simulated(name: str, scheme: Scheme) -> Any:
+        fake = fake_of(name.removesuffix(f"-{scheme.name}"))
+        if fake is None:
+            return min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
+        with applied(fake(model, scheme, calibration[:CALIBRATION_SAMPLES])) as logits:
+            return score(logits, windows, want)
+
+    return {name: simulated(name, scheme) for name, scheme in schemes.items()}
+
+
+def fake_of(method_name: str) -> Callable[[Any, Scheme, np.ndarray], Fake] | None:
+    """How a method itself rounds a model; None for those whose grids are here, and for checkpoints."""
+    return getattr(method(method_name), "fake", None) if method_name in METHODS else None
 
 
 def exponents(name: str) -> tuple[float | None, ...]:
@@ -142,14 +165,14 @@ def round_activations(x: Any, per_token: bool) -> Any:
     return (((x / scale).round() + zero).clamp(0, 255) - zero) * scale
 
 
-def score(model: Any, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def score(logits_of: Forward, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """float64 [3, W * S]: negative log-likelihood, KL and top-1 agreement against `reference`, [W * S, V]."""
     import torch
 
     result = np.full((3, windows.size), np.nan)
     at = 0
     for window in windows:
-        logits = model(torch.from_numpy(window[None])).logits[0].float()
+        logits = logits_of(window)
         for start in range(0, len(window), BLOCK):
             got = torch.log_softmax(logits[start : start + BLOCK], -1)
             want = torch.from_numpy(reference[at : at + len(got)].astype(np.float32)).log_softmax(-1)
@@ -162,9 +185,9 @@ def score(model: Any, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:
-    """`method-scheme` of what can be simulated: weights or activations rounded; caches and mixtures are measured only."""
+    """`method-scheme` of what can be simulated; fixed INT8 caches and mixtures are measured only."""
     return {
-        f"{method}-{scheme.name}": scheme
-        for method, scheme in pairs
-        if not scheme.quantizes_cache and method in ("rtn", "gguf", "dynamic_int8", "static_int8", "smoothquant")
+        f"{name}-{scheme.name}": scheme
+        for name, scheme in pairs
+        if fake_of(name) is not None or (name in PLAIN and not scheme.quantizes_cache)
     }

@@ -22,6 +22,14 @@ METHODS: dict[str, str] = {
     "smoothquant": "quantadvisor.methods.smoothquant",
     "gguf": "quantadvisor.methods.gguf",
     "kv_int8": "quantadvisor.methods.kv_int8",
+    "turboquant": "quantadvisor.methods.turboquant",
+    "kivi": "quantadvisor.methods.kivi",
+    "kv_fp8": "quantadvisor.methods.kv_fp8",
+    "llm_int8": "quantadvisor.methods.llm_int8",
+    "zeroquant": "quantadvisor.methods.zeroquant",
+    "fp8": "quantadvisor.methods.fp8",
+    "fpq_activations": "quantadvisor.methods.fpq_activations",
+    "rotation": "quantadvisor.methods.rotation",
 }
 
 

@@ -10,6 +10,9 @@
     q8_0, q4_0      GGUF: blocks of 32 with one float16 scale, symmetric; lm_head 8 bit (6.6 where 256 divides its rows)
     ...-kv8         any of these with an INT8 cache, one fixed scale per channel (with q8_0, q4_0: Q8_0 blocks)
 
+More of activations (`fp8-block`, `w4a4-fp`, `w8a8-outlier`) and of caches (`...-kv4-kivi`, `...-kv2.5-turbo`, `...-kvf8`) is in
+`low_bit_schemes.py`.
+
 Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8), and a tied embedding table
 shares its codes. With w8a8-static it stays float: OpenVINO, once a graph has INT8 products, unpacks integer weights of
 float ones, and INT8 inputs of lm_head cost SmolLM2-135M 0.02 of KL.
@@ -21,6 +24,8 @@ import re
 from typing import Literal
 
 from quantadvisor.documents.scheme import Format, Scheme
+
+from . import low_bit_schemes
 
 CACHE = "-kv8"
 HEAD_GROUP = 64
@@ -34,7 +39,12 @@ PATTERN = re.compile(
 
 def scheme(name: str) -> Scheme:
     """The scheme of a name; ValueError when the name is none."""
+    if rarer := low_bit_schemes.cache(name):
+        stem, update = rarer
+        return scheme(stem).model_copy(update={"name": name, **update})
     stem = name.removesuffix(CACHE)
+    if stem == name and (made := low_bit_schemes.activations(name)):
+        return made
     found = PATTERN.fullmatch(stem)
     if not found:
         raise ValueError(f"scheme {name!r} is unknown; forms are fp32, bf16, w4-g64, w4w8-g64, w8a8 and …-kv8")

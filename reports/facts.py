@@ -28,6 +28,14 @@ METHODS = {
     "smoothquant": "SmoothQuant",
     "gptq": "GPTQ",
     "awq": "AWQ",
+    "llm_int8": "LLM.int8()",
+    "zeroquant": "ZeroQuant",
+    "fp8": "FP8",
+    "fpq_activations": "FPQ",
+    "rotation": "a rotation",
+    "kivi": "KIVI",
+    "kv_fp8": "an FP8 cache",
+    "turboquant": "TurboQuant",
     "given": "the checkpoint as given",
 }
 TENSORS = {
