@@ -175,12 +175,12 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
     reference = survey.make_reference(context)
     name = context.evaluation[1].name
     context.progress.say(f"fake quantization of {len(chosen)} schemes on {windows.size} tokens")
-    jobs = [Job(context.model_folder, chosen, context.calibration)]
+    jobs = [Job(context.model_folder, chosen, context.calibration_file(context.workload.calibration.samples))]
     if context.source.reparametrised and "rtn-w4-g64" in chosen:
         from .builtin_model import builtin_original
 
         original = builtin_original(context.cache, context.progress.say)
-        jobs.append(Job(original, {"rtn-w4-g64": scheme("w4-g64")}, context.calibration))
+        jobs.append(Job(original, {"rtn-w4-g64": scheme("w4-g64")}))
     quality, *others = simulate_all(jobs, windows, reference, name)
     source = None
     if others:

@@ -35,11 +35,12 @@ CALIBRATION_SAMPLES = 32
 
 
 class Job(NamedTuple):
-    """Schemes by `method-scheme` to simulate on the model of one folder; calibration int64 [samples, length]."""
+    """Schemes by `method-scheme` to simulate on the model of one folder. `calibration`: int64 [samples, length] in a file,
+    for methods that say how they round."""
 
     model_folder: Path
     schemes: Mapping[str, Scheme]
-    calibration: np.ndarray
+    calibration: Path | None = None
 
 
 def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[dict[str, Quality]]:
@@ -47,21 +48,17 @@ def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text
     first. One child process does them all."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
-        done = [
-            pool.submit(simulate, job.model_folder, windows, reference, dict(job.schemes), job.calibration) for job in jobs
-        ]
+        done = [pool.submit(simulate, job, windows, reference) for job in jobs]
         return [{name: quality_of(score, text, simulated=True) for name, score in each.result().items()} for each in done]
 
 
-def simulate(
-    model_folder: Path, windows: np.ndarray, reference: Path, schemes: dict[str, Scheme], calibration: np.ndarray
-) -> dict[str, Any]:
+def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
     """In the child: float64 [3, tokens] per scheme, as the worker's `score` gives."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_grad_enabled(False)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(job.model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     layers = linears(model)
     original = {name: linear.weight.data for name, linear in layers.items()}
     peaks = channel_peaks(model, layers, windows[:1])
@@ -84,10 +81,11 @@ def simulate(
         fake = fake_of(name.removesuffix(f"-{scheme.name}"))
         if fake is None:
             return min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
-        with applied(fake(model, scheme, calibration[:CALIBRATION_SAMPLES])) as logits:
+        assert job.calibration is not None
+        with applied(fake(model, scheme, np.load(job.calibration)[:CALIBRATION_SAMPLES])) as logits:
             return score(logits, windows, want)
 
-    return {name: simulated(name, scheme) for name, scheme in schemes.items()}
+    return {name: simulated(name, scheme) for name, scheme in job.schemes.items()}
 
 
 def fake_of(method_name: str) -> Callable[[Any, Scheme, np.ndarray], Fake] | None:

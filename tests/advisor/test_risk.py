@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantadvisor.advisor.risk import round_activations, round_weight, schemes_at_risk, simulate
+from quantadvisor.advisor.risk import Job, round_activations, round_weight, schemes_at_risk, simulate
 from quantadvisor.methods.affine import dequantize_groups, fake_activations, fake_tokens, quantize_groups
 from quantadvisor.methods.schemes import scheme
 
@@ -73,7 +73,9 @@ def test_methods_are_simulated_by_name_and_earn_their_place(llama: Path, tmp_pat
     chosen = schemes_at_risk([(name, scheme(each)) for name, each in names])
     assert "mixed-w4w8-g64" not in chosen
     assert "kv_int8-fp32-kv8" not in chosen
-    found = simulate(folder, windows, tmp_path / "reference.npy", chosen, windows)
+    np.save(tmp_path / "calibration.npy", windows)
+    job = Job(folder, chosen, tmp_path / "calibration.npy")
+    found = simulate(job, windows, tmp_path / "reference.npy")
     kls = {name: float(rows[1].mean()) for name, rows in found.items()}
     assert set(kls) == set(chosen)
     for better in ("smoothquant-w8a8-tensor", "llm_int8-w8a8-outlier", "rotation-w8a8"):
