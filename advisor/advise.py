@@ -200,7 +200,7 @@ def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], w
     """Does it quantize the cache beside what another one quantizes on the same runtime, and gain less than WORTH by it?"""
     if not candidate.scheme.quantizes_cache:
         return False
-    plain = candidate.scheme.name.removesuffix("-kv8")
+    plain = candidate.scheme.name.partition("-kv")[0]
     place = (candidate.runtime, candidate.options)
     same = next((c for c in order if (c.scheme.name, c.runtime, c.options) == (plain, *place)), None)
     if same is None:

@@ -53,6 +53,8 @@ CATALOGUE = (
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa",)),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
+    Entry("kv_int4", "fp32-kv4", "kv_cache", ("onnxruntime",)),
+    Entry("kv_int4", "w8-g64-kv4", "kv_cache", ("onnxruntime",)),
     Entry("llm_int8", "w8a8-outlier", "activations", ("onnxruntime",)),
     Entry("rotation", "w8a8", "activations", ("onnxruntime",)),
     Entry("rotation", "w4a4", "activations", ("onnxruntime",)),

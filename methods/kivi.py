@@ -27,7 +27,7 @@ GROUP = 32
 RESIDUAL = 32
 MISSING = {
     "torch": "transformers' quantized cache needs the package optimum-quanto or hqq, which this environment does not have",
-    "onnxruntime": "GroupQueryAttention takes fixed scales, one per channel or tensor (see kv_int8): none per group of tokens",
+    "onnxruntime": "GroupQueryAttention takes fixed scales, one per channel or tensor (kv_int4): none per group of tokens",
     "onnxruntime-genai": "GroupQueryAttention takes fixed scales, one per channel or tensor: none per group of tokens",
     "openvino": "its u8 cache rounds keys and values alike and keeps no window: kv_int8",
     "llama.cpp": "its cache blocks run along a token's channels, keys' too: kv_int8's q8_0",

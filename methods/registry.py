@@ -22,6 +22,7 @@ METHODS: dict[str, str] = {
     "smoothquant": "quantadvisor.methods.smoothquant",
     "gguf": "quantadvisor.methods.gguf",
     "kv_int8": "quantadvisor.methods.kv_int8",
+    "kv_int4": "quantadvisor.methods.kv_int4",
     "turboquant": "quantadvisor.methods.turboquant",
     "kivi": "quantadvisor.methods.kivi",
     "kv_fp8": "quantadvisor.methods.kv_fp8",

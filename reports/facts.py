@@ -35,6 +35,7 @@ METHODS = {
     "rotation": "a rotation",
     "kivi": "KIVI",
     "kv_fp8": "an FP8 cache",
+    "kv_int4": "an INT4 cache",
     "turboquant": "TurboQuant",
     "given": "the checkpoint as given",
 }

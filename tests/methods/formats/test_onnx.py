@@ -174,7 +174,7 @@ def test_int8_cache(weights: str, base: Path, tokens: np.ndarray, tmp_path: Path
     if weights == "w8a8":
         plain = tmp_path / "plain"
         onnx.quantize_dynamic_w8a8(base, plain, per_token=True)
-    onnx.quantize_cache_int8(plain, tmp_path / "out", onnx.calibrate_cache(base, tokens))
+    onnx.quantize_cache(plain, tmp_path / "out", onnx.calibrate_cache(base, tokens))
     for name in ("model.onnx", "scoring.onnx"):
         opened = session(tmp_path / "out", name)
         kinds = {value.type for value in (*opened.get_inputs(), *opened.get_outputs()) if ".key" in value.name}
@@ -244,7 +244,7 @@ def test_genai_generates_from_these_folders(base: Path, tokens: np.ndarray, tmp_
     """Its own loop runs last-position graphs, with a float and with an INT8 cache, and agrees with our logits."""
     import onnxruntime_genai as genai
 
-    onnx.quantize_cache_int8(base, tmp_path / "kv8", onnx.calibrate_cache(base, tokens))
+    onnx.quantize_cache(base, tmp_path / "kv8", onnx.calibrate_cache(base, tokens))
     for folder in (base, tmp_path / "kv8"):
         model = genai.Model(str(folder))
         settings = genai.GeneratorParams(model)
