@@ -11,6 +11,8 @@
     ...-kv8-kivi, -kv4-kivi, -kv2-kivi    keys in groups of 32 tokens of a channel, values of 32 channels of a token (KIVI)
     ...-kvf8, -kvf8-unit                  E4M3, one calibrated scale per layer, or 1.0
     ...-kv2.5-turbo, -kv3-turbo-prod      a norm and codes per vector (TurboQuant), -prod: keys in the unbiased form
+
+The output layer stays float, but for w8a8-outlier, which is written with an 8-bit one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Granularity = Literal["tensor", "channel", "group", "token", "block"]
 
 FLOAT8 = re.compile(r"fp8(?P<kind>-tensor|-static|-block|-e5m2)?")
 INTEGER = re.compile(r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp|-g(?P<group>\d+)|-static-entropy|-static-percentile)?")
-CACHE = re.compile(r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)")
+CACHE = re.compile(
+    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
+)
 BLOCK = 128
 CACHE_GROUP = 32
 
@@ -41,10 +45,7 @@ def activations(name: str) -> Scheme | None:
     if kind == "-fp":
         weights = form("float", w_bits, "channel")
         return Scheme(name=name, weights=weights, activations=form("float", a_bits, "channel"))
-    if found["group"]:
-        weights = form("int", w_bits, "group", int(found["group"]))
-    else:
-        weights = form("int", w_bits, "channel")
+    weights = form("int", w_bits, "group", int(found["group"])) if found["group"] else form("int", w_bits, "channel")
     if kind.startswith("-static"):
         if (w_bits, a_bits) != (8, 8):
             return None

@@ -70,7 +70,9 @@ def test_floats_shrug_at_planted_outliers(planted: Path, tokens: np.ndarray) -> 
     from quantadvisor.methods.observe import load
 
     model = load(planted)
-    found = {name: fake_kl(fp8.fake(model, scheme(name), tokens), planted, tokens[:2]) for name in ("fp8", "fp8-tensor", "fp8-e5m2")}
+    found = {
+        name: fake_kl(fp8.fake(model, scheme(name), tokens), planted, tokens[:2]) for name in ("fp8", "fp8-tensor", "fp8-e5m2")
+    }
     integers = Fake(model, weight=lambda _, w: symmetric(w, 8), inputs=lambda _, x: symmetric(x, 8, None))
     assert found["fp8-tensor"] < fake_kl(integers, planted, tokens[:2]) / 4
     assert found["fp8"] < found["fp8-e5m2"]

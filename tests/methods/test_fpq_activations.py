@@ -59,9 +59,7 @@ def test_the_search_finds_the_least_error() -> None:
         y = fpq.shifted_float(x, layout, float(peaks.max()) * factor, shifts) @ minifloat(w, *wf, wb).T
         return float((y - exact).square().sum())
 
-    least = min(
-        error(found.weight_format, found.weight_bound, layout, f) for layout in ((3, 0), (2, 1), (1, 2)) for f in factors
-    )
+    least = min(error(found.weight_format, found.weight_bound, layout, f) for layout in ((3, 0), (2, 1), (1, 2)) for f in factors)
     ours = fpq.shifted_float(x, found.input_format, found.input_bound, found.shifts)
     made = ours @ minifloat(w, *found.weight_format, found.weight_bound).T
     assert float((made - exact).square().sum()) == pytest.approx(least, rel=1e-5)

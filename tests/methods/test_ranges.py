@@ -26,9 +26,7 @@ def theirs(x: np.ndarray, method: str, bins: int, percentile: float = 99.99) -> 
     return float(low), float(high)
 
 
-@pytest.mark.parametrize(
-    ("percentile", "golden"), [(99.99, (-3.9985943, 4.7117195)), (99.9, (-3.310938, 3.285469))]
-)
+@pytest.mark.parametrize(("percentile", "golden"), [(99.99, (-3.9985943, 4.7117195)), (99.9, (-3.310938, 3.285469))])
 def test_percentile_like_onnxruntime(percentile: float, golden: tuple[float, float]) -> None:
     found = percentile_range(*histogram(samples(), 2048), percentile)
     assert found == pytest.approx(golden, rel=1e-5)

@@ -86,7 +86,10 @@ def test_rarer_caches(name: str, number: str, bits: float, granularities: tuple[
     assert made.weights == scheme(name.split("-kv")[0]).weights
 
 
-@pytest.mark.parametrize("name", ["w9-g32", "fp8-row", "w4a4-static-entropy", "fp32-kv8-turbo", "fp32-kv5-kivi", "w4", "int4", "w8a8-row", "w4-g32-kv3", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["w9-g32", "fp8-row", "w4a4-static-entropy", "fp32-kv8-turbo", "fp32-kv5-kivi", "w4", "int4", "w8a8-row", "w4-g32-kv3", ""],
+)
 def test_what_is_no_scheme(name: str) -> None:
     with pytest.raises(ValueError, match="is unknown"):
         scheme(name)
