@@ -90,7 +90,10 @@ def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
 
 def fake_of(method_name: str) -> Callable[[Any, Scheme, np.ndarray], Fake] | None:
     """How a method itself rounds a model; None for those whose grids are here, and for checkpoints."""
-    return getattr(method(method_name), "fake", None) if method_name in METHODS else None
+    found: Callable[[Any, Scheme, np.ndarray], Fake] | None = None
+    if method_name in METHODS:
+        found = getattr(method(method_name), "fake", None)
+    return found
 
 
 def exponents(name: str) -> tuple[float | None, ...]:

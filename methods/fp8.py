@@ -6,7 +6,8 @@
     fp8-block    E4M3, weights in squares of 128, activations in runs of 128 (DeepSeek-V3, arXiv:2412.19437)
     fp8-e5m2     as fp8, with one bit of the mantissa given to the exponent
 
-S = max|x| / 448 (E5M2: 57344). Values beyond, which only static scales know, are clipped.
+S = max|x| / 448 (E5M2: 57344). Values beyond, which only static scales know, are clipped. Simulated on SmolLM2-135M, KL:
+fp8 0.026, -block 0.025, -tensor 0.032, -static 0.032, -e5m2 0.097; INT8 per token 0.048, INT8 per tensor 0.54.
 """
 
 from __future__ import annotations

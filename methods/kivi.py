@@ -4,6 +4,7 @@ Keys have loud channels that stay loud from token to token, so GROUP tokens of o
 none, so GROUP channels of one token do. Both are asymmetric: codes run from the least to the largest value of the group.
 The newest tokens stay in full precision until RESIDUAL of them have come together and are rounded at once. No
 calibration: the ranges are those of the groups. Keys are rounded after the rotary embedding, as they are stored.
+Simulated on SmolLM2-135M: KL under 0.0001 at 8 bits, 0.006 at 4, 0.26 at 2.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MISSING = {
     "torch": "transformers' quantized cache needs the package optimum-quanto or hqq, which this environment does not have",
     "onnxruntime": "GroupQueryAttention takes fixed scales, one per channel or tensor (kv_int4): none per group of tokens",
     "onnxruntime-genai": "GroupQueryAttention takes fixed scales, one per channel or tensor: none per group of tokens",
-    "openvino": "its u8 cache rounds keys and values alike and keeps no window: kv_int8",
+    "openvino": "its cache keeps no window, and with 4-bit keys per channel its process ended here; in 8 bit: kv_int8",
     "llama.cpp": "its cache blocks run along a token's channels, keys' too: kv_int8's q8_0",
 }
 

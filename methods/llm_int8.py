@@ -6,6 +6,7 @@ only; those of outlier columns are read back from it, as bitsandbytes does.
 
 The artifact fixes J by calibration, since a graph cannot have a shape that depends on its data: every channel that reached
 the threshold there. A channel that becomes one later only widens its token's scale. Its columns of W stay in fp32.
+Simulated on SmolLM2-135M: KL 0.032, plain W8A8 per token 0.048, per tensor 0.54, SmoothQuant 0.007.
 """
 
 from __future__ import annotations

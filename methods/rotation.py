@@ -9,7 +9,9 @@ model runs. Q is a Hadamard matrix with random signs where the width allows one,
     w4a8, w4a4  and the inputs of down_proj turned while the model runs, which the activation function forbids to fold
 
 Weights are rounded per channel, activations per token, symmetric. A tied output layer is untied: its embedding keeps no
-gain, it does.
+gain, it does. Simulated on SmolLM2-135M, KL: activations alone in 4 bits 0.70, without rotation 5.9; W8A8 0.020, without
+0.048. Its weights in 4 bits per channel by nearest rounding are what spoils W4A8 (1.9, without 2.2) and W4A4 (3.2, without
+7.7): QuaRot's own W4A4 has GPTQ weights.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         folder = Path(scratch) / "hf"
         model.save_pretrained(folder)
         for path in Path(model_folder).iterdir():
-            if path.is_file() and not (folder / path.name).exists() and path.suffix != ".safetensors":
+            if path.is_file() and not (folder / path.name).exists() and ".safetensors" not in path.name:
                 link_or_copy(path, folder / path.name)
         del model
         more = dynamic_int8.apply(folder, scheme, runtime, calibration, out)

@@ -11,6 +11,9 @@ Each vector is rounded alone, when it comes (online): no calibration, no window.
 
 Halves of a bit: one half of the channels takes a bit more than the other, each half turned by itself; louder channels
 take more. Which are louder is seen in the first FIRST tokens of a sequence, per head.
+
+Simulated on SmolLM2-135M (d = 64, every token rounded), KL in nats: 4 bits 0.072, 3.5 0.097, 3 0.27, 2.5 0.38, 2 1.0. The
+unbiased form of keys costs more here, 0.42 at 4 bits: softmax suffers from variance more than from a common factor.
 """
 
 from __future__ import annotations

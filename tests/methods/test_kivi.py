@@ -57,7 +57,7 @@ def test_loud_channels_are_why_keys_are_rounded_per_channel() -> None:
 
 
 def test_chunks_see_what_decoding_sees(llama: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With windows of eight tokens, eight at a time gives the logits of one at a time but for values in the open window."""
+    """With windows of eight tokens, eight at a time gives the logits of one at a time."""
     from quantadvisor.methods.fake import applied
     from quantadvisor.methods.observe import load
 
