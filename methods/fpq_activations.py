@@ -12,7 +12,7 @@ FACTORS are tried on the largest value itself, once each for weights and for act
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -61,40 +61,63 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
 
 def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
-    assert scheme.weights is not None
-    assert scheme.activations is not None
-    return searched(model, int(scheme.weights.bits), int(scheme.activations.bits), calibration)
-
-
-def searched(model: Any, w_bits: int, a_bits: int, calibration: NDArray[int64], factors: tuple[float, ...] = FACTORS,
-             shifted: bool = True) -> Fake:  # fmt: skip
-    """The fake with every linear's formats and bounds searched. `factors` (1,) and `shifted` False: min-max, no shifts."""
     import torch
 
+    assert scheme.weights is not None
+    assert scheme.activations is not None
+
+    def run() -> None:
+        for sample in calibration:
+            model(torch.from_numpy(sample)[None], use_cache=False, logits_to_keep=1)
+
+    return searched(model, (int(scheme.weights.bits), int(scheme.activations.bits)), run)
+
+
+def searched(model: Any, bits: tuple[int, int], run: Callable[[], None], factors: tuple[float, ...] = FACTORS,
+             shifted: bool = True) -> Fake:  # fmt: skip
+    """The fake of any torch model, with every linear's formats and bounds searched on what it reads while `run` runs.
+
+    `bits`: of weights, of activations. `factors` (1,) and `shifted` False: min-max, no shifts.
+    """
     from .grids import minifloat
-    from .observe import observe
-
-    peaks: dict[str, Any] = {}
-    seen: dict[str, Any] = {}
-
-    def see(name: str, x: NDArray[Any]) -> None:
-        rows = torch.from_numpy(x)
-        bound = rows.abs().amax(0)
-        peaks[name] = torch.maximum(peaks[name], bound) if name in peaks else bound
-        if name not in seen:
-            seen[name] = rows[:: max(1, len(rows) // TOKENS)][:TOKENS].clone()
 
     layers = linears(model)
-    observe(model, calibration, dict.fromkeys(layers, see))
+    seen, peaks = observed(layers, run)
     found: Mapping[str, Choice] = {
-        name: search(layer.weight.data, seen[name], peaks[name], (w_bits, a_bits), factors, shifted)
-        for name, layer in layers.items()
+        name: search(layer.weight.data, seen[name], peaks[name], bits, factors, shifted) for name, layer in layers.items()
     }
     return Fake(
         model,
         weight=lambda name, w: minifloat(w, *found[name].weight_format, found[name].weight_bound),
         inputs=lambda name, x: shifted_float(x, found[name].input_format, found[name].input_bound, found[name].shifts),
     )
+
+
+def observed(layers: Mapping[str, Any], run: Callable[[], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(inputs [T, K] of the first forward pass, T at most TOKENS; largest values [K] of all) of every linear."""
+    import torch
+
+    seen: dict[str, Any] = {}
+    peaks: dict[str, Any] = {}
+
+    def watch(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
+            rows = args[0].detach().flatten(0, -2)
+            bound = rows.abs().amax(0)
+            peaks[name] = torch.maximum(peaks[name], bound) if name in peaks else bound
+            if name not in seen:
+                seen[name] = rows[:: max(1, len(rows) // TOKENS)][:TOKENS].clone()
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, peaks
 
 
 def search(w: Any, x: Any, peaks: Any, bits: tuple[int, int], factors: tuple[float, ...], shifted: bool) -> Choice:
