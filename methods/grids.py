@@ -55,12 +55,12 @@ def minifloat(x: Any, exponent: int, mantissa: int, largest: Any) -> Any:
     """
     import torch
 
-    top = torch.as_tensor(largest, dtype=torch.float32).clamp(min=LEAST)
+    top = torch.as_tensor(largest, dtype=torch.float64).clamp(min=LEAST)  # in float32 a tie would fall to either side
     bias = exponent_bias(top, exponent, mantissa)
-    clipped = torch.minimum(torch.maximum(x, -top), top)
+    clipped = torch.minimum(torch.maximum(x.double(), -top), top)
     binade = torch.floor(torch.log2(clipped.abs().clamp(min=1e-30)) + bias).clamp(min=1)
     step = torch.exp2(binade - mantissa - bias)
-    return (clipped / step).round() * step
+    return ((clipped / step).round() * step).float()
 
 
 def exponent_bias(largest: Any, exponent: int, mantissa: int) -> Any:

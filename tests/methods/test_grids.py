@@ -55,14 +55,14 @@ def test_minifloats_of_fpq(exponent: int, mantissa: int, grid: list[float]) -> N
     x = torch.linspace(-8, 8, 4001)
     found = minifloat(x, exponent, mantissa, 6.0)
     np.testing.assert_allclose(found[found >= 0].unique().numpy(), grid, atol=1e-5)
-    nearest = np.array(grid)[np.abs(np.abs(x.numpy())[:, None] - np.array(grid)).argmin(1)]
-    assert (np.abs(found.abs().numpy() - nearest) < 1e-4).mean() > 0.995  # ties may go either way
+    off = np.abs(np.minimum(np.abs(x.numpy()), 6)[:, None] - np.array(grid)).min(1)
+    np.testing.assert_allclose(np.abs((found - x.clamp(-6, 6)).numpy()), off, atol=1e-5)
 
 
 def test_e2m1_like_ml_dtypes() -> None:
     x = np.array([0.1, 0.25, 0.26, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 5.1, 7], np.float32)
     theirs = x.astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
-    assert minifloat(torch.from_numpy(x), 2, 1, 6.0).tolist() == theirs.tolist()
+    np.testing.assert_allclose(minifloat(torch.from_numpy(x), 2, 1, 6.0).numpy(), theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [128, 64, 7])
