@@ -116,7 +116,8 @@ def hadamard(width: int) -> NDArray[np.float64] | None:
         return np.ones((1, 1))
     for prime in PALEY:
         if width % (prime + 1) == 0 and (rest := hadamard(width // (prime + 1))) is not None:
-            return np.kron(paley(prime), rest)
+            product: NDArray[np.float64] = np.kron(paley(prime), rest)
+            return product
     if width % 2 == 0 and (rest := hadamard(width // 2)) is not None:
         return np.kron(np.array([[1.0, 1.0], [1.0, -1.0]]), rest)
     return None
