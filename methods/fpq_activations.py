@@ -8,6 +8,10 @@ Weights have one real bias per output channel.
 For each linear the format (how many of the bits are exponent) and the factor on the largest values are searched, weights
 and activations in turn, for the least squared error of the layer's output on calibration tokens (Algorithm 1). Here
 FACTORS are tried on the largest value itself, once each for weights and for activations, from ROWS of the outputs.
+
+Simulated on SmolLM2-135M, KL with formats searched: W4A4 min-max 5.9, with shifts 2.5, with factors too 2.7; W4A8 0.92, 1.2,
+1.4. The shifts are what helps at 4 bits. At 8 they hurt: a rounded bias clips up to 0.7 of a channel's largest value, and
+the few huge values that attention rests on must not be clipped where everything else is fine.
 """
 
 from __future__ import annotations
