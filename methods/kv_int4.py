@@ -1,7 +1,8 @@
 """An INT4 key-value cache: one fixed scale per layer, head and channel, for keys and for values, from real prefills.
 
-Half of `kv_int8`'s bytes, two codes in a byte, and sixteen times its error: fixed scales must cover whatever comes, and
-at 4 bits the quiet tokens pay for it. KIVI's ranges of small groups are tighter (`kivi`), but no runtime here reads them.
+Half of `kv_int8`'s bytes, two codes in a byte, and a step 18 times as wide: fixed scales must cover whatever comes, and at 4
+bits the quiet tokens pay for it (SmolLM2-135M, through ONNX Runtime: KL 0.34, INT8 0.0014). KIVI's ranges of small groups
+are tighter (`kivi`), but no runtime here reads them in 4 bits.
 """
 
 from __future__ import annotations
