@@ -12,6 +12,7 @@ from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
 from .predict import Probes, family, kernel_class, predict, users_within
 from .prove import memory_limit
+from .risk import not_searched
 
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
@@ -31,15 +32,16 @@ class Advice(Document):
 def exclude_by_quality(
     candidates: Sequence[Candidate], simulated: Mapping[str, Quality], workload: Workload
 ) -> tuple[Candidate, ...]:
-    """Candidates whose simulated quality breaks the budget are excluded; the simulation's KL becomes their prediction."""
+    """Candidates whose simulated quality breaks the budget are excluded, and searches that start too far from it."""
     result = []
     for candidate in candidates:
         quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
         reason = budget_breach(quality, workload) if quality else None
+        if quality and reason:
+            reason = f"{reason} (fake quantization, {quality.tokens} tokens)"
+        reason = reason or not_searched(candidate.method, candidate.scheme, simulated, workload.quality.kl_mean_max)
         if candidate.refused is None and reason:
-            candidate = candidate.model_copy(
-                update={"excluded": f"{reason} (fake quantization, {quality.tokens if quality else 0} tokens)"}
-            )
+            candidate = candidate.model_copy(update={"excluded": reason})
         result.append(candidate)
     return tuple(result)
 
@@ -207,7 +209,7 @@ def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], w
     """Does it quantize the cache beside what another one quantizes on the same runtime, and gain less than WORTH by it?"""
     if not candidate.scheme.quantizes_cache:
         return False
-    plain = candidate.scheme.name.removesuffix("-kv8")
+    plain = candidate.scheme.name.partition("-kv")[0]
     place = (candidate.runtime, candidate.options)
     same = next((c for c in order if (c.scheme.name, c.runtime, c.options) == (plain, *place)), None)
     if same is None:

@@ -31,6 +31,9 @@ CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """runtime -> options of a session with a plain cache, and with an INT8 one; runtimes whose artifact says it are not here."""
 
+SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
+"""Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
+
 CATALOGUE = (
     Entry("none", "bf16", "none", ("torch", *LLAMA, "vllm")),
     Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
@@ -58,6 +61,19 @@ CATALOGUE = (
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa",)),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
+    Entry("kv_int4", "fp32-kv4", "kv_cache", ("onnxruntime",)),
+    Entry("kv_int4", "w8-g64-kv4", "kv_cache", ("onnxruntime",)),
+    Entry("llm_int8", "w8a8-outlier", "activations", ("onnxruntime",)),
+    Entry("rotation", "w8a8", "activations", ("onnxruntime",)),
+    Entry("rotation", "w4a4", "activations", ("onnxruntime",)),
+    Entry("zeroquant", "w4a8-g64", "activations", SIMULATED),
+    Entry("fp8", "fp8", "activations", SIMULATED),
+    Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),
+    Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
+    Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
+    Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
+    Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
+    Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
 )
 
 
@@ -97,7 +113,7 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
     """(method, scheme) of the artifact to build: outside ONNX an INT8 cache is an option of the runtime, not of the artifact."""
-    if runtime_name in CACHE_OPTIONS and wanted.quantizes_cache:
+    if runtime_name in CACHE_OPTIONS and wanted.name.endswith("-kv8"):
         plain = scheme(wanted.name.removesuffix("-kv8"))
         writes = "gguf" if runtime_name == "llama.cpp" else "rtn"
         return ("none" if plain.weights is None else writes), plain

@@ -175,7 +175,9 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
     reference = survey.make_reference(context)
     name = context.evaluation[1].name
     context.progress.say(f"fake quantization of {len(chosen)} schemes on {windows.size} tokens")
-    jobs = [Job(context.model_folder, chosen, context.calibration_file(context.workload.calibration.samples))]
+    workload = context.workload
+    calibration = context.calibration_file(workload.calibration.samples)
+    jobs = [Job(context.model_folder, chosen, calibration, workload.quality.kl_mean_max)]
     if context.source.reparametrised and "rtn-w4-g64" in chosen:
         from .builtin_model import builtin_original
 

@@ -1,14 +1,15 @@
 """The quality that a scheme would probably have, before anything is written: fake quantization in fp32 torch.
 
-Weights are rounded to the scheme's grid and put back; activations are rounded on their way into each linear. What a
-runtime adds beside (its own accumulation, an 8-bit head, its own cache) is not simulated: the applied artifact is scored
-for real.
+Weights are rounded to the scheme's grid and put back; activations are rounded on their way into each linear, keys and
+values on their way out of the cache. Methods that say how they round (`fake`, see `methods/fake.py`) or which weights they
+find (`rounded`) are asked; the plain grids are here. What a runtime adds beside (its own accumulation, an 8-bit head) is
+not simulated: the applied artifact is scored for real.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,29 +17,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantadvisor.documents import Quality, Scheme
+from quantadvisor.methods.fake import Fake, Forward, applied, forward, linears, with_weights
 from quantadvisor.methods.layerwise import evenly
-from quantadvisor.methods.registry import method
+from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.worker import BLOCK
 
 from .builds import quiet_child
 
-SEARCHED = ("gptq", "awq", "gguf_imatrix")
-"""Methods whose weights are what they themselves find, on fewer calibration tokens than the artifact's: a bit worse."""
-SEARCH_SAMPLES = 16
-"""Of the calibration: such a method goes through the whole model once, and this part of the advice must stay short."""
 SMOOTHING = (0.5, 0.8)
 """SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
+PLAIN = ("rtn", "dynamic_int8", "smoothquant")
+"""Methods whose grids are simulated here."""
+SEARCHED = {"gptq": "rtn", "awq": "rtn", "gguf_imatrix": "gguf"}
+"""Methods that search where another one only rounds: they go through the whole model, layer by layer."""
+SEARCH_SAMPLES, CALIBRATION_SAMPLES = 16, 32
+"""Of the calibration: what searches get (fewer than for the artifact, so that they come out a bit worse), and the others."""
+REACH = 4.0
+"""A search is simulated where plain rounding has at most this many times the KL of the budget. On SmolLM2-135M GPTQ and
+AWQ leave 0.46 and 0.49 of the KL of rounding to nearest at 4 bits (docs/log.md)."""
 
 
 class Job(NamedTuple):
     """Schemes by `method-scheme` to simulate on the model of one folder. `calibration`: int64 [samples, length] in a file,
-    for methods that search."""
+    for all but PLAIN. `kl_budget`: nats a token, from which follows which searches are worth their time."""
 
     model_folder: Path
     schemes: Mapping[str, Scheme]
     calibration: Path | None = None
-    samples: int = SEARCH_SAMPLES
+    kl_budget: float | None = None
 
 
 def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[dict[str, Quality]]:
@@ -57,43 +64,63 @@ def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
 
     torch.set_grad_enabled(False)
     model = AutoModelForCausalLM.from_pretrained(job.model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    original = {name: linear.weight.data for name, linear in linears.items()}
-    peaks = channel_peaks(model, linears, windows[:1])
+    layers = linears(model)
+    original = {name: linear.weight.data for name, linear in layers.items()}
+    peaks = channel_peaks(model, layers, windows[:1])
     want = np.load(reference, mmap_mode="r")
     done: dict[tuple[Any, ...], Any] = {}
 
-    def rounded(name: str, scheme: Scheme, alpha: float | None) -> Any:
+    def rounded(scheme: Scheme, alpha: float | None) -> Any:
         per_token = scheme.activations and scheme.activations.granularity
-        module: Any = method(name.removesuffix(f"-{scheme.name}"))
-        key = (name,) if hasattr(module, "rounded") else (scheme.weights, per_token, alpha)
+        key = (scheme.weights, per_token, alpha)
         if key not in done:
-            if hasattr(module, "rounded"):
-                hooks = place(linears, module, scheme, job)
-            else:
-                hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in linears.items()]
-            done[key] = score(model, windows, want)
+            hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in layers.items()]
+            done[key] = score(lambda tokens: forward(Fake(model), tokens), windows, want)
             for hook in hooks:
                 hook.remove()
-            for name, linear in linears.items():
+            for name, linear in layers.items():
                 linear.weight = torch.nn.Parameter(original[name], requires_grad=False)
         return done[key]
 
-    return {
-        name: min((rounded(name, scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
-        for name, scheme in job.schemes.items()
-    }
+    def simulated(name: str, scheme: Scheme) -> Any:
+        fake = fake_of(name.removesuffix(f"-{scheme.name}"), job.model_folder)
+        if fake is None:
+            return min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
+        assert job.calibration is not None
+        samples = SEARCH_SAMPLES if plain_of(name, scheme) else CALIBRATION_SAMPLES
+        with applied(fake(model, scheme, evenly(np.load(job.calibration), samples))) as logits:
+            return score(logits, windows, want)
+
+    scores: dict[str, Any] = {}
+    for name, scheme in sorted(job.schemes.items(), key=lambda each: plain_of(*each) is not None):
+        plain = scores.get(plain_of(name, scheme) or "")
+        if plain is None or within_reach(float(plain[1].mean()), job.kl_budget):
+            scores[name] = simulated(name, scheme)
+    return scores
 
 
-def place(linears: Mapping[str, Any], module: Any, scheme: Scheme, job: Job) -> list[Any]:
-    """Put the weights in place that a method finds; no hooks are needed."""
-    import torch
+def plain_of(name: str, scheme: Scheme) -> str | None:
+    """`method-scheme` of the plain rounding that a search starts from; None for what does not search."""
+    plain = SEARCHED.get(name.removesuffix(f"-{scheme.name}"))
+    return f"{plain}-{scheme.name}" if plain else None
 
-    assert job.calibration is not None
-    tokens = evenly(np.load(job.calibration), job.samples)
-    for name, w in module.rounded(job.model_folder, scheme, tokens).items():
-        linears[name].weight = torch.nn.Parameter(torch.from_numpy(w), requires_grad=False)
-    return []
+
+def within_reach(plain_kl: float, kl_budget: float | None) -> bool:
+    return kl_budget is None or plain_kl <= REACH * kl_budget
+
+
+def fake_of(method_name: str, model_folder: Path) -> Callable[[Any, Scheme, np.ndarray], Fake] | None:
+    """How a method itself rounds a model: by its `fake`, or the weights that it finds (`rounded`); None for PLAIN, and for
+    what cannot be simulated."""
+    if method_name in PLAIN or method_name not in METHODS:
+        return None
+    module: Any = method(method_name)
+    if hasattr(module, "fake"):
+        found: Callable[[Any, Scheme, np.ndarray], Fake] = module.fake
+        return found
+    if not hasattr(module, "rounded"):
+        return None
+    return lambda model, scheme, tokens: with_weights(model, module.rounded(model_folder, scheme, tokens))
 
 
 def exponents(name: str) -> tuple[float | None, ...]:
@@ -166,14 +193,14 @@ def round_activations(x: Any, per_token: bool) -> Any:
     return (((x / scale).round() + zero).clamp(0, 255) - zero) * scale
 
 
-def score(model: Any, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def score(logits_of: Forward, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """float64 [3, W * S]: negative log-likelihood, KL and top-1 agreement against `reference`, [W * S, V]."""
     import torch
 
     result = np.full((3, windows.size), np.nan)
     at = 0
     for window in windows:
-        logits = model(torch.from_numpy(window[None])).logits[0].float()
+        logits = logits_of(window)
         for start in range(0, len(window), BLOCK):
             got = torch.log_softmax(logits[start : start + BLOCK], -1)
             want = torch.from_numpy(reference[at : at + len(got)].astype(np.float32)).log_softmax(-1)
@@ -186,9 +213,21 @@ def score(model: Any, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:
-    """`method-scheme` of what can be simulated: weights or activations rounded; caches and mixtures are measured only."""
+    """`method-scheme` of what can be simulated; fixed INT8 caches and mixtures are measured only."""
     return {
-        f"{method}-{scheme.name}": scheme
-        for method, scheme in pairs
-        if not scheme.quantizes_cache and method in (*SEARCHED, "rtn", "gguf", "dynamic_int8", "static_int8", "smoothquant")
+        f"{name}-{scheme.name}": scheme
+        for name, scheme in pairs
+        if fake_of(name, Path()) is not None or (name in PLAIN and not scheme.quantizes_cache)
     }
+
+
+def not_searched(method_name: str, scheme: Scheme, simulated: Mapping[str, Quality], kl_budget: float | None) -> str | None:
+    """Why a search was not even simulated; None where it was, or where nothing speaks against it."""
+    name = f"{method_name}-{scheme.name}"
+    plain = plain_of(name, scheme)
+    if plain is None or name in simulated or plain not in simulated:
+        return None
+    kl = simulated[plain].kl.mean
+    if within_reach(kl, kl_budget):
+        return None
+    return f"{plain} has mean KL {kl:.3g}, over {REACH:g} times the budget of {kl_budget:g}: no search takes off that much"

@@ -25,7 +25,7 @@ Given = Mapping[str, Callable[[], Grouped]]
 """linear -> a function that brings its integers, which were chosen already"""
 
 CACHE_SAMPLES = 32
-"""Calibration samples that the scales of an INT8 cache come from."""
+"""Calibration samples that the scales of an integer cache come from."""
 
 
 @contextmanager
@@ -50,19 +50,19 @@ def format_of(runtime: str) -> Any:
 
 
 def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Path, write: Write) -> tuple[str, ...]:
-    """`write` the weights of a scheme, then give them its INT8 cache if it has one. Returns notes."""
-    if not scheme.quantizes_cache:
+    """`write` the weights of a scheme, then give them its integer cache if it has one. Returns notes."""
+    if scheme.keys is None:
         write(base, out)
         return ()
     from .formats import onnx
 
     out.parent.mkdir(parents=True, exist_ok=True)
     seen = calibration[:CACHE_SAMPLES]
-    scales = onnx.calibrate_cache(base, seen)
+    bounds, bits = onnx.calibrate_cache(base, seen), int(scheme.keys.bits)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".weights.") as scratch:
         write(base, Path(scratch) / "weights")
-        onnx.quantize_cache_int8(Path(scratch) / "weights", out, scales)
-    return (f"INT8 cache: one scale per channel (keys: per rotary pair), from {seen.size} calibration tokens",)
+        onnx.quantize_cache(Path(scratch) / "weights", out, bounds, bits)
+    return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {seen.size} calibration tokens",)
 
 
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
 ONNX = ("onnxruntime", "onnxruntime-genai")
@@ -41,6 +42,20 @@ def width_missing(scheme: Scheme, runtime: str) -> str | None:
         return None
     widths = ", ".join(map(str, known))
     return f"{runtime} has no CPU kernel for {scheme.weights.bits:g}-bit weights in groups; it has {widths}"
+
+
+def no_kernel(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime: str, missing: Mapping[str, str]) -> str:
+    """Why a runtime cannot run what the method would write: what it lacks, by `missing` (runtime -> reason)."""
+    if scheme.name not in {offered.name for offered in schemes}:
+        return f"{method} does not offer {scheme.name}"
+    if runtime not in missing:
+        return f"{method} writes nothing for {runtime}; none of {', '.join(missing)} runs it either"
+    return missing[runtime]
+
+
+def nothing_to_write(method: str, reason: str | None) -> NoReturn:
+    """The `apply` of a method whose schemes are simulated only, since no runtime here could load the artifact."""
+    raise CandidateFailed(f"{method}: {reason}")
 
 
 def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:

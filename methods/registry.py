@@ -28,6 +28,15 @@ METHODS: dict[str, str] = {
     "gguf": "quantadvisor.methods.gguf",
     "gguf_imatrix": "quantadvisor.methods.gguf_imatrix",
     "kv_int8": "quantadvisor.methods.kv_int8",
+    "kv_int4": "quantadvisor.methods.kv_int4",
+    "turboquant": "quantadvisor.methods.turboquant",
+    "kivi": "quantadvisor.methods.kivi",
+    "kv_fp8": "quantadvisor.methods.kv_fp8",
+    "llm_int8": "quantadvisor.methods.llm_int8",
+    "zeroquant": "quantadvisor.methods.zeroquant",
+    "fp8": "quantadvisor.methods.fp8",
+    "fpq_activations": "quantadvisor.methods.fpq_activations",
+    "rotation": "quantadvisor.methods.rotation",
 }
 
 

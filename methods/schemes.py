@@ -15,6 +15,9 @@
     q4_k            GGUF's super-blocks of 256, q2_k to q6_k: scales of blocks of 16 or 32 are integers themselves
     ...-kv8         any of these with an INT8 cache, one fixed scale per channel (with q8_0, q4_0: Q8_0 blocks)
 
+More of activations (`fp8-block`, `w4a4-fp`, `w8a8-outlier`) and of caches (`...-kv4-kivi`, `...-kv2.5-turbo`, `...-kvf8`) is in
+`low_bit_schemes.py`.
+
 Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8), and a tied embedding table
 shares its codes. With w8a8-static it stays float: OpenVINO, once a graph has INT8 products, unpacks integer weights of
 float ones, and INT8 inputs of lm_head cost SmolLM2-135M 0.02 of KL.
@@ -26,6 +29,8 @@ import re
 from typing import Literal
 
 from quantadvisor.documents.scheme import Format, Scheme
+
+from . import low_bit_schemes
 
 CACHE = "-kv8"
 HEAD_GROUP = 64
@@ -44,7 +49,12 @@ SUPER_BITS = {"2": 2.625, "3": 3.4375, "4": 4.5, "5": 5.5, "6": 6.5625}
 
 def scheme(name: str) -> Scheme:
     """The scheme of a name; ValueError when the name is none."""
+    if rarer := low_bit_schemes.cache(name):
+        stem, update = rarer
+        return scheme(stem).model_copy(update={"name": name, **update})
     stem = name.removesuffix(CACHE)
+    if stem == name and (made := low_bit_schemes.activations(name)):
+        return made
     found = PATTERN.fullmatch(stem)
     if not found:
         raise ValueError(f"scheme {name!r} is unknown; forms are fp32, bf16, w4-g64, w4w8-g64, w8a8 and …-kv8")

@@ -1,12 +1,20 @@
 """Static W8A8 by calibration alone: INT8 weights per channel, and one fixed INT8 range for every activation tensor.
 
-The range is the least and the largest value that calibration saw (min-max), so an outlier channel takes the resolution
-from all others: on SmolLM2-135M the KL is ten times that of `smoothquant`, which moves such channels into the weights.
+    w8a8-static              the least and the largest value that calibration saw (min-max)
+    w8a8-static-percentile   99.99 % of the values: 0.005 % are clipped on each side
+    w8a8-static-entropy      the symmetric range of least KL between the histogram and its 8-bit form
+    w8a8-static-mse          the range with the least mean square rounding error
+
+On SmolLM2-135M clipping makes it worse: KL 0.72 with min-max (simulated, 4,096 calibration tokens), 1.13 by percentile,
+1.31 by entropy: what is cut off is rare, not unimportant. An outlier channel takes the resolution from all others: with min-max
+the KL is ten times that of `smoothquant`, which moves such channels into the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy import int64
@@ -15,20 +23,33 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
-from .affine import Floats
+from .affine import Floats, affine_grid, quantize
 from .artifact import base_folder
 from .clipping import Clip, limits
+from .fake import Fake
 from .refusals import config, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as scheme_named
 
 NAME = "static_int8"
 TARGET: Target = "activations"
-KEPT_VALUES = 1 << 15
+CLIPPED_SAMPLES = 32
+"""Calibration samples on which clipping is judged, on about KEPT_VALUES values of each tensor and batch."""
+KEPT_VALUES = 1 << 13
+WORDS: dict[Clip, str] = {
+    "minmax": "the extremes", "percentile": "99.99 %", "entropy": "the least divergence", "mse": "the least mean square error",
+}  # fmt: skip
+
+Range = tuple[tuple[str, ...], float, float]
+"""(linears that read one tensor, low, high)"""
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (scheme_named("w8a8-static"),)
+    return tuple(scheme_named("w8a8-static" if clip == "minmax" else f"w8a8-static-{clip}") for clip in WORDS)
+
+
+def clip_of(scheme: Scheme) -> Clip:
+    return next((clip for clip in WORDS if scheme.name.endswith(f"-{clip}")), "minmax")
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -36,29 +57,62 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None, clip: Clip = "minmax") -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
     from .formats import openvino
+    from .observe import load
 
+    clip = clip_of(scheme)
     with base_folder(model_folder, runtime, out, base) as source:
-        inputs = [openvino.Input(*each) for each in ranges(model_folder, calibration, clip)]
-        openvino.quantize_w8a8(source, out, inputs)
-    return (f"static activation ranges: {clip} of {calibration.size} calibration tokens",)
+        found = ranges(load(model_folder), calibration, clip)
+        openvino.quantize_w8a8(source, out, [openvino.Input(*each) for each in found])
+    return (f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens",)
 
 
-def ranges(model_folder: Path, calibration: NDArray[int64],
-           clip: Clip = "minmax") -> list[tuple[tuple[str, ...], float, float]]:  # fmt: skip
-    """(linears that read one tensor, a, b of its range) over calibration int64 [samples, length].
+def ranges(model: Any, calibration: NDArray[int64], clip: Clip = "minmax") -> list[Range]:
+    """The range of every tensor that linears read, over calibration int64 [samples, length]; clipped ranges never go
+    beyond the extremes."""
+    from .observe import observe
 
-    Extremes are those of all tokens; clipping is judged on about KEPT_VALUES values of each batch.
-    """
-    from .observe import load, observe
+    groups = {pair.targets[0]: pair.targets for pair in pairs(model.config.to_dict())}
+    low, high = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
 
-    groups = {pair.targets[0]: pair.targets for pair in pairs(config(model_folder))}
-    seen: dict[str, list[Floats]] = {name: [] for name in groups}
+    def widen(name: str, x: Floats) -> None:
+        low[name] = min(low[name], float(np.min(x)))
+        high[name] = max(high[name], float(np.max(x)))
+
+    observe(model, calibration, dict.fromkeys(groups, widen))
+    if clip != "minmax":
+        for name, x in sampled(model, calibration[:CLIPPED_SAMPLES], groups).items():
+            a, b = limits(x, clip)
+            low[name], high[name] = max(low[name], a), min(high[name], b)
+    return [(readers, low[name], high[name]) for name, readers in groups.items()]
+
+
+def sampled(model: Any, calibration: NDArray[int64], names: Iterable[str]) -> dict[str, Floats]:
+    """{linear: some of the values it reads, float32 [n]}, evenly spaced, and 0, which every grid holds."""
+    from .observe import observe
+
+    seen: dict[str, list[Floats]] = {name: [np.zeros(1, np.float32)] for name in names}
 
     def keep(name: str, x: Floats) -> None:
-        step = max(1, x.size // KEPT_VALUES)
-        seen[name].append(np.array([x.min(), x.max()]) if clip == "minmax" else x[::step].reshape(-1).copy())
+        seen[name].append(x.reshape(-1)[:: max(1, x.size // KEPT_VALUES)].copy())
 
-    observe(load(model_folder), calibration, dict.fromkeys(groups, keep))
-    return [(readers, *limits(np.concatenate([*seen[name], np.zeros(1, np.float32)]), clip)) for name, readers in groups.items()]
+    observe(model, calibration, dict.fromkeys(seen, keep))
+    return {name: np.concatenate(values) for name, values in seen.items()}
+
+
+def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
+    import torch
+
+    from .grids import symmetric
+
+    found = ranges(model, calibration, clip_of(scheme))
+    grids = {name: affine_grid(np.float32(low), np.float32(high), 0, 255)  # type: ignore[arg-type]  # scalars broadcast
+             for readers, low, high in found for name in readers}  # fmt: skip
+
+    def rounded(name: str, x: Any) -> Any:
+        scale, zero = grids[name]
+        codes = quantize(x.numpy(), scale, zero, 0, 255)
+        return torch.from_numpy((codes - zero).astype(np.float32) * scale)
+
+    return Fake(model, weight=lambda _, w: symmetric(w, 8), inputs=rounded)

@@ -49,7 +49,8 @@ def bytes_of_cache(
     """Bytes of keys and values of `concurrency` sequences of `context_tokens` each.
 
     `plain_bytes`: of an unquantized element (None: the compute type's). Static scales (tensor, channel) cost nothing
-    per token; dynamic ones cost a scale (and a zero point where asymmetric), 4 bytes each, per token and head or group.
+    per token; dynamic ones cost a scale (and a zero point where asymmetric), 4 bytes each, per token and head or group, or
+    per group of tokens in a channel. A window of unquantized tokens is not counted.
     `windowed`: the runtime drops what a sliding window no longer sees (those used here keep it all).
     """
     plain = compute_bytes(scheme) if plain_bytes is None else plain_bytes
@@ -65,7 +66,12 @@ def bytes_of_cache(
 def _cache_bytes(elements: float, number: Format | None, plain_bytes: int, head_dim: int) -> float:
     if number is None:
         return elements * plain_bytes
-    scaled = {"token": head_dim, "group": number.group_size or head_dim, "block": number.group_size or 32}
+    scaled = {
+        "token": number.group_size or head_dim,
+        "group": number.group_size or head_dim,
+        "block": number.group_size or 32,
+        "channel": number.group_size,
+    }
     each = scaled.get(number.granularity)
     overhead = 0.0 if each is None else elements / each * 4 * (1 if number.symmetric else 2)
     return elements * number.bits / 8 + overhead

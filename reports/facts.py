@@ -41,6 +41,15 @@ METHODS = {
     "obq": "OBQ",
     "kbit": "a k-bit number type",
     "fpq": "LLM-FP4's floats",
+    "llm_int8": "LLM.int8()",
+    "zeroquant": "ZeroQuant",
+    "fp8": "FP8",
+    "fpq_activations": "FPQ",
+    "rotation": "a rotation",
+    "kivi": "KIVI",
+    "kv_fp8": "an FP8 cache",
+    "kv_int4": "an INT4 cache",
+    "turboquant": "TurboQuant",
     "given": "the checkpoint as given",
 }
 TENSORS = {

@@ -4,14 +4,16 @@ export_base            Hugging Face folder -> fp32 folder          (onnx_base.py
 randomise              fp32 folder -> the same with random weights (onnx_random.py)
 quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights.py)
 quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
-quantize_cache_int8    any of these -> the same with an INT8 cache (onnx_cache.py)
+quantize_w8a8_outliers the same, outlier channels in fp32         (onnx_outliers.py)
+quantize_cache         any of these -> the same, INT8 or INT4 cache (onnx_cache.py)
 """
 
 from __future__ import annotations
 
 from .folders import link_folder
 from .onnx_base import export_base, linears, load_graph
-from .onnx_cache import calibrate_cache, quantize_cache_int8
+from .onnx_cache import calibrate_cache, quantize_cache
+from .onnx_outliers import quantize_w8a8_outliers
 from .onnx_random import randomise
 from .onnx_rescale import fused, onnx_linear, rescaled
 from .onnx_weights import LinearFormat, quantize_dynamic_w8a8, quantize_weights
@@ -24,8 +26,9 @@ __all__ = [
     "linear_names",
     "link_folder",
     "onnx_linear",
-    "quantize_cache_int8",
+    "quantize_cache",
     "quantize_dynamic_w8a8",
+    "quantize_w8a8_outliers",
     "quantize_weights",
     "randomise",
     "rescaled",

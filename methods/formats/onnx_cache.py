@@ -1,7 +1,8 @@
-"""An INT8 key-value cache in ONNX Runtime: GroupQueryAttention with one fixed scale per channel.
+"""An INT8 or INT4 key-value cache in ONNX Runtime: GroupQueryAttention with one fixed scale per channel.
 
-Scales are bounds / 127 over the keys (after the rotary embedding) and values of real prefills, one per layer, head and
-channel; codes are signed. The cache enters and leaves the graph as int8; attention reads it without a float copy.
+Scales are bounds / 127 (INT4: / 7) over the keys (after the rotary embedding) and values of real prefills, one per layer,
+head and channel; codes are signed. The cache enters and leaves the graph as int8, or as uint8 of half the width with two
+codes in a byte; attention reads it without a float copy.
 
 A value's bound is max|v|. A key's is the largest norm of its rotary pair, sqrt(k_i^2 + k_j^2), which no position changes:
 max|k| over short samples is too small for the slow pairs, which have hardly turned there, and clips them at long contexts
@@ -22,7 +23,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from .folders import link_or_copy, new_folder
 from .onnx_base import DATA, MODEL, SCORING, edit_config, load_graph, save_graphs
 
-Scales = dict[str, NDArray[np.float32]]
+Bounds = dict[str, NDArray[np.float32]]
 """`past_key_values.<layer>.key|value` -> [kv_heads * head_size]"""
 
 ATTENTION = "GroupQueryAttention"
@@ -30,8 +31,8 @@ K_SCALE = 12
 """Index of GroupQueryAttention's input k_scale; v_scale follows."""
 
 
-def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Scales:
-    """tokens: [samples, length]; each sample is one prefill of the fp32 folder, in an own process's worth of memory."""
+def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Bounds:
+    """Bounds per channel over tokens: [samples, length]; each sample is one prefill of the fp32 folder."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -48,7 +49,7 @@ def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Scales:
         for name, cache in zip(past, session.run(list(presents.values()), feeds), strict=True):
             sizes = pair_norms(cache[0], *turned) if name.endswith(".key") else np.abs(cache[0])
             np.maximum(bound[name], sizes.max(axis=1).reshape(-1), out=bound[name])
-    return {name: np.where(most > 0, most, 1).astype(np.float32) / np.float32(127) for name, most in bound.items()}
+    return {name: np.where(most > 0, most, 1).astype(np.float32) for name, most in bound.items()}
 
 
 def rotary(folder: Path) -> tuple[int, bool]:
@@ -71,8 +72,8 @@ def pair_norms(keys: NDArray[np.float32], turned: int, neighbours: bool) -> NDAr
     return sizes
 
 
-def quantize_cache_int8(base: Path, out: Path, scales: Mapping[str, NDArray[np.float32]]) -> None:
-    """The folder `base`, whose weights may already be integers, with an INT8 cache. Its data file is linked."""
+def quantize_cache(base: Path, out: Path, bounds: Mapping[str, NDArray[np.float32]], bits: int = 8) -> None:
+    """The folder `base`, whose weights may already be integers, with an 8- or 4-bit cache. Its data file is linked."""
     import onnx
 
     graph = load_graph(base)
@@ -83,13 +84,15 @@ def quantize_cache_int8(base: Path, out: Path, scales: Mapping[str, NDArray[np.f
         names = []
         for place, side in ((3, "k"), (4, "v")):
             name = f"{node.name.strip('/').replace('/', '.').removesuffix('.' + ATTENTION)}.{side}_scale"
-            graph.graph.initializer.append(onnx.numpy_helper.from_array(scales[node.input[place]], name))
+            scale = bounds[node.input[place]] / np.float32(2 ** (bits - 1) - 1)
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(scale, name))
             names.append(name)
-        _extend(node, names)
+        _extend(node, names, bits)
     caches = {name for node in nodes for name in (*node.input[3:5], *node.output[1:3])}
     for value in (*graph.graph.input, *graph.graph.output):
         if value.name in caches:
-            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT8 if bits == 8 else onnx.TensorProto.UINT8
+            value.type.tensor_type.shape.dim[3].dim_value = _head_size(base) * bits // 8
     with new_folder(out) as work:
         for path in base.iterdir():
             if path.name not in (MODEL, SCORING):
@@ -98,14 +101,14 @@ def quantize_cache_int8(base: Path, out: Path, scales: Mapping[str, NDArray[np.f
         edit_config(work, {"search": {"past_present_share_buffer": False}})
 
 
-def _extend(node: Any, names: list[str]) -> None:
-    """Give one GroupQueryAttention its scales (inputs 12 and 13) and the attributes that make it read int8."""
+def _extend(node: Any, names: list[str], bits: int) -> None:
+    """Give one GroupQueryAttention its scales (inputs 12 and 13) and the attributes that make it read integers."""
     import onnx
 
     inputs = [*node.input, *[""] * (K_SCALE - len(node.input))]
     del node.input[:]
     node.input.extend([*inputs[:K_SCALE], *names, *inputs[K_SCALE + 2 :]])
-    for key, value in (("k_quant_type", "PER_CHANNEL"), ("v_quant_type", "PER_CHANNEL"), ("kv_cache_bit_width", 8)):
+    for key, value in (("k_quant_type", "PER_CHANNEL"), ("v_quant_type", "PER_CHANNEL"), ("kv_cache_bit_width", bits)):
         node.attribute.append(onnx.helper.make_attribute(key, value))
 
 

@@ -6,9 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from quantadvisor.advisor.risk import Job, round_activations, round_weight, simulate
+from quantadvisor.advisor.risk import (
+    REACH,
+    Job,
+    not_searched,
+    round_activations,
+    round_weight,
+    schemes_at_risk,
+    simulate,
+)
 from quantadvisor.methods.affine import dequantize_groups, fake_activations, fake_tokens, quantize_groups
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.quality import quality_of
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ..methods.conftest import write_llama
+
+    return write_llama(tmp_path_factory.mktemp("llama") / "hf")
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (8, True)])
@@ -27,18 +43,54 @@ def test_activations_against_the_methods_own_rounding() -> None:
     assert round_activations(torch.from_numpy(x), False).numpy() == pytest.approx(fake_activations(x), abs=4e-2)
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+def test_a_cache_that_rounds_nothing_changes_nothing(chunk: int, llama: Path) -> None:
+    from quantadvisor.methods.fake import Fake, forward
+    from quantadvisor.methods.observe import load
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.15,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("risk") / "hf"
-    LlamaForCausalLM(config).float().save_pretrained(folder)
-    return folder
+    model, row = load(llama), np.arange(3, 35)
+    whole = forward(Fake(model), row)
+    pieces = forward(Fake(model, keys=lambda _, k: k, values=lambda _, v: v, chunk=chunk), row)
+    torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_later_chunks_read_the_rounded_cache(llama: Path) -> None:
+    """With keys and values forgotten (zeros) attention gives nothing: each row is as if its block had no attention."""
+    from quantadvisor.methods.fake import Fake, applied
+    from quantadvisor.methods.observe import load
+
+    model, row = load(llama), np.arange(3, 35)
+    with applied(Fake(model, keys=lambda _, k: k * 0, values=lambda _, v: v * 0, chunk=8)) as logits:
+        forgotten = logits(row)
+    with applied(Fake(model, weight=lambda name, w: w * 0 if "o_proj" in name else w)) as logits:
+        torch.testing.assert_close(forgotten, logits(row), atol=1e-4, rtol=1e-4)
+    with applied(Fake(model)) as logits:
+        assert (logits(row) - forgotten).abs().max() > 0.1
+
+
+def test_methods_are_simulated_by_name_and_earn_their_place(llama: Path, tmp_path: Path) -> None:
+    """On planted outliers: SmoothQuant, LLM.int8() and a rotation below W8A8 per tensor; caches by their bits."""
+    from ..methods.conftest import plant_outliers, torch_logits
+
+    folder = plant_outliers(llama, tmp_path / "planted")
+    windows = np.random.default_rng(0).integers(3, 256, (2, 32)).astype(np.int64)
+    want = np.concatenate([torch_logits(folder, row) for row in windows])
+    np.save(tmp_path / "reference.npy", torch.from_numpy(want).log_softmax(-1).numpy())
+    names = [("dynamic_int8", "w8a8-tensor"), ("smoothquant", "w8a8-tensor"), ("llm_int8", "w8a8-outlier"), ("rotation", "w8a8"),
+             ("kivi", "fp32-kv4-kivi"), ("turboquant", "fp32-kv4-turbo"), ("turboquant", "fp32-kv2-turbo"),
+             ("mixed", "w4w8-g64"), ("kv_int8", "fp32-kv8")]  # fmt: skip
+    chosen = schemes_at_risk([(name, scheme(each)) for name, each in names])
+    assert "mixed-w4w8-g64" not in chosen
+    assert "kv_int8-fp32-kv8" not in chosen
+    np.save(tmp_path / "calibration.npy", windows)
+    job = Job(folder, chosen, tmp_path / "calibration.npy")
+    found = simulate(job, windows, tmp_path / "reference.npy")
+    kls = {name: float(rows[1].mean()) for name, rows in found.items()}
+    assert set(kls) == set(chosen)
+    for better in ("smoothquant-w8a8-tensor", "llm_int8-w8a8-outlier", "rotation-w8a8"):
+        assert kls[better] < kls["dynamic_int8-w8a8-tensor"] / 2, kls
+    assert 0 < kls["turboquant-fp32-kv4-turbo"] < kls["turboquant-fp32-kv2-turbo"]
+    assert kls["kivi-fp32-kv4-kivi"] == pytest.approx(0, abs=1e-6)  # 32 tokens are its window
 
 
 def log_p(folder: Path, windows: np.ndarray, weights: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -48,13 +100,13 @@ def log_p(folder: Path, windows: np.ndarray, weights: dict[str, np.ndarray] | No
     with torch.no_grad():
         for name, value in (weights or {}).items():
             model.get_submodule(name).weight.copy_(torch.from_numpy(value))
-        return torch.log_softmax(model(torch.from_numpy(windows)).logits, -1).reshape(-1, 64).numpy()
+        return torch.log_softmax(model(torch.from_numpy(windows)).logits, -1).reshape(-1, 256).numpy()
 
 
 def test_methods_that_search_are_simulated_with_their_own_weights(llama: Path, tmp_path: Path) -> None:
     from quantadvisor.methods import gptq
 
-    windows, calibration = (np.random.default_rng(seed).integers(0, 64, (4, 32)) for seed in (0, 1))
+    windows, calibration = (np.random.default_rng(seed).integers(0, 256, (4, 32)) for seed in (0, 1))
     exact = log_p(llama, windows)
     np.save(tmp_path / "reference.npy", exact)
     np.save(tmp_path / "calibration.npy", calibration)
@@ -65,3 +117,24 @@ def test_methods_that_search_are_simulated_with_their_own_weights(llama: Path, t
     assert found["gptq-w4-g32"][1].mean() == pytest.approx(expected, rel=1e-3)
     means = {name: rows[1].mean() for name, rows in found.items()}
     assert means["gptq-w4-g32"] < means["rtn-w4-g32"] != means["awq-w4-g32"]
+
+
+def test_a_search_that_starts_too_far_from_the_budget_is_not_simulated(llama: Path, tmp_path: Path) -> None:
+    windows, calibration = (np.random.default_rng(seed).integers(0, 256, (2, 32)) for seed in (0, 1))
+    np.save(tmp_path / "reference.npy", log_p(llama, windows))
+    np.save(tmp_path / "calibration.npy", calibration)
+    chosen = {f"{name}-w4-g32": scheme("w4-g32") for name in ("gptq", "rtn")}
+
+    def found(kl_budget: float | None) -> dict[str, np.ndarray]:
+        return simulate(Job(llama, chosen, tmp_path / "calibration.npy", kl_budget), windows, tmp_path / "reference.npy")
+
+    plain = float(found(1e-9)["rtn-w4-g32"][1].mean())
+    near, far = plain / REACH * 1.01, plain / REACH * 0.99
+    assert set(found(None)) == set(found(near)) == set(chosen)
+    assert set(found(far)) == {"rtn-w4-g32"}
+    known = {name: quality_of(rows, "test", simulated=True) for name, rows in found(far).items()}
+    reason = not_searched("gptq", scheme("w4-g32"), known, far)
+    assert reason is not None
+    assert f"{plain:.3g}" in reason
+    assert not_searched("gptq", scheme("w4-g32"), known, near) is None
+    assert not_searched("rtn", scheme("w4-g32"), known, far) is None

@@ -55,6 +55,43 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("llama") / "hf")
 
 
+LOUD = 60.0
+
+
+def plant_outliers(folder: Path, out: Path) -> Path:
+    """The model with loud channels: an inverse SmoothQuant multiplies channels 5 and 17 of what norms and up_proj write by
+    LOUD and divides the weights that read them. It computes the same; its activations are hard to round."""
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    from quantadvisor.methods.rescale import move, pairs
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    state = model.state_dict()
+    for pair in pairs(model.config.to_dict()):
+        if not pair.source.endswith("v_proj"):
+            scale = np.ones(state[f"{pair.source}.weight"].shape[0], np.float32)
+            scale[[5, 17]] = 1 / LOUD
+            move(state, pair, scale)
+    shutil.copytree(folder, out)
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def planted(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plant_outliers(llama, tmp_path_factory.mktemp("planted") / "hf")
+
+
+def fake_kl(fake: object, folder: Path, rows: np.ndarray) -> float:
+    """Mean KL of a fake against the fp32 model of `folder` over rows int64 [samples, length]."""
+    from quantadvisor.methods.fake import applied
+
+    with applied(fake) as logits:
+        return float(np.mean([kl(torch_logits(folder, row), logits(row).numpy()) for row in rows]))
+
+
 @pytest.fixture(scope="session")
 def base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from quantadvisor.methods.formats import onnx

@@ -61,7 +61,69 @@ def test_other_number_types(name: str, number: str, bits: float, granularity: st
     assert scheme(f"{name}-kv8").quantizes_cache
 
 
-@pytest.mark.parametrize("name", ["nf4", "q8_1", "q7_k", "wfp5", "nf9-b64", "w9-g32", "w4", "int4", "w8a8-row", "w4-g32-kv4", ""])
+@pytest.mark.parametrize(
+    ("name", "number", "w_bits", "granularity", "a_bits"),
+    [
+        ("fp8", "float", 8, "token", 8),
+        ("fp8-tensor", "float", 8, "tensor", 8),
+        ("fp8-block", "float", 8, "group", 8),
+        ("w8a8-outlier", "int", 8, "token", 8),
+        ("w4a8-g64", "int", 4, "token", 8),
+        ("w4a4", "int", 4, "token", 4),
+        ("w4a4-fp", "float", 4, "channel", 4),
+        ("w8a8-static-entropy", "int", 8, "tensor", 8),
+    ],
+)
+def test_rarer_activations(name: str, number: str, w_bits: float, granularity: str, a_bits: float) -> None:
+    made = scheme(name)
+    assert made.weights is not None
+    assert made.activations is not None
+    assert (made.name, made.weights.number, made.weights.bits) == (name, number, w_bits)
+    assert (made.activations.granularity, made.activations.bits) == (granularity, a_bits)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "bits", "granularities"),
+    [
+        ("fp32-kv4", "int", 4, ("channel", "channel")),
+        ("fp32-kv4-kivi", "int", 4, ("channel", "token")),
+        ("w4-g64-kv2-kivi", "int", 2, ("channel", "token")),
+        ("fp32-kvf8-unit", "float", 8, ("tensor", "tensor")),
+        ("fp32-kv2.5-turbo", "codebook", 2.5, ("token", "token")),
+        ("w8-g64-kv3-turbo-prod", "codebook", 3, ("token", "token")),
+    ],
+)
+def test_rarer_caches(name: str, number: str, bits: float, granularities: tuple[str, str]) -> None:
+    made = scheme(name)
+    assert made.name == name
+    assert made.quantizes_cache
+    assert made.keys is not None
+    assert made.values is not None
+    assert (made.keys.number, made.keys.bits) == (number, bits)
+    assert (made.keys.granularity, made.values.granularity) == granularities
+    assert made.weights == scheme(name.split("-kv")[0]).weights
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nf4",
+        "q8_1",
+        "q7_k",
+        "wfp5",
+        "nf9-b64",
+        "w9-g32",
+        "fp8-row",
+        "w4a4-static-entropy",
+        "fp32-kv8-turbo",
+        "fp32-kv5-kivi",
+        "w4",
+        "int4",
+        "w8a8-row",
+        "w4-g32-kv3",
+        "",
+    ],
+)
 def test_what_is_no_scheme(name: str) -> None:
     with pytest.raises(ValueError, match="is unknown"):
         scheme(name)

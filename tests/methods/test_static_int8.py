@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from quantadvisor.methods import static_int8
+from quantadvisor.methods.clipping import Clip
+from quantadvisor.methods.observe import load
 from quantadvisor.methods.schemes import scheme
 
 from .conftest import torch_logits
@@ -15,7 +17,7 @@ def test_ranges_are_the_extremes_of_what_the_linears_read(llama: Path, tokens: n
     import torch
     from transformers import AutoModelForCausalLM
 
-    found = static_int8.ranges(llama, tokens)
+    found = static_int8.ranges(load(llama), tokens)
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     named = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"]
     assert sorted(name for readers, *_ in found for name in readers) == sorted(named)
@@ -30,6 +32,30 @@ def test_ranges_are_the_extremes_of_what_the_linears_read(llama: Path, tokens: n
                     model(torch.from_numpy(sample)[None])
             handle.remove()
             np.testing.assert_allclose((low, high), (min(seen), max(seen)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("clip", ["percentile", "entropy", "mse"])
+def test_clipped_ranges_lie_inside_the_extremes(clip: Clip, llama: Path, tokens: np.ndarray) -> None:
+    model = load(llama)
+    wide, narrow = static_int8.ranges(model, tokens), static_int8.ranges(model, tokens, clip)
+    assert [each[0] for each in wide] == [each[0] for each in narrow]
+    assert all(low <= inner_low and inner_high <= high for (_, low, high), (_, inner_low, inner_high)
+               in zip(wide, narrow, strict=True))  # fmt: skip
+    assert any(wide[i] != narrow[i] for i in range(len(wide)))
+
+
+def test_the_fake_is_the_grid_of_the_artifact(llama: Path, tokens: np.ndarray) -> None:
+    made = static_int8.fake(load(llama), scheme("w8a8-static"), tokens)
+    (readers, low, high), *_ = static_int8.ranges(load(llama), tokens)
+    assert made.inputs
+    x = np.linspace(2 * low, 2 * high, 1000, dtype=np.float32)[None]
+    step = (high - low) / 255
+    theirs = np.clip(np.rint(x / step), np.rint(low / step), np.rint(low / step) + 255) * step
+    import torch
+
+    ours = made.inputs(readers[0], torch.from_numpy(x)).numpy()
+    assert np.mean(np.abs(ours - theirs) < 1e-3 * step) > 0.98
+    assert np.abs(ours - theirs).max() < 1.01 * step
 
 
 def test_the_artifact_is_near_the_model(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_int8_cache(weights: str, base: Path, tokens: np.ndarray, tmp_path: Path
     if weights == "w8a8":
         plain = tmp_path / "plain"
         onnx.quantize_dynamic_w8a8(base, plain, per_token=True)
-    onnx.quantize_cache_int8(plain, tmp_path / "out", onnx.calibrate_cache(base, tokens))
+    onnx.quantize_cache(plain, tmp_path / "out", onnx.calibrate_cache(base, tokens))
     for name in ("model.onnx", "scoring.onnx"):
         opened = session(tmp_path / "out", name)
         kinds = {value.type for value in (*opened.get_inputs(), *opened.get_outputs()) if ".key" in value.name}
@@ -186,8 +186,8 @@ def test_int8_cache(weights: str, base: Path, tokens: np.ndarray, tmp_path: Path
     assert (tmp_path / "out" / "model.onnx.data").samefile(plain / "model.onnx.data")
 
 
-def test_cache_scales_are_the_maxima_of_channels_and_of_rotary_pairs(base: Path, tokens: np.ndarray) -> None:
-    scales = onnx.calibrate_cache(base, tokens[:2])
+def test_cache_bounds_are_the_maxima_of_channels_and_of_rotary_pairs(base: Path, tokens: np.ndarray) -> None:
+    bounds = onnx.calibrate_cache(base, tokens[:2])
     opened = session(base, "model.onnx")
     past = {f"past_key_values.{i}.{side}": np.zeros((1, 2, 0, 16), np.float32) for i in (0, 1) for side in ("key", "value")}
     names = ["present.1.key", "present.1.value"]
@@ -196,9 +196,9 @@ def test_cache_scales_are_the_maxima_of_channels_and_of_rotary_pairs(base: Path,
     ]
     keys, values = (np.concatenate(side) for side in zip(*seen, strict=True))
     norms = np.tile(np.sqrt(keys[..., :8] ** 2 + keys[..., 8:] ** 2), 2)
-    assert set(scales) == set(past)
+    assert set(bounds) == set(past)
     for name, sizes in (("past_key_values.1.key", norms), ("past_key_values.1.value", np.abs(values))):
-        np.testing.assert_allclose(scales[name], sizes.max(axis=(0, 2)).reshape(-1) / 127, rtol=1e-5)
+        np.testing.assert_allclose(bounds[name], sizes.max(axis=(0, 2)).reshape(-1), rtol=1e-5)
 
 
 def test_an_exception_midway_leaves_nothing(base: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_genai_generates_from_these_folders(base: Path, tokens: np.ndarray, tmp_
     """Its own loop runs last-position graphs, with a float and with an INT8 cache, and agrees with our logits."""
     import onnxruntime_genai as genai
 
-    onnx.quantize_cache_int8(base, tmp_path / "kv8", onnx.calibrate_cache(base, tokens))
+    onnx.quantize_cache(base, tmp_path / "kv8", onnx.calibrate_cache(base, tokens))
     for folder in (base, tmp_path / "kv8"):
         model = genai.Model(str(folder))
         settings = genai.GeneratorParams(model)

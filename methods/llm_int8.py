@@ -1,0 +1,103 @@
+"""LLM.int8() (arXiv:2208.07339): input channels with an outlier stay in float, the rest is multiplied in vector-wise INT8.
+
+Outlier columns J = {j : max_i |x_ij| >= 6}.  Y = Q(x_~J) Q(W_~J)^T + x_J W_J^T, with one scale per token for x (the
+largest of its values that are no outliers, / 127) and one per row for W (max|w| / 127). The weights are stored as INT8
+only; those of outlier columns are read back from it, as bitsandbytes does.
+
+The artifact fixes J by calibration, since a graph cannot have a shape that depends on its data: every channel that reached
+the threshold there. A channel that becomes one later only widens its token's scale. Its columns of W stay in fp32.
+Simulated on SmolLM2-135M: KL 0.032, plain W8A8 per token 0.048, per tensor 0.54, SmoothQuant 0.007.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from .artifact import base_folder, write_onnx
+from .fake import Fake
+from .refusals import ONNX, config, not_offered
+from .rescale import mapping_missing, pairs
+from .schemes import scheme as named
+
+NAME = "llm_int8"
+TARGET: Target = "activations"
+THRESHOLD = 6.0
+SAMPLES = 8
+"""Calibration samples that the artifact's outlier channels are found in."""
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return (named("w8a8-outlier"),)
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    return not_offered(NAME, scheme, schemes(), runtime, ONNX) or mapping_missing(config(model_folder))
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    from .formats import onnx
+
+    found = outlier_channels(model_folder, calibration[:SAMPLES])
+    with base_folder(model_folder, runtime, out, base) as source:
+        more = write_onnx(source, scheme, calibration, out, lambda start, end: onnx.quantize_w8a8_outliers(start, end, found))
+    return (note(found, calibration[:SAMPLES].size), *more)
+
+
+def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, NDArray[int64]]:
+    """Channels that reach the threshold, ascending, by every linear that reads them."""
+    from .observe import load, observe
+
+    groups = {pair.targets[0]: pair.targets for pair in pairs(config(model_folder))}
+    peaks: dict[str, NDArray[np.float32]] = {}
+
+    def widen(name: str, x: NDArray[np.float32]) -> None:
+        bound = np.abs(x).max(axis=0)
+        peaks[name] = np.maximum(peaks[name], bound) if name in peaks else bound
+
+    observe(load(model_folder), tokens, dict.fromkeys(groups, widen))
+    return {reader: np.flatnonzero(peaks[name] >= THRESHOLD) for name, readers in groups.items() for reader in readers}
+
+
+def note(found: dict[str, NDArray[int64]], tokens: int) -> str:
+    counts = [len(columns) for columns in found.values()]
+    return (
+        f"outlier channels (|x| >= {THRESHOLD:g} in {tokens} calibration tokens): {np.mean(counts):.1f} a linear on average,"
+        f" {max(counts)} at most, none in {counts.count(0)} of {len(counts)}"
+    )
+
+
+def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
+    """Outlier columns as the paper finds them: in the very rows that are multiplied."""
+    from .grids import symmetric
+
+    return Fake(model, weight=lambda _, w: symmetric(w, 8), inputs=lambda _, x: rounded(x))
+
+
+def vector_wise(x: Any, threshold: float = THRESHOLD) -> tuple[Any, Any, Any]:
+    """x: [T, K] -> (codes in -127..127 [T, K], largest non-outlier [T, 1], outlier columns, bool [K]).
+
+    A token's scale leaves out its own outliers, not the whole columns; the codes of outlier columns are zero.
+    """
+    from .grids import LEAST
+
+    outliers = x.abs() >= threshold if threshold else x.isnan()
+    columns = outliers.any(0)
+    bound = x.abs().masked_fill(outliers, 0.0).amax(-1, keepdim=True)
+    codes = (x * (127 / bound.clamp(min=LEAST))).round().masked_fill(columns, 0.0)
+    return codes, bound, columns
+
+
+def rounded(x: Any) -> Any:
+    """x: [..., K] with everything but the outlier columns on its INT8 grid."""
+    rows = x.flatten(0, -2)
+    codes, bound, columns = vector_wise(rows)
+    return rows.where(columns, codes * (bound / 127)).reshape(x.shape)

@@ -1,0 +1,91 @@
+"""Names of schemes that round activations or the cache in rarer ways, and what they stand for. Pure.
+
+    fp8, fp8-e5m2         8-bit float weights per channel, activations per token (methods/fp8.py; -tensor, -static, -block)
+    w8a8-outlier          INT8 but for the channels that hold outliers (LLM.int8())
+    w4a8-g64, w8a8-g64    integer weights in groups, INT8 activations per token (ZeroQuant)
+    w4a4, w4a8            integer weights per channel, integer activations per token (rotations)
+    w4a4-fp, w4a8-fp      floats with a real exponent bias (FPQ)
+    w8a8-static-entropy, -percentile, -mse    ranges of calibration that leave out its extremes
+
+    ...-kv4                               INT4, one fixed scale per channel, as -kv8
+    ...-kv8-kivi, -kv4-kivi, -kv2-kivi    keys in groups of 32 tokens of a channel, values of 32 channels of a token (KIVI)
+    ...-kvf8, -kvf8-unit                  E4M3, one calibrated scale per layer, or 1.0
+    ...-kv2.5-turbo, -kv3-turbo-prod      a norm and codes per vector (TurboQuant), -prod: keys in the unbiased form
+
+The output layer stays float, but for w8a8-outlier, which is written with an 8-bit one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from quantadvisor.documents.scheme import Format, Scheme
+
+Kind = Literal["int", "float", "codebook"]
+Granularity = Literal["tensor", "channel", "group", "token", "block"]
+
+FLOAT8 = re.compile(r"fp8(?P<kind>-tensor|-static|-block|-e5m2)?")
+INTEGER = re.compile(
+    r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
+)
+CACHE = re.compile(
+    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
+)
+BLOCK = 128
+CACHE_GROUP = 32
+
+
+def activations(name: str) -> Scheme | None:
+    """The scheme of a name without a cache; None where it is none of these."""
+    if found := FLOAT8.fullmatch(name):
+        return float8(name, found["kind"])
+    found = INTEGER.fullmatch(name)
+    if found is None or (found["kind"] is None and (found["w"], found["a"]) == ("8", "8")):
+        return None
+    w_bits, a_bits, kind = float(found["w"]), float(found["a"]), found["kind"] or ""
+    if kind == "-fp":
+        weights = form("float", w_bits, "channel")
+        return Scheme(name=name, weights=weights, activations=form("float", a_bits, "channel"))
+    weights = form("int", w_bits, "group", int(found["group"])) if found["group"] else form("int", w_bits, "channel")
+    if kind.startswith("-static"):
+        if (w_bits, a_bits) != (8, 8):
+            return None
+        return Scheme(name=name, weights=weights, activations=form("int", 8, "tensor", symmetric=False))
+    head = form("int", 8, "group", 64) if kind == "-outlier" else None
+    tokens = form("int", a_bits, "token", dynamic=True)
+    return Scheme(name=name, weights=weights, activations=tokens, embeddings=head, lm_head=head)
+
+
+def float8(name: str, kind: str | None) -> Scheme:
+    one: Granularity = "tensor" if kind in ("-tensor", "-static") else "channel"
+    weights = form("float", 8, "block", BLOCK) if kind == "-block" else form("float", 8, one)
+    inputs: dict[str | None, Format] = {
+        "-tensor": form("float", 8, "tensor", dynamic=True),
+        "-static": form("float", 8, "tensor"),
+        "-block": form("float", 8, "group", BLOCK, dynamic=True),
+    }
+    return Scheme(name=name, weights=weights, activations=inputs.get(kind) or form("float", 8, "token", dynamic=True))
+
+
+def cache(name: str) -> tuple[str, dict[str, Format]] | None:
+    """(name without the cache, formats of keys and values); None where the name ends in none of these."""
+    found = CACHE.fullmatch(name)
+    if not found:
+        return None
+    if found["kivi"]:
+        bits = float(found["kivi"])
+        keys = form("int", bits, "channel", CACHE_GROUP, symmetric=False, dynamic=True)
+        values = form("int", bits, "token", CACHE_GROUP, symmetric=False, dynamic=True)
+    elif found["fixed"]:
+        keys = values = form("int", 4, "channel")
+    elif found["fp8"]:
+        keys = values = form("float", 8, "tensor")
+    else:
+        keys = values = form("codebook", float(found["turbo"]), "token", dynamic=True)
+    return found["stem"], {"keys": keys, "values": values}
+
+
+def form(number: Kind, bits: float, granularity: Granularity, group_size: int | None = None,
+         symmetric: bool = True, dynamic: bool = False) -> Format:  # fmt: skip
+    return Format(number=number, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, dynamic=dynamic)

@@ -1,0 +1,58 @@
+"""ZeroQuant (arXiv:2206.01861): weights rounded in groups, activations per token while the model runs.
+
+W8A8 and W4A8, both symmetric: GROUP neighbours of a row share S = max|w| / (2^(b-1) - 1), a token's activations share
+S = max|x| / 127. The paper's layer-by-layer distillation, which trains, is not part of it. Simulated on SmolLM2-135M: KL
+0.045 for W8A8 and 0.87 for W4A8 in symmetric groups of 64.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from .fake import Fake
+from .refusals import no_kernel, nothing_to_write
+from .schemes import scheme as named
+
+NAME = "zeroquant"
+TARGET: Target = "activations"
+PER_GROUP = "MatMulNBits rounds activations once per group, not per token: that is rtn with accuracy level 4"
+MISSING = {
+    "torch": "torch has no CPU product of group-wise INT8 or INT4 weights with INT8 activations",
+    "onnxruntime": f"no product of group-wise weights with token-wise INT8 activations; {PER_GROUP}",
+    "onnxruntime-genai": f"no product of group-wise weights with token-wise INT8 activations; {PER_GROUP}",
+    "openvino": "it rounds activations of group-wise weights in groups of its own choice while it runs: rtn",
+    "llama.cpp": "it rounds activations in blocks of 32, not per token: gguf",
+}
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return (named("w8a8-g64"), named("w4a8-g64"))
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    return no_kernel(NAME, scheme, schemes(), runtime, MISSING)
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None) -> NoReturn:  # fmt: skip
+    nothing_to_write(NAME, refuse(model_folder, scheme, runtime))
+
+
+def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
+    from .grids import in_groups, symmetric
+
+    assert scheme.weights is not None
+    assert scheme.weights.group_size is not None
+    bits, group = int(scheme.weights.bits), scheme.weights.group_size
+    return Fake(
+        model,
+        weight=lambda _, w: in_groups(w, group, lambda part: symmetric(part, bits)),
+        inputs=lambda _, x: symmetric(x, 8),
+    )

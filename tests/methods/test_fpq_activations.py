@@ -1,0 +1,157 @@
+"""FPQ's pre-shifted exponent bias against the paper's formula, and its search against min-max on planted outliers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quantadvisor.methods import fpq_activations as fpq
+from quantadvisor.methods.grids import minifloat
+from quantadvisor.methods.schemes import scheme
+
+from .conftest import fake_kl
+
+
+@pytest.mark.parametrize("layout", [(2, 1), (1, 2), (3, 0), (4, 3)])
+def test_shifts_are_the_papers(layout: tuple[int, int]) -> None:
+    """b'_j = clamp(round(b_j), round(b_t), round(b_t) + 2^E - 1) - round(b_t) + b_t with b_t = min_j b_j."""
+    exponent, mantissa = layout
+    peaks = np.array([6.0, 60.0, 0.7, 0.01, 33.3, 5.0])
+    b = 2**exponent - np.log2(peaks) + np.log2(2 - 2.0**-mantissa) - 1
+    tensor = b.min()
+    shifted = np.clip(np.rint(b), np.rint(tensor), np.rint(tensor) + 2**exponent - 1) - np.rint(tensor) + tensor
+    ours = fpq.shifts_of(torch.from_numpy(peaks).float(), layout).numpy()
+    np.testing.assert_allclose(ours, shifted - tensor, atol=1e-5)
+    assert ours.max() <= 2**exponent - 1
+
+
+def test_a_shift_is_that_channels_own_grid() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)) * torch.tensor([8.0, 2.0, 1.0])
+    shifts = torch.tensor([0.0, 2.0, 3.0])
+    found = fpq.shifted_float(x, (2, 1), 24.0, shifts)
+    for j, largest in enumerate((24.0, 6.0, 3.0)):
+        torch.testing.assert_close(found[:, j], minifloat(x[:, j], 2, 1, largest))
+
+
+def test_shifts_move_into_the_weights_exactly() -> None:
+    """(x 2^s / 2^s) W^T = (x 2^s) (W 2^-s)^T: powers of two only change exponents."""
+    draw = np.random.default_rng(0)
+    x, w = (torch.from_numpy(draw.standard_normal((8, 16)).astype(np.float32)) for _ in range(2))
+    shifts = torch.from_numpy(draw.integers(0, 4, 16).astype(np.float32))
+    scaled = minifloat(x * torch.exp2(shifts), 2, 1, 5.0)
+    folded = minifloat(w, 2, 1, w.abs().amax(1, keepdim=True)) / torch.exp2(shifts)
+    plain = fpq.shifted_float(x, (2, 1), 5.0, shifts) @ minifloat(w, 2, 1, w.abs().amax(1, keepdim=True)).T
+    torch.testing.assert_close(scaled @ folded.T, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_search_finds_the_least_error() -> None:
+    """Against all pairs tried one by one, activations last as in the method."""
+    draw = np.random.default_rng(3)
+    w, x = (torch.from_numpy(draw.standard_normal(shape).astype(np.float32)) for shape in ((12, 32), (40, 32)))
+    x[:, 5] *= 30
+    peaks, factors = x.abs().amax(0), (1.0, 0.7, 0.4)
+    found = fpq.search(w, x, peaks, (4, 4), factors, True)
+    exact = x @ w.T
+
+    def error(wf: tuple[int, int], wb: torch.Tensor, layout: tuple[int, int], factor: float) -> float:
+        shifts = fpq.shifts_of(peaks * factor, layout)
+        y = fpq.shifted_float(x, layout, float(peaks.max()) * factor, shifts) @ minifloat(w, *wf, wb).T
+        return float((y - exact).square().sum())
+
+    least = min(error(found.weight_format, found.weight_bound, layout, f) for layout in ((3, 0), (2, 1), (1, 2)) for f in factors)
+    ours = fpq.shifted_float(x, found.input_format, found.input_bound, found.shifts)
+    made = ours @ minifloat(w, *found.weight_format, found.weight_bound).T
+    assert float((made - exact).square().sum()) == pytest.approx(least, rel=1e-5)
+
+
+def test_it_earns_its_place_on_planted_outliers(planted: Path, tokens: np.ndarray) -> None:
+    """W4A4 below min-max floats without shifts; W4A8 below W4A4."""
+    from quantadvisor.methods.observe import load
+
+    model = load(planted)
+    rows = tokens[2:]
+
+    def run() -> None:
+        model(torch.from_numpy(tokens[:2]))
+
+    plain = fake_kl(fpq.searched(model, (4, 4), run, (1.0,), shifted=False), planted, rows)
+    four = fake_kl(fpq.fake(model, scheme("w4a4-fp"), tokens[:2]), planted, rows)
+    eight = fake_kl(fpq.fake(model, scheme("w4a8-fp"), tokens[:2]), planted, rows)
+    assert eight < four < plain
+
+
+def output_errors(model: torch.nn.Module, calibration: dict[str, torch.Tensor], held_out: dict[str, torch.Tensor],
+                  output: str) -> tuple[float, float]:  # fmt: skip
+    """Relative squared errors of a model's output in W4A4: (min-max floats without shifts, FPQ)."""
+    from quantadvisor.methods.fake import applied
+
+    def run() -> None:
+        model(**calibration)
+
+    with torch.no_grad():
+        exact = model(**held_out)[output]
+        found = []
+        for factors, shifted in (((1.0,), False), (fpq.FACTORS, True)):
+            with applied(fpq.searched(model, (4, 4), run, factors, shifted)):
+                found.append(float((model(**held_out)[output] - exact).square().sum() / exact.square().sum()))
+    return found[0], found[1]
+
+
+def test_an_encoder() -> None:
+    """A small BERT of random weights whose LayerNorms have loud channels, as trained ones have."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                 intermediate_size=128, max_position_embeddings=64)).eval()  # fmt: skip
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("LayerNorm.weight"):
+                value[[5, 17]] *= 20
+    ids = torch.randint(0, 200, (8, 32))
+    plain, ours = output_errors(model, {"input_ids": ids[:4]}, {"input_ids": ids[4:]}, "last_hidden_state")
+    assert ours < 0.7 * plain
+
+
+@pytest.mark.slow
+def test_a_vision_transformer() -> None:
+    """Trained here on scikit-learn's digits: FPQ's W4A4 is nearer to it than min-max, and about as often right."""
+    from sklearn.datasets import load_digits
+    from transformers import ViTConfig, ViTForImageClassification
+
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images[:, None].astype(np.float32) / 8 - 1)
+    labels = torch.from_numpy(digits.target)
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=8,
+        intermediate_size=96, patch_size=2, num_channels=1, num_labels=10))  # fmt: skip
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(400):
+        batch = torch.from_numpy(np.random.default_rng(step).integers(0, 1300, 64))
+        model(pixel_values=pixels[batch], labels=labels[batch]).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.eval()
+    calibration, held_out = ({"pixel_values": pixels[part]} for part in (slice(0, 128), slice(1300, None)))
+    plain, ours = output_errors(model, calibration, held_out, "logits")
+    assert ours < plain
+
+    from quantadvisor.methods.fake import applied
+
+    def run() -> None:
+        model(**calibration)
+
+    def right() -> float:
+        with torch.no_grad():
+            return float((model(**held_out).logits.argmax(-1) == labels[1300:]).float().mean())
+
+    fp = right()
+    assert fp > 0.85
+    with applied(fpq.searched(model, (4, 4), run)):
+        assert right() > fp - 0.05
+
+
+def test_refusals(llama: Path) -> None:
+    for runtime in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"):
+        assert "exponent bias" in str(fpq.refuse(llama, scheme("w4a4-fp"), runtime))

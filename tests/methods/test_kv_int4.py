@@ -1,0 +1,62 @@
+"""The INT4 cache as ONNX Runtime reads it, against torch with the same grid in its cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quantadvisor.methods import kv_int4, kv_int8
+from quantadvisor.methods.schemes import scheme
+
+from .conftest import kl, session, torch_logits
+
+
+def run4(folder: Path, row: np.ndarray, chunk: int) -> np.ndarray:
+    """Logits [positions, V]; the cache between chunks is what the graph gave: two codes in a byte."""
+    opened = session(folder, "scoring.onnx")
+    past = {v.name: np.zeros((1, v.shape[1], 0, v.shape[3]), np.uint8) for v in opened.get_inputs() if v.name.startswith("past")}
+    names, parts = [value.name for value in opened.get_outputs()], []
+    for start in range(0, len(row), chunk):
+        part = row[start : start + chunk]
+        mask = np.ones((1, start + len(part)), np.int64)
+        found = dict(zip(names, opened.run(names, {"input_ids": part[None], "attention_mask": mask, **past}), strict=True))
+        parts.append(found["logits"][0])
+        past = {key: found[key.replace("past_key_values", "present")] for key in past}
+    assert all(value.dtype == np.uint8 and value.shape[3] == 8 for value in past.values())
+    return np.concatenate(parts)
+
+
+def test_the_runtime_rounds_as_the_grid_says(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    from quantadvisor.methods.fake import Fake, applied
+    from quantadvisor.methods.formats import onnx
+    from quantadvisor.methods.observe import load
+
+    notes = kv_int4.apply(llama, scheme("fp32-kv4"), "onnxruntime", tokens[:2], tmp_path / "out", base=base)
+    assert "INT4 cache" in notes[0]
+    bounds = onnx.calibrate_cache(base, tokens[:2])
+
+    def rounded(kind: str, layer: int, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.from_numpy(bounds[f"past_key_values.{layer}.{kind}"]).reshape(2, 1, 16) / 7
+        return (x / scale).round().clamp(-8, 7) * scale
+
+    made = Fake(load(llama), keys=lambda i, k: rounded("key", i, k), values=lambda i, v: rounded("value", i, v), chunk=8)
+    with applied(made) as logits:
+        theirs = logits(tokens[3]).numpy()
+    ours, exact = run4(tmp_path / "out", tokens[3], 8), torch_logits(llama, tokens[3])
+    assert kl(theirs, ours) < kl(exact, ours) / 20
+    assert 0 < kl(exact, ours) < 0.5
+
+
+def test_it_takes_half_the_bytes_and_costs_more(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    from .conftest import run
+
+    kv_int4.apply(llama, scheme("w8-g64-kv4"), "onnxruntime", tokens[:2], tmp_path / "four", base=base)
+    kv_int8.apply(llama, scheme("w8-g64-kv8"), "onnxruntime", tokens[:2], tmp_path / "eight", base=base)
+    exact = torch_logits(llama, tokens[3])
+    assert kl(exact, run4(tmp_path / "four", tokens[3], 8)) > kl(exact, run(tmp_path / "eight", tokens[3], 8))
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino", "llama.cpp", "onnxruntime-genai"])
+def test_refusals(runtime: str, llama: Path) -> None:
+    assert "writes nothing for" in str(kv_int4.refuse(llama, scheme("fp32-kv4"), runtime))
