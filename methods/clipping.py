@@ -25,7 +25,7 @@ TAIL = 0.005
 BINS, LEVELS = 2048, 128
 SHRINK = tuple(1 - step / 100 for step in range(90))
 SMALL = 1e-4
-"""Weight that empty bins get, taken from the others: KL knows no zeros."""
+"""Count that empty bins get, taken from the others: KL is infinite where q is zero and p is not."""
 
 
 def limits(x: Floats, clip: Clip, bits: int = 8) -> tuple[float, float]:
@@ -66,27 +66,31 @@ def least_divergent(counts: NDArray[np.int64], levels: int) -> int:
 
 
 def divergence(counts: NDArray[np.int64], middle: int, reach: int, levels: int) -> float:
-    """KL of keeping the bins at most `reach` from the middle: all counts, those cut off at the ends, against `levels`."""
-    start, end = middle - reach, min(middle + reach + 1, len(counts))
-    kept = counts[start:end].astype(np.float64)
-    all_ = kept.copy()
-    all_[0] += counts[:start].sum()
-    all_[-1] += counts[end:].sum()
-    width = len(kept) // levels
-    starts = np.arange(levels) * width
-    merged = np.add.reduceat(kept, starts)
-    filled = np.add.reduceat(all_ != 0, starts, dtype=np.int64)
-    share = np.divide(merged, filled, out=np.zeros(levels), where=filled > 0)
-    spread = np.repeat(share, np.diff(np.append(starts, len(kept))))
-    p, q = smoothed(all_), smoothed(spread)
-    return float((p * np.log(p / q)).sum())
+    """KL(p || q) in nats of keeping the bins at most `reach` from the middle: p has what lies beyond in its end bins, q is
+    the same part in `levels` levels, each spread evenly over its bins that p fills (whole counts, as the source has it)."""
+    first, last = middle - reach, min(middle + reach + 1, len(counts))
+    inside = counts[first:last]
+    p = inside.copy()
+    p[0] += counts[:first].sum()
+    p[-1] += counts[last:].sum()
+    wide = len(inside) // levels
+    level = np.minimum(np.arange(len(inside)) // wide, levels - 1)
+    regular = np.arange(len(inside)) < levels * wide
+    total = np.bincount(level, inside, levels)
+    filled = np.bincount(level, (p != 0) & regular, levels)
+    spread = np.floor(np.divide(total, filled, out=np.zeros(levels), where=filled > 0))
+    smooth_p, smooth_q = smoothed(p.astype(np.float64)), smoothed(np.where(regular, spread[level], 0.0))
+    if smooth_p is None or smooth_q is None:
+        return float("inf")
+    return float((smooth_p * np.log(smooth_p / smooth_q)).sum())
 
 
-def smoothed(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Counts -> probabilities without zeros."""
+def smoothed(counts: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Counts -> probabilities, with SMALL in every empty bin, taken evenly from the others; None where they have too little."""
     empty = counts == 0
-    if empty.all():
-        return np.full(len(counts), 1 / len(counts))
-    value = np.where(empty, SMALL, counts - SMALL * empty.sum() / (~empty).sum())
-    probability: NDArray[np.float64] = value / value.sum()
-    return probability
+    filled = len(counts) - int(empty.sum())
+    if filled == 0:
+        return None
+    moved = np.where(empty, SMALL, counts - SMALL * empty.sum() / filled)
+    probability: NDArray[np.float64] = moved / moved.sum()
+    return probability if (moved > 0).all() else None

@@ -116,12 +116,15 @@ def hadamard(width: int) -> NDArray[np.float64] | None:
         return np.ones((1, 1))
     for prime in PALEY:
         if width % (prime + 1) == 0 and (rest := hadamard(width // (prime + 1))) is not None:
-            product: NDArray[np.float64] = np.kron(paley(prime), rest)
-            return product
+            return kronecker(paley(prime), rest)
     if width % 2 == 0 and (rest := hadamard(width // 2)) is not None:
-        product = np.kron(np.array([[1.0, 1.0], [1.0, -1.0]]), rest)
-        return product
+        return kronecker(np.array([[1.0, 1.0], [1.0, -1.0]]), rest)
     return None
+
+
+def kronecker(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    product: NDArray[np.float64] = np.kron(a, b).astype(np.float64)
+    return product
 
 
 def paley(prime: int) -> NDArray[np.float64]:
