@@ -83,7 +83,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "id": f"r{place}",
         "results": results,
         "headline": verdict.headline(results),
-        "reason": verdict.reason(results),
+        "reason": units.typeset(verdict.reason(results)),
         "numbers": verdict.key_numbers(results),
         "effects": verdict.effects(results),
         "traffic": facts.traffic_words(results),
@@ -91,7 +91,8 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "changed_mind": wording.changed_mind(results),
         "boundaries": wording.boundaries(results),
         "questions": [
-            (wording.QUESTIONS[q.id], q.answer, q.evidence, evidence_links(results, q.id, rows, drawn)) for q in results.questions
+            (wording.QUESTIONS[q.id], q.answer, units.typeset(q.evidence), evidence_links(results, q.id, rows, drawn))
+            for q in results.questions
         ],
         "numbered": {row.name: row.number for row in rows},
         "pictures": {picture.key: picture for picture in drawn},
