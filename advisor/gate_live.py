@@ -211,7 +211,9 @@ def check_budget(live: Live, blocks: Sequence[Block], seconds: float) -> None:
     """A budget that ended before the interval could begin contradicts alpha: BadInput with the one that would do."""
     fewest = fewest_blocks(live.alpha / max(1, len(paired_times(quiet(blocks)))))
     if len(blocks) < fewest:
-        what = f"{live.budget_s:g} s ended after {len(blocks)} blocks, and at --alpha {live.alpha:g} none is decided before {fewest}"
+        what = (
+            f"{live.budget_s:g} s ended after {len(blocks)} blocks, and at --alpha {live.alpha:g} none is decided before {fewest}"
+        )
         raise BadInput("--time-budget", what, f"give {math.ceil(fewest * seconds / len(blocks))} s at least, or a larger --alpha")
 
 

@@ -56,7 +56,7 @@ def _inline(name: str) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    """Templates are compiled once a process: that was two thirds of the time of a page."""
+    """Templates are compiled once a process."""
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -120,6 +120,7 @@ def beside(results: Sequence[Results]) -> dict[str, Any]:
     head, rows = side_by_side.candidates(results)
     return {
         "id": "side",
+        "names": side_by_side.run_names(results),
         "rows": side_by_side.comparison(results),
         "pictures": {item.key: item for item in side_by_side.pictures(results)},
         "head": head,
