@@ -209,7 +209,8 @@ def measure(live: Live, say: Callable[[str], None]) -> Run:
 
 def check_budget(live: Live, blocks: Sequence[Block], seconds: float) -> None:
     """A budget that ended before the interval could begin contradicts alpha: BadInput with the one that would do."""
-    fewest = fewest_blocks(live.alpha / max(1, len(paired_times(quiet(blocks)))))
+    sharing = 3 if any(row.itl_s for block in blocks for row in block.baseline) else 1
+    fewest = fewest_blocks(live.alpha / sharing)
     if len(blocks) < fewest:
         what = (
             f"{live.budget_s:g} s ended after {len(blocks)} blocks, and at --alpha {live.alpha:g} none is decided before {fewest}"
