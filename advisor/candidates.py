@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
 from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 
@@ -147,8 +146,8 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
         python = choice.python if isinstance(choice, RuntimeChoice) else None
         if isinstance(choice, RuntimeChoice) and choice.url:
             raise BadInput(f"runtimes.{name}", "servers of your own are not supported yet", "give its name, or its python")
-        if python is not None and shutil.which(python) is None:
-            raise BadInput(f"runtimes.{name}.python", f"{python} is not an executable", "give the path of a Python interpreter")
+        if python is not None:
+            named_interpreter(f"runtimes.{name}.python", python)
         found[name] = interpreter_of(name, python)
     return found
 

@@ -37,6 +37,8 @@ class Measurable(Protocol):
     @property
     def pid(self) -> int: ...
 
+    def close(self) -> None: ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None: ...
@@ -103,7 +105,10 @@ def run_blocks(
         order = "ABBA" if coin.random() < 0.5 else "BAAB"
         loading = time.monotonic()
         with ExitStack() as stack:
-            pair = {side: started(stack, side, starts["AB".index(side)], task) for side in order[:2]}
+            importing = {side: starts["AB".index(side)]() for side in order[:2]}
+            for one in importing.values():
+                stack.callback(one.close)
+            pair = {side: started(stack, side, one, task) for side, one in importing.items()}
             loaded = time.monotonic()
             warm = warm or loaded
             before = take([side.pid for side in pair.values()])
@@ -123,10 +128,10 @@ def run_blocks(
             return Run(blocks, spent)
 
 
-def started(stack: ExitStack, side: str, start: Start, task: Task) -> Measurable:
-    """One side ("A" or "B") in a process of its own, warmed up apart."""
+def started(stack: ExitStack, side: str, importing: Measurable, task: Task) -> Measurable:
+    """One side ("A" or "B") in a process of its own, which imports beside the other's and is loaded and warmed up apart."""
     try:
-        entered: Measurable = stack.enter_context(start())
+        entered = stack.enter_context(importing)
         for _ in range(task.warm_ups):
             task.one_round(entered, task.prompts, task.traffic, min(4, task.traffic.output_length), 0)
     except CandidateFailed as error:

@@ -8,7 +8,9 @@ from typing import Literal, NamedTuple, get_args
 
 from quantadvisor.documents import BadInput
 
-LARGEST_ALPHA = 0.2
+LARGEST_ALPHA, SMALLEST_ALPHA = 0.2, 1e-6
+LARGEST_THRESHOLD = 0.5
+"""Up to twice the threshold passes: beyond this, what takes twice as long would."""
 Kind = Literal["stored", "artifact", "spec", "server"]
 Judged = Literal["model", "baseline", "none"]
 JUDGED: tuple[Judged, ...] = get_args(Judged)
@@ -77,10 +79,13 @@ def check_options(kinds: tuple[Kind, Kind], options: dict[str, object]) -> None:
 
 
 def check_numbers(threshold: float, alpha: float, time_budget: float | None) -> None:
-    if not 0 < threshold < 1:
-        raise BadInput("--threshold", f"must lie between 0 and 1, found {threshold:g}", "0.025 is 2.5 %")
-    if not 0 < alpha <= LARGEST_ALPHA:
-        raise BadInput("--alpha", f"must lie between 0 and {LARGEST_ALPHA:g}, found {alpha:g}", "0.01 is 1 %")
+    if not 0 < threshold < LARGEST_THRESHOLD:
+        why = "" if threshold < LARGEST_THRESHOLD else ": what is surely under twice the threshold passes"
+        what = f"must lie between 0 and {LARGEST_THRESHOLD:g}, found {threshold:g}{why}"
+        raise BadInput("--threshold", what, "0.025 is 2.5 %")
+    if not SMALLEST_ALPHA <= alpha <= LARGEST_ALPHA:
+        what = f"must lie between {SMALLEST_ALPHA:g} and {LARGEST_ALPHA:g}, found {alpha:g}"
+        raise BadInput("--alpha", what, "0.01 is 1 %")
     if time_budget is not None and not 0 < time_budget < float("inf"):
         raise BadInput("--time-budget", f"must be seconds above 0, found {time_budget:g}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ from .gate_blocks import (
 )
 from .gate_exact import MEMORY_TOLERANCE, exact
 from .gate_inspect import Inspected, inspect, inspected_metrics, perplexities
-from .gate_rule import ALPHA, THRESHOLD
+from .gate_rule import ALPHA, THRESHOLD, fewest_blocks
 from .gate_times import paired_metrics
 from .gate_watch import LOAD_OF_OTHERS, Snapshot, blind, snapshot
 
@@ -88,6 +89,8 @@ class Live:
     alpha: float = ALPHA
     threshold: float = THRESHOLD
     budget_s: float = BUDGET_S
+    budget_asked: bool = False
+    """Did the user name the budget? Then one in which nothing can be decided is bad input."""
     manner: Manner = Manner()
     seed: int = field(default_factory=lambda: secrets.randbits(32))
 
@@ -111,6 +114,8 @@ def gate_live(live: Live, say: Callable[[str], None] = lambda _: None) -> Gate:
     except CandidateBroke as error:
         metrics.append(GateMetric(of=of, name="runs", kind="operators", state="regression", reason=str(error)))
     state = overall(metrics)
+    if state == "inconclusive" and live.budget_asked:
+        check_budget(live, blocks, seconds)
     return Gate(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         mode="live",
@@ -200,6 +205,17 @@ def measure(live: Live, say: Callable[[str], None]) -> Run:
         )
     except SideFailed as error:
         raise broken(live, error.side, error) from None
+
+
+def check_budget(live: Live, blocks: Sequence[Block], seconds: float) -> None:
+    """A budget that ended before the interval could begin contradicts alpha: BadInput with the one that would do."""
+    sharing = 3 if any(row.itl_s for block in blocks for row in block.baseline) else 1
+    fewest = fewest_blocks(live.alpha / sharing)
+    if len(blocks) < fewest:
+        what = (
+            f"{live.budget_s:g} s ended after {len(blocks)} blocks, and at --alpha {live.alpha:g} none is decided before {fewest}"
+        )
+        raise BadInput("--time-budget", what, f"give {math.ceil(fewest * seconds / len(blocks))} s at least, or a larger --alpha")
 
 
 def times(live: Live, blocks: Sequence[Block]) -> list[GateMetric]:

@@ -47,7 +47,13 @@ def open_live(asked: Asked, progress: Progress) -> Iterator[Live]:
 
 def judged(live: Live, asked: Asked) -> Live:
     """With the numbers that were asked for."""
-    return replace(live, alpha=asked.alpha, threshold=asked.threshold, budget_s=asked.budget_s or BUDGET_S)
+    return replace(
+        live,
+        alpha=asked.alpha,
+        threshold=asked.threshold,
+        budget_s=asked.budget_s or BUDGET_S,
+        budget_asked=asked.budget_s is not None,
+    )
 
 
 def workload_of(asked: Asked, specs: list[Workload | None]) -> Workload:

@@ -25,6 +25,7 @@ unit. With five blocks a rank test cannot reach alpha / 2 at all; normality of t
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -93,6 +94,11 @@ def tail(n: int, alpha: float) -> int | None:
         below += term_next
         term = term * (n - k) // (k + 1)
     return last
+
+
+def fewest_blocks(alpha: float) -> int:
+    """Blocks from which on the interval at `alpha` can be finite at all."""
+    return next(n for n in itertools.count(1) if tail(n, alpha / 2) is not None)
 
 
 def sequence(logs: Logs, alpha: float) -> tuple[Logs, Logs]:

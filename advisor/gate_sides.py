@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantadvisor.documents import BadInput, Device, Factor, Unavailable
+from quantadvisor.profiling.environments import answer_of, named_interpreter
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime, runtime_file
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -68,24 +67,15 @@ def side_of(where: str, path: Path, named: str | None, python: str | None, devic
     own = python is None
     if own and (reason := runtime(name).refuse(str(path), tuple(options), device.isa)):
         raise Unavailable(f"{where} ({path})", reason)
-    return Side(path, name, tuple(options), sys.executable if python is None else interpreter(where, python), runtime_file(name))
-
-
-def interpreter(where: str, python: str) -> str:
-    """The interpreter as given (a virtual environment's link must stay one), or BadInput."""
-    found = shutil.which(python)
-    if found is None or Path(found).is_dir():
-        raise BadInput(f"--{where}-env", f"{python} is not an executable", "give the path of a Python interpreter")
-    return found
+    own_python = sys.executable if python is None else named_interpreter(f"--{where}-env", python)
+    return Side(path, name, tuple(options), own_python, runtime_file(name))
 
 
 def versions(where: str, side: Side) -> dict[str, str]:
     """Python and packages of a side's environment, asked in that environment."""
-    command = [side.python, "-P", "-c", ASK_VERSIONS, *PACKAGES]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return {str(name): str(version) for name, version in answer_of(side.python, ASK_VERSIONS, *PACKAGES).items()}
+    except (OSError, subprocess.SubprocessError, ValueError, AttributeError) as error:
         raise BadInput(f"--{where}-env", f"{side.python} does not run as Python ({type(error).__name__})") from None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantadvisor.documents import BadInput, Device, NotComparable, RuntimeChoice, Unavailable, Workload
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.environments import refusal
+from quantadvisor.profiling.environments import named_interpreter, refusal
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime_file
 
@@ -15,7 +15,7 @@ from .builds import build_all
 from .candidates import baseline_name, session_options
 from .context import Context, cache_folder
 from .diagnose import options_of, split
-from .gate_sides import Side, interpreter
+from .gate_sides import Side
 from .model_source import resolve_model
 from .stages import Progress
 
@@ -50,7 +50,7 @@ def side_of_spec(where: str, workload: Workload, python: str | None, device: Dev
     options = session_options(runtime_name, options, made.quantizes_cache)
     inventory = inventory_from_config(json.loads((folder / "config.json").read_text()))
     context = Context(workload, device, inventory, source, folder, out, progress)
-    own = context.interpreter(runtime_name) if python is None else interpreter(where, python)
+    own = context.interpreter(runtime_name) if python is None else named_interpreter(f"--{where}-env", python)
     if python is None and (reason := refusal(runtime_name, own, None, options, device.isa)):
         raise Unavailable(f"{where}: {name}", reason)
     build = context.build(name.split("-")[0], made, runtime_name)

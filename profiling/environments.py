@@ -6,10 +6,14 @@ A worker starts with any of them; only whether a runtime can run has to be asked
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from quantadvisor.documents import BadInput
 
 from .runtimes.registry import runtime, runtime_file
 
@@ -31,6 +35,20 @@ def interpreter_of(name: str, chosen: str | None = None) -> str:
     return chosen or (str(apart) if name in APART and apart.exists() else sys.executable)
 
 
+def named_interpreter(where: str, python: str) -> str:
+    """What the user named, as named (a virtual environment's link must stay one), or BadInput."""
+    found = shutil.which(python)
+    if found is None:
+        raise BadInput(where, f"{python} is not an executable", "give the path of a Python interpreter")
+    return found
+
+
+def answer_of(python: str, program: str, *arguments: str) -> Any:
+    """The JSON that `program` prints in that environment; OSError, ValueError or SubprocessError where it does not."""
+    command = [python, "-P", "-c", program, *arguments]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+
+
 def refusal(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
     """Why the runtime cannot run in that environment; None where it can."""
     if python == sys.executable:
@@ -40,10 +58,8 @@ def refusal(name: str, python: str, path: str | None, options: tuple[str, ...], 
 
 @lru_cache
 def asked_there(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
-    command = [python, "-P", "-c", ASK, str(runtime_file(name)), json.dumps([path, options, isa])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        answer = json.loads(done.stdout)
+        answer = answer_of(python, ASK, str(runtime_file(name)), json.dumps([path, options, isa]))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"{python} does not run as a Python interpreter ({type(error).__name__})"
     return None if answer is None else f"in {python}: {answer}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def _inline(name: str) -> Markup:
     return Markup((HERE / name).read_text(encoding="utf-8"))
 
 
+@cache
 def _environment() -> Environment:
+    """Templates are compiled once a process."""
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -80,7 +83,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "id": f"r{place}",
         "results": results,
         "headline": verdict.headline(results),
-        "reason": verdict.reason(results),
+        "reason": units.typeset(verdict.reason(results)),
         "numbers": verdict.key_numbers(results),
         "effects": verdict.effects(results),
         "traffic": facts.traffic_words(results),
@@ -88,7 +91,8 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "changed_mind": wording.changed_mind(results),
         "boundaries": wording.boundaries(results),
         "questions": [
-            (wording.QUESTIONS[q.id], q.answer, q.evidence, evidence_links(results, q.id, rows, drawn)) for q in results.questions
+            (wording.QUESTIONS[q.id], q.answer, units.typeset(q.evidence), evidence_links(results, q.id, rows, drawn))
+            for q in results.questions
         ],
         "numbered": {row.name: row.number for row in rows},
         "pictures": {picture.key: picture for picture in drawn},
@@ -116,6 +120,7 @@ def beside(results: Sequence[Results]) -> dict[str, Any]:
     head, rows = side_by_side.candidates(results)
     return {
         "id": "side",
+        "names": side_by_side.run_names(results),
         "rows": side_by_side.comparison(results),
         "pictures": {item.key: item for item in side_by_side.pictures(results)},
         "head": head,

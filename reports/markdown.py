@@ -22,7 +22,7 @@ def render_markdown(results: Sequence[Results]) -> str:
         raise ValueError("render_markdown: no results given; give at least one")
     parts = []
     if len(results) > 1:
-        head = ("", *(f"{place}. {item.workload.model}" for place, item in enumerate(results, start=1)))
+        head = ("", *side_by_side.run_names(results))
         rows = [(name, *cells) for name, cells in side_by_side.comparison(results)]
         parts += [f"# {len(results)} runs side by side", table(head, rows)]
     parts += [section(item, "##" if len(results) > 1 else "#") for item in results]

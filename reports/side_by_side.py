@@ -12,12 +12,21 @@ from .svg import Legend, Picture
 
 
 def run_names(results: Sequence[Results]) -> list[str]:
-    """`1. model · 512 + 128 tokens × 1 · device`: the number tells runs of one model apart."""
-    return [
-        f"{place}. {item.workload.model} · {traffic.prompt_length:,} + {traffic.output_length:,} tokens × {traffic.concurrency:,}"
-        f" · {item.device.name}"
-        for place, item in enumerate(results, start=1)
+    """`1. model · 512 + 128 tokens × 1 · device`, without what all runs share; the model where they share everything."""
+    told = [
+        (
+            item.workload.model,
+            f"{traffic.prompt_length:,} + {traffic.output_length:,} tokens × {traffic.concurrency:,}",
+            item.device.name,
+        )
+        for item in results
         for traffic in (item.workload.traffic,)
+    ]
+    differs = [len(set(part)) > 1 for part in zip(*told, strict=True)]
+    kept = differs if any(differs) else [True, False, False]
+    return [
+        f"{place}. " + " · ".join(part for part, keep in zip(parts, kept, strict=True) if keep)
+        for place, parts in enumerate(told, start=1)
     ]
 
 
@@ -110,8 +119,7 @@ def candidates(results: Sequence[Results]) -> tuple[tuple[str, ...], list[tuple[
         if sum(effect is not None for effect in effects) >= 2:
             marks = [" (advised)" if item.verdict.choice == name else "" for item in results]
             rows.append((name, *(units.times(e) + mark for e, mark in zip(effects, marks, strict=True))))
-    head = ("Candidate", *(f"{place}. {item.workload.model}" for place, item in enumerate(results, start=1)))
-    return head, rows
+    return ("Candidate", *run_names(results)), rows
 
 
 def comparison(results: Sequence[Results]) -> list[tuple[str, list[str]]]:

@@ -50,14 +50,18 @@ class Picture:
 
 
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
-    """One element; attribute names lose a trailing `_` and write `-` for `_`; floats get one decimal."""
-    shown = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value)
+    """One element; attribute names lose a trailing `_` and write `-` for `_`; floats get one decimal.
+
+    Joined as plain strings, each escaped once: `Markup.format` took nine tenths of a page.
+    """
+    shown = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{value:.1f}"'
+        if isinstance(value, float)
+        else f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
-    inside = Markup("").join(escape(child) for child in children)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), shown, inside)
+    return Markup(f"<{name}{shown}>{''.join(map(escape, children))}</{name}>")
 
 
 def text(x: float, y: float, words: str, style: str = "", anchor: str = "start", room: float | None = None) -> Markup:

@@ -6,6 +6,7 @@ Every function takes None too and answers with a dash, since any part of a resul
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,12 @@ def times(ratio: float | None) -> str:
 def percent(share: float | None, places: int = 0) -> str:
     """A share of 1 in percent."""
     return ABSENT if share is None or not math.isfinite(share) else f"{share * 100:.{places}f} %".replace("-", "−")
+
+
+def typeset(said: str) -> str:
+    """Numbers in the run's own plain words, written as the page writes them: 2.07× for 2.07x, 52 % for 52%, → for ->."""
+    said = re.sub(r"(?<![\w.-])(\d[\d,]*(?:\.\d+)?)x(?![\w@-])", r"\1×", said)
+    return re.sub(r"(?<=\d)%", " %", said).replace(" -> ", " → ")
 
 
 def signed_percent(share: float | None) -> str:

@@ -312,6 +312,7 @@ def column(results: Results) -> list[tuple[str, str]]:
     """One report's column in the side-by-side table."""
     chosen = facts.choice(results)
     rows = [
+        ("Model", results.workload.model),
         ("Workload", facts.traffic_words(results)),
         ("Objective", facts.OBJECTIVES[results.workload.objective]),
         ("Constraints", "; ".join(constraints(results)) or "none"),

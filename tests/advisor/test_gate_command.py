@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from quantadvisor.advisor.gate_record import history_page
-from quantadvisor.advisor.gate_sides import artifact_bytes, differing, interpreter, side_of
+from quantadvisor.advisor.gate_sides import artifact_bytes, differing, side_of
 from quantadvisor.documents import BadInput, Device, Unavailable
+from quantadvisor.profiling.environments import named_interpreter
 
 from .test_gate_stored import set_operators, stored
 
@@ -122,7 +123,9 @@ def test_inconclusive_may_warn(files: dict[str, str]) -> None:
         (("{base}", "{same}", "--junit", "{folder}"), "is a folder"),
         (("{base}", "{same}", "--threshold", "0"), "--threshold"),
         (("{base}", "{same}", "--threshold", "nan"), "--threshold"),
+        (("{base}", "{same}", "--threshold", "0.5"), "--threshold"),
         (("{base}", "{same}", "--alpha", "0.9"), "--alpha"),
+        (("{base}", "{same}", "--alpha", "1e-9"), "--alpha"),
         (("{base}", "{same}", "--candidate-env", "python3"), "--candidate-env"),
         (("{base}", "{same}", "--time-budget", "-1"), "--time-budget"),
         (("{base}", "{same}", "--on-inconclusive", "shrug"), "shrug"),
@@ -172,10 +175,10 @@ def test_an_artifact_is_told_by_its_files(tmp_path: Path) -> None:
 
 
 def test_interpreters_versions_and_bytes(tmp_path: Path) -> None:
-    assert interpreter("candidate", sys.executable) == sys.executable
+    assert named_interpreter("--candidate-env", sys.executable) == sys.executable
     for wrong in (str(tmp_path), "/nowhere/python"):
         with pytest.raises(BadInput, match="--candidate-env"):
-            interpreter("candidate", wrong)
+            named_interpreter("--candidate-env", wrong)
     found = list(differing({"numpy": "1", "torch": "2"}, {"numpy": "1", "torch": "3", "openvino": "4"}))
     assert [(f.name, f.baseline, f.candidate) for f in found] == [("openvino", "absent", "4"), ("torch", "2", "3")]
     (tmp_path / "weights").write_bytes(bytes(7))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,17 @@ def test_incoherent_output_is_anomalous() -> None:
 def test_a_baseline_that_does_not_run_is_bad_input(faults: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="baseline"):
         gate_live(live(baseline=faults))
+
+
+def test_a_budget_that_was_asked_for_and_holds_too_few_blocks_contradicts_alpha() -> None:
+    slow = replace(live(budget_s=1e-9), budget_asked=True)
+    with pytest.raises(
+        BadInput, match=r"^--time-budget: 1e-09 s ended after 1 blocks, and at --alpha 0\.01 none .* before 12; give"
+    ):
+        gate_live(slow)
+    assert gate_live(replace(slow, budget_asked=False)).exit_code == 4
+    starts = live(operator="MatMul").starts
+    assert gate_live(replace(slow, starts=starts)).exit_code == 1  # what needs no clock is said all the same
 
 
 def test_an_environment_without_the_runtime_is_bad_input() -> None:

@@ -11,6 +11,7 @@ from quantadvisor.advisor.gate_rule import (
     ALPHA,
     Bounds,
     Limits,
+    fewest_blocks,
     holm,
     judge,
     log_wealth,
@@ -143,6 +144,7 @@ def test_bounds_are_infinite_before_they_can_be_known() -> None:
     assert bounds.noise_floor is None
     assert judge(bounds, LIMITS) == "inconclusive"
     assert math.isfinite(paired([0.05] * 12, ALPHA / 3).low)
+    assert fewest_blocks(ALPHA / 3) == 12
 
 
 @pytest.mark.parametrize(

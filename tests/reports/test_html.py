@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from quantadvisor.documents import Quality, Results
+from quantadvisor.reports import units
 from quantadvisor.reports.html import render_html
 
 from . import sample
@@ -154,7 +155,7 @@ def test_every_candidate_and_every_reason_is_there(complete: str) -> None:
 def test_what_the_issue_asks_for_is_there(complete: str) -> None:
     words = Page(complete).words
     for question in sample.complete().questions:
-        assert question.evidence in words
+        assert units.typeset(question.evidence) in words
     for said in (
         "3.09×", "runtime 2.21× · method 1.40×", "4.82×", "≤ 2.94×", "640 tokens × 1", "off by −2.1 %", "Regret",
         "already quantized", "Q4_1", "KL 0.0030", "KL 0.46", "partly this rescaling undone", "onnxruntime_genai.chat",

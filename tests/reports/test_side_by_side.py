@@ -36,3 +36,13 @@ def test_candidates_are_compared_where_two_runs_measured_them() -> None:
 
 def test_one_run_has_nobody_beside_it() -> None:
     assert side_by_side.pictures([sample.complete()]) == []
+
+
+def test_runs_are_told_apart_by_what_differs() -> None:
+    run = sample.complete()
+    model, traffic = run.workload.model, run.workload.traffic.model_copy(update={"concurrency": 7})
+    other = run.model_copy(update={"workload": run.workload.model_copy(update={"traffic": traffic})})
+    assert side_by_side.run_names([run, other]) == ["1. 512 + 128 tokens × 1", "2. 512 + 128 tokens × 7"]
+    assert side_by_side.run_names([run, run]) == [f"1. {model}", f"2. {model}"]
+    moved = other.model_copy(update={"device": other.device.model_copy(update={"name": "elsewhere"})})
+    assert side_by_side.run_names([run, moved])[1] == "2. 512 + 128 tokens × 7 · elsewhere"

@@ -61,3 +61,16 @@ def test_one_unit_for_both_bounds_where_it_is_the_same() -> None:
 def test_signs_are_typographic() -> None:
     assert units.signed_percent(-0.021) == "−2.1 %"
     assert units.percent(-0.01, 1) == "−1.0 %"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("could gain 2.07x on this runtime; 52% of it", "could gain 2.07× on this runtime; 52 % of it"),
+        ("3,084 -> 790 ms (3.91x)", "3,084 → 790 ms (3.91×)"),
+        ("w4x@openvino and gemm-16x8 stay, 100 % too", "w4x@openvino and gemm-16x8 stay, 100 % too"),
+        ("0x10 is no factor", "0x10 is no factor"),
+    ],
+)
+def test_plain_words_are_typeset_and_names_are_not(said: str, shown: str) -> None:
+    assert units.typeset(said) == shown
