@@ -239,6 +239,7 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
         if c.name.split("@")[0] not in seen
         and better(objective(c), ties if expected_kl(c) < kl else wins, workload)
         and not shrinks_more_for_nothing(c, known, workload)
+        and not outdone(c, known)
     ][:1]
 
 

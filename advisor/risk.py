@@ -31,8 +31,8 @@ PLAIN = ("rtn", "dynamic_int8", "smoothquant")
 """Methods whose grids are simulated here."""
 SEARCHED = {"gptq": "rtn", "awq": "rtn", "gguf_imatrix": "gguf"}
 """Methods that search where another one only rounds: they go through the whole model, layer by layer."""
-SEARCH_SAMPLES, CALIBRATION_SAMPLES = 16, 32
-"""Of the calibration: what searches get (fewer than for the artifact, so that they come out a bit worse), and the others."""
+SEARCH_SAMPLES, CALIBRATION_SAMPLES = 16, 8
+"""Of the calibration: what searches get, and fixed ranges; fewer than for the artifact, so that both come out a bit worse."""
 REACH = 4.0
 """A search is simulated where plain rounding has at most this many times the KL of the budget. On SmolLM2-135M GPTQ and
 AWQ leave 0.46 and 0.49 of the KL of rounding to nearest at 4 bits (docs/log.md)."""

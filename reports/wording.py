@@ -114,6 +114,8 @@ BREAKS = {"memory": "its memory is full", "ttft": "its TTFT is over the SLO", "t
 
 def _contested(results: Results, winner: str | None) -> str:
     """Where the map, made of each candidate's own rounds, names another winner at the declared point."""
+    if winner in results.verdict.tied_with:
+        return f"At the declared point {winner} ties with it: no difference that counts."
     again = results.regret
     if winner and again and again.best == again.advised:
         return f"In rounds at another time {winner} was better; side by side with it, measured afresh, the advice is."
