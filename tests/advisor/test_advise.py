@@ -48,6 +48,9 @@ def test_what_is_predicted_to_tie_with_the_best_measured_is_measured_too() -> No
     assert overlooked([held, worse], workload()) == []
     clearly = predicted("smoothquant-w8a8-tensor@onnxruntime", 1.4, kl=0.04)
     assert overlooked([held, worse, clearly], workload()) == [clearly]
+    smoothed, turned = predicted("smoothquant-w8a8@onnxruntime", 1.5, 0.01), predicted("rotation-w8a8@onnxruntime", 1.4, 0.02)
+    assert overlooked([held, turned], workload()) == [turned]
+    assert overlooked([held, turned, smoothed], workload()) == [smoothed]  # the same kernels, better quality
 
 
 def test_both_halves_of_an_open_mixture_get_a_ghost() -> None:

@@ -105,6 +105,10 @@ def test_nothing_more_is_said_than_holds(results: Results) -> None:
     assert wording.holds(beaten.model_copy(update={"regret": fresh})) == [
         f"In rounds at another time {sample_map.RIVAL} was better; side by side with it, measured afresh, the advice is."
     ]
+    tied = beaten.verdict.model_copy(update={"tied_with": (sample_map.RIVAL,)})
+    assert wording.holds(beaten.model_copy(update={"verdict": tied})) == [
+        f"At the declared point {sample_map.RIVAL} ties with it: no difference that counts."
+    ]
 
 
 def test_results_without_a_map_draw_none(results: Results) -> None:
