@@ -60,9 +60,15 @@ def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text
 def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
     """In the child: float64 [3, tokens] per scheme, as the worker's `score` gives."""
     import torch
+
+    with torch.no_grad():
+        return simulated_scores(job, windows, reference)
+
+
+def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
+    import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_grad_enabled(False)
     model = AutoModelForCausalLM.from_pretrained(job.model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     layers = linears(model)
     original = {name: linear.weight.data for name, linear in layers.items()}

@@ -49,7 +49,15 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
         sources = {file.name for file in (ROOT / "src" / folder).glob("*.py")}
         assert {f"{folder}/{name}" for name in sources} <= held, package
     assert "quantadvisor/py.typed" in held
-    for pattern in ("reports/*.j2", "advisor/presets/*.yaml", "advisor/*.json", "kernels/gpu/*", "profiling/models/*.json"):
+    data = (
+        "reports/*.j2",
+        "advisor/presets/*.yaml",
+        "advisor/*.json",
+        "kernels/*.json",
+        "kernels/gpu/*",
+        "profiling/models/*.json",
+    )
+    for pattern in data:
         files = sorted(ROOT.glob(pattern))
         assert files
         assert {f"quantadvisor/{file.relative_to(ROOT)}" for file in files} <= held

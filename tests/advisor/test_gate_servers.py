@@ -242,7 +242,7 @@ def test_from_a_shell(tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(SPEC)
     with serving() as made:
-        done = gate(made.url, made.url, "--workload", str(spec), "--time-budget", "1", "--json")
+        done = gate(made.url, made.url, "--workload", str(spec), "--time-budget", "10", "--json")
     assert done.returncode in (0, 4), done.stderr
     assert json.loads(done.stdout)["device"].startswith("servers, asked from")
     for arguments, said in (

@@ -1,0 +1,145 @@
+"""What the compiler makes of the Triton kernels for five NVIDIA targets, against the golden table. Nothing runs on a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantadvisor.kernels.triton_compile import GOLDEN, TARGETS, Target, blocks_per_sm, broken_rules, differences
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TABLE = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {"kernels": {}}
+KERNELS: dict[str, dict[str, Any]] = TABLE["kernels"]
+
+ENTRY: dict[str, Any] = {
+    "needs": "bf16",
+    "matrix": {"HMMA.16816.F32.BF16": 16},
+    "registers": 96,
+    "spills": 0,
+    "stack_bytes": 0,
+    "shared_bytes": 24576,
+    "warps": 4,
+    "blocks_per_sm": 3,
+    "occupancy": 0.25,
+    "instructions": 776,
+}
+"""Made up, for the rules."""
+
+SAMPLE = (
+    r"w4a16/g64-m(1|512)/sm_90|w8a8/m1/sm_80|w8a16/channel-m1/sm_120|codebook/g64-m1/sm_89"
+    r"|int4-d128-gqa4/sm_80|fp8/m64/sm_100|launch/add-splits/sm_90"
+)
+"""Every kernel and every target once."""
+
+
+def compiled(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: triton's interpreter and its compiler exclude each other; the cache is new."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "quantadvisor.kernels.triton_compile", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": paths},
+    )
+
+
+def test_the_golden_table_is_there() -> None:
+    assert GOLDEN.exists(), "make it: python -m quantadvisor.kernels.triton_compile --write"
+
+
+def test_a_sample_compiles_to_the_golden_code(tmp_path: Path) -> None:
+    done = compiled(tmp_path, "--only", SAMPLE)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "8 compilations" in done.stdout
+
+
+@pytest.mark.runtime  # five minutes: with the heavy runtimes, before `make test`
+def test_everything_compiles_to_the_golden_code(tmp_path: Path) -> None:
+    done = compiled(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert f"{len(KERNELS)} compilations" in done.stdout
+
+
+@pytest.mark.runtime
+def test_everything_compiles_for_gfx942(tmp_path: Path) -> None:
+    done = compiled(tmp_path, "--amd")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == f"{len({name.split('/sm_')[0] for name in KERNELS})} kernels compile for gfx942\n"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_golden_table_breaks_no_rule(name: str) -> None:
+    assert broken_rules(name, KERNELS[name]) == []
+
+
+def test_every_kernel_is_there_for_every_target() -> None:
+    kernels = {name.split("/sm_")[0] for name in KERNELS}
+    missing = {f"{kernel}/sm_{sm}" for kernel in kernels for sm in TARGETS} - set(KERNELS)
+    assert {name.split("/")[0] for name in KERNELS} >= {"w4a16", "w8a8", "w8a16", "codebook", "decode-attention", "fp8"}
+    assert missing == {name for name in missing if name.startswith("fp8/") and name.endswith("sm_80")}
+
+
+PLANTED = """
+import sys
+from dataclasses import replace
+from quantadvisor.kernels import triton_compile, triton_fp8
+from quantadvisor.kernels.triton_launch import Tile
+triton_fp8.tile_for = lambda m, sm: Tile(16, 64, 128, warps=4, stages=4)
+case = next(one for one in triton_fp8.cases(90) if one.name == "fp8/m64")
+name = case.name + "/sm_90"
+entry = triton_compile.compiled(case, 90)
+print(*triton_compile.broken_rules(name, entry), sep="\\n")
+"""
+
+
+def test_a_tile_that_loses_the_fp8_instruction_is_found(tmp_path: Path) -> None:
+    """Planted: 16 rows instead of 64 on sm_90, which the compiler silently turns into fp16 products."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    environment.pop("TRITON_INTERPRET", None)
+    shown = subprocess.run([sys.executable, "-c", PLANTED], capture_output=True, text=True, env=environment, check=True).stdout
+    assert "fp8/m64/sm_90: no fp8 matrix instruction, found ['HMMA" in shown
+
+
+def test_a_field_that_moves_is_named() -> None:
+    name, entry = "w4a16/g64-m1/sm_89", ENTRY
+    assert differences({name: entry}, {name: entry}) == []
+    moved = {name: {**entry, "registers": entry["registers"] + 1}}
+    assert differences({name: entry}, moved) == [f"{name}: registers was {entry['registers']}, is {entry['registers'] + 1}"]
+    assert differences({}, {name: entry}) == [f"{name}: not in the golden table"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"matrix": {}}, "no bf16 matrix instruction, found none"),
+        ({"matrix": {"FFMA": 512}}, "no bf16 matrix instruction"),
+        ({"needs": "int8+bf16"}, "no int8 matrix instruction"),
+        ({"spills": 3}, "3 spills"),
+        ({"stack_bytes": 8}, "8 bytes of stack"),
+        ({"shared_bytes": 120 << 10}, "sm_89 allows 101376 a block"),
+        ({"blocks_per_sm": 0}, "no block fits"),
+    ],
+)
+def test_each_rule_is_named(change: dict[str, Any], said: str) -> None:
+    assert broken_rules("w4a16/g64-m1/sm_89", ENTRY) == []
+    entry = {**ENTRY, **change}
+    assert any(said in fault for fault in broken_rules("w4a16/g64-m1/sm_89", entry))
+
+
+@pytest.mark.parametrize(
+    ("sm", "registers", "shared", "warps", "blocks"),
+    [(80, 96, 26112, 4, 5), (89, 80, 26112, 4, 3), (90, 255, 75776, 8, 1), (90, 32, 0, 4, 16), (120, 16, 0, 1, 24)],
+)
+def test_occupancy_by_hand(sm: int, registers: int, shared: int, warps: int, blocks: int) -> None:
+    """96 registers: 3,072 a warp, 21 warps, 5 blocks of 4. 75,776 bytes and 1,024: 3 blocks, but 255 registers: 8 warps."""
+    assert blocks_per_sm(TARGETS[sm], registers, shared, warps) == blocks
+
+
+def test_limits_are_those_of_a_block() -> None:
+    assert all(isinstance(one, Target) and one.shared_bytes < one.shared_bytes_sm for one in TARGETS.values())

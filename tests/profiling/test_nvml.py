@@ -1,0 +1,204 @@
+"""NVML's readings over a fake of the library: the real binding (`pynvml`) calls C functions that are written here."""
+
+import ctypes
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from quantadvisor.profiling import nvml
+from quantadvisor.profiling.nvml import Reading, board, summarize, throttling, watching, why_not
+
+OK, NOT_SUPPORTED = 0, 3
+Call = Callable[..., int]
+
+
+def gives(value: int) -> Call:
+    """A C function that writes `value` to its last argument, a pointer."""
+
+    def call(*given: Any) -> int:
+        given[-1]._obj.value = value
+        return OK
+
+    return call
+
+
+def clock(_: Any, kind: Any, out: Any) -> int:
+    out._obj.value = {pynvml.NVML_CLOCK_SM: 1410, pynvml.NVML_CLOCK_MEM: 2619}[kind.value]
+    return OK
+
+
+def memory(_: Any, out: Any) -> int:
+    out._obj.total, out._obj.used = 80 << 30, 7 << 30
+    return OK
+
+
+def mig(_: Any, current: Any, pending: Any) -> int:
+    current._obj.value = pending._obj.value = 1
+    return OK
+
+
+def text(value: bytes) -> Call:
+    def call(*given: Any) -> int:
+        next(one for one in given if isinstance(one, ctypes.Array)).value = value
+        return OK
+
+    return call
+
+
+def counting() -> Call:
+    """Energy in mJ: a joule more with every call."""
+    seen = [0]
+
+    def call(_: Any, out: Any) -> int:
+        seen[0] += 1
+        out._obj.value = 1_000 * seen[0]
+        return OK
+
+    return call
+
+
+def fake(**changed: Any) -> SimpleNamespace:
+    """The functions of libnvidia-ml.so.1 that are called, for one H100; `changed`: others, or None for one that is missing."""
+    functions = {
+        "nvmlInitWithFlags": lambda _: OK,
+        "nvmlShutdown": lambda: OK,
+        "nvmlDeviceGetCount_v2": gives(1),
+        "nvmlDeviceGetHandleByIndex_v2": lambda *_: OK,
+        "nvmlDeviceGetHandleByUUID": lambda *_: OK,
+        "nvmlSystemGetDriverVersion": text(b"575.57.08"),
+        "nvmlDeviceGetName": text(b"NVIDIA H100 80GB HBM3"),
+        "nvmlDeviceGetUUID": text(b"GPU-12"),
+        "nvmlDeviceGetMemoryInfo": memory,
+        "nvmlDeviceGetEnforcedPowerLimit": gives(700_000),
+        "nvmlDeviceGetMaxClockInfo": gives(1980),
+        "nvmlDeviceGetMigMode": mig,
+        "nvmlDeviceGetClockInfo": clock,
+        "nvmlDeviceGetPowerUsage": gives(250_500),
+        "nvmlDeviceGetTotalEnergyConsumption": counting(),
+        "nvmlDeviceGetTemperature": gives(61),
+        "nvmlDeviceGetCurrentClocksEventReasons": gives(0x1 | 0x4 | 0x40),
+        **changed,
+    }
+    return SimpleNamespace(**{name: function for name, function in functions.items() if function is not None})
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def use(**changed: Any) -> None:
+        monkeypatch.setattr(pynvml, "nvmlLib", fake(**changed))
+        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+
+    return use
+
+
+def test_a_board(library: Callable[..., None]) -> None:
+    library()
+    assert why_not() is None
+    one = board(0)
+    assert (one.name, one.uuid, one.driver) == ("NVIDIA H100 80GB HBM3", "GPU-12", "575.57.08")
+    assert (one.memory_bytes, one.power_limit_w, one.max_sm_mhz, one.mig) == (80 << 30, 700.0, 1980, True)
+
+
+def test_a_uuid_is_completed(library: Callable[..., None]) -> None:
+    asked: list[str] = []
+
+    def by_uuid(uuid: Any, out: Any) -> int:
+        asked.append(uuid.value.decode())
+        return OK
+
+    library(nvmlDeviceGetHandleByUUID=by_uuid)
+    board("1b2c")
+    board("MIG-9")
+    assert asked == ["GPU-1b2c", "MIG-9"]
+
+
+def test_what_a_gpu_did_meanwhile(library: Callable[..., None]) -> None:
+    library()
+    with watching(0, period_s=0.01) as seen:
+        time.sleep(0.1)
+    found = seen.summary()
+    assert found is not None
+    assert found.readings == len(seen.readings) >= 4
+    assert found.seconds >= 0.1
+    assert (found.sm_mhz, found.memory_mhz, found.temperature_c) == ((1410, 1410, 1410), 2619, 61)
+    assert (found.energy_j, found.energy_from) == (found.readings - 1, "counter")
+    assert found.power_w == pytest.approx((found.readings - 1) / found.seconds)
+    assert found.memory_used_bytes == 7 << 30
+    assert found.throttling == ("power cap (software)", "thermal slowdown (hardware)")
+
+
+def test_what_a_gpu_does_not_tell_is_none(library: Callable[..., None]) -> None:
+    silent = dict.fromkeys(
+        ("nvmlDeviceGetTemperature", "nvmlDeviceGetClockInfo", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMigMode"),
+        lambda *_: NOT_SUPPORTED,
+    )
+    library(nvmlDeviceGetTotalEnergyConsumption=None, **silent)
+    with watching(0, period_s=0.01) as seen:
+        time.sleep(0.05)
+    found = seen.summary()
+    assert found is not None
+    assert (found.sm_mhz, found.temperature_c, found.memory_used_bytes, board(0).mig) == (None, None, None, None)
+    assert found.energy_from == "power over time"
+    assert found.energy_j == pytest.approx(250.5 * found.seconds)
+
+
+def test_an_older_driver_names_the_reasons_otherwise(library: Callable[..., None]) -> None:
+    library(nvmlDeviceGetCurrentClocksEventReasons=None, nvmlDeviceGetCurrentClocksThrottleReasons=gives(0x80))
+    with watching(0) as seen:
+        pass
+    assert seen.readings[0].throttling == ("power brake (hardware)",)
+
+
+def test_a_lost_gpu_is_an_error(library: Callable[..., None]) -> None:
+    library(nvmlDeviceGetPowerUsage=lambda *_: pynvml.NVML_ERROR_GPU_IS_LOST, nvmlErrorString=None)
+    with pytest.raises(pynvml.NVMLError_GpuIsLost), watching(0):
+        pass
+
+
+def test_the_block_s_own_error_passes_and_the_thread_ends(library: Callable[..., None]) -> None:
+    library()
+    with pytest.raises(ZeroDivisionError), watching(0, period_s=0.01):
+        raise ZeroDivisionError
+    import threading
+
+    assert "nvml" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_no_gpu_has_a_reason(library: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    library(nvmlDeviceGetCount_v2=gives(0))
+    assert why_not() == "NVML finds no GPU"
+    library(nvmlInitWithFlags=lambda _: pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+    assert why_not() == "NVML cannot be used: Driver Not Loaded"
+    with watching(0) as seen:
+        pass
+    assert seen.summary() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "pip install nvidia-ml-py" in str(why_not())
+
+
+def test_power_over_time_is_trapezoids() -> None:
+    def at(second: float, watt: float | None) -> Reading:
+        return Reading(second, None, None, watt, None, None, None, None)
+
+    found = summarize([at(0, 100), at(1, 200), at(2, None), at(3, 400)])
+    assert found is not None
+    assert found.energy_j == 150 + 600
+    assert found.power_w == 250
+    assert found.throttling is None
+    assert summarize([at(0, 1)]) is None
+
+
+def test_idle_and_set_clocks_are_no_throttling() -> None:
+    assert throttling(0x1 | 0x2 | 0x10 | 0x100) == ()
+
+
+def test_import_is_light() -> None:
+    code = f"import runpy, sys; runpy.run_path({nvml.__file__!r}); print('pynvml' in sys.modules, 'pydantic' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False False"
