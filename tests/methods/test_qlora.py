@@ -45,7 +45,8 @@ def test_the_base_is_bitsandbytes_nf4_with_double_quantization(llama: Path) -> N
         ours = student.base_model.model.get_submodule(name).base_layer.weight
         off = (ours.data - theirs).abs() / theirs.abs().max()
         assert off.max() < 0.01
-        assert (off > 1e-5).float().mean() < 0.01  # the mean's last digit may move a scale to the next of its 256 codes
+        blocks = (off > 1e-5).reshape(-1, 64).any(1)
+        assert blocks.sum() <= 1, name  # the mean's last digit may move a scale to the next of its 256 codes
 
 
 def test_untrained_adapters_add_nothing(llama: Path, tokens: np.ndarray) -> None:
