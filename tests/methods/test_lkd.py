@@ -24,7 +24,6 @@ FEW = 25
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lkd, "STEPS", FEW)
-    monkeypatch.setattr(lkd, "RATE", 1e-3)
 
 
 @pytest.fixture(autouse=True)
