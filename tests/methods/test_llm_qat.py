@@ -1,6 +1,5 @@
 """LLM-QAT: its own texts against transformers' generate, its grids against numpy, and plain rounding of the same scheme."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,9 @@ from .conftest import fake_kl, kl, operators, run, torch_logits
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     for setting, value in (("STEPS", 60), ("RATE", 3e-4), ("SAMPLES", 24), ("LENGTH", 32)):
         monkeypatch.setattr(llm_qat, setting, value)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_texts_start_greedily_as_generate_does(llama: Path) -> None:
