@@ -114,7 +114,7 @@ def test_no_seconds_no_steps() -> None:
 
 def test_a_loss_that_is_no_number_ends_it() -> None:
     x = start()
-    with pytest.raises(CandidateFailed, match="x: the loss is nan at step 3; the rate of 0.3"):
+    with pytest.raises(CandidateFailed, match=r"x: the loss is nan at step 3; the rate of 0\.3"):
         train("x", {"x": x}, lambda step: x.sum() * (float("nan") if step == 2 else 1.0), 10, 0.3, Limits(60), {})
 
 
