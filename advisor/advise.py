@@ -32,11 +32,12 @@ class Advice(Document):
 def exclude_by_quality(
     candidates: Sequence[Candidate], simulated: Mapping[str, Quality], workload: Workload
 ) -> tuple[Candidate, ...]:
-    """Candidates whose simulated quality breaks the budget are excluded, and searches that start too far from it."""
+    """Candidates whose simulated quality breaks the budget with its whole interval are excluded, and searches that start too
+    far from it."""
     result = []
     for candidate in candidates:
         quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
-        reason = budget_breach(quality, workload) if quality else None
+        reason = budget_breach(quality, workload) if quality and budget_breach(at_best(quality), workload) else None
         if quality and reason:
             reason = f"{reason} (fake quantization, {quality.tokens} tokens)"
         reason = reason or not_searched(candidate.method, candidate.scheme, simulated, workload.quality.kl_mean_max)
@@ -44,6 +45,12 @@ def exclude_by_quality(
             candidate = candidate.model_copy(update={"excluded": reason})
         result.append(candidate)
     return tuple(result)
+
+
+def at_best(quality: Quality) -> Quality:
+    """The better end of each interval: what a simulation on few tokens cannot rule out."""
+    kl = quality.kl.model_copy(update={"mean": quality.kl.low})
+    return quality.model_copy(update={"kl": kl, "top1": quality.top1.model_copy(update={"mean": quality.top1.high})})
 
 
 def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:
