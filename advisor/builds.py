@@ -17,6 +17,7 @@ from typing import Any
 
 from quantadvisor.documents import Document, Scheme
 from quantadvisor.profiling.device import usable_cores
+from quantadvisor.profiling.guardian import die_with_parent
 
 
 class Build(Document):
@@ -89,9 +90,9 @@ def read_built(out: Path) -> Built:
 
 def quiet_child(threads: int | None = None) -> None:
     """A build prints nothing, loads nothing from a hub, dies with its parent, and keeps to its threads (None: all cores)."""
-    from quantadvisor.profiling.worker import die_with_parent
-
-    die_with_parent()
+    parent = multiprocessing.parent_process()
+    assert parent and parent.pid
+    die_with_parent(parent.pid)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if threads:
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
