@@ -39,6 +39,7 @@ MODULES = (
     "triton_codebook",
     "triton_decode_attention",
     "triton_fp8",
+    "triton_dequantize",
 )
 """The modules that hold kernels, and therefore load triton when imported."""
 
