@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
+from quantadvisor.methods.registry import trains
 from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
@@ -41,7 +42,7 @@ def exclude_by_quality(
         if quality and reason:
             reason = f"{reason} (fake quantization, {quality.tokens} tokens)"
         reason = reason or not_searched(candidate.method, candidate.scheme, simulated, workload.quality.kl_mean_max)
-        if candidate.refused is None and reason:
+        if candidate.refused is None and candidate.excluded is None and reason:
             candidate = candidate.model_copy(update={"excluded": reason})
         result.append(candidate)
     return tuple(result)
@@ -206,10 +207,11 @@ def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
 
 
 def outdone(candidate: Candidate, order: Sequence[Candidate]) -> bool:
-    """Does another method fill the very same kernels with weights of better simulated quality?"""
+    """Does another method fill the very same kernels with weights of better simulated quality? What training makes of them is
+    not known before."""
     place = (candidate.scheme.name, candidate.runtime, candidate.options)
     same = [c for c in order if (c.scheme.name, c.runtime, c.options) == place]
-    return any(expected_kl(c) < expected_kl(candidate) for c in same)
+    return not trains(candidate.method) and any(expected_kl(c) < expected_kl(candidate) for c in same)
 
 
 def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], workload: Workload) -> bool:

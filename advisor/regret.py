@@ -15,6 +15,7 @@ import numpy as np
 from quantadvisor.documents import Candidate, Document, Regret, Workload
 from quantadvisor.profiling.measure import interleave, objective_value
 
+from .candidates import untrained
 from .context import Context
 from .decide import maximised, objective_of, ranked
 from .prove import Trial, clean, run_trials, search_users, with_trial
@@ -47,7 +48,8 @@ def exhaust(
 ) -> Exhausted:
     """Measure what the advice did not, one at a time, within the budget."""
     measured = {trial.name for trial in done}
-    rest = in_order([c for c in candidates if c.refused is None], measured, context.workload)
+    able = [c for c in candidates if c.refused is None and not untrained(c.method, context.workload)]
+    rest = in_order(able, measured, context.workload)
     limit = min(3 * context.workload.budget.advise_s, MOST_SECONDS)
     started = time.monotonic()
     to_beat = next((trial.rounds for trial in done if trial.name == choice), ())

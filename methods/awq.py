@@ -20,7 +20,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Target
+from quantadvisor.documents.base import Cost, Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
@@ -35,6 +35,7 @@ from .stream import stream
 
 NAME = "awq"
 TARGET: Target = "weights"
+COST: Cost = "search"
 RATIOS = tuple(step / 20 for step in range(20))
 CLIPS = tuple(1 - step / 20 for step in range(10))
 ROWS = 4

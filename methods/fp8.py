@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Target
+from quantadvisor.documents.base import Cost, Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake, Named, channel_peaks
@@ -27,6 +27,7 @@ from .schemes import scheme as named
 
 NAME = "fp8"
 TARGET: Target = "activations"
+COST: Cost = "calibration"
 BLOCK = 128
 CALIBRATION = 32
 """Calibration samples that static scales come from."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Target
+from quantadvisor.documents.base import Cost, Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake, linears
@@ -32,6 +32,7 @@ from .schemes import scheme as named
 
 NAME = "fpq_activations"
 TARGET: Target = "activations"
+COST: Cost = "search"
 FORMATS = {4: ((3, 0), (2, 1), (1, 2)), 8: ((5, 2), (4, 3), (3, 4), (2, 5))}
 """Bits -> (exponent, mantissa) of the formats that are searched; a sign takes the last bit."""
 FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Target
+from quantadvisor.documents.base import Cost, Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
@@ -27,6 +27,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "gptq"
 TARGET: Target = "weights"
+COST: Cost = "search"
 DAMPING = 0.01
 BLOCK = 128
 """Columns whose corrections to later blocks are made at once, as one matrix product (section 3.3, step 2)."""

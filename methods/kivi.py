@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Target
+from quantadvisor.documents.base import Cost, Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake
@@ -24,6 +24,7 @@ from .schemes import scheme as named
 
 NAME = "kivi"
 TARGET: Target = "kv_cache"
+COST: Cost = "rounding"
 GROUP = 32
 RESIDUAL = 32
 MISSING = {

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Target
+from quantadvisor.documents.base import Cost, Target
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.documents.scheme import Scheme
 
@@ -41,10 +41,12 @@ METHODS: dict[str, str] = {
 
 
 class Method(Protocol):
-    """What a module in this folder offers; see docs/architecture.md."""
+    """What a module in this folder offers; see docs/architecture.md. Where COST is "training", `apply` also takes `train_s`,
+    the seconds that it may train, and `say`, which is told what it is doing."""
 
     NAME: str
     TARGET: Target
+    COST: Cost
 
     def schemes(self) -> tuple[Scheme, ...]: ...
 
@@ -59,3 +61,7 @@ def method(name: str) -> Method:
         raise BadInput("method", f"{name!r} is unknown", f"known are {', '.join(METHODS)}")
     module: Any = importlib.import_module(METHODS[name])
     return cast(Method, module)
+
+
+def trains(name: str) -> bool:
+    return name in METHODS and method(name).COST == "training"
