@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from quantadvisor.documents import CandidateFailed, Finite
+from quantadvisor.documents import CandidateFailed, Finite, OperatorCount
 
 from .guardian import Guarded
 
@@ -56,6 +56,28 @@ class Steady(Reply):
     itl_s: list[Finite]
     peak_bytes: int
     rows_equal: bool
+
+
+class Observed(Reply):
+    """One phase as docs/architecture.md has it; parts of the time in seconds per forward pass."""
+
+    model_config = ConfigDict(extra="allow")
+
+    operators: list[OperatorCount]
+    linears: int
+    quantized_linears: int
+    wall_s: Finite
+    walls_s: list[Finite] = []
+    linears_s: Finite
+    attention_s: Finite
+    cache_s: Finite
+    other_s: Finite
+    notes: list[str]
+
+
+class Phases(Reply):
+    prefill: Observed
+    decode: Observed
 
 
 ReplyKind = TypeVar("ReplyKind", bound=Reply)
@@ -136,9 +158,9 @@ class RunningWorker:
         return np.asarray(np.load(out))
 
     def operators(self, tokens: np.ndarray, batch: int | None = None) -> dict[str, Any]:
-        phases = self.ask("operators", tokens=self._array(tokens), batch=batch)["phases"]
-        assert isinstance(phases, dict)
-        return phases
+        """Of a prefill and of a decode step: what `Observed` holds."""
+        phases = self.ask("operators", tokens=self._array(tokens), batch=batch).get("phases")
+        return self._read(Phases, phases).model_dump()
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """One request and its reply; raises CandidateFailed on an error, a crash, a hang or too much memory."""
@@ -179,6 +201,7 @@ class RunningWorker:
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._unread:
             if time.monotonic() > deadline:
+                self._process.signal(signal.SIGKILL)  # it would disturb whoever is measured next
                 raise CandidateFailed(f"no answer to {op} within {self.time_limit_s:.0f} s")
             if select.select([descriptor], [], [], 0.1)[0]:
                 piece = os.read(descriptor, 1 << 16)
@@ -216,11 +239,13 @@ class RunningWorker:
         return str(path)
 
     @staticmethod
-    def _read(kind: type[ReplyKind], reply: dict[str, Any]) -> ReplyKind:
+    def _read(kind: type[ReplyKind], reply: object) -> ReplyKind:
         try:
             return kind.model_validate(reply)
         except ValidationError as error:
-            raise CandidateFailed(f"the worker's reply is not valid: {error.errors()[0]['msg']}") from None
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise CandidateFailed(f"the worker's reply is not valid: {where}: {first['msg']}") from None
 
 
 def worker_environment(threads: int) -> dict[str, str]:

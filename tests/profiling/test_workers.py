@@ -59,7 +59,10 @@ def test_a_fault_is_a_reason(option: str, reason: str) -> None:
 def test_a_hang_ends_at_the_time_limit() -> None:
     started = time.monotonic()
     with pytest.raises(CandidateFailed, match="within 1 s"), worker("hang", time_limit_s=1.0) as running:
-        running.generate(PROMPT, 2)
+        try:
+            running.generate(PROMPT, 2)
+        finally:
+            assert running._process.wait() < 0  # it hangs no longer while others are measured
     assert time.monotonic() - started < 10
 
 
@@ -67,6 +70,14 @@ def test_a_hang_ends_at_the_time_limit() -> None:
 def test_garbage_on_the_pipe_is_a_reason(option: str) -> None:
     with pytest.raises(CandidateFailed, match="the worker printed garbage"), worker(option) as running:
         running.generate(PROMPT, 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"), [("nan-time", r"prefill\.wall_s: .*finite"), ("no-phases", "prefill: Field required")]
+)
+def test_operators_that_are_no_evidence_are_a_reason(option: str, reason: str) -> None:
+    with pytest.raises(CandidateFailed, match=reason), worker(option) as running:
+        running.operators(PROMPT)
 
 
 def test_a_partial_line_ends_at_the_time_limit() -> None:
