@@ -40,6 +40,7 @@ MODULES = (
     "triton_decode_attention",
     "triton_fp8",
     "triton_dequantize",
+    "triton_hadamard",
 )
 """The modules that hold kernels, and therefore load triton when imported."""
 
