@@ -94,14 +94,26 @@ def test_cost() -> None:
     assert one.cost_per_million_tokens == pytest.approx(3.6 / 3600 / one.tokens_per_s_per_gpu * 1e6)
 
 
-def test_the_map_and_the_boundaries_agree() -> None:
-    found = planned("a100", concurrency=4, prompt=256, parallel={"tensor": 1})
-    scheme = found.candidates[0].scheme
-    assert {one.winner for one in found.map} > {scheme}
-    up = next(one for one in found.boundaries if one.axis == "concurrency" and one.factor > 1)
-    assert up.winner != scheme
-    again = planned("a100", concurrency=up.at, prompt=256, parallel={"tensor": 1})
-    assert again.candidates[0].scheme == up.winner
+@pytest.mark.parametrize("objective", ["latency", "throughput", "concurrency"])
+def test_the_map_and_its_edges_are_what_a_plan_of_that_point_says(objective: str) -> None:
+    """The declared cell is the choice; just inside an edge nothing beats it by more than a tie, just past it something does
+    (or it fits no more)."""
+    more = {"prompt": 256, "parallel": {"tensor": 1}, "objective": objective, "slo": {"tpot_ms": 40}}
+    found = planned("a100", concurrency=4, **more)
+    drawn = found.decision_map
+    assert drawn is not None
+    declared = next(one for one in drawn.cells if (one.context_tokens, one.concurrency) == (512, 4))
+    assert declared.winner == found.choice
+    assert declared.objective == pytest.approx(found.candidates[0].objective)
+    edges = [one for one in drawn.edges if one.axis == "concurrency"]
+    assert edges or objective == "concurrency"
+    for edge in edges:
+        step = 1 if edge.at > 4 else -1
+        for at, holds in ((edge.at - step, True), (edge.at, False)):
+            there = planned("a100", concurrency=at, **more)
+            assert (found.choice in (there.choice, *there.tied_with)) is holds
+        if edge.winner:
+            assert edge.winner == there.choice
 
 
 def test_family_by_the_scaling_law() -> None:
