@@ -23,7 +23,7 @@ from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, write_text
 
 from .gate_command import gate
-from .plan_command import plan
+from .plan_command import plan, stored_plan
 from .selftest_command import selftest
 from .stages import Progress, Quiet
 from .stored_results import read_results
@@ -126,17 +126,26 @@ def report(
     results: Annotated[list[Path], typer.Argument(help="results.json files, folders that hold one, or one history of gates")],
     out: Annotated[Path, typer.Option("--out", help="file to write: HTML, or by its ending .md or .txt")] = Path("report.html"),
 ) -> None:
-    """The report again from stored results, byte for byte; several side by side. Of a gate's history (.jsonl): its page."""
+    """The report again from stored results, byte for byte; several side by side.
+
+    Of a gate's history (.jsonl) or a plan (plan.json): its page.
+    """
+    from quantadvisor.reports.plan import render_plan
+
     from .completed import completed
     from .gate_record import history_page
 
     if out.is_dir():
         raise BadInput(str(out), "is a folder", "give the name of a file")
     history = [path for path in results if path.suffix == ".jsonl"]
-    if history and len(results) > 1:
-        raise BadInput(str(history[0]), "a history of gates is drawn alone", "give one file")
+    plans = [(path, plan) for path in results if not history and (plan := stored_plan(path)) is not None]
+    if (history or plans) and len(results) > 1:
+        alone = history[0] if history else plans[0][0]
+        raise BadInput(str(alone), f"a {'history of gates' if history else 'plan'} is drawn alone", "give one file")
     if history:
         text = history_page(history[0])
+    elif plans:
+        text = render_plan(plans[0][1])
     else:
         text = rendered([completed(read_results(path)) for path in results], out.suffix.lower())
     try:

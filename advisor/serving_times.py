@@ -1,4 +1,4 @@
-"""The equations of the latency model: seconds from work and parameters, vectorised over cases. Pure.
+"""The latency model of GPUs: step_time's parts from work and parameters, vectorised over cases. Pure.
 
 `Physical` holds on every GPU; `read` and `peak` are fractions of the data sheet's bandwidth and peak by lane.
 """
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import step_time
 from .serving_work import Work
 
 Array = np.ndarray[Any, Any]
@@ -68,30 +69,39 @@ def products_s(work: Work, read: Array, peak: Array, rows: Array, head_rows: Arr
 def step_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """Seconds of one decode step of the running requests: [R]."""
     attention = np.maximum(work.cache_s / p.cache_read, work.score_s / p.prompt_peak)
-    links = work.reduces * p.reduce_s + work.running * work.message_s / p.link
-    requests = work.running * (attention + p.request_s)
-    return products_s(work, read, peak, work.running, work.running) + requests + work.launches * p.launch_s + links
+    request = attention + p.request_s + work.message_s / p.link
+    return np.asarray(step_time.step_s(products_of(work, read, peak), work.running, request, fixed_s(p, work)))
 
 
 def prompt_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """Seconds by which the rows of one prompt lengthen a step of the running requests: [R]."""
-    beside = products_s(work, read, peak, work.running, work.running)
-    products = products_s(work, read, peak, work.prompt + work.running, work.running + 1) - beside
-    return products + work.prompt_s / p.prompt_peak + work.prompt * work.message_s / p.link
+    return np.asarray(step_time.joining_s(products_of(work, read, peak), work.running, work.prompt, own_s(p, work)))
 
 
 def alone_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """Seconds of a prompt in a pass of its own: [R]."""
-    ones = np.ones_like(work.prompt)
-    links = work.reduces * p.reduce_s + work.prompt * work.message_s / p.link
-    products = products_s(work, read, peak, work.prompt, ones)
-    return products + work.prompt_s / p.prompt_peak + work.launches * p.launch_s + links
+    products = products_of(work, read, peak)
+    return np.asarray(step_time.prompts_s(products, work.prompt, np.ones_like(work.prompt), own_s(p, work), fixed_s(p, work)))
+
+
+def products_of(work: Work, read: Array, peak: Array) -> step_time.Products:
+    return lambda rows, heads: products_s(work, read, peak, rows, heads)
+
+
+def own_s(p: Physical, work: Work) -> Array:
+    """Of a prompt beside its products: attention over itself, and its rows between the GPUs."""
+    return np.asarray(work.prompt_s / p.prompt_peak + work.prompt * work.message_s / p.link)
+
+
+def fixed_s(p: Physical, work: Work) -> Array:
+    """Of any pass: launches, and the latency of all-reduces."""
+    return np.asarray(work.launches * p.launch_s + work.reduces * p.reduce_s)
 
 
 def tpot_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """A step, and the prompts of the other running requests that join while one writes its output: [R]."""
-    joined = (work.running - 1) / work.output
-    return step_s(p, work, read, peak) + p.joining * joined * prompt_s(p, work, read, peak)
+    step, joining = step_s(p, work, read, peak), prompt_s(p, work, read, peak)
+    return np.asarray(step_time.tpot_s(step, joining, work.running, work.output, p.joining))
 
 
 def ttft_s(p: Physical, arrival: Arrival, work: Work, read: Array, peak: Array) -> Array:

@@ -155,11 +155,12 @@ def test_few_rows_stay_near_the_priors(rows: list[Row]) -> None:
     assert found.low < 1 < found.high
 
 
-def test_ten_thousand_points(fitted: Parameters) -> None:
-    start = time.perf_counter()
+def test_ten_thousand_rows_take_two_seconds(fitted: Parameters) -> None:
+    """Of the processor, which other programs do not lengthen."""
+    start = time.process_time()
     found = predict_cases(fitted, [case_of(row(isl=64 + i, batch_size=1 + i % 256)) for i in range(10_000)])
     assert len(found) == 10_000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
