@@ -45,6 +45,8 @@ class Method(Protocol):
 
     NAME: str
     TARGET: Target
+    COST: str
+    """What applying takes, in words: passes over the weights or the calibration samples, operations, training."""
 
     def schemes(self) -> tuple[Scheme, ...]: ...
 
