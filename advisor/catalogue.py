@@ -66,7 +66,7 @@ class MethodHere(OpenDocument):
     what: str
     target: str
     cost: str
-    """What applying it takes: `Cost` in documents/base.py."""
+    """What applying it takes."""
     schemes: tuple[str, ...]
     runtimes: dict[str, str | None]
     """runtime -> null where the method can write for it here, else why not."""

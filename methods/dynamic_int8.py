@@ -13,7 +13,7 @@ from pathlib import Path
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder, write_onnx
@@ -23,7 +23,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "dynamic_int8"
 TARGET: Target = "activations"
-COST: Cost = "rounding"
+COST = "one pass over the weights, no calibration"
 
 
 def schemes() -> tuple[Scheme, ...]:

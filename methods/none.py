@@ -7,7 +7,7 @@ from pathlib import Path
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
@@ -17,7 +17,7 @@ from .schemes import scheme as named
 
 NAME = "none"
 TARGET: Target = "none"
-COST: Cost = "rounding"
+COST = "nothing: the weights are converted"
 RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp", "vllm")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import dequantize_groups, quantize_groups
@@ -26,7 +26,7 @@ __all__ = ["NAME", "TARGET", "apply", "dequantize_groups", "quantize_groups", "r
 
 NAME = "rtn"
 TARGET: Target = "weights"
-COST: Cost = "rounding"
+COST = "one pass over the weights, no calibration"
 RUNTIMES = (*ONNX, "openvino")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, fake_activations, fake_tokens, quantize_channels
@@ -27,7 +27,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "smoothquant"
 TARGET: Target = "activations"
-COST: Cost = "search"
+COST = "one forward pass of the calibration samples, an exponent searched for every tensor, and one pass over the weights"
 RUNTIMES = (*ONNX, "openvino", "vllm")
 GRID = (0.5, 0.65, 0.8, 0.9)
 SEARCH_TOKENS = 128

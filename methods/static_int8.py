@@ -20,7 +20,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, affine_grid, quantize
@@ -33,7 +33,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "static_int8"
 TARGET: Target = "activations"
-COST: Cost = "calibration"
+COST = "one forward pass of the calibration samples for the ranges, and one pass over the weights"
 CLIPPED_SAMPLES = 32
 """Calibration samples on which clipping is judged, on about KEPT_VALUES values of each tensor and batch."""
 KEPT_VALUES = 1 << 13

@@ -27,7 +27,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake
@@ -36,7 +36,7 @@ from .schemes import scheme as named
 
 NAME = "turboquant"
 TARGET: Target = "kv_cache"
-COST: Cost = "rounding"
+COST = "nothing: keys and values are rounded as they come, no calibration"
 FIRST = 32
 """Tokens that the louder half of the channels is chosen by."""
 MISSING = {
