@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.runtimes.torch import codes_of, is_linear, linear_kinds
@@ -17,7 +16,7 @@ from ...methods.conftest import write_llama
 TOKENS = np.random.default_rng(3).integers(3, 250, (1, 16)).astype(np.int64)
 
 
-class Packed(torch.nn.Module):  # type: ignore[misc, name-defined]
+class Packed(torch.nn.Module):
     """As GPTQModel's and AutoAWQ's linears: no `weight`, codes packed into words, and no child of nn.Linear."""
 
     def __init__(self) -> None:
@@ -27,7 +26,7 @@ class Packed(torch.nn.Module):  # type: ignore[misc, name-defined]
         self.register_buffer("scales", torch.ones(2, 32))
 
 
-class Sized(torch.nn.Module):  # type: ignore[misc, name-defined]
+class Sized(torch.nn.Module):
     """Has the sizes of a linear and holds one: a wrapper, not a linear of its own."""
 
     def __init__(self) -> None:
