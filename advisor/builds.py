@@ -156,10 +156,13 @@ def make(build: Build, calibration: Any) -> tuple[str, ...]:
     from quantadvisor.methods.artifact import format_of
 
     if build.method == "given":
-        from quantadvisor.methods.formats.folders import link_folder
+        from quantadvisor.methods.formats import folders, gguf
 
         assert build.base is not None
-        link_folder(build.base, build.out)
+        if build.base.is_file():
+            folders.link_file(build.base, build.out, gguf.FILE)
+        else:
+            folders.link_folder(build.base, build.out)
         return ("an existing checkpoint: nothing was applied",)
     if not build.ghost or build.method != "none" or build.scheme.compute != "fp32":
         return applied(build, calibration)
