@@ -69,6 +69,7 @@ class RunningServer:
         """`seed` gives both sides of a gate the same texts, `side` different beginnings."""
         parts = split_url(url)
         self.url, self.stall_s = url, stall_s
+        self.root = f"{parts.scheme}://{parts.netloc}"
         self.https, self.host, self.path = parts.scheme == "https", parts.netloc, parts.path.rstrip("/")
         self.prompt_tokens, self.model = prompt_tokens, model
         self.endpoint: Endpoint | None = None
@@ -124,6 +125,13 @@ class RunningServer:
         assert self.endpoint is not None
         return self._stream(self.endpoint, prompt, output_tokens)
 
+    def models(self) -> list[str]:
+        """The names that it serves; none where it does not say."""
+        try:
+            return [str(row["id"]) for row in self.ask("GET", f"{self._base()}/models", None)["data"]]
+        except (HttpError, KeyError, TypeError):
+            return []
+
     def _stream(self, endpoint: Endpoint, prompt: str, output_tokens: int) -> Stream:
         body = self._body(endpoint, prompt, output_tokens) | {"stream": True} | self.options
         connection = self._connect()
@@ -151,10 +159,7 @@ class RunningServer:
 
     def _served(self, wanted: str) -> str:
         """The model's name over there: the spec's where it is served, else the only one."""
-        try:
-            names = [str(row["id"]) for row in self._ask("GET", f"{self._base()}/models", None)["data"]]
-        except (HttpError, KeyError, TypeError):
-            return wanted
+        names = self.models()
         if wanted in names or not names:
             return wanted
         if len(names) > 1:
@@ -204,7 +209,8 @@ class RunningServer:
         slope = (t1 - t0) / (w1 - w0) if w1 > w0 and t1 > t0 else 1 / WORDS_PER_TOKEN
         self.words = max(1, round(w1 + (self.prompt_tokens - t1) / slope))
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Any:
+    def ask(self, method: str, path: str, body: bytes | None) -> Any:
+        """The JSON of one answer."""
         connection = self._connect()
         try:
             connection.request(method, path, body, {"Accept": "application/json"})
