@@ -164,8 +164,6 @@ class LoadGenerator(RunningWorker):
 class Served:
     """The session of a candidate that is served; made: the generator starts, entered: the server answers."""
 
-    serves = True
-
     def __init__(
         self,
         server: OwnServer | str,

@@ -87,8 +87,6 @@ class RunningWorker:
     """One child process for one candidate. Made: it starts and imports its runtime. Entered (a context manager): it
     loads the artifact. Left: the process ends."""
 
-    serves = False
-
     def __init__(
         self,
         runtime_file: Path,

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,19 +22,8 @@ from quantadvisor.profiling.served import Launch, Load, OwnServer, Served, free_
 
 from .test_guardian import alive
 
-FAKE = Path(__file__).with_name("fake_vllm")
 TTFT_S, ITL_S = 0.03, 0.01
 MODEL = "of-this-start"
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An environment whose only package is a stand-in of vLLM."""
-    folder = tmp_path_factory.mktemp("fake") / "environment"
-    venv.create(folder)
-    site = next((folder / "lib").glob("python*/site-packages"))
-    (site / "fake.pth").write_text(f"{FAKE}\n")
-    return str(folder / "bin" / "python")
 
 
 def own(python: str, folder: Path, time_limit_s: float = 30.0, port: int | None = None, **faults: object) -> OwnServer:

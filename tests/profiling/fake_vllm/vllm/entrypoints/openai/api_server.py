@@ -76,7 +76,7 @@ def prompt_logprobs(asked):
     import math
 
     one = {"logprob": -math.log(VOCABULARY), "rank": 1}
-    told = {str(token): one for token in range(asked["prompt_logprobs"])}
+    told = {str(token): one for token in range(min(VOCABULARY, asked["prompt_logprobs"]))}
     return [None, *(told | {str(token): one} for token in asked["prompt"][1:])]
 
 
