@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from quantadvisor.kernels import triton_decode_attention as kernel
-
 from quantadvisor.methods import turboquant
 
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -116,7 +115,7 @@ def test_what_does_not_fit_is_refused() -> None:
     q, keys, values, at, *_ = problem("int8", (4, 2), 64, 64, [64], torch.bfloat16)
     with pytest.raises(ValueError, match="do not fit"):
         kernel.decode_attention(q[:, :3].contiguous(), keys, values, at)
-    with pytest.raises(ValueError, match="values .* int4 do not fit"):
+    with pytest.raises(ValueError, match=r"values .* int4 do not fit"):
         kernel.decode_attention(q, keys, kernel.quantize_int4(torch.randn(1, 2, 64, 64)), at)
 
 
