@@ -219,6 +219,19 @@ def quantize_turbo(x: Tensor, codebook: Tensor, turn: Tensor) -> Cached:
     return Cached("turbo", pack_int4(codes), norms[..., 0] / math.sqrt(x.shape[-1]), codebook=filled, turn=turn)
 
 
+def dequantized(one: Cached, dtype: Any) -> Tensor:
+    """float64 [B, H, S, D]: what a product with q of type `dtype` sees; for turbo in the rotated basis."""
+    if one.format == "fp8":
+        return one.codes.double() * one.scales.double()
+    if one.format == "int8":
+        return one.codes.double() * one.scales.double()[..., None]
+    codes = _torch().cat([one.codes & 15, one.codes >> 4], -1)
+    if one.codebook is not None:
+        return one.codebook.to(dtype).double()[codes.long()] * one.scales.double()[..., None]
+    assert one.zeros is not None
+    return (codes.double() - one.zeros.double()[..., None]) * one.scales.double()[..., None]
+
+
 def _torch() -> Any:
     import torch
 

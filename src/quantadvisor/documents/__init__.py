@@ -58,6 +58,7 @@ from .results import (
     Verdict,
 )
 from .scheme import Format, Scheme
+from .selfcheck import KernelCheck, SelfCheck, compared
 from .workload import SLO, Lengths, RuntimeChoice, Traffic, Workload
 
 __all__ = [
@@ -98,6 +99,7 @@ __all__ = [
     "Interrupted",
     "Interval",
     "Inventory",
+    "KernelCheck",
     "KernelTiming",
     "LayerActivations",
     "LedgerItem",
@@ -132,6 +134,7 @@ __all__ = [
     "RunnerUp",
     "RuntimeChoice",
     "Scheme",
+    "SelfCheck",
     "Serve",
     "Shares",
     "SourceCheckpoint",
@@ -144,6 +147,7 @@ __all__ = [
     "Verdict",
     "Workload",
     "canonical",
+    "compared",
     "overall",
     "write_text",
 ]
