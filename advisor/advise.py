@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
+from quantadvisor.methods.registry import trains
 from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
@@ -32,18 +33,25 @@ class Advice(Document):
 def exclude_by_quality(
     candidates: Sequence[Candidate], simulated: Mapping[str, Quality], workload: Workload
 ) -> tuple[Candidate, ...]:
-    """Candidates whose simulated quality breaks the budget are excluded, and searches that start too far from it."""
+    """Candidates whose simulated quality breaks the budget with its whole interval are excluded, and searches that start too
+    far from it."""
     result = []
     for candidate in candidates:
         quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
-        reason = budget_breach(quality, workload) if quality else None
+        reason = budget_breach(quality, workload) if quality and budget_breach(at_best(quality), workload) else None
         if quality and reason:
             reason = f"{reason} (fake quantization, {quality.tokens} tokens)"
         reason = reason or not_searched(candidate.method, candidate.scheme, simulated, workload.quality.kl_mean_max)
-        if candidate.refused is None and reason:
+        if candidate.refused is None and candidate.excluded is None and reason:
             candidate = candidate.model_copy(update={"excluded": reason})
         result.append(candidate)
     return tuple(result)
+
+
+def at_best(quality: Quality) -> Quality:
+    """The better end of each interval: what a simulation on few tokens cannot rule out."""
+    kl = quality.kl.model_copy(update={"mean": quality.kl.low})
+    return quality.model_copy(update={"kl": kl, "top1": quality.top1.model_copy(update={"mean": quality.top1.high})})
 
 
 def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:
@@ -199,10 +207,11 @@ def closest(order: Sequence[Candidate], workload: Workload) -> list[Candidate]:
 
 
 def outdone(candidate: Candidate, order: Sequence[Candidate]) -> bool:
-    """Does another method fill the very same kernels with weights of better simulated quality?"""
+    """Does another method fill the very same kernels with weights of better simulated quality? What training makes of them is
+    not known before."""
     place = (candidate.scheme.name, candidate.runtime, candidate.options)
     same = [c for c in order if (c.scheme.name, c.runtime, c.options) == place]
-    return any(expected_kl(c) < expected_kl(candidate) for c in same)
+    return not trains(candidate.method) and any(expected_kl(c) < expected_kl(candidate) for c in same)
 
 
 def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], workload: Workload) -> bool:

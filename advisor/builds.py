@@ -15,8 +15,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from quantadvisor.documents import Document, Scheme
+from quantadvisor.documents import Document, Scheme, write_text
 from quantadvisor.profiling.device import usable_cores
+from quantadvisor.profiling.guardian import die_with_parent
+
+SAY_S = 2.0
+"""Seconds between two looks at what the builds say of themselves."""
 
 
 class Build(Document):
@@ -30,6 +34,8 @@ class Build(Document):
     calibration: Path
     base: Path | None = None
     """The fp32 export of the same model for the same runtime, where there is one."""
+    train_s: float = 0.0
+    """Seconds that a method which trains may take for it."""
     ghost: bool = False
     """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
 
@@ -56,6 +62,7 @@ def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: in
         many, mp_context=context, initializer=quiet_child, initargs=(max(1, usable_cores() // many),)
     ) as pool:
         running: dict[Future[Built], Build] = {}
+        heard: dict[Path, str] = {}
         while todo or running:
             for build in [b for b in todo.values() if b.base not in todo and b.base not in {r.out for r in running.values()}]:
                 del todo[build.out]
@@ -64,12 +71,30 @@ def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: in
                     done[build.out] = Built(out=build.out, failed=base.failed)
                 else:
                     running[pool.submit(run_build, build)] = build
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            finished = wait(running, timeout=SAY_S, return_when=FIRST_COMPLETED).done
+            for build in running.values():
+                line = said(build)
+                if line and heard.get(build.out) != line:
+                    heard[build.out] = line
+                    say(line)
+            for future in finished:
                 build = running.pop(future)
                 done[build.out] = outcome(future, build)
                 failed = done[build.out].failed
                 say(f"{build.out.name}: {failed}" if failed else f"built {build.out.name} in {done[build.out].seconds:.0f} s")
     return done
+
+
+def said(build: Build) -> str | None:
+    """What a build that takes long last said of itself."""
+    try:
+        return f"{build.out.name}: {progress_file(build.out).read_text()}"
+    except FileNotFoundError:
+        return None
+
+
+def progress_file(out: Path) -> Path:
+    return out.parent / f".{out.name}.progress"
 
 
 def outcome(future: Future[Built], build: Build) -> Built:
@@ -89,9 +114,9 @@ def read_built(out: Path) -> Built:
 
 def quiet_child(threads: int | None = None) -> None:
     """A build prints nothing, loads nothing from a hub, dies with its parent, and keeps to its threads (None: all cores)."""
-    from quantadvisor.profiling.worker import die_with_parent
-
-    die_with_parent()
+    parent = multiprocessing.parent_process()
+    assert parent and parent.pid
+    die_with_parent(parent.pid)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if threads:
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -129,21 +154,38 @@ def run_build(build: Build) -> Built:
 def make(build: Build, calibration: Any) -> tuple[str, ...]:
     """The artifact; `calibration` int64 [samples, length]. Returns the method's notes."""
     from quantadvisor.methods.artifact import format_of
-    from quantadvisor.methods.registry import method
 
     if build.method == "given":
-        from quantadvisor.methods.formats.folders import link_folder
+        from quantadvisor.methods.formats import folders, gguf
 
         assert build.base is not None
-        link_folder(build.base, build.out)
+        if build.base.is_file():
+            folders.link_file(build.base, build.out, gguf.FILE)
+        else:
+            folders.link_folder(build.base, build.out)
         return ("an existing checkpoint: nothing was applied",)
     if not build.ghost or build.method != "none" or build.scheme.compute != "fp32":
-        return method(build.method).apply(
-            build.model_folder, build.scheme, build.runtime, calibration, build.out, base=build.base
-        )
+        return applied(build, calibration)
     assert build.base is not None
     format_of(build.runtime).randomise(build.base, build.out)
     return ()
+
+
+def applied(build: Build, calibration: Any) -> tuple[str, ...]:
+    """The method's own work; one that trains gets its budget, and a file to say its progress in."""
+    from quantadvisor.methods.registry import method, trains
+
+    inputs = (build.model_folder, build.scheme, build.runtime, calibration, build.out)
+    apply: Any = method(build.method).apply
+    if not trains(build.method):
+        notes: tuple[str, ...] = apply(*inputs, base=build.base)
+        return notes
+    place = progress_file(build.out)
+    try:
+        notes = apply(*inputs, base=build.base, train_s=build.train_s, say=lambda line: write_text(place, line))
+    finally:
+        place.unlink(missing_ok=True)
+    return notes
 
 
 def warm_libraries(runtime: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
-from quantadvisor.methods.registry import method
+from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
@@ -81,15 +81,24 @@ def candidate_name(method_name: str, scheme_name: str, runtime_name: str, option
 
 
 def enumerate_candidates(workload: Workload, model_folder: Path, device: Device) -> tuple[Candidate, ...]:
-    """Every entry of the catalogue on every runtime asked for, with `refused` set where it cannot run here."""
+    """Every entry of the catalogue on every runtime asked for, with `refused` set where it cannot run here, and methods that
+    train excluded where the workload leaves them no time."""
     asked = asked_runtimes(workload)
     found = []
     for entry in CATALOGUE:
         for place in entry.runtimes:
             name, *options = place.split("+")
             if name in asked:
-                found.append(candidate(entry, name, tuple(options), model_folder, device, asked[name]))
+                made = candidate(entry, name, tuple(options), model_folder, device, asked[name])
+                found.append(made.model_copy(update={"excluded": untrained(entry.method, workload)}))
     return tuple(found)
+
+
+def untrained(method_name: str, workload: Workload) -> str | None:
+    """Why a method that trains is no candidate; None for others, and where it has time to."""
+    if workload.budget.train_s > 0 or not trains(method_name):
+        return None
+    return "it trains, and budget.train_s is 0: set the seconds that it may take"
 
 
 def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: Path, device: Device, python: str) -> Candidate:

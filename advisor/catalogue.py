@@ -65,6 +65,8 @@ class MethodHere(OpenDocument):
     name: str
     what: str
     target: str
+    cost: str
+    """What applying it takes."""
     schemes: tuple[str, ...]
     runtimes: dict[str, str | None]
     """runtime -> null where the method can write for it here, else why not."""
@@ -129,6 +131,7 @@ def methods_here(device: Device, model_folder: Path | None = None) -> tuple[Meth
                     name=name,
                     what=first_line(module.__doc__),
                     target=module.TARGET,
+                    cost=module.COST,
                     schemes=tuple(one.name for one in offered),
                     runtimes=places,
                 )

@@ -115,6 +115,7 @@ class Context:
             out=out,
             calibration=self.calibration_file(GHOST_SAMPLES if ghost else self.workload.calibration.samples),
             base=base,
+            train_s=self.workload.budget.train_s,
             ghost=ghost,
         )
 

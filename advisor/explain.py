@@ -271,7 +271,7 @@ def format_of(scheme: Scheme, head: bool) -> Format | None:
 
 def plain_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of an unquantized weight on the same runtime: OpenVINO's bf16 option makes bfloat16 of fp32."""
-    return 2 if "bf16" in checkpoint.options else 4
+    return 2 if checkpoint.plain == "bf16" or "bf16" in checkpoint.options else 4
 
 
 def linears_ratio(checkpoint: Checkpoint, inventory: Inventory, peaks: Peaks | None, rows: int, head_rows: int) -> float:

@@ -191,14 +191,16 @@ def on_more_tokens(context: Context, candidate: Candidate, trial: Trial) -> Tria
 def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
     """The trial with one more round from each of BLOCKS - 1 fresh processes: the luck of a process (where its memory came
     to lie) is the same in all of its rounds, so a stored result that is compared later needs several."""
-    rounds, loads = list(trial.rounds), list(trial.load_s)
+    rounds, loads, notes = list(trial.rounds), list(trial.load_s), list(trial.notes)
     for block in range(1, BLOCKS):
-        with context.worker_of(candidate) as worker:
-            context.progress.say(f"{candidate.name}: process {block + 1} of {BLOCKS}")
-            done, _ = interleave({candidate.name: worker}, context.prompts, context.workload.traffic, 1, block=block)
+        context.progress.say(f"{candidate.name}: process {block + 1} of {BLOCKS}")
+        with ExitStack() as stack:
+            workers, failed = start_workers({candidate.name: context.worker_of(candidate)}, stack)
+            done, broke = interleave(workers, context.prompts, context.workload.traffic, 1, block=block)
             rounds += done.get(candidate.name, [])
-            loads.append(worker.loaded.load_s)
-    return trial.model_copy(update={"rounds": tuple(rounds), "load_s": tuple(loads)})
+            loads += [worker.loaded.load_s for worker in workers.values()]
+            notes += [f"process {block + 1} of {BLOCKS} failed: {reason}" for reason in (failed | broke).values()]
+    return trial.model_copy(update={"rounds": tuple(rounds), "load_s": tuple(loads), "notes": tuple(notes)})
 
 
 def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tuple[dict[str, RunningWorker], dict[str, str]]:

@@ -15,9 +15,10 @@ import numpy as np
 from quantadvisor.documents import Candidate, Document, Regret, Workload
 from quantadvisor.profiling.measure import interleave, objective_value
 
+from .candidates import untrained
 from .context import Context
 from .decide import maximised, objective_of, ranked
-from .prove import Trial, clean, run_trials, search_users, with_trial
+from .prove import Trial, clean, run_trials, search_users, start_workers, with_trial
 from .survey import BaselineRun
 
 SLOW = 5.0
@@ -47,7 +48,8 @@ def exhaust(
 ) -> Exhausted:
     """Measure what the advice did not, one at a time, within the budget."""
     measured = {trial.name for trial in done}
-    rest = in_order([c for c in candidates if c.refused is None], measured, context.workload)
+    able = [c for c in candidates if c.refused is None and not untrained(c.method, context.workload)]
+    rest = in_order(able, measured, context.workload)
     limit = min(3 * context.workload.budget.advise_s, MOST_SECONDS)
     started = time.monotonic()
     to_beat = next((trial.rounds for trial in done if trial.name == choice), ())
@@ -119,7 +121,7 @@ def measure_again(context: Context, chosen: Sequence[Candidate]) -> Fresh:
                 samples[candidate.name] = (found.median,)
         return Fresh(samples=samples)
     with ExitStack() as stack:
-        workers = {c.name: stack.enter_context(context.worker_of(c)) for c in chosen}
+        workers, _ = start_workers({c.name: context.worker_of(c) for c in chosen}, stack)
         rows, _ = interleave(workers, context.prompts, workload.traffic, FRESH_ROUNDS, progress=context.progress.say)
     for name, rounds in rows.items():
         values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s) for r in rounds]

@@ -19,7 +19,7 @@ import numpy as np
 from quantadvisor.documents import Quality, Scheme
 from quantadvisor.methods.fake import Fake, Forward, applied, forward, linears, with_weights
 from quantadvisor.methods.layerwise import evenly
-from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.methods.registry import METHODS, method, trains
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.worker import BLOCK
 
@@ -219,11 +219,11 @@ def score(logits_of: Forward, windows: np.ndarray, reference: np.ndarray) -> np.
 
 
 def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:
-    """`method-scheme` of what can be simulated; fixed INT8 caches and mixtures are measured only."""
+    """`method-scheme` of what can be simulated; fixed INT8 caches, mixtures and what training makes are measured only."""
     return {
         f"{name}-{scheme.name}": scheme
         for name, scheme in pairs
-        if fake_of(name, Path()) is not None or (name in PLAIN and not scheme.quantizes_cache)
+        if (fake_of(name, Path()) is not None and not trains(name)) or (name in PLAIN and not scheme.quantizes_cache)
     }
 
 

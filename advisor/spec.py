@@ -108,7 +108,6 @@ def not_acted_on(workload: Workload) -> tuple[str, ...]:
         "traffic.arrivals": traffic.arrivals != "closed",
         "parallel.tensor": workload.parallel.tensor > 1,
         "price_per_hour": workload.price_per_hour is not None,
-        "budget.train_s": workload.budget.train_s > 0,
     }
     return tuple(f"{field} is declared, and this version does not act on it" for field, on in declared.items() if on)
 
@@ -196,7 +195,7 @@ def _refuse_odd_values(
     if isinstance(data, float) and not math.isfinite(data):
         raise BadInput(place(name, path, lines), f"must be finite, found {data}", f"give {describe(path)}")
     if path == ("budget",) and not isinstance(data, dict):
-        raise BadInput(place(name, path, lines), f"must be a mapping, found {data!r}", "its fields: advise_s, apply_s")
+        raise BadInput(place(name, path, lines), f"must be a mapping, found {data!r}", "its fields: advise_s, apply_s, train_s")
     if isinstance(data, dict):
         for key, value in data.items():
             if path != ("quality", "tasks"):

@@ -9,11 +9,12 @@ import numpy as np
 
 from quantadvisor.documents import (
     ActivationStats,
+    BadInput,
+    CandidateFailed,
     Device,
     Document,
     KernelTiming,
     MemoryLedger,
-    OperatorCount,
     Operators,
     PhaseTime,
     Scheme,
@@ -95,20 +96,26 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
     build = context.build(name.split("-")[0], made, runtime)
     built = build_all([build], context.progress.say)[build.out]
     if built.failed:
-        raise RuntimeError(f"the baseline's artifact could not be made: {built.failed}")
-    traffic = context.workload.traffic
-    with context.worker(runtime, build.out, options, made) as worker:
-        one_token, shorter = shorter_peaks(context, worker)
-        run_round(worker, context.prompts, traffic, 2)
-        rounds = []
-        for index in range(BASELINE_ROUNDS):
-            context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
-            rounds.append(run_round(worker, context.prompts, traffic, SHORT_DECODE))
-        context.progress.say(f"{name}: time by part")
-        operators, phases = look_at_operators(context, worker)
-        loaded = worker.loaded
+        raise no_baseline(name, built.failed)
+    try:
+        with context.worker(runtime, build.out, options, made) as worker:
+            one_token, shorter = shorter_peaks(context, worker)
+            run_round(worker, context.prompts, context.workload.traffic, 2)
+            rounds = []
+            for index in range(BASELINE_ROUNDS):
+                context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
+                rounds.append(run_round(worker, context.prompts, context.workload.traffic, SHORT_DECODE))
+            context.progress.say(f"{name}: time by part")
+            operators, phases = look_at_operators(context, worker)
+            loaded = worker.loaded
+    except CandidateFailed as error:
+        raise no_baseline(name, str(error)) from None
     memory = memory_of(context, made, runtime, one_token, shorter, peak_of(rounds))
     return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, operators=operators, memory=memory, load_s=loaded.load_s)
+
+
+def no_baseline(name: str, reason: str) -> BadInput:
+    return BadInput("baseline", f"{name} cannot be measured here: {reason}", "name another, or declare lighter traffic")
 
 
 def profiled_prompts(context: Context) -> np.ndarray:
@@ -129,7 +136,7 @@ def look_at_operators(context: Context, worker: RunningWorker) -> tuple[Operator
     decode = seen["decode"]
     operators = Operators(
         phase="decode",
-        operators=tuple(OperatorCount.model_validate(row) for row in decode["operators"]),
+        operators=decode["operators"],
         linears=decode["linears"],
         quantized_linears=decode["quantized_linears"],
         notes=tuple(decode["notes"]),

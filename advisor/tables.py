@@ -32,7 +32,7 @@ def runtimes_table(found: Sequence[RuntimeHere]) -> Table:
 
 def methods_table(found: Sequence[MethodHere]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("method", "shrinks", "schemes", "runtimes"):
+    for column in ("method", "shrinks", "schemes", "cost to apply", "runtimes: ready, or refused here"):
         table.add_column(column)
     for one in found:
         ready = [name for name, refused in one.runtimes.items() if refused is None]
@@ -41,7 +41,7 @@ def methods_table(found: Sequence[MethodHere]) -> Table:
         places = "\n".join(
             (", ".join(ready) or "none", *refused, *([f"[dim]not for {', '.join(elsewhere)}[/dim]"] if elsewhere else []))
         )
-        table.add_row(f"[bold]{one.name}[/bold]", one.target, ", ".join(one.schemes), places)
+        table.add_row(f"[bold]{one.name}[/bold]", one.target, ", ".join(one.schemes), one.cost, places)
     return table
 
 

@@ -11,12 +11,13 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantadvisor.documents import CandidateFailed, Device, Figure, KernelTiming, LinearShape, Peaks, Scheme
 
 from . import timing_cache
+from .cliffs import next_ms
 from .problem import KernelProbe, Problem, matrix_bytes
 from .processes import ProbeProcess
 from .registry import PROBES
@@ -68,8 +69,9 @@ def probe_kernels(
     extra_ms: Sequence[int] = (),
     progress: Progress | None = None,
     cache: Path | None = None,
+    search_cliffs: bool = False,
 ) -> tuple[KernelTiming, ...]:
-    """Every probe at every (N, K) and every M of `ms`, then at `extra_ms` as far as the budget goes.
+    """Every probe at every (N, K) and every M of `ms`, then at `extra_ms` and about cliffs as far as the budget goes.
 
     The head runs on the last position of each sequence only, so it is timed at the smallest of `ms` alone. Points of
     `ms` that the budget did not reach come back refused; those of `extra_ms` do not come back.
@@ -86,7 +88,37 @@ def probe_kernels(
         }
         for points, required in ((wanted, True), (extra, False)):
             taken += _sweep(points, processes, device, deadline, cache, progress, required=required)
+        places = {_place(point): point for point in wanted} if search_cliffs else {}
+        while steps := _steps(taken, ms, places):
+            more = _sweep(steps, processes, device, deadline, cache, progress, required=False)
+            taken += more
+            places = {place: point for place, point in places.items() if place in {_place(one) for one in more if one.time_s}}
     return tuple(taken)
+
+
+Place = tuple[str, str, int, int]
+"""probe, option, N, K: one curve over M."""
+
+
+def _place(one: Point | KernelTiming) -> Place:
+    if isinstance(one, Point):
+        return one.name, one.option, one.shape.n, one.shape.k
+    return one.probe, one.option, one.n, one.k
+
+
+def _steps(taken: Sequence[KernelTiming], ms: Sequence[int], places: Mapping[Place, Point]) -> list[Point]:
+    """The next points of the search for cliffs in the curves that are still searched."""
+    curves: dict[Place, dict[int, float]] = {}
+    for timing in taken:
+        if timing.time_s is not None:
+            curves.setdefault(_place(timing), {})[timing.m] = timing.time_s.median
+    best: dict[tuple[int, int], dict[int, float]] = {}
+    for (_, _, n, k), curve in curves.items():
+        fastest = best.setdefault((n, k), {})
+        fastest.update({m: min(seconds, fastest.get(m, seconds)) for m, seconds in curve.items()})
+    return [
+        replace(point, m=m) for place, point in places.items() for m in next_ms(curves.get(place, {}), ms, best.get(place[2:]))
+    ]
 
 
 def _points(

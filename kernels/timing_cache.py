@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +21,7 @@ PACKAGES = {
 }
 
 
+@lru_cache
 def versions(runtime: str) -> dict[str, str]:
     """Installed versions of the packages that a runtime's kernels come from."""
     found = {}

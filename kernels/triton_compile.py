@@ -39,6 +39,9 @@ MODULES = (
     "triton_codebook",
     "triton_decode_attention",
     "triton_fp8",
+    "triton_dequantize",
+    "triton_hadamard",
+    "triton_llm_int8",
 )
 """The modules that hold kernels, and therefore load triton when imported."""
 

@@ -23,6 +23,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "dynamic_int8"
 TARGET: Target = "activations"
+COST = "one pass over the weights, no calibration"
 
 
 def schemes() -> tuple[Scheme, ...]:

@@ -27,6 +27,7 @@ from .schemes import scheme as named
 
 NAME = "fp8"
 TARGET: Target = "activations"
+COST = "one pass over the weights; static scales take one forward pass of the calibration samples"
 BLOCK = 128
 CALIBRATION = 32
 """Calibration samples that static scales come from."""

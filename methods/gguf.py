@@ -23,6 +23,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "gguf"
 TARGET: Target = "weights"
+COST = "one pass over the weights in llama.cpp, no calibration"
 OFFERED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 

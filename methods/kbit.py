@@ -28,6 +28,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "kbit"
 TARGET: Target = "weights"
+COST = "one pass over the weights, no calibration"
 OFFERED = (
     "nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "e2m0-b64", "quantile3-b64", "nf4-b1024",
     "nf4-b64-c", "int3-b64-p2",

@@ -23,6 +23,7 @@ from .schemes import scheme as named
 
 NAME = "kv_fp8"
 TARGET: Target = "kv_cache"
+COST = "one forward pass of the calibration samples for the scales of keys and values"
 LAYOUT = "e4m3"
 CALIBRATION = 8
 """Calibration samples that the scales come from: a float's clipping is far away, so few will do."""

@@ -29,6 +29,7 @@ from .schemes import scheme as named
 
 NAME = "llm_int8"
 TARGET: Target = "activations"
+COST = "one forward pass of 8 calibration samples for the outlier channels, and one pass over the weights"
 THRESHOLD = 6.0
 SAMPLES = 8
 """Calibration samples that the artifact's outlier channels are found in."""

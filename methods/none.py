@@ -17,6 +17,7 @@ from .schemes import scheme as named
 
 NAME = "none"
 TARGET: Target = "none"
+COST = "nothing: the weights are converted"
 RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp", "vllm")
 
 

@@ -41,10 +41,13 @@ METHODS: dict[str, str] = {
 
 
 class Method(Protocol):
-    """What a module in this folder offers; see docs/architecture.md."""
+    """What a module in this folder offers; see docs/architecture.md. Where COST begins with "training", `apply` also takes
+    `train_s`, the seconds that it may train, and `say`, which is told what it is doing."""
 
     NAME: str
     TARGET: Target
+    COST: str
+    """What applying takes, in words: passes over the weights or the calibration samples, operations, training."""
 
     def schemes(self) -> tuple[Scheme, ...]: ...
 
@@ -59,3 +62,8 @@ def method(name: str) -> Method:
         raise BadInput("method", f"{name!r} is unknown", f"known are {', '.join(METHODS)}")
     module: Any = importlib.import_module(METHODS[name])
     return cast(Method, module)
+
+
+def trains(name: str) -> bool:
+    """A method that trains says so first in its `COST`, and takes `train_s` and `say`."""
+    return name in METHODS and method(name).COST.startswith("training")

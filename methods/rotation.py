@@ -36,6 +36,7 @@ from .schemes import scheme as named
 
 NAME = "rotation"
 TARGET: Target = "activations"
+COST = "a random Hadamard rotation folded into every weight once, and one pass over the weights; no calibration"
 PALEY = (11, 19, 43)
 """Primes q = 3 mod 4 that Hadamard matrices of order q + 1 are built from: 12, 20, 44."""
 FOUR_BITS = "no runtime here multiplies INT4 activations, or turns them while the model runs: it is simulated only"

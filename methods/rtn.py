@@ -26,6 +26,7 @@ __all__ = ["NAME", "TARGET", "apply", "dequantize_groups", "quantize_groups", "r
 
 NAME = "rtn"
 TARGET: Target = "weights"
+COST = "one pass over the weights, no calibration"
 RUNTIMES = (*ONNX, "openvino")
 
 

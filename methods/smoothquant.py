@@ -27,6 +27,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "smoothquant"
 TARGET: Target = "activations"
+COST = "one forward pass of the calibration samples, an exponent searched for every tensor, and one pass over the weights"
 RUNTIMES = (*ONNX, "openvino", "vllm")
 GRID = (0.5, 0.65, 0.8, 0.9)
 SEARCH_TOKENS = 128

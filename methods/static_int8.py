@@ -33,6 +33,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "static_int8"
 TARGET: Target = "activations"
+COST = "one forward pass of the calibration samples for the ranges, and one pass over the weights"
 CLIPPED_SAMPLES = 32
 """Calibration samples on which clipping is judged, on about KEPT_VALUES values of each tensor and batch."""
 KEPT_VALUES = 1 << 13

@@ -36,6 +36,7 @@ from .schemes import scheme as named
 
 NAME = "turboquant"
 TARGET: Target = "kv_cache"
+COST = "nothing: keys and values are rounded as they come, no calibration"
 FIRST = 32
 """Tokens that the louder half of the channels is chosen by."""
 MISSING = {

@@ -22,6 +22,7 @@ from .schemes import scheme as named
 
 NAME = "zeroquant"
 TARGET: Target = "activations"
+COST = "one pass over the weights, no calibration"
 PER_GROUP = "MatMulNBits rounds activations once per group, not per token: that is rtn with accuracy level 4"
 MISSING = {
     "torch": "torch has no CPU product of group-wise INT8 or INT4 weights with INT8 activations",

@@ -7,14 +7,18 @@ machine must be comparable. Limits that a container sets (affinity, cgroup quota
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from quantadvisor.documents import Device, Figure, Gpu, Peaks
 from quantadvisor.kernels.timing import figure
+from quantadvisor.kernels.timing_cache import versions
 
 ISA_FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
@@ -172,6 +176,18 @@ def measure_peaks(threads: int, budget_s: float = 3.2) -> Peaks:
     finally:
         torch.set_num_threads(before)
     return Peaks(read_bytes_per_s=read, flops_per_s=flops, refused=refused)
+
+
+def kept_peaks(device: Device, folder: Path) -> Peaks:
+    """The roofs as they were measured on this device by these packages and kept in `folder`, else measured now and kept."""
+    identity = [device.fingerprint, device.threads, versions("torch"), versions("onnxruntime")]
+    path = folder / f"peaks-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]}.json"
+    try:
+        return Peaks.read(path)
+    except (OSError, ValidationError):
+        peaks = measure_peaks(device.threads)
+        peaks.write(path)
+        return peaks
 
 
 def measure_reading(budget_s: float = 0.8) -> Figure:

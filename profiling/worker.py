@@ -1,7 +1,7 @@
 """The child process that runs one candidate: one JSON request per line in, one JSON reply per line out.
 
 Started as `python -P worker.py` with the interpreter of the runtime's own environment, so it imports only the standard
-library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as `.npy` files. It dies with its parent.
+library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as `.npy` files.
 
 Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error": "..."}`:
 
@@ -18,25 +18,15 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib.util
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent ends (Linux; elsewhere the closed pipe ends us)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(1)
 
 
 def status_bytes(field: str) -> int:
@@ -226,7 +216,6 @@ def serve(requests: Any, replies: Any) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a runtime prints must not disturb the protocol
     serve(sys.stdin, channel)

@@ -7,8 +7,10 @@ environment that `make runtime-vllm` makes, or in the user's. Its GPU path has n
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,35 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return f"vllm has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
+    return driver_refusal(cuda_built_for(), cuda_of_driver())
+
+
+def cuda_built_for() -> str | None:
+    """The CUDA version that this environment's torch, and so its vLLM, is built for; read without importing it."""
+    found = importlib.util.find_spec("torch")
+    text = Path(found.origin).with_name("version.py").read_text() if found and found.origin else ""
+    said = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return said[1] if said else None
+
+
+def cuda_of_driver() -> str | None:
+    """The newest CUDA version that the NVIDIA driver runs (cuDriverGetVersion: 1000 major + 10 minor); None without one."""
+    try:
+        number = ctypes.c_int()
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return None if failed or not number.value else f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def driver_refusal(built_for: str | None, newest: str | None) -> str | None:
+    """A build runs on every driver of its major version or of a later one (CUDA's minor version compatibility)."""
+    if built_for is None:
+        return None
+    if newest is None:
+        return f"this vLLM is built for CUDA {built_for}, and no NVIDIA driver is here: make runtime-vllm installs its CPU build"
+    if int(newest.split(".")[0]) < int(built_for.split(".")[0]):
+        return f"the NVIDIA driver runs CUDA up to {newest}, this vLLM is built for CUDA {built_for}: update the driver"
     return None
 
 

@@ -1,5 +1,6 @@
 """Artifacts in the order of their bases, in real child processes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,23 @@ def test_a_build_waits_for_its_base_and_shares_its_failure(tmp_path: Path) -> No
     order = [line.split()[1] for line in said if line.startswith("built")]
     assert order == ["base", "twin", "w8"]
     assert build_all([build("none", "fp32", "base")], said.append)[tmp_path / "base"].bytes > 0
+
+
+def test_what_trains_gets_its_seconds_and_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantadvisor.advisor import builds
+    from quantadvisor.methods import awq
+
+    monkeypatch.setattr(awq, "COST", "training")
+    heard = []
+
+    def apply(*inputs: object, base: Path | None, train_s: float, say: Callable[[str], None]) -> tuple[str, ...]:
+        say(f"step 1 of 2, {train_s:g} s left")
+        heard.append(builds.said(build))
+        return ("trained",)
+
+    monkeypatch.setattr(awq, "apply", apply)
+    build = Build(method="awq", scheme=scheme("w4-g64"), runtime="onnxruntime", model_folder=tmp_path, out=tmp_path / "out",
+                  calibration=tmp_path / "c.npy", train_s=7.0)  # fmt: skip
+    assert builds.make(build, None) == ("trained",)
+    assert heard == ["out: step 1 of 2, 7 s left"]
+    assert builds.said(build) is None

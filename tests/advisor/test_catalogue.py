@@ -56,7 +56,7 @@ def test_every_method_says_where_it_can_write() -> None:
     assert list(found) == list(METHODS)
     for one in found.values():
         assert list(one.runtimes) == list(RUNTIMES)
-        assert one.schemes and one.what
+        assert one.schemes and one.what and one.cost
     assert found["rtn"].runtimes["torch"] is not None
     assert "writes nothing for torch" in (found["rtn"].runtimes["torch"] or "")
     assert found["none"].runtimes["torch"] is None
@@ -72,7 +72,7 @@ def test_every_probe_is_listed() -> None:
 def test_the_winner_changes_where_the_lines_cross() -> None:
     flat = [timing("flat", "fp32", m, 8.0) for m in (1, 16, 256)]
     steep = [timing("steep", "w4-g64", m, m / 4) for m in (1, 16, 256)]
-    (found,) = truth([SHAPE], [*flat, *steep])
+    (found,) = truth([SHAPE], [*flat, *steep], (1, 16, 256))
     assert [row.kernel for row in found.winners] == ["steep", "steep", "flat"]
     assert found.winners[0].over_runner_up == pytest.approx(32)
     (change,) = found.changes
@@ -85,7 +85,9 @@ def test_without_both_lines_the_change_is_at_the_measured_m() -> None:
 
 
 def test_a_cliff_is_named() -> None:
-    (found,) = truth([SHAPE], [timing("k", "fp32", 16, 1.0), timing("k", "fp32", 64, 12.0), timing("k", "fp32", 256, 40.0)])
+    timings = [timing("k", "fp32", m, seconds) for m, seconds in ((16, 1.0), (64, 12.0), (256, 40.0))]
+    (found,) = truth([SHAPE], timings, (16, 256))
+    assert [row.m for row in found.winners] == [16, 256]
     (cliff,) = found.cliffs
     assert (cliff.kernel, cliff.after_m, cliff.m) == ("k", 16, 64)
     assert cliff.factor == pytest.approx(3.0)

@@ -1,0 +1,40 @@
+"""Methods that train are candidates where the workload gives them seconds, and not before."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantadvisor.advisor.candidates import enumerate_candidates, untrained
+from quantadvisor.advisor.catalogue import NOMINAL
+from quantadvisor.advisor.risk import schemes_at_risk
+from quantadvisor.documents import Device
+from quantadvisor.methods import awq
+from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.methods.schemes import scheme
+
+from .documents import workload
+
+PLAIN = Device(name="d", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f")
+
+
+def test_every_method_says_what_it_costs() -> None:
+    assert all(len(method(name).COST.split()) > 3 for name in METHODS)
+    assert "calibration samples" in method("gptq").COST
+    assert "no calibration" in method("rtn").COST
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_training_takes_a_budget(seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awq, "COST", "training")
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    work = workload(budget={"train_s": seconds})
+    reasons = {c.method: c.excluded for c in enumerate_candidates(work, tmp_path, PLAIN)}
+    assert ("budget.train_s is 0" in (reasons.pop("awq") or "")) == (seconds == 0)
+    assert set(reasons.values()) == {None}
+
+
+def test_what_trains_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awq, "COST", "training")
+    assert list(schemes_at_risk([("awq", scheme("w4-g64")), ("gptq", scheme("w4-g64"))])) == ["gptq-w4-g64"]
+    assert untrained("gptq", workload()) is None
