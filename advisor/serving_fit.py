@@ -23,7 +23,12 @@ FACTOR_SPREAD = 0.15
 """Of the factor between isolated kernels and kernels in a server, over all lanes, in log."""
 ARCHITECTURE_SPREAD, LANE_SPREAD = 0.12, 0.06
 """Of an architecture's own deviation from it, and of one GPU's and scheme's from that."""
-ARRIVAL = Arrival(own=1.5, before=0.2)
+ROUNDS = 10
+"""Of a serving benchmark: it sends ten times as many requests as are in flight."""
+ARRIVAL = Arrival(own=1.0, before=1 / (2 * ROUNDS), steps=2.0)
+ARRIVAL_SPREAD = Arrival(own=0.1, before=0.1, steps=0.5)
+FIRST_TOKEN_NOISE = 0.5
+"""Log error of TTFT that the rows of a group share: how its server chunks, batches and streams is in no column."""
 COVERAGE = 0.8
 UNSEEN = 2.0
 """The rows of a single group say nothing about others: their residuals, times this."""
@@ -134,17 +139,19 @@ def first_token_s(parameters: Parameters, work: Work) -> Array:
     return ttft_s(physical, Arrival(**parameters.arrival), work, read, peak)
 
 
-def fit_first_token(work: Work, ttft: Array, parameters: Parameters) -> Parameters:
-    """The two numbers of arrival, from TTFT in seconds, the rest as it is."""
+def fit_first_token(work: Work, ttft: Array, groups: Sequence[tuple[str, ...]], parameters: Parameters) -> Parameters:
+    """The numbers of arrival, from TTFT in seconds, the rest as it is. A group counts once, however many rows it has."""
     from scipy.optimize import least_squares
 
     physical, read, peak = arrays_of(parameters, work)
-    target = np.log(ttft)
+    target, at, spread = np.log(ttft), np.log(ARRIVAL), np.array(ARRIVAL_SPREAD)
+    weight = 1 / (FIRST_TOKEN_NOISE * np.sqrt([groups.count(group) for group in groups]))
 
     def residuals(x: Array) -> Array:
-        return np.log(ttft_s(physical, Arrival(*np.exp(x)), work, read, peak)) - target
+        errors = np.log(ttft_s(physical, Arrival(*np.exp(x)), work, read, peak)) - target
+        return np.concatenate([weight * errors, (x - at) / spread])
 
-    found = least_squares(residuals, np.log(ARRIVAL), loss="soft_l1", f_scale=0.3).x
+    found = least_squares(residuals, at).x
     return parameters.model_copy(update={"arrival": Arrival(*np.exp(found).tolist())._asdict()})
 
 

@@ -2,7 +2,7 @@
 
     step   = sum over products of norm4(bytes / bandwidth, operations / peak) + cache + launches + all-reduces + requests
     TPOT   = step + prompts that join meanwhile, (c - 1) of them in `output` steps, each by what its rows add to a step
-    TTFT   = own prompt and a step + a share of the prompts before it + waiting for room in the cache
+    TTFT   = own prompt + half of the first burst's prompts over the rounds + two steps + waiting for room in the cache
 
 Every bandwidth and peak is the data sheet's, times what the runtime's isolated kernels reach of it (kernel tables,
 kernels/gpu/fractions.json), times a fitted factor: what a server leaves of that. The fit has one factor for all, a deviation by
@@ -43,8 +43,9 @@ def calibrate(rows: Sequence[Row]) -> Parameters:
     work = work_of([case_of(row) for row in rows])
     tpot, ttft = (measured(rows, name) for name in ("silicon_tpot_ms", "silicon_ttft_ms"))
     found = fit(work, tpot)
-    low, high = spread_of(work, tpot, [group_of(row) for row in rows], found)
-    return fit_first_token(work, ttft, found).model_copy(update={"low": low, "high": high, "rows": len(rows)})
+    groups = [group_of(row) for row in rows]
+    low, high = spread_of(work, tpot, groups, found)
+    return fit_first_token(work, ttft, groups, found).model_copy(update={"low": low, "high": high, "rows": len(rows)})
 
 
 def predict(parameters: Parameters, row: Row) -> Prediction:

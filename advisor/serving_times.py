@@ -48,9 +48,12 @@ class Arrival(NamedTuple):
     """Where the time to the first token goes, beside waiting for room in the cache."""
 
     own: float
-    """Times the own prompt's pass and a step: what schedulers and clients add."""
+    """Times the own prompt's pass."""
     before: float
-    """Share of the other requests' prompts that come first."""
+    """Share of the other requests' prompts that come first. A closed loop of n rounds starts with a burst, in which half of
+    them do, and later requests arrive one by one: 1 / 2n."""
+    steps: float
+    """Steps until its token is out: the one that runs when it arrives, and those by which results are sent behind."""
 
 
 PRIOR = Physical(cache_read=0.7, prompt_peak=0.5, launch_s=2e-6, reduce_s=6e-6, link=0.5, request_s=20e-6, joining=0.9)
@@ -105,8 +108,8 @@ def tpot_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
 
 
 def ttft_s(p: Physical, arrival: Arrival, work: Work, read: Array, peak: Array) -> Array:
-    """Own prompt and a step, part of the prompts before it, and a share of a request's time where the cache is full: [R]."""
-    own = alone_s(p, work, read, peak) + step_s(p, work, read, peak)
+    """Own prompt, part of the prompts before it, steps, and a share of a request's time where the cache is full: [R]."""
+    step = tpot_s(p, work, read, peak)
     before = (work.running - 1) * prompt_s(p, work, read, peak)
-    queue = work.waiting / work.running * work.output * tpot_s(p, work, read, peak)
-    return arrival.own * own + arrival.before * before + queue
+    queue = work.waiting / work.running * work.output * step
+    return arrival.own * alone_s(p, work, read, peak) + arrival.before * before + arrival.steps * step + queue

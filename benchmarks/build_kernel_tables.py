@@ -77,7 +77,7 @@ def sources(root: Path) -> list[Source]:
         if ALLOWED.fullmatch(below):
             parts = below.split("/")
             found.append(Source(root, inside, parts[2], parts[-3], parts[-2], parts[-1].split("_perf")[0]))
-    return sorted(found, key=lambda one: number_of(one.version), reverse=True)
+    return sorted(found, key=lambda one: number_of(one.version), reverse=True)  # stable: equal versions by their paths
 
 
 def number_of(version: str) -> tuple[tuple[int, ...], bool]:
@@ -298,7 +298,7 @@ def summarised(reached: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
             read = statistics.median(one[0] for one in runtimes.values())
             peaks = [one[1] for one in runtimes.values() if one[1] == one[1]]
             peaks = peaks or [one[1] for one in schemes["bf16"].values()]
-            each = {name: [round(value, 3) if value == value else None for value in one] for name, one in runtimes.items()}
+            each = {name: [round(v, 3) if v == v else None for v in one] for name, one in sorted(runtimes.items())}
             entry = {"read": round(read, 3), "peak": round(statistics.median(peaks), 3), "runtimes": each}
             made.setdefault(system, {})[scheme] = entry
     return made
