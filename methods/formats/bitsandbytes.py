@@ -89,7 +89,7 @@ def stored_nf4(w: Floats, double: bool = True, dtype: str = "bfloat16") -> dict[
         )
     blocks = w.reshape(-1, BLOCK)
     absmax = np.abs(blocks).max(axis=1).astype(np.float32)
-    unit: Floats = blocks * (np.float32(1) / np.where(absmax > 0, absmax, np.float32(1)))[:, None]
+    unit = (blocks * (1 / np.where(absmax > 0, absmax, np.float32(1)))[:, None]).astype(np.float32)
     codes = nearest(unit, NF4_VALUES).reshape(-1)
     state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": dtype, "shape": list(w.shape)}
     arrays = {"weight": (codes[0::2] << 4 | codes[1::2])[:, None], "weight.quant_map": NF4_VALUES.astype(np.float32)}
@@ -100,7 +100,7 @@ def stored_nf4(w: Floats, double: bool = True, dtype: str = "bfloat16") -> dict[
     nested[: len(absmax)] = absmax - offset
     rows = nested.reshape(-1, NESTED_BLOCK)
     bound = np.abs(rows).max(axis=1)
-    inner: Floats = rows * (np.float32(1) / np.where(bound > 0, bound, np.float32(1)))[:, None]
+    inner = (rows * (1 / np.where(bound > 0, bound, np.float32(1)))[:, None]).astype(np.float32)
     state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": float(offset)}
     return arrays | {
         "weight.absmax": nearest(inner, dynamic(8)).reshape(-1)[: len(absmax)],

@@ -26,7 +26,8 @@ LEFT_BEHIND = (INDEX, "built.json")
 def rewrite(
     source: Path, out: Path, change: Change, settings: Mapping[str, Any], moves: Iterable[tuple[Pair, Scale]] = ()
 ) -> None:
-    """The folder again: scales of `moves` moved, every tensor through `change`, the config with `settings`."""
+    """The folder again: scales of `moves` moved, every tensor through `change`, the config with `settings`
+    (None: without that key)."""
     from safetensors.torch import save_file
 
     factors = tensor_factors(moves)
@@ -41,6 +42,7 @@ def rewrite(
         for path in sorted(source.iterdir()):
             if path.name == "config.json":
                 config = json.loads(path.read_text()) | dict(settings)
+                config = {key: value for key, value in config.items() if value is not None or key not in settings}
                 (work / path.name).write_text(json.dumps(config, indent=2) + "\n")
             elif path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
                 shutil.copyfile(path, work / path.name)
