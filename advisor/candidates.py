@@ -42,6 +42,7 @@ CATALOGUE = (
     Entry("rtn", "w3-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("fpq", "wfp4", "weights", ("onnxruntime", "openvino+f32")),
