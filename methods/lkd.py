@@ -22,7 +22,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise, zeroquant
@@ -38,7 +38,7 @@ from .training import Limits, products, silent, straight_through, train
 
 NAME = "lkd"
 TARGET: Target = "weights"
-COST: Cost = "training"
+COST = "training: each layer alone, on its quantized weights, within budget.train_s"
 WRITTEN = "w4-g64"
 SAMPLES = 64
 BATCH = 4
