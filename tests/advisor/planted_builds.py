@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "blocks": WIDTHS | {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2},
 }
 """Linears are most of `small`, lm_head is most of `wide head`, launches are all of `tiny`; 128 divides what `blocks` has."""
-SHORT, PROMPT, LONG = (32, 48, 1), (256, 2, 1), (2048, 8, 16)
+SHORT, PROMPT, LONG = (32, 48, 1), (256, 2, 1), (2048, 2000, 16)
 """(prompt tokens, output tokens, concurrency)"""
 
 Build = Callable[[Path, Path, Path], None]
@@ -142,7 +142,7 @@ PLANTED = {
     "the MLPs left in fp32": Planted("layers_left_unquantized", "the 18 linears", left_out(lambda name: ".mlp." in name), SHORT),
     "weights quantized where the cache binds": Planted("wrong_tensor", "KV cache", make("rtn", "w4-g64"), LONG),
     "cache quantized where the weights bind": Planted("wrong_tensor", "quantize the weights", make("kv_int8", "fp32-kv8"), SHORT),
-    "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", make("kv_int8", "w8-g64-kv8"), (4096, 2, 1)),
+    "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", make("kv_int8", "w8-g64-kv8"), (1024, 2, 1)),
     "OpenVINO's bf16 hint under quantized decode": Planted(
         "fallback_or_slow_kernel", "openvino+f32", make("rtn", "w4-g64", "openvino"), SHORT, place="openvino+bf16",
         package="openvino",
