@@ -21,7 +21,7 @@ from quantadvisor.documents import CandidateFailed, Device, Figure, KernelTiming
 from . import timing_cache
 from .cliffs import next_ms
 from .problem import KernelProbe, Problem, matrix_bytes
-from .processes import ProbeProcess
+from .processes import DIED, ProbeProcess
 from .registry import PROBES
 from .timing import figure
 
@@ -214,7 +214,7 @@ def _timed(point: Point, home: Home, device: Device, end: float) -> KernelTiming
     reason = refusal(point, device, home.python)
     kernel = point.name, point.option
     if home.deaths[kernel] >= MOST_DEATHS:
-        reason = reason or f"its process died {home.deaths[kernel]} times, first: {home.words[kernel]}"
+        reason = reason or f"{DIED} {home.deaths[kernel]} times, first: {home.words[kernel]}"
     left = end - time.monotonic()
     if reason or left <= 0:
         return base.model_copy(update={"refused": reason or NOT_REACHED})

@@ -18,6 +18,8 @@ import quantadvisor
 from quantadvisor.documents import CandidateFailed
 
 CHILD = Path(__file__).with_name("probe_child.py")
+DIED = "its process died"
+"""Beginning of the reason where a kernel ended its process."""
 PACKAGE_ROOT = Path(quantadvisor.__file__).resolve().parents[1]
 
 
@@ -82,7 +84,7 @@ class ProbeProcess:
         self._log.seek(0)
         words = [line.strip() for line in self._log.read().splitlines() if line.strip()]
         self._stop()
-        return CandidateFailed(f"its process died {when} ({how})" + (f": {words[-1][:200]}" if words else ""))
+        return CandidateFailed(f"{DIED} {when} ({how})" + (f": {words[-1][:200]}" if words else ""))
 
     def _stop(self) -> None:
         process, self._process = self._process, None
