@@ -33,7 +33,10 @@ def family(runtime: str, options: Sequence[str]) -> str:
 
 
 def kernel_family(runtime: str, options: Sequence[str]) -> tuple[str, str]:
-    """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's."""
+    """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's; of llama.cpp's options only
+    `plain` is about linears."""
+    if runtime == "llama.cpp":
+        return runtime, "plain" if "plain" in options else ""
     return ("onnxruntime" if runtime == "onnxruntime-genai" else runtime), "+".join(options)
 
 
