@@ -142,7 +142,7 @@ def predicted_candidate(
     reasons: Mapping[tuple[str, str, tuple[str, ...]], str | None],
     simulated: Mapping[str, Quality],
 ) -> Candidate:
-    if candidate.refused:
+    if candidate.refused or candidate.url:
         return candidate
     if reason := reasons.get((candidate.scheme.name, candidate.runtime, candidate.options)):
         return candidate.model_copy(update={"refused": reason})
@@ -176,10 +176,10 @@ def completed(context: Context, candidate: Candidate, predicted: Predicted, simu
 
 
 def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload) -> tuple[str, ...]:
-    """The baseline, the best predicted and those close to it, checkpoints that the user has, and who the comparison needs:
+    """The baseline, the best predicted and those close to it, what the user has, and who the comparison needs:
     the best unquantized one and, where users count, the fastest one with an unquantized cache."""
     names = [baseline, *(c.name for c in closest(order, workload))]
-    names += [c.name for c in everyone if c.checkpoint and not c.refused and not c.excluded]
+    names += [c.name for c in everyone if (c.checkpoint or c.url) and not c.refused and not c.excluded]
     fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
     names += [c.name for c in fastest if c.target == "none"][:1]
     if workload.objective == "concurrency":

@@ -11,6 +11,7 @@ from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
+from quantadvisor.profiling.server import split_url
 
 
 class Entry(NamedTuple):
@@ -41,6 +42,7 @@ CATALOGUE = (
     Entry("rtn", "w3-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("fpq", "wfp4", "weights", ("onnxruntime", "openvino+f32")),
@@ -138,13 +140,13 @@ def check_runtimes(workload: Workload, device: Device) -> None:
     """Before anything is measured: every runtime that is named is known, and one at least can run here."""
     asked = asked_runtimes(workload)
     reasons = {name: refusal(name, asked[name], None, (), device.isa) for name in sorted(asked)}
-    if all(reasons.values()):
+    if reasons and all(reasons.values()):
         name, reason = next(iter(reasons.items()))
         raise Unavailable("runtimes", f"none of {', '.join(reasons)} can run here: {name}: {reason}")
 
 
 def asked_runtimes(workload: Workload) -> dict[str, str]:
-    """The runtimes to consider, each with its interpreter; raises BadInput for one that nobody knows."""
+    """The runtimes to start here, each with its interpreter; BadInput for one that nobody knows, or a url that is none."""
     if workload.runtimes == "auto":
         return {name: interpreter_of(name) for name in RUNTIMES}
     found = {}
@@ -153,11 +155,12 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
         if name not in RUNTIMES:
             raise BadInput("runtimes", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
         python = choice.python if isinstance(choice, RuntimeChoice) else None
-        if isinstance(choice, RuntimeChoice) and choice.url:
-            raise BadInput(f"runtimes.{name}", "servers of your own are not supported yet", "give its name, or its python")
         if python is not None:
             named_interpreter(f"runtimes.{name}.python", python)
-        found[name] = interpreter_of(name, python)
+        if isinstance(choice, RuntimeChoice) and choice.url:
+            split_url(choice.url)
+        else:
+            found[name] = interpreter_of(name, python)
     return found
 
 

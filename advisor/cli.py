@@ -1,5 +1,5 @@
 """The command line: `advisor run`, `profile`, `plan`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
-`selftest`, `doctor`, `schema`. Exit codes as in the contract.
+`selftest`, `selfcheck`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -24,6 +24,7 @@ from quantadvisor.documents import AdvisorError, BadInput, Results, write_text
 
 from .gate_command import gate
 from .plan_command import plan, stored_plan
+from .selfcheck_command import selfcheck
 from .selftest_command import selftest
 from .stages import Progress, Quiet
 from .stored_results import read_results
@@ -169,6 +170,7 @@ def rendered(results: Sequence[Results], ending: str) -> str:
 app.command()(gate)
 app.command()(plan)
 app.command()(selftest)
+app.command()(selfcheck)
 
 
 @app.command()

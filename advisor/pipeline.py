@@ -47,6 +47,7 @@ from .predict import EIGHT_BIT_SHARE, Probes
 from .questions import answer, prediction_ledger
 from .risk import Job, schemes_at_risk, simulate_all
 from .serve import place_artifact
+from .servers import given_servers
 from .spec import check_against_model, not_acted_on
 from .stages import Progress, Stages
 from .survey import BaselineRun
@@ -98,7 +99,7 @@ class Run:
         check_runtimes(workload, device)
         with progress.stage("Model"):
             model = load_model(workload, progress)
-        self.checkpoints = existing_checkpoints(workload, model.inventory, device)
+        self.given = existing_checkpoints(workload, model.inventory, device) + given_servers(workload)
         self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
         self.stages = Stages(out, run_key(workload, device, model.source), resume, progress)
 
@@ -128,7 +129,7 @@ class Run:
         """The last: the baseline with its rounds beside the ghosts, where it could run there."""
         context, stages = self.context, self.stages
         candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
-        candidates += self.checkpoints
+        candidates += self.given
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
@@ -216,6 +217,8 @@ def apply_and_prove(
     done: set[str] = set()
     while (leader := conclude(candidates, base.name, surveyed, advice, workload, True).choice) and leader not in done:
         best = next(c for c in candidates if c.name == leader)
+        if best.url:  # its process is not ours to start again
+            break
         trial = next(t for t in trials if t.name == leader)
         title = f"The best in fresh processes: {leader}"
         blocks = stages.run(f"blocks{len(done) + 1}", title, prove.Trial, partial(prove.run_blocks, context, best, trial))
@@ -263,7 +266,7 @@ def run(
         )
     artifact = None
     choice = next((c for c in candidates if c.name == verdict.choice), None)
-    if apply and choice is not None and verdict.change:
+    if apply and choice is not None and verdict.change and not choice.url:
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
             artifact = place_artifact(source, out, export_format(choice.runtime), choice, context.interpreter(choice.runtime))
@@ -315,7 +318,7 @@ def conclude(
 
 def kept(context: Context, candidates: Sequence[Candidate], verdict: Verdict) -> set[Path]:
     """Artifacts that must outlive the exhaustive measuring."""
-    return {context.build_of(c).out for c in candidates if c.name == verdict.choice}
+    return {context.build_of(c).out for c in candidates if c.name == verdict.choice and not c.url}
 
 
 def export_s(context: Context) -> float:

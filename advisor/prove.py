@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from quantadvisor.profiling.measure import (
     recorded,
 )
 from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, straddles
+from quantadvisor.profiling.served import Served
 from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
@@ -39,6 +41,7 @@ from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
 from .ghosts import ghost_of
 from .predict import users_within
+from .servers import evidence_of, session_with
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
 
 GHOST_ROUNDS = 3
@@ -128,13 +131,14 @@ def run_trials(
 
     `to_beat`: rounds of the choice, where it is not measured again among these.
     """
-    builds = {c.name: context.build_of(c) for c in chosen}
-    done = build_all(list(builds.values()), context.progress.say)
-    failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
+    builds = {c.name: context.build_of(c) for c in chosen if not c.url}
+    made = build_all(list(builds.values()), context.progress.say)
+    done = {name: made[build.out] for name, build in builds.items()}
+    failed = {name: built.failed for name, built in done.items() if built.failed}
     started = time.monotonic()
     with ExitStack() as stack:
         context.progress.say("loading the artifacts")
-        starting = {c.name: context.worker_of(c) for c in chosen if c.name not in failed}
+        starting = {c.name: session_of(context, c) for c in chosen if c.name not in failed}
         workers, broke = start_workers(starting, stack)
         failed |= broke
         traffic, objective = context.workload.traffic, context.workload.objective
@@ -151,9 +155,10 @@ def run_trials(
         shared_s = (time.monotonic() - started) / max(1, len(workers))
         trials = []
         for candidate in chosen:
-            built = done[builds[candidate.name].out]
+            built = done.get(candidate.name)
             if candidate.name in failed:
-                trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
+                seconds = built.seconds if built else 0.0
+                trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=seconds))
                 continue
             worker = workers[candidate.name]
             trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
@@ -165,7 +170,7 @@ def run_trials(
 def undecided(candidates: Sequence[Candidate], workload: Workload) -> dict[str, Candidate]:
     """Those whose quality's interval lies on both sides of the budget, and who are clearly better than everyone for whom
     it does not: more tokens decide whether they win."""
-    measured = [c for c in candidates if c.excluded is None and objective_of(c) and c.quality]
+    measured = [c for c in candidates if c.excluded is None and objective_of(c) and c.quality and not c.url]
     unsure = {c.name: c for c in measured if c.quality and straddles(c.quality, workload)}
     sure = ranked([c for c in measured if c.name not in unsure], workload)
     if not sure:
@@ -203,9 +208,18 @@ def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
     return trial.model_copy(update={"rounds": tuple(rounds), "load_s": tuple(loads), "notes": tuple(notes)})
 
 
-def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tuple[dict[str, RunningWorker], dict[str, str]]:
+Session = RunningWorker | Served
+AnySession = TypeVar("AnySession", RunningWorker, Session)
+
+
+def session_of(context: Context, candidate: Candidate) -> Session:
+    """Where a candidate's rounds run: its worker, or a server."""
+    return session_with(context, candidate) if candidate.url else context.worker_of(candidate)
+
+
+def start_workers(starting: Mapping[str, AnySession], stack: ExitStack) -> tuple[dict[str, AnySession], dict[str, str]]:
     """Loaded workers, and the reason of each that failed. Imports run side by side, loads one at a time."""
-    workers: dict[str, RunningWorker] = {}
+    workers: dict[str, AnySession] = {}
     failed: dict[str, str] = {}
     for worker in starting.values():
         stack.callback(worker.close)
@@ -217,7 +231,8 @@ def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tu
     for name, worker in starting.items():
         if name not in failed:
             try:
-                workers[name] = stack.enter_context(worker)
+                worker.__enter__()  # `close` is in the stack already
+                workers[name] = worker
             except CandidateFailed as error:
                 failed[name] = str(error)
     return workers, failed
@@ -226,16 +241,21 @@ def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tu
 def evidence(
     context: Context,
     candidate: Candidate,
-    worker: RunningWorker,
+    worker: Session,
     rounds: Sequence[Round],
-    built: Built,
+    built: Built | None,
     shared_s: float,
     baseline: BaselineRun,
 ) -> Trial:
     """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known."""
     started = time.monotonic()
-    notes: list[str] = list(built.notes)
+    notes: list[str] = list(built.notes) if built else []
+    spent = shared_s + (built.seconds if built else 0.0)
     say = context.progress.say
+    if isinstance(worker, Served):
+        found, seen, said = evidence_of(context, candidate, worker)
+        seconds = spent + time.monotonic() - started
+        return Trial(name=candidate.name, rounds=tuple(rounds), users=found, quality=seen, notes=tuple(said), seconds=seconds)
     try:
         if recorded(context.workload.traffic):
             row_s = float(np.median([r.ttft_s for r in rounds])) / context.workload.traffic.concurrency
@@ -251,7 +271,7 @@ def evidence(
             operators, phases = look_at_operators(context, worker)
         notes += operators.notes
     except CandidateFailed as error:
-        return Trial(name=candidate.name, failed=str(error), built=built, seconds=built.seconds + shared_s)
+        return Trial(name=candidate.name, failed=str(error), built=built, seconds=spent)
     return Trial(
         name=candidate.name,
         rounds=tuple(rounds),
@@ -262,7 +282,7 @@ def evidence(
         phases=phases,
         built=built,
         notes=tuple(notes),
-        seconds=built.seconds + shared_s + time.monotonic() - started,
+        seconds=spent + time.monotonic() - started,
     )
 
 

@@ -34,6 +34,8 @@ def target_right(choice: Candidate, diagnosis: Diagnosis) -> Question:
     said = f"{words(diagnosis.binds)} {verb}: {share:.0%} of what the objective asks for, on {diagnosis.of}"
     ceiling = diagnosis.ceilings.get(diagnosis.binds)
     bound = f"; nothing done to that tensor alone could gain more than {ceiling:.2f}x on this runtime" if ceiling else ""
+    if choice.url:
+        return Question(id="target", answer=False, evidence=f"{said}{bound}. What the server quantizes is not known.")
     if choice.target == "none":
         return Question(
             id="target", answer=True, evidence=f"{said}{bound}. The choice quantizes nothing, so no tensor is mistaken."

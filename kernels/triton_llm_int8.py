@@ -67,7 +67,7 @@ def quantize_rest_kernel(x, outliers, q, scales, M, K, THRESHOLD: tl.constexpr, 
         at = start + tl.arange(0, BLOCK)
         value = tl.load(x + row * K + at, mask=at < K, other=0.0).to(tl.float32)
         kept = tl.load(outliers + at, mask=at < K, other=0) == 0
-        ratio = tl.where(kept, value, 0.0) * factor
+        ratio = tl.minimum(tl.maximum(tl.where(kept, value, 0.0) * factor, -127.0), 127.0)
         rounded = (ratio + 12582912.0) - 12582912.0  # 1.5 * 2^23: the sum has no bits left for a fraction
         tl.store(q + row * K + at, rounded.to(tl.int8), mask=at < K)
     tl.store(scales + row, tl.div_rn(largest, 127.0))

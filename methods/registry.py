@@ -37,6 +37,7 @@ METHODS: dict[str, str] = {
     "fp8": "quantadvisor.methods.fp8",
     "fpq_activations": "quantadvisor.methods.fpq_activations",
     "rotation": "quantadvisor.methods.rotation",
+    "lkd": "quantadvisor.methods.lkd",
 }
 
 

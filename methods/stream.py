@@ -29,20 +29,46 @@ Visit = Callable[[tuple[str, ...], Floats, list[Floats]], Sequence[Floats] | Non
 """(linears that read one tensor, that tensor [T, K], their weights [N, K]) -> weights to go on with; None: the same."""
 
 
+VisitLayer = Callable[[str, Any, Any, dict[str, Any]], None]
+"""(name, the layer with its weights, what it reads: float32 torch [samples, length, hidden], its other arguments)"""
+
+
 def stream(model_folder: Path, tokens: NDArray[int64], visit: Visit) -> None:
     """tokens: [samples, length]. `visit` is called once for every group of linears, in the order of the computation."""
-    import torch
-
-    model = empty_model(model_folder)
-    decoder, modules = model.model, dict(model.named_modules())
-    read = reader(model_folder)
-    read(decoder, "model.", [name for name, _ in decoder.named_parameters() if not name.startswith("layers.")])
-    for number, layer in enumerate(decoder.layers):
-        stay_only_while_it_runs(layer, f"model.layers.{number}.", read)
+    model = layer_by_layer(model_folder)
+    modules = dict(model.named_modules())
     for pair in pairs(config(model_folder)):
         meet(pair.targets, modules, visit)
+    run(model, tokens)
+
+
+def stream_layers(model_folder: Path, tokens: NDArray[int64], visit: VisitLayer) -> None:
+    """tokens: [samples, length]. `visit` is called once for every layer, before it runs."""
+    model = layer_by_layer(model_folder)
+    for number, layer in enumerate(model.model.layers):
+
+        def show(module: Any, args: tuple[Any, ...], more: dict[str, Any], name: str = f"model.layers.{number}") -> None:
+            visit(name, module, args[0], more)
+
+        layer.register_forward_pre_hook(show, with_kwargs=True)
+    run(model, tokens)
+
+
+def layer_by_layer(model_folder: Path) -> Any:
+    """The model, each layer of which has its weights while it runs."""
+    model = empty_model(model_folder)
+    read = reader(model_folder)
+    read(model.model, "model.", [name for name, _ in model.model.named_parameters() if not name.startswith("layers.")])
+    for number, layer in enumerate(model.model.layers):
+        stay_only_while_it_runs(layer, f"model.layers.{number}.", read)
+    return model
+
+
+def run(model: Any, tokens: NDArray[int64]) -> None:
+    import torch
+
     with torch.no_grad():
-        decoder(input_ids=torch.from_numpy(np.ascontiguousarray(tokens)), use_cache=False)
+        model.model(input_ids=torch.from_numpy(np.ascontiguousarray(tokens)), use_cache=False)
 
 
 def empty_model(model_folder: Path) -> Any:

@@ -9,7 +9,9 @@ hopeful, training stops at the budget and says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,6 +129,18 @@ def restore(arrays: Arrays, parameters: Mapping[str, Any], optimiser: Any) -> Pr
             optimiser.state[parameters[name]][key] = torch.from_numpy(array.copy())
     done, planned, spent_s = arrays["progress"]
     return Progress(int(done), int(planned), float(spent_s))
+
+
+@contextmanager
+def products(linears: Mapping[str, Any], product: Callable[[str, Any], Any]) -> Iterator[None]:
+    """While it is entered, product(name, x) is what the linear of that name gives for x: [..., K] -> [..., N]."""
+    for name, linear in linears.items():
+        linear.forward = partial(product, name)
+    try:
+        yield
+    finally:
+        for linear in linears.values():
+            del linear.forward
 
 
 def straight_through(rounding: Callable[[Any], Any], x: Any) -> Any:

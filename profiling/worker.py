@@ -12,6 +12,7 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
     score     tokens [W, S], reference, chunk, out        -> nll, kl, top1 per token, float64 [3, W * S], written to `out`
     operators tokens [B, S], batch                        -> what the session says really ran
+    bench     arguments                                   -> times of requests, of a load generator in the runtime's place
     close
 """
 
@@ -158,6 +159,8 @@ class Worker:
                 result[1, span] = (np.exp(want) * (want - got)).sum(-1)
                 result[2, span] = got.argmax(-1) == want.argmax(-1)
                 at += len(got)
+        if at != windows.size:
+            raise ValueError(f"logits of {at} of {windows.size} positions: the artifact gives the last one's only")
         np.save(out, result)
         return {"rows": at}
 
@@ -166,6 +169,10 @@ class Worker:
         import numpy as np
 
         return {"phases": self.session.operators(np.load(tokens), batch)}
+
+    def bench(self, arguments: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = self.runtime.bench(arguments)
+        return found
 
 
 BLOCK = 32

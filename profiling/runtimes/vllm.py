@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import re
 import time
@@ -73,6 +74,18 @@ def warm_imports() -> None:
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, int(memory_bytes() * CACHE_SHARE / 2**30))),
     }
     from vllm import LLM, SamplingParams  # noqa: F401
+
+
+def server(path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int) -> tuple[list[str], dict[str, str]]:
+    """Arguments after the interpreter, and variables, of an OpenAI-compatible server with a cache of so many bytes (on a CPU;
+    on a GPU vLLM takes what is free). Its module, not `vllm serve`: that command of the CPU build looks for a package vllm."""
+    cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
+    arguments = [
+        "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", "--disable-log-stats", *cache,
+    ]  # fmt: skip
+    gib = max(1, math.ceil(cache_bytes / 2**30))
+    return arguments, {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(gib)}
 
 
 def memory_bytes() -> int:

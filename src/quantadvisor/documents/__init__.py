@@ -56,6 +56,7 @@ from .results import (
     Verdict,
 )
 from .scheme import Format, Scheme
+from .selfcheck import KernelCheck, SelfCheck, compared
 from .workload import SLO, Lengths, RuntimeChoice, Traffic, Workload
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "Interrupted",
     "Interval",
     "Inventory",
+    "KernelCheck",
     "KernelTiming",
     "LayerActivations",
     "LedgerItem",
@@ -128,6 +130,7 @@ __all__ = [
     "RunnerUp",
     "RuntimeChoice",
     "Scheme",
+    "SelfCheck",
     "Serve",
     "Shares",
     "SourceCheckpoint",
@@ -140,6 +143,7 @@ __all__ = [
     "Verdict",
     "Workload",
     "canonical",
+    "compared",
     "overall",
     "write_text",
 ]

@@ -111,6 +111,8 @@ class Candidate(OpenDocument):
     """Feasible to run, but outside SLO, memory or quality budget: why."""
     checkpoint: str | None = None
     """Folder of an existing checkpoint that competes as it is (method `given`)."""
+    url: str | None = None
+    """A running server of the user's that competes as it is: what it runs is not known."""
     predicted: Predicted | None = None
     measured: Measured | None = None
     quality: Quality | None = None

@@ -107,7 +107,8 @@ class RuntimeChoice(Document):
 
     name: str
     python: str | None = Field(None, description="interpreter of the environment it lives in")
-    url: str | None = Field(None, description="a running server")
+    url: str | None = Field(None, description="a running server, measured as it is (OpenAI-compatible, streaming)")
+    model: str | None = Field(None, description="the model's name over there, where the server has several")
 
 
 class Workload(Document):

@@ -1,0 +1,67 @@
+"""Running servers of the user's as candidates: measured beside the others under the declared traffic, and left running.
+
+What such a server runs is not known: nothing is predicted of it, its operators are unknown, and its quality is what its
+log-probabilities tell. One that does not tell them is measured, and never chosen.
+"""
+
+from __future__ import annotations
+
+from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
+from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling.environments import interpreter_of
+from quantadvisor.profiling.quality import quality_of
+from quantadvisor.profiling.served import Served
+from quantadvisor.profiling.served_quality import LOWER_BOUND, pool_tokens, server_scores
+from quantadvisor.profiling.server import RunningServer
+
+from .context import EVALUATION_TOKENS, Context
+from .survey import make_reference
+
+UNKNOWN = Scheme(name="unknown", compute="bf16")
+UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown"
+
+
+def given_servers(workload: Workload) -> tuple[Candidate, ...]:
+    """A candidate for each `url` of the spec, refused where nobody answers there; BadInput where it is no server's URL."""
+    found: list[Candidate] = []
+    for choice in choices(workload):
+        assert choice.url
+        before = sum(c.runtime == choice.name for c in found)
+        name = f"given-server{before + 1 if before else ''}@{choice.name}"
+        refused = None
+        try:
+            RunningServer(choice.url, 1, choice.model or "", seed=0, side="").ready()
+        except CandidateFailed as error:
+            refused = f"{choice.url} {error}"
+        found.append(Candidate(name=name, method="given", scheme=UNKNOWN, runtime=choice.name, url=choice.url, refused=refused))
+    return tuple(found)
+
+
+def choices(workload: Workload) -> list[RuntimeChoice]:
+    named = () if workload.runtimes == "auto" else workload.runtimes
+    return [choice for choice in named if isinstance(choice, RuntimeChoice) and choice.url]
+
+
+def session_with(context: Context, candidate: Candidate) -> Served:
+    """A client of the candidate's server, with the load generator of the environment that vLLM lives in."""
+    choice = next(choice for choice in choices(context.workload) if choice.url == candidate.url)
+    assert choice.url
+    python = choice.python or interpreter_of("vllm")
+    return Served(choice.url, context.model_folder, choice.model or "", python=python)
+
+
+def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple[Figure | None, Quality | None, list[str]]:
+    """Users whose whole contexts its cache holds, and its quality, where it tells them; and what it does not."""
+    notes = [UNSEEN, *served.asked.notes]
+    held = pool_tokens(served.asked)
+    users = None
+    if held is not None:
+        count = held // context.workload.traffic.context_length
+        users = figure([float(count)], "modelled", f"whole contexts in the {held:,} tokens of the server's cache")
+    context.progress.say(f"{candidate.name}: quality")
+    try:
+        scores = server_scores(served.asked, context.windows(EVALUATION_TOKENS), make_reference(context))
+    except CandidateFailed as error:
+        return users, None, [*notes, f"its quality is not known, so it is not chosen: {error}"]
+    text = context.evaluation[1]
+    return users, quality_of(scores, f"{text.name} ({text.licence})"), [*notes, LOWER_BOUND]

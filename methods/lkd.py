@@ -1,0 +1,168 @@
+"""Layer-by-layer knowledge distillation of ZeroQuant (LKD, arXiv:2206.01861, section 4.3): each layer is trained alone.
+
+Layer k reads what the unquantized layers before it give, and its weights are trained so that its output on the quantized
+weights (and inputs, where the scheme rounds them) comes near that on its own:  min |L_k(x) - L^_k(x)|^2. Rounding lets
+gradients through. Only one layer, its gradients and Adam's moments are in memory, and no labels are needed. Then every
+linear's trained weights are rounded to nearest on the grid that they were trained for.
+
+    w4-g64              asymmetric groups, as `rtn` writes them: what runtimes here multiply by
+    w4a8-g64, w8a8-g64  ZeroQuant's own: symmetric groups and INT8 tokens, which no CPU kernel here multiplies
+
+The seconds of training are shared out among the layers still to come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import int64
+from numpy.typing import NDArray
+
+from quantadvisor.documents.base import Target
+from quantadvisor.documents.scheme import Scheme
+
+from . import layerwise, zeroquant
+from .affine import Floats, dequantize_groups, quantize_groups
+from .artifact import base_folder, write_grouped
+from .fake import Fake
+from .grids import affine, in_groups, symmetric
+from .kept import Arrays, Kept, kept_beside
+from .layerwise import evenly, grid_of, loaded
+from .refusals import config, nothing_to_write
+from .schemes import scheme as named
+from .training import Limits, products, silent, straight_through, train
+
+NAME = "lkd"
+TARGET: Target = "weights"
+COST = "training: each layer alone, on its quantized weights, within budget.train_s"
+WRITTEN = "w4-g64"
+SAMPLES = 64
+BATCH = 4
+"""Samples of one step."""
+STEPS = 60
+"""Most steps of one layer."""
+RATE = 2e-4
+SETTINGS = f"LKD: {STEPS} steps a layer, batches of {BATCH} samples, rate {RATE:g}"
+ENOUGH = Limits(3600.0)
+Rounding = Callable[[Any], Any]
+
+
+def schemes() -> tuple[Scheme, ...]:
+    return (named(WRITTEN), *(named(name) for name in ("w4a8-g64", "w8a8-g64")))
+
+
+def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    if scheme.activations is not None:
+        return zeroquant.refuse(model_folder, scheme, runtime)
+    return layerwise.refuse(NAME, schemes(), model_folder, scheme, runtime)
+
+
+def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
+          base: Path | None = None, train_s: float = ENOUGH.train_s,
+          say: Callable[[str], None] = silent) -> tuple[str, ...]:  # fmt: skip
+    if scheme.activations is not None:
+        nothing_to_write(NAME, refuse(model_folder, scheme, runtime))
+    tokens, limits = evenly(calibration, SAMPLES), Limits(train_s, say)
+    with (
+        base_folder(model_folder, runtime, out, base) as source,
+        kept_beside(out, model_folder, tokens, f"{SETTINGS} {scheme.name} {train_s}") as kept,
+    ):
+        steps = distil_all(model_folder, tokens, scheme, kept, limits)
+        given = {name: partial(loaded, kept, name) for name in kept if name not in steps}
+        notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
+    return (f"{SETTINGS}; {summary(steps)}; on {tokens.size} calibration tokens", *notes)
+
+
+def summary(steps: Mapping[str, int]) -> str:
+    least = min(steps.values())
+    return f"{least} to {max(steps.values())} done" + (": budget.train_s ended it" if least < STEPS else "")
+
+
+def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64], limits: Limits = ENOUGH) -> dict[str, Floats]:
+    """{linear: the weights [N, K] that its integers stand for}."""
+    kept = dict[str, Arrays]()
+    steps = distil_all(model_folder, evenly(calibration, SAMPLES), scheme, kept, limits)
+    group = grid_of(scheme).group
+    return {name: dequantize_groups(*loaded(kept, name), group) for name in kept if name not in steps}
+
+
+def fake(model: Any, scheme: Scheme, calibration: NDArray[int64], limits: Limits = ENOUGH) -> Fake:
+    """Of a model that was loaded from a folder."""
+    import torch
+
+    found = rounded(Path(model.name_or_path), scheme, calibration, limits)
+    _, inputs = roundings(scheme)
+    return Fake(
+        model,
+        weight=lambda name, _: torch.from_numpy(found[name]),
+        inputs=(lambda _, x: inputs(x)) if inputs else None,
+    )
+
+
+def distil_all(model_folder: Path, tokens: NDArray[int64], scheme: Scheme, kept: Kept, limits: Limits) -> dict[str, int]:
+    """Integers of every linear into `kept`, and of every layer its progress; returns the layers' steps. What is there
+    already is taken, not trained."""
+    import torch
+
+    from .stream import stream_layers
+
+    grid, layers = grid_of(scheme), int(config(model_folder)["num_hidden_layers"])
+    steps: dict[str, int] = {}
+    left_s = limits.train_s
+
+    def visit(layer_name: str, layer: Any, hidden: Any, more: dict[str, Any]) -> None:
+        nonlocal left_s
+        linears = {f"{layer_name}.{name}": each for name, each in layer.named_modules() if isinstance(each, torch.nn.Linear)}
+        if any(name not in kept for name in linears):
+            share = limits._replace(train_s=left_s / (layers - len(steps)))
+            for name, weight in distilled(layer_name, layer, linears, hidden, more, scheme, share, kept).items():
+                kept[name] = quantize_groups(weight.detach().numpy(), *grid)._asdict()
+            kept[layer_name] = {"progress": kept[layer_name]["progress"]}
+        done, _, seconds = kept[layer_name]["progress"]
+        steps[layer_name] = int(done)
+        left_s = max(0.0, left_s - seconds)
+
+    stream_layers(model_folder, tokens, visit)
+    return steps
+
+
+def distilled(layer_name: str, layer: Any, linears: Mapping[str, Any], hidden: Any, more: dict[str, Any], scheme: Scheme,
+              limits: Limits, kept: Kept) -> dict[str, Any]:  # fmt: skip
+    """The trained weights [N, K] of one layer by linear; hidden: [samples, length, hidden], what it reads."""
+    import torch
+
+    wanted = torch.cat([output(layer, rows, more) for rows in hidden.split(BATCH)])
+    scale = wanted.var()
+    weights = {name: torch.nn.Parameter(linear.weight.detach().clone()) for name, linear in linears.items()}
+    of_weights, of_inputs = roundings(scheme)
+
+    def product(name: str, x: Any) -> Any:
+        x = straight_through(of_inputs, x) if of_inputs else x
+        return torch.nn.functional.linear(x, straight_through(of_weights, weights[name]), linears[name].bias)
+
+    def loss(step: int) -> Any:
+        rows = np.random.default_rng(step).choice(len(hidden), min(BATCH, len(hidden)), replace=False)
+        return (output(layer, hidden[rows], more) - wanted[rows]).square().mean() / scale
+
+    with products(linears, product), torch.enable_grad():
+        train(layer_name, weights, loss, STEPS, RATE, limits, kept)
+    return weights
+
+
+def output(layer: Any, hidden: Any, more: dict[str, Any]) -> Any:
+    """Of a layer, past the hooks that bring and drop its weights."""
+    made = layer.forward(hidden, **more)
+    return made[0] if isinstance(made, tuple) else made
+
+
+def roundings(scheme: Scheme) -> tuple[Rounding, Rounding | None]:
+    """Of weights, in the groups of the scheme; of inputs, per token, where it rounds them."""
+    bits, group, is_symmetric = grid_of(scheme)
+    on_grid = symmetric if is_symmetric else affine
+    return lambda w: in_groups(w, group, lambda part: on_grid(part, bits)), (
+        (lambda x: symmetric(x, 8)) if scheme.activations else None
+    )
