@@ -7,6 +7,7 @@ tied; ties go to better quality, then to fewer GPUs. Quality is cited, never mea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, GpuModel, PlanCandidate, Workload
 from quantadvisor.kernels.gpu_devices import gpu
@@ -43,19 +44,35 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
 
 
 def refuse_floor(workload: Workload, options: Sequence[Option]) -> None:
-    """An SLO that nothing meets, were all of the bandwidth reached and nothing else done."""
-    wanted = workload.slo.tpot_ms if workload.slo else None
-    if wanted is None or not options:
+    """An SLO that nothing meets, were all of the bandwidth and of the peak reached and nothing else done."""
+    if workload.slo is None or not options:
         return
-    floor, name = min((1e3 * floor_s(one), f"{one.candidate.name} on {one.candidate.device}") for one in options)
-    if wanted < floor:
-        why = f"reading the weights once for a token takes {name} {floor:.3g} ms at the data sheet's bandwidth"
-        raise BadInput("slo.tpot_ms", f"{wanted:g} is below the physical floor: {why}", "raise it, or name a faster --device")
+    rows = workload.traffic.prompt_length - workload.traffic.shared_prefix_tokens
+    bandwidth, peak = (
+        "reading the weights once takes {} at the data sheet's bandwidth",
+        "the prompt's products take {} at its peak",
+    )
+    limits = (
+        ("tpot_ms", workload.slo.tpot_ms, weights_s, bandwidth),
+        ("ttft_ms", workload.slo.ttft_ms, partial(prompt_s, rows=max(1, rows)), peak),
+    )
+    for field, wanted, floor_s, why in limits:
+        if wanted is None:
+            continue
+        floor, name = min((1e3 * floor_s(one), f"{one.candidate.name} on {one.candidate.device}") for one in options)
+        if wanted < floor:
+            said = f"{wanted:g} is below the physical floor: {why.format(f'{name} {floor:.3g} ms')}"
+            raise BadInput(f"slo.{field}", said, "raise it, or name a faster --device")
 
 
-def floor_s(option: Option) -> float:
+def weights_s(option: Option) -> float:
     """Seconds to read what one token needs of the weights, at full bandwidth."""
     return sum(one.weight_s * one.chosen / one.experts for one in option.placement.products)
+
+
+def prompt_s(option: Option, rows: int) -> float:
+    """Seconds to multiply a prompt's rows, at full peak; of lm_head one row."""
+    return sum(one.flop_s * (1 if one.head else rows) for one in option.placement.products)
 
 
 def device_plan(

@@ -59,6 +59,8 @@ class PublicVerdict(Document):
     metric: str
     candidates: tuple[VerdictCandidate, ...]
     note: str = ""
+    contradicts: str = ""
+    """Of a verdict of the same setting whose winner is another one: both are kept, and one of the two must be missed."""
 
 
 class Replay(NamedTuple):
@@ -88,6 +90,8 @@ def replay(verdict: PublicVerdict, parameters: Parameters) -> Replay:
     gain = ours / theirs if theirs else math.inf
     right = regret <= SAME
     reason = "" if right else f"{chosen.name} was predicted {gain:.2f}x of {best.name}, measured {1 / (1 + regret):.2f}x"
+    if not right and verdict.contradicts:
+        reason += f"; {verdict.contradicts} measured another winner"
     return Replay(verdict, chosen, best, right, max(0.0, regret), gain, reason + (f" ({verdict.note})" if verdict.note else ""))
 
 

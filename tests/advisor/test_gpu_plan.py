@@ -9,10 +9,13 @@ import pytest
 
 from quantadvisor.advisor import gpu_plan, plan_map
 from quantadvisor.advisor.gpu_plan import plan
+from quantadvisor.advisor.plan_candidates import options_on
 from quantadvisor.advisor.serving_fit import Parameters
 from quantadvisor.advisor.serving_model import Prediction, predict_cases
 from quantadvisor.advisor.serving_work import Case
 from quantadvisor.documents import BadInput, CapacityPlan, DevicePlan, PlanCandidate, Workload
+from quantadvisor.kernels.gpu_devices import gpu
+from quantadvisor.profiling.published import config_of
 
 SHIPPED = Parameters.read(Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json")
 
@@ -161,7 +164,8 @@ def test_ten_thousand_points_take_two_seconds(
         ({}, "h10", "did you mean h100_sxm"),
         ({"parallel": {"tensor": 5}}, "h100", "does not divide the 32 attention heads"),
         ({"prompt": 200_000}, "h100", "is beyond the 131,072 of the model"),
-        ({"slo": {"tpot_ms": 0.1}}, "h100", "below the physical floor"),
+        ({"slo": {"tpot_ms": 0.1}}, "h100", "below the physical floor: reading the weights"),
+        ({"slo": {"ttft_ms": 0.5}, "prompt": 8192}, "h100", "below the physical floor: the prompt"),
         ({"model": "meta-llama/Lama-3.1-8B"}, "h100", "did you mean"),
         ({"runtimes": ["llama.cpp"]}, "h100", "no kernel tables"),
     ],
@@ -170,6 +174,16 @@ def test_bad_input_is_one_line(more: dict[str, object], device: str, said: str) 
     with pytest.raises(BadInput, match=said) as found:
         planned(device, **more)
     assert "\n" not in str(found.value)
+
+
+def test_floors_are_the_data_sheets() -> None:
+    """Llama-3.1-8B in bf16: 6.98 billion weights and lm_head's, 2 bytes each, over the bandwidth; 2 operations of each weight
+    and row over the peak."""
+    h100, products, head = gpu("h100"), 32 * 4096 * (6144 + 4096 + 3 * 14336), 128_256 * 4096
+    fits, _ = options_on(h100, config_of("meta-llama/Llama-3.1-8B"), workload(parallel={"tensor": 1}))
+    one = next(o for o in fits if o.candidate.name == "bf16@vllmx1")
+    assert gpu_plan.weights_s(one) == pytest.approx((products + head) * 2 / h100.read_bytes_per_s)
+    assert gpu_plan.prompt_s(one, 1024) == pytest.approx(2 * (products * 1024 + head) / h100.flops_per_s["bf16"])
 
 
 @pytest.mark.parametrize(
