@@ -45,6 +45,7 @@ CATALOGUE = (
     Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
+    Entry("qlora", "nf4-b64-dq", "weights", ("onnxruntime",)),
     Entry("fpq", "wfp4", "weights", ("onnxruntime", "openvino+f32")),
     Entry("mixed", "w4w8-g64", "weights", ONNX),
     Entry("dynamic_int8", "w8a8", "activations", ONNX),

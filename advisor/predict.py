@@ -25,6 +25,8 @@ def kernel_class(scheme: Scheme) -> str:
         return "w8a8"
     if scheme.weights is None:
         return scheme.compute
+    if scheme.weights.number == "codebook":
+        return scheme.name
     return f"w{scheme.weights.bits:g}"
 
 
