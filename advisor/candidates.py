@@ -41,6 +41,8 @@ CATALOGUE = (
     Entry("rtn", "w3-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("gptq", "w4-g64-bf16", "weights", ("vllm", "torch")),
+    Entry("awq", "w4-g64-bf16", "weights", ("vllm", "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("fpq", "wfp4", "weights", ("onnxruntime", "openvino+f32")),

@@ -109,12 +109,13 @@ class TorchSession:
                 parts.append(watch.parts(time.perf_counter() - start))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
-        linears = sum(isinstance(module, torch.nn.Linear) for module in self.model.modules())
+        quantized = sum(hasattr(module, "qweight") or hasattr(module, "weight_packed") for module in self.model.modules())
+        plain = sum(isinstance(m, torch.nn.Linear) and not hasattr(m, "weight_packed") for m in self.model.modules())
         median = {key: sorted(part[key] for part in parts)[len(parts) // 2] for key in parts[0]}
         return {
             "operators": operator_counts(profile, str(next(self.model.parameters()).dtype).removeprefix("torch.")),
-            "linears": linears,
-            "quantized_linears": 0,
+            "linears": plain + quantized,
+            "quantized_linears": quantized,
             "wall_s": sorted(walls)[len(walls) // 2],
             "walls_s": walls,
             "notes": [],
