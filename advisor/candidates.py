@@ -43,6 +43,8 @@ CATALOGUE = (
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("gptq", "w4-g64-bf16", "weights", ("vllm", "torch")),
+    Entry("awq", "w4-g64-bf16", "weights", ("vllm", "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("qlora", "nf4-b64-dq", "weights", ("onnxruntime",)),

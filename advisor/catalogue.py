@@ -159,10 +159,10 @@ def methods_here(device: Device, model_folder: Path | None = None) -> tuple[Meth
 
 
 def method_refusal(refuse: Refuse, offered: Iterable[Scheme], folder: Path, place: str, device: Device) -> str | None:
-    """None where one of the method's schemes can be written for a runtime, else the first reason."""
+    """None where one of the method's schemes can be written for a runtime, else what is missing here, or the first reason."""
     reasons = [refuse(folder, one, place) for one in offered]
     if all(reasons):
-        return reasons[0]
+        return next((reason for reason in reasons if reason and "not installed" in reason), reasons[0])
     return refusal(place, interpreter_of(place), None, (), device.isa) or missing_writer(export_format(place))
 
 

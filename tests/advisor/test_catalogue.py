@@ -90,7 +90,8 @@ def test_every_method_says_where_it_can_write() -> None:
         assert list(one.runtimes) == list(RUNTIMES)
         assert one.schemes and one.what and one.cost
     assert found["rtn"].runtimes["torch"] is not None
-    assert "writes nothing for torch" in (found["rtn"].runtimes["torch"] or "")
+    assert "pip install gptqmodel" in (found["rtn"].runtimes["torch"] or "")
+    assert "writes nothing for torch" in (found["mixed"].runtimes["torch"] or "")
     assert found["none"].runtimes["torch"] is None
 
 
