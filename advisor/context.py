@@ -145,8 +145,13 @@ class Context:
             self.device.threads,
             time_limit_s=600.0,
             python=self.interpreter(runtime),
-            memory_limit_bytes=int(self.device.memory_bytes * 0.8),
+            memory_limit_bytes=self.worker_memory_bytes,
         )
+
+    @property
+    def worker_memory_bytes(self) -> int:
+        """What one candidate may use before it is killed."""
+        return int(self.device.memory_bytes * 0.8)
 
     def worker_of(self, candidate: Candidate) -> RunningWorker:
         artifact = self.build_of(candidate).out
