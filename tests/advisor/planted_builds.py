@@ -29,10 +29,9 @@ WIDTHS = {
 MODELS: dict[str, dict[str, Any]] = {
     "small": WIDTHS,
     "wide head": WIDTHS | {"num_hidden_layers": 1, "vocab_size": 49152},
-    "tiny": {"num_hidden_layers": 12, "max_position_embeddings": 8192},
     "blocks": WIDTHS | {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2},
 }
-"""Linears are most of `small`, lm_head is most of `wide head`, launches are all of `tiny`; 128 divides what `blocks` has."""
+"""Linears are most of `small`, lm_head is most of `wide head`; 128 divides what `blocks` has."""
 SHORT, FEW, PROMPT, LONG = (32, 48, 1), (64, 2, 1), (256, 2, 1), (2048, 2000, 16)
 """(prompt tokens, output tokens, concurrency)"""
 
@@ -162,9 +161,6 @@ PLANTED = {
     "OpenVINO's bf16 hint under quantized decode": Planted(
         "fallback_or_slow_kernel", "openvino+f32", make("rtn", "w4-g64", "openvino"), SHORT, place="openvino+bf16",
         package="openvino",
-    ),
-    "bf16 under eager decode": Planted(
-        "launches_and_framework", "compiled graph", make("none", "bf16", "torch"), (16, 24, 1), "tiny", "torch", "transformers"
     ),
     "FP8 that is expanded at load": Planted(
         "fallback_or_slow_kernel", "no quantized kernel ran", blocks_of_fp8, SHORT, "blocks", "torch", "accelerate"
