@@ -37,6 +37,7 @@ DECODE_M, PREFILL_M = 1, 512
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
 NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
+GPU_ONLY = "GPU only; its kernels have never run on one: advisor selfcheck"
 
 
 class SchemeHere(OpenDocument):
@@ -92,7 +93,7 @@ def runtimes_here(
                     what=first_line(module.__doc__),
                     versions=versions(name),
                     refused=refusal(name, python, None, (), device.isa),
-                    gpu=NEVER_ON_GPU,
+                    gpu=GPU_ONLY if name == "triton" else NEVER_ON_GPU,
                     schemes=tuple(
                         SchemeHere(name=one.name, refused=one.refused, slow=slow_path(one, probes) if probes else None)
                         for one in candidates

@@ -24,7 +24,7 @@ from .candidates import asked_runtimes
 RUNTIMES_OF = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino",),
-    "transformers": ("torch", "vllm"),
+    "transformers": ("torch", "vllm", "triton"),
 }
 PLACES = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from .triton_codebook import looked_up
-from .triton_launch import LAUNCH, Case, Tensor, Tile, check, signed_float, sixteen_bit, target, unsigned_float
+from .triton_launch import LAUNCH, Case, Tensor, Tile, check, processors, signed_float, sixteen_bit, target, unsigned_float
 
 MOST_SPLITS = 64
 Format = Literal["int8", "int4", "fp8", "turbo"]
@@ -254,9 +254,8 @@ def tile_for(format: Format, dim: int, sm: int) -> Tile:
     return EXCEPTIONS.get((format, dim, sm), Tile(16, 64, dim, warps=4, stages=2))
 
 
-def parts_for(x: Tensor, programs: int, tokens: int, block: int) -> int:
+def parts_of(processors: int, programs: int, tokens: int, block: int) -> int:
     """Parts of the cache: two programs a multiprocessor, at least two blocks of tokens a part."""
-    processors = _torch().cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
     return max(1, min(-(-2 * processors // max(programs, 1)), tokens // (2 * block), MOST_SPLITS))
 
 
@@ -270,7 +269,7 @@ def decode_attention(q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *
         shapes = f"keys {tuple(keys.codes.shape)} {keys.format}, values {tuple(values.codes.shape)} {values.format}"
         raise ValueError(f"q {tuple(q.shape)}, {shapes} do not fit")
     tile = tile_for(keys.format, dim, target(q))
-    parts = parts or parts_for(q, batch * hkv, tokens, tile.n)
+    parts = parts or parts_of(processors(q), batch * hkv, tokens, tile.n)
     part = triton.cdiv(triton.cdiv(tokens, parts), tile.n) * tile.n
     partial = torch.empty((batch, hq, parts, dim), dtype=torch.float32, device=q.device)
     largest, total = (torch.empty((batch, hq, parts), dtype=torch.float32, device=q.device) for _ in range(2))
