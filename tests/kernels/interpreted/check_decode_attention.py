@@ -120,8 +120,10 @@ def test_what_does_not_fit_is_refused() -> None:
         kernel.decode_attention(q, keys, kernel.quantize_int4(torch.randn(1, 2, 64, 64)), at)
 
 
-def test_e4m3_bits_are_read_exactly() -> None:
+@pytest.mark.parametrize("sm", [80, 90])
+def test_e4m3_is_read_exactly_by_bits_and_by_the_targets_conversion(monkeypatch: pytest.MonkeyPatch, sm: int) -> None:
     """All 256 codes as values under a weight of 1: one token, whose value comes out as it is."""
+    monkeypatch.setattr(kernel, "target", lambda _: sm)
     codes = torch.arange(256, dtype=torch.uint8).reshape(2, 1, 1, 128).view(torch.float8_e4m3fn)
     one = torch.ones(1)
     values, keys = kernel.Cached("fp8", codes, one), kernel.Cached("fp8", torch.zeros_like(codes), one)
