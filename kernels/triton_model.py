@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -209,11 +210,14 @@ def main() -> int:
     print("modelled from compiled code, never run on a GPU; `like` is another kernel of the same kind, measured by others")
     head = f"{'GPU':20} {'kernel':30} {'shape':18} {'modelled':>10} {'bound':7} {'like':18} {'published':>10} {'ratio':>6}"
     print(head)
-    for row in rows():
+    found = list(rows())
+    for row in found:
         print(
             f"{row.gpu:20} {row.kernel:30} {row.shape:18} {row.ours.seconds * 1e6:7.1f} µs {row.ours.bound:7} {row.like:18} "
             f"{row.published.seconds * 1e6:7.1f} µs {row.ratio:6.2f} {row.published.kind}"
         )
+    low, middle, high = statistics.quantiles((row.ratio for row in found), n=4)
+    print(f"{len(found)} rows, modelled over published: {middle:.2f} in the middle, {low:.2f} to {high:.2f} for half of them")
     return 0
 
 

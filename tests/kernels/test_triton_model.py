@@ -75,6 +75,19 @@ def test_operations_of_an_instruction(name: str, warps: int, operations: int) ->
     assert triton_model.operations_of(name, warps) == operations
 
 
+def test_beside_what_others_measured() -> None:
+    """Nothing is fitted, so the bound is wide: our code is another's, but within a factor of 3 or a unit is wrong."""
+    found = list(triton_model.rows())
+    assert {row.gpu for row in found} == set(triton_model.PROCESSORS)
+    assert {row.kernel.split("/")[0] for row in found} == {"w4a16", "w8a16", "w8a8", "fp8", "decode-attention"}
+    for row in found:
+        assert 1 / 3 < row.ratio < 3, row
+    for row in found:
+        if "x 8192 x 8192" in row.shape and row.kernel.startswith("w4a16"):
+            weights = 8192 * 8192 * (0.5 + 2 / 128)
+            assert row.ours.memory_s >= weights / gpus()[row.gpu].read_bytes_per_s
+
+
 CODE = """
         /*0000*/                   S2R R63, SR_CTAID.X ;
 .L_x_0:
