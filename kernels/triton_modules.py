@@ -65,6 +65,15 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
+    """Names, as `triton_subjects.py` has them, of the kernels that a checkpoint and a cache take."""
+    found = [f"decode-attention-{CACHES[one]}" for one in options]
+    if config.get("format") == "pack-quantized":
+        groups = sorted({one["weights"]["group_size"] for one in config["config_groups"].values()})
+        return [*(f"w4a16-g{group}" for group in groups), *found]
+    return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
+
+
 def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | None) -> Any:
     """tensors: of one linear, by their names in compressed-tensors (weight, weight_scale, or weight_packed)."""
     import torch

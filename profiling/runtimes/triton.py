@@ -28,14 +28,23 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return f"triton has no option {unknown[0]!r}; its caches are {', '.join(OPTIONS)}"
     if len(options) > 1:
         return f"one cache at a time, not {' and '.join(options)}"
+    from quantadvisor.kernels import triton_modules
+
+    quantization: dict[str, Any] = {}
     if path is not None:
         if not (Path(path) / "config.json").exists():
             return f"{path} is not a Hugging Face folder: no config.json"
-        from quantadvisor.kernels.triton_modules import refusal
-
-        if reason := refusal(settings(path).get("quantization_config") or {}):
+        quantization = settings(path).get("quantization_config") or {}
+        if reason := triton_modules.refusal(quantization):
             return reason
-    return no_gpu()
+    return no_gpu() or unchecked(triton_modules.needed(quantization, options))
+
+
+def unchecked(kernels: list[str]) -> str | None:
+    """None where `advisor selfcheck` found these kernels right on this GPU, and not slower everywhere."""
+    from quantadvisor.kernels import gpu_timing, selfcheck_record
+
+    return selfcheck_record.refusal(gpu_timing.gpu_name(), kernels, gpu_timing.versions())
 
 
 def no_gpu() -> str | None:

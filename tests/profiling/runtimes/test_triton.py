@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from quantadvisor.documents import KernelCheck, SelfCheck
+from quantadvisor.kernels import gpu_timing, selfcheck_record
 from quantadvisor.kernels.triton_modules import refusal, unpacked
 from quantadvisor.methods.formats.compressed import W8A8
 from quantadvisor.profiling.runtimes import triton
@@ -31,6 +33,19 @@ def test_without_a_gpu_it_says_so_and_what_can_be_done() -> None:
     assert "needs an NVIDIA GPU" in reason
     assert "never run on one" in reason
     assert "advisor selfcheck --interpreted" in reason
+
+
+def test_with_a_gpu_its_kernels_must_have_passed_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_timing, "gpu_name", lambda: "Made-up GPU, sm_90")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": W8A8}))
+    assert "never checked on Made-up GPU" in str(triton.refuse(str(tmp_path), ("kvint8",), ()))
+    kernels = [KernelCheck(name=name, shape="M 1", right=True) for name in ("w8a8", "decode-attention-int8")]
+    found = SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions=gpu_timing.versions(), note="", kernels=tuple(kernels))
+    selfcheck_record.keep(found)
+    assert triton.refuse(str(tmp_path), ("kvint8",), ()) is None
+    assert "decode-attention-int4 was not checked" in str(triton.refuse(str(tmp_path), ("kvint4",), ()))
 
 
 @pytest.mark.parametrize("options", [("kvint2",), ("kvint8", "kvint4")])
