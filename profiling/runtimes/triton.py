@@ -168,16 +168,23 @@ class TritonSession:
         from quantadvisor.kernels.triton_modules import Places, layer_of
 
         self.cache = self.graph = None
+        self.capacity = capacity
         lengths = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self.places = Places(torch.zeros(1, dtype=torch.int64, device=self.device), lengths)
         layers = self.model.config.num_hidden_layers
         self.cache = Cache(layers=[layer_of(self.kind, self.places, batch, capacity) for _ in range(layers)])
+
+    def _room(self, count: int) -> None:
+        """Before a place beyond the buffers is written, which on a GPU would end the process."""
+        if self.places.seen + count > self.capacity:
+            raise ValueError(f"the cache was made for {self.capacity} tokens; {self.places.seen} are held and {count} come")
 
     def _step(self, tokens: Any, *, fresh: bool, keep: int = 1) -> Any:
         """tokens: [B, q] appended to each row -> logits."""
         import torch
 
         count, before = tokens.shape[1], self.places.seen
+        self._room(count)
         self.places.fresh = fresh
         self.places.at = torch.arange(before, before + count, device=self.device)
         self.places.lengths += count
@@ -197,6 +204,7 @@ class TritonSession:
         """A decode step as one CUDA graph, captured at the first one; what it reads and writes stays where it is."""
         import torch
 
+        self._room(1)
         if self.graph is None:
             self.places.fresh = False
             self.places.at = torch.full((1,), self.places.seen, dtype=torch.int64, device=self.device)

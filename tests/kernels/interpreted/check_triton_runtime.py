@@ -172,6 +172,13 @@ def test_what_is_launched_is_written_down(folders: dict[str, Path]) -> None:
     assert "attend_kernel" not in {one["name"] for one in seen["prefill"]["operators"]}
 
 
+def test_a_full_cache_is_said(folders: dict[str, Path]) -> None:
+    session = runtime.TritonSession(str(folders["base"]), ("kvfp8",), 1, "cpu")
+    session.prefill(PROMPT, 5)
+    with pytest.raises(ValueError, match="made for 5 tokens; 5 are held and 1 come"):
+        session.decode(np.array([[5]]))
+
+
 def test_every_row_has_a_cache_of_its_own_and_chunks_read_the_stored_one(folders: dict[str, Path]) -> None:
     session = runtime.TritonSession(str(folders["base"]), ("kvint8",), 1, "cpu")
     session.prefill(PROMPT, 16)
