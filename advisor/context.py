@@ -160,7 +160,13 @@ class Context:
 
 def export_format(runtime: str) -> str:
     """Runtimes that read one folder format share their artifacts."""
-    return {"onnxruntime": "onnx", "onnxruntime-genai": "onnx", "llama.cpp": "gguf", "vllm": "compressed"}.get(runtime, runtime)
+    return {
+        "onnxruntime": "onnx",
+        "onnxruntime-genai": "onnx",
+        "llama.cpp": "gguf",
+        "vllm": "compressed",
+        "triton": "compressed",
+    }.get(runtime, runtime)
 
 
 def run_key(workload: Workload, device: Device, source: SourceCheckpoint) -> str:
