@@ -39,8 +39,21 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
         workload=workload,
         devices=tuple(device_plan(*each, workload, parameters) for each in found),
         family=family(workload, chosen),
-        notes=inventory.notes,
+        notes=(*inventory.notes, *not_planned_for(workload)),
     )
+
+
+def not_planned_for(workload: Workload) -> tuple[str, ...]:
+    """Declared fields that no prediction here rests on, each to be said."""
+    traffic = workload.traffic
+    declared = {
+        "traffic.batch": traffic.batch is not None,
+        "traffic.arrivals": traffic.arrivals != "closed",
+        "checkpoints": bool(workload.checkpoints),
+        "baseline": workload.baseline != "auto",
+        "slo.percentile": workload.slo is not None and "percentile" in workload.slo.model_fields_set,
+    }
+    return tuple(f"{field} is declared, and plan does not act on it" for field, on in declared.items() if on)
 
 
 def refuse_floor(workload: Workload, options: Sequence[Option]) -> None:
@@ -113,7 +126,6 @@ def judged(fits: Sequence[Option], workload: Workload, parameters: Parameters) -
 
 
 def with_times(option: Option, found: Prediction, users: int, workload: Workload) -> PlanCandidate:
-    spread = (found.low / found.tpot_ms, found.high / found.tpot_ms)
     traffic, one = workload.traffic, option.candidate
     running = min(traffic.concurrency, option.memory.max_concurrency)
     per_gpu = rate(request_s(found, workload), traffic.concurrency, option, workload)
@@ -121,7 +133,7 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
     kernels = isolated(option, running, traffic.prompt_length + traffic.output_length // 2)
     return one.model_copy(
         update={
-            "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_ms * spread[0], high=found.ttft_ms * spread[1]),
+            "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_low, high=found.ttft_high),
             "tpot_ms": Bounds(value=found.tpot_ms, low=found.low, high=found.high),
             "users_within_slo": users,
             "tokens_per_s_per_gpu": per_gpu,
