@@ -98,7 +98,7 @@ def device_plan(
     ranked = sorted(timed, key=lambda one: rank(one, workload))
     feasible = [one for one in ranked if one.excluded is None]
     if not feasible:
-        return DevicePlan(device=device.name, choice=None, reason="Nothing meets the SLO", candidates=(*ranked, *refused))
+        return DevicePlan(device=device.name, choice=None, reason=nearest(ranked, workload), candidates=(*ranked, *refused))
     choice = chosen_of(feasible, fits, workload)
     plain = [one for one in feasible if one.scheme == "bf16"]
     base = chosen_of(plain, fits, workload) if plain else None
@@ -115,6 +115,16 @@ def device_plan(
         speed_effect=base.tpot_ms.value / choice.tpot_ms.value if base and base.tpot_ms and choice.tpot_ms else None,
         capacity_effect=capacity(choice) / capacity(base) if base else None,
     )
+
+
+def nearest(ranked: Sequence[PlanCandidate], workload: Workload) -> str:
+    """Why nothing is advised, and who comes nearest to it."""
+    most = max(ranked, key=lambda one: one.users_within_slo)
+    if not most.users_within_slo:
+        return "Nothing meets the SLO, not even for one request"
+    where = f"{most.tensor} GPUs" if most.tensor > 1 else "one GPU"
+    serves = f"the most is {most.users_within_slo:,}, {most.name} on {where}"
+    return f"Nothing serves {workload.traffic.concurrency:,} requests in flight inside memory and SLO: {serves}"
 
 
 def judged(fits: Sequence[Option], workload: Workload, parameters: Parameters) -> list[PlanCandidate]:

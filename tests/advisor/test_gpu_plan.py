@@ -91,6 +91,14 @@ def test_slo_excludes_and_bounds_the_users() -> None:
     assert 0 < tight.users_within_slo < loose.users_within_slo
 
 
+def test_where_nothing_serves_the_nearest_is_named() -> None:
+    found = planned("l40s", slo={"tpot_ms": 30}, concurrency=2000)
+    most = max(found.candidates, key=lambda one: one.users_within_slo)
+    assert found.choice is None
+    assert f"the most is {most.users_within_slo}, {most.name}" in found.reason
+    assert "not even for one" in planned("l40s", slo={"tpot_ms": 2.5}, parallel={"tensor": 8}).reason
+
+
 def test_users_within_the_slo_are_the_most_that_meet_it() -> None:
     from quantadvisor.advisor.serving_model import predict
 
