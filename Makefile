@@ -52,8 +52,8 @@ runtime-vllm: $(INSTALLED)
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 $(TESTABLE): $(INSTALLED)
-	$(PIP) -e '.[cpu,test]'
-	$(PIP) --no-deps axe-playwright-python
+	$(PIP) -e '.[cpu,train,test]'
+	$(PIP) --no-deps axe-playwright-python bitsandbytes
 	@touch $@
 
 # Debian's Chromium, for the tests that look at the report. Without it they skip, and say so.

@@ -16,6 +16,7 @@ from pathlib import Path
 from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme
 from quantadvisor.kernels.gpu_devices import gpus
 from quantadvisor.kernels.gpu_fractions import runtimes_with, tables
+from quantadvisor.kernels.processes import DIED
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
@@ -24,7 +25,7 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
 from .candidates import CATALOGUE, candidate
 from .context import export_format
-from .predict import EIGHT_BIT_SHARE, Probes
+from .predict import EIGHT_BIT_SHARE, Probes, kernel_class, kernel_family
 
 NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
@@ -94,16 +95,33 @@ def runtimes_here(
                 RuntimeHere(
                     name=name,
                     what=first_line(module.__doc__),
-                    versions=versions(name),
+                    versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
                     gpu=NEVER_ON_GPU,
                     schemes=tuple(
-                        SchemeHere(name=one.name, refused=one.refused, slow=slow_path(one, probes) if probes else None)
+                        SchemeHere(
+                            name=one.name,
+                            refused=one.refused or crash(one, kernels),
+                            slow=slow_path(one, probes) if probes else None,
+                        )
                         for one in candidates
                     ),
                 )
             )
     return tuple(found)
+
+
+def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
+    """How the scheme's kernel ended its process when it was timed, and the option that avoids it where one does."""
+    place = kernel_family(one.runtime, one.options)
+    same = [
+        timing for timing in kernels if timing.runtime == place[0] and kernel_class(timing.scheme) == kernel_class(one.scheme)
+    ]
+    words = [timing.refused for timing in same if timing.option == place[1] and DIED in (timing.refused or "")]
+    if not words:
+        return None
+    better = next((timing.option for timing in same if timing.option not in ("", place[1]) and timing.time_s), None)
+    return f"its kernel crashes here: {words[0]}" + (f"; the option {better} avoids it" if better else "")
 
 
 def slow_path(one: Candidate, probes: Probes) -> str | None:
@@ -114,7 +132,8 @@ def slow_path(one: Candidate, probes: Probes) -> str | None:
     slower = []
     for phase, m in (("decode", DECODE_M), ("prefill", PREFILL_M)):
         ours = probes.linears_s(one.scheme, one.runtime, one.options, m, 1)
-        plain = probes.linears_s(scheme("fp32"), one.runtime, one.options, m, 1)
+        floats = (probes.linears_s(scheme(name), one.runtime, one.options, m, 1) for name in ("fp32", "bf16"))
+        plain = next((seconds for seconds in floats if seconds is not None), None)
         if ours is not None and plain is not None and ours > SLOWER * plain:
             slower.append(f"{phase} (M = {m}): linears take {ours / plain:.2f}x the time of unquantized ones")
     return "; ".join(slower) or None
@@ -142,10 +161,10 @@ def methods_here(device: Device, model_folder: Path | None = None) -> tuple[Meth
 
 
 def method_refusal(refuse: Refuse, offered: Iterable[Scheme], folder: Path, place: str, device: Device) -> str | None:
-    """None where one of the method's schemes can be written for a runtime, else the first reason."""
+    """None where one of the method's schemes can be written for a runtime, else what is missing here, or the first reason."""
     reasons = [refuse(folder, one, place) for one in offered]
     if all(reasons):
-        return reasons[0]
+        return next((reason for reason in reasons if reason and "not installed" in reason), reasons[0])
     return refusal(place, interpreter_of(place), None, (), device.isa) or missing_writer(export_format(place))
 
 

@@ -40,4 +40,4 @@ def ghost_method(method: str, scheme: Scheme) -> str:
     random weights have no outlier channels."""
     if method in ("smoothquant", "rotation", "llm_int8") and scheme.activations is not None:
         return "dynamic_int8" if scheme.activations.dynamic else "static_int8"
-    return {"gguf_imatrix": "gguf"}.get(method, "rtn" if method in ("gptq", "awq", "obq", "lkd") else method)
+    return {"gguf_imatrix": "gguf", "qlora": "kbit"}.get(method, "rtn" if method in ("gptq", "awq", "obq", "lkd") else method)

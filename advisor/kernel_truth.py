@@ -16,6 +16,7 @@ from quantadvisor.kernels.cliffs import cliffs
 from quantadvisor.kernels.probe import Point, Progress, probe_kernels, refusal
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.device import kept_peaks
+from quantadvisor.profiling.environments import interpreter_of
 
 from .catalogue import first_line
 
@@ -76,6 +77,11 @@ class KernelTruth(OpenDocument):
     timings: tuple[KernelTiming, ...] = ()
 
 
+def interpreters() -> dict[str, str]:
+    """The interpreter of every probed runtime: probes run where their runtime lives."""
+    return {runtime: interpreter_of(runtime) for runtime in {probe.runtime for probe in PROBES.values()}}
+
+
 def probes_here(device: Device) -> tuple[ProbeHere, ...]:
     """Every probe and option; nothing is timed."""
     return tuple(
@@ -85,7 +91,7 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
             runtime=probe.runtime,
             scheme=probe.scheme.name,
             what=first_line(getattr(probe, "__doc__", "")),
-            refused=refusal(Point(name, probe, ANY_SHAPE, option, 1), device),
+            refused=refusal(Point(name, probe, ANY_SHAPE, option, 1), device, interpreter_of(probe.runtime)),
         )
         for name, probe in PROBES.items()
         for option in probe.options

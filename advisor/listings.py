@@ -44,6 +44,7 @@ def runtimes(model: str | None, progress: Progress) -> Listing:
                 budget_s=PROBE_BUDGET_S,
                 progress=lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
                 cache=cache_folder() / "kernels",
+                pythons=kernel_truth.interpreters(),
             )
         found = catalogue.runtimes_here(device, folder, timings, inventory)
     return Listing(dumped(found), [tables.runtimes_table(found)])

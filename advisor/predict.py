@@ -25,6 +25,8 @@ def kernel_class(scheme: Scheme) -> str:
         return "w8a8"
     if scheme.weights is None:
         return scheme.compute
+    if scheme.weights.number == "codebook":
+        return scheme.name
     return f"w{scheme.weights.bits:g}"
 
 
@@ -33,7 +35,10 @@ def family(runtime: str, options: Sequence[str]) -> str:
 
 
 def kernel_family(runtime: str, options: Sequence[str]) -> tuple[str, str]:
-    """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's."""
+    """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's; of llama.cpp's options only
+    `plain` is about linears."""
+    if runtime == "llama.cpp":
+        return runtime, "plain" if "plain" in options else ""
     return ("onnxruntime" if runtime == "onnxruntime-genai" else runtime), "+".join(options)
 
 

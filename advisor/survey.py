@@ -20,6 +20,7 @@ from quantadvisor.documents import (
     Scheme,
 )
 from quantadvisor.kernels.probe import probe_kernels
+from quantadvisor.kernels.registry import PROBES
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
@@ -35,6 +36,8 @@ BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
 KERNEL_BUDGET_S = 15.0
 PROFILED_TOKENS = 4096
+PROBED = tuple(name for name, probe in PROBES.items() if probe.runtime in ("torch", "onnxruntime", "openvino", "triton"))
+"""Kernels that a run times: those that its predictions scale by. Of vLLM and llama.cpp it runs whole ghosts instead."""
 
 
 class Kernels(Document):
@@ -199,6 +202,7 @@ def probe(context: Context, device: Device) -> Kernels:
         context.inventory.linears,
         sorted({decode, prefill}),
         device,
+        probes=PROBED,
         budget_s=KERNEL_BUDGET_S,
         extra_ms=[m for m in (4 * decode, prefill // 4, 16, 64, 256) if m not in (decode, prefill)],
         progress=lambda done, total, what: context.progress.say(f"{what} ({done} of {total})"),

@@ -8,10 +8,12 @@ whole model fits the last-level cache, they are not. At large M arithmetic outwe
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantadvisor.documents import CandidateFailed, Device, Figure, KernelTiming, LinearShape, Peaks, Scheme
@@ -19,7 +21,7 @@ from quantadvisor.documents import CandidateFailed, Device, Figure, KernelTiming
 from . import timing_cache
 from .cliffs import next_ms
 from .problem import KernelProbe, Problem, matrix_bytes
-from .processes import ProbeProcess
+from .processes import DIED, ProbeProcess
 from .registry import PROBES
 from .timing import figure
 
@@ -37,10 +39,25 @@ INSTALL = {
     "torch": "pip install torch",
     "onnxruntime": "pip install 'quantadvisor[cpu]'",
     "openvino": "pip install 'quantadvisor[openvino]'",
+    "llama.cpp": "make runtime-llama",
+    "vllm": "make runtime-vllm",
 }
+MODULES = {"llama.cpp": "llama_cpp"}
+Pythons = Mapping[str, str]
+"""runtime → the interpreter that it lives in, where that is not ours"""
 
 Progress = Callable[[int, int, str], None]
 """points done, points in all, what is being timed"""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a runtime's kernels run: its interpreter, a process of it, and how often each kernel ended that, and how first."""
+
+    python: str
+    process: ProbeProcess
+    deaths: Counter[tuple[str, str]] = field(default_factory=Counter)
+    words: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ def probe_kernels(
     progress: Progress | None = None,
     cache: Path | None = None,
     search_cliffs: bool = False,
+    pythons: Pythons | None = None,
 ) -> tuple[KernelTiming, ...]:
     """Every probe at every (N, K) and every M of `ms`, then at `extra_ms` and about cliffs as far as the budget goes.
 
@@ -82,15 +100,15 @@ def probe_kernels(
     extra = _points(chosen, shapes, [m for m in extra_ms if m not in ms], device, heads=False)
     taken: list[KernelTiming] = []
     with ExitStack() as stack:
-        processes = {
-            runtime: stack.enter_context(ProbeProcess(device.threads))
-            for runtime in dict.fromkeys(point.probe.runtime for point in wanted)
-        }
+        homes = {}
+        for runtime in dict.fromkeys(point.probe.runtime for point in wanted):
+            python = (pythons or {}).get(runtime, sys.executable)
+            homes[runtime] = Home(python, stack.enter_context(ProbeProcess(device.threads, python=python)))
         for points, required in ((wanted, True), (extra, False)):
-            taken += _sweep(points, processes, device, deadline, cache, progress, required=required)
+            taken += _sweep(points, homes, device, deadline, cache, progress, required=required)
         places = {_place(point): point for point in wanted} if search_cliffs else {}
         while steps := _steps(taken, ms, places):
-            more = _sweep(steps, processes, device, deadline, cache, progress, required=False)
+            more = _sweep(steps, homes, device, deadline, cache, progress, required=False)
             taken += more
             places = {place: point for place, point in places.items() if place in {_place(one) for one in more if one.time_s}}
     return tuple(taken)
@@ -139,7 +157,7 @@ def _points(
 
 def _sweep(
     points: Sequence[Point],
-    processes: Mapping[str, ProbeProcess],
+    homes: Mapping[str, Home],
     device: Device,
     deadline: float,
     cache: Path | None,
@@ -151,7 +169,8 @@ def _sweep(
     taken: list[KernelTiming] = []
     runtimes = list(dict.fromkeys(point.probe.runtime for point in points))
     weights = {
-        runtime: sum(1.0 for one in points if one.probe.runtime == runtime and not refusal(one, device)) + START_POINTS
+        runtime: START_POINTS
+        + sum(1.0 for one in points if one.probe.runtime == runtime and not refusal(one, device, homes[runtime].python))
         for runtime in runtimes
     }
     for place, runtime in enumerate(runtimes):
@@ -161,26 +180,27 @@ def _sweep(
         for point in mine:
             if progress:
                 progress(len(taken), len(points), f"{point.name} {point.shape.n}x{point.shape.k} M={point.m}")
-            timing = _cached(point, processes[runtime], device, end, cache)
+            timing = _cached(point, homes[runtime], device, end, cache)
             if required or timing.refused != NOT_REACHED:
                 taken.append(timing)
     return taken
 
 
-def _cached(point: Point, process: ProbeProcess, device: Device, end: float, cache: Path | None) -> KernelTiming:
+def _cached(point: Point, home: Home, device: Device, end: float, cache: Path | None) -> KernelTiming:
     if cache is None:
-        return _timed(point, process, device, end)
-    path = timing_cache.place(cache, device, point.name, point.probe.runtime, point.option, point.m, point.shape.n, point.shape.k)
+        return _timed(point, home, device, end)
+    versions = timing_cache.versions(point.probe.runtime, home.python)
+    path = timing_cache.place(cache, device, point.name, versions, point.option, point.m, point.shape.n, point.shape.k)
     kept = timing_cache.load(path)
     if kept is not None and kept.time_s is not None:
         return kept.model_copy(update={"roofline_share": roofline_share(device, point, kept.time_s.median)})
-    timing = _timed(point, process, device, end)
+    timing = _timed(point, home, device, end)
     if timing.time_s is not None:
         timing.write(path)
     return timing
 
 
-def _timed(point: Point, process: ProbeProcess, device: Device, end: float) -> KernelTiming:
+def _timed(point: Point, home: Home, device: Device, end: float) -> KernelTiming:
     """Ask the runtime's process, or say why not."""
     base = KernelTiming(
         probe=point.name,
@@ -191,15 +211,18 @@ def _timed(point: Point, process: ProbeProcess, device: Device, end: float) -> K
         n=point.shape.n,
         k=point.shape.k,
     )
-    reason = refusal(point, device)
-    if process.deaths >= MOST_DEATHS:
-        reason = reason or f"its process died {process.deaths} times"
+    reason = refusal(point, device, home.python)
+    kernel = point.name, point.option
+    if home.deaths[kernel] >= MOST_DEATHS:
+        reason = reason or f"{DIED} {home.deaths[kernel]} times, first: {home.words[kernel]}"
     left = end - time.monotonic()
     if reason or left <= 0:
         return base.model_copy(update={"refused": reason or NOT_REACHED})
     try:
-        answer = process.ask(request_of(point, device), timeout_s=left + 10)
+        answer = home.process.ask(request_of(point, device), timeout_s=left + 10)
     except CandidateFailed as error:
+        home.deaths[kernel] += 1
+        home.words.setdefault(kernel, str(error))
         return base.model_copy(update={"refused": str(error)})
     if "refused" in answer:
         return base.model_copy(update={"refused": str(answer["refused"])})
@@ -244,13 +267,13 @@ def request_of(point: Point, device: Device) -> dict[str, object]:
     }
 
 
-def refusal(point: Point, device: Device) -> str | None:
-    """Why the kernel cannot run here at all."""
-    return point.probe.refuse(device, point.problem) or _missing(point.probe.runtime)
+def refusal(point: Point, device: Device, python: str = sys.executable) -> str | None:
+    """Why the kernel cannot run here at all; what lives in another interpreter is asked there, when it is timed."""
+    return point.probe.refuse(device, point.problem) or (_missing(point.probe.runtime) if python == sys.executable else None)
 
 
 def _missing(runtime: str) -> str | None:
-    if importlib.util.find_spec(runtime) is None:
+    if importlib.util.find_spec(MODULES.get(runtime, runtime)) is None:
         return f"{runtime} is not installed: {INSTALL.get(runtime, f'pip install {runtime}')}"
     return None
 

@@ -48,7 +48,7 @@ SETTINGS = "AWQ: 20 exponents, clipping down to 0.5 of max|w|"
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128", "w3-g64"))
+    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4-g32-bf16", "w4-g64-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:

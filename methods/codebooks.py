@@ -13,10 +13,12 @@ Three grids go by the name FP4: this one is E2M1 as OCP has it (smallest value 1
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .affine import Floats
+from .affine import Floats, in_groups
 
 Codebook = NDArray[np.float64]
 
@@ -75,6 +77,28 @@ def nearest(x: Floats, codebook: Codebook) -> NDArray[np.uint8]:
     """x: any shape -> index of the nearest value of the codebook (at most 256 values)."""
     between = ((codebook[1:] + codebook[:-1]) / 2).astype(np.float32)
     return np.searchsorted(between, x).astype(np.uint8)
+
+
+class Blocks(NamedTuple):
+    """Weights on a codebook, in blocks along K: codes [N, K] and max|w| of every block [N, ceil(K / block)]."""
+
+    codes: NDArray[np.uint8]
+    bounds: Floats
+
+
+def to_blocks(w: Floats, codebook: Codebook, block: int) -> Blocks:
+    """w: [N, K] -> the nearest value of the codebook times max|w| of its block."""
+    groups = in_groups(w, block)
+    bounds = np.abs(groups).max(axis=-1)
+    unit: Floats = (groups / np.where(bounds > 0, bounds, 1)[..., None]).astype(np.float32)
+    return Blocks(nearest(unit, codebook).reshape(len(w), -1)[:, : w.shape[1]], bounds)
+
+
+def from_blocks(blocks: Blocks, codebook: Codebook, block: int) -> Floats:
+    """float32 [N, K]"""
+    wide = np.repeat(blocks.bounds, block, axis=1)[:, : blocks.codes.shape[1]]
+    value: Floats = codebook.astype(np.float32)[blocks.codes] * wide
+    return value
 
 
 def quantize_blocks(w: Floats, codebook: Codebook, block: int, centred: bool = False) -> Floats:

@@ -36,7 +36,7 @@ SETTINGS = "GPTQ: act-order, static groups, MSE grid, damping 0.01"
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128", "w3-g64", "w8-g64"))
+    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128", "w3-g64", "w8-g64", "w4-g32-bf16", "w4-g64-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:

@@ -2,12 +2,14 @@
 
 Every weight becomes the nearest value of a codebook (`codebooks.py`) times the largest |w| of its block. A scheme may
 centre blocks (`-c`) and keep in 16 bit the inputs that will probably carry outliers (`-p2`: 2 %): those whose writer's
-weights have the largest standard deviation ("proxy quantization", section 4 there). A codebook is no integer grid, so
-that no CPU kernel here multiplies by it: what it would cost in quality is simulated, and no artifact is written.
+weights have the largest standard deviation ("proxy quantization", section 4 there), and round the blocks' max|w| too (`-dq`,
+`double_quantization.py`). A codebook is no integer grid: ONNX Runtime's MatMulBnb4 multiplies by NF4, and for the others what
+they would cost in quality is simulated, and no artifact is written.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,14 @@ from numpy import int64
 from numpy.typing import NDArray
 
 from quantadvisor.documents.base import Target
-from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
-from . import codebooks
+from . import codebooks, double_quantization
 from .affine import Floats
-from .codebooks import Codebook, quantize_blocks
-from .refusals import config, not_offered
-from .rescale import Pair, pairs
+from .artifact import base_folder
+from .codebooks import Blocks, Codebook, quantize_blocks
+from .refusals import ONNX, config, group_mismatch, not_offered, nothing_to_write
+from .rescale import Pair, mapping_missing, pairs
 from .schemes import PATTERN
 from .schemes import scheme as scheme_named
 
@@ -31,9 +33,11 @@ TARGET: Target = "weights"
 COST = "one pass over the weights, no calibration"
 OFFERED = (
     "nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "e2m0-b64", "quantile3-b64", "nf4-b1024",
-    "nf4-b64-c", "int3-b64-p2",
+    "nf4-b64-c", "nf4-b64-dq", "int3-b64-p2",
 )  # fmt: skip
-NO_KERNEL = "no CPU kernel multiplies by a codebook with a scale a block; its quality can be simulated"
+WRITTEN = ("nf4-b64", "nf4-b64-dq")
+NO_KERNEL = "no CPU kernel multiplies by that codebook with a scale a block; its quality can be simulated"
+DOUBLED = "double quantization: 0.127 bit a parameter where the scales are stored so; MatMulBnb4 reads them in float32, 0.5 bit"
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -41,12 +45,39 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return not_offered(NAME, scheme, schemes(), runtime, (runtime,)) or f"{runtime}: {NO_KERNEL}"
+    if refused := not_offered(NAME, scheme, schemes(), runtime, (runtime,)):
+        return refused
+    if runtime not in ONNX or scheme.name not in WRITTEN:
+        return f"{runtime}: {NO_KERNEL}"
+    return mapping_missing(config(model_folder)) or group_mismatch(model_folder, scheme)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    raise CandidateFailed(f"{runtime}: {NO_KERNEL}")
+    from .formats import onnx
+    from .observe import load, weight
+
+    if reason := refuse(model_folder, scheme, runtime):
+        nothing_to_write(NAME, reason)
+    model = load(model_folder)
+    names = [name for pair in pairs(config(model_folder)) for name in pair.targets]
+    given = {name: partial(nf4, weight(model, name), scheme) for name in names}
+    with base_folder(model_folder, runtime, out, base) as source:
+        onnx.quantize_nf4(source, out, given, block_of(scheme))
+    return (DOUBLED,) if scheme.name.endswith("-dq") else ()
+
+
+def nf4(w: Floats, scheme: Scheme) -> Blocks:
+    """w: [N, K] in NF4, max|w| of the blocks as they are after double quantization where the scheme has it."""
+    blocks = codebooks.to_blocks(w, codebook_of(scheme.name), block_of(scheme))
+    if not scheme.name.endswith("-dq"):
+        return blocks
+    return blocks._replace(bounds=double_quantization.rounded(blocks.bounds))
+
+
+def block_of(scheme: Scheme) -> int:
+    assert scheme.weights is not None and scheme.weights.group_size is not None
+    return scheme.weights.group_size
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
@@ -54,17 +85,24 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     from .observe import load, weight
 
     number = PATTERN.fullmatch(scheme.name)
-    assert number is not None and scheme.weights is not None and scheme.weights.group_size is not None
-    codebook = codebook_of(scheme.name)
+    assert number is not None
     model = load(model_folder)
     result = {}
     for pair, deviations in writers(model_folder, model):
         loud = loudest(deviations, float(number["percent"] or 0))
         for target in pair.targets:
             w = weight(model, target)
-            result[target] = quantize_blocks(quiet(w, loud), codebook, scheme.weights.group_size, bool(number["centred"]))
+            result[target] = on_codebook(quiet(w, loud), scheme, bool(number["centred"]))
             result[target][:, loud] = w[:, loud].astype(np.float16)
     return result
+
+
+def on_codebook(w: Floats, scheme: Scheme, centred: bool) -> Floats:
+    """w: [N, K] as its codes give it back."""
+    codebook, block = codebook_of(scheme.name), block_of(scheme)
+    if scheme.name.endswith("-dq"):
+        return codebooks.from_blocks(nf4(w, scheme), codebook, block)
+    return quantize_blocks(w, codebook, block, centred)
 
 
 def codebook_of(name: str) -> Codebook:

@@ -34,7 +34,7 @@ from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
 from .refusals import config, nothing_to_write
 from .schemes import scheme as named
-from .training import Limits, products, silent, straight_through, train
+from .training import ENOUGH, Limits, products, silent, straight_through, train
 
 NAME = "lkd"
 TARGET: Target = "weights"
@@ -47,7 +47,6 @@ STEPS = 60
 """Most steps of one layer."""
 RATE = 2e-4
 SETTINGS = f"LKD: {STEPS} steps a layer, batches of {BATCH} samples, rate {RATE:g}"
-ENOUGH = Limits(3600.0)
 Rounding = Callable[[Any], Any]
 
 

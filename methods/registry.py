@@ -38,6 +38,7 @@ METHODS: dict[str, str] = {
     "fpq_activations": "quantadvisor.methods.fpq_activations",
     "rotation": "quantadvisor.methods.rotation",
     "lkd": "quantadvisor.methods.lkd",
+    "qlora": "quantadvisor.methods.qlora",
 }
 
 

@@ -2,13 +2,15 @@
 
     fp32, bf16      float weights of that type
     w4-g64, w8-g32  group-wise integer weights: 4 bit asymmetric, 8 bit symmetric
+    w4-g64-bf16     the same with everything else in 16 bit, lm_head and embeddings too: compressed-tensors, GPTQ's layout
     w4w8-g64        4 or 8 bit, chosen per linear by its sensitivity
     w8a8            int8 weights per channel, int8 activations at run time, one scale per token
     w8a8-tensor     the same with one range per activation tensor: what onnxruntime's quantize_dynamic writes
     w8a8-static     the same with that range fixed by calibration
     w8a8-bf16       w8a8 with everything else in bfloat16, lm_head and embeddings too: compressed-tensors
     nf4-b64         blocks of 64 weights on the values of a number type, times their max|w|: int, nf (NF4), quantile and
-                    dynamic with 3 to 8 bits, or e2m1 (exponent and mantissa); -c centres blocks, -p2 keeps 2 % of inputs
+                    dynamic with 3 to 8 bits, or e2m1 (exponent and mantissa); -c centres blocks, -p2 keeps 2 % of inputs,
+                    -dq rounds the max|w| themselves (double quantization)
     wfp4            float weights, one format a linear and one real exponent bias a row: 4, 6 or 8 bit (LLM-FP4)
     q8_0, q4_0      GGUF: blocks of 32 with one float16 scale, symmetric; lm_head 8 bit (6.6 where 256 divides its rows)
     q5_0, q4_1, …   the same with 5 bit; _1: with a minimum beside the scale
@@ -38,9 +40,9 @@ MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
 
 PATTERN = re.compile(
-    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[45]_[01]|8_0)"
+    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[45]_[01]|8_0)"
     r"|q(?P<super>[2-6])_k|wfp(?P<row>[468])"
-    r"|(?P<type>(?:int|nf|quantile|dynamic)(?P<wide>[3-8])|e(?P<e>[1-5])m(?P<m>[0-6]))-b(?P<block>\d+)(?P<centred>-c)?"
+    r"|(?P<type>(?:int|nf|quantile|dynamic)(?P<wide>[3-8])|e(?P<e>[1-5])m(?P<m>[0-6]))-b(?P<block>\d+)(?P<centred>-c)?(?P<doubled>-dq)?"
     r"(?:-p(?P<percent>\d+))?"
 )
 SUPER_BITS = {"2": 2.625, "3": 3.4375, "4": 4.5, "5": 5.5, "6": 6.5625}
@@ -64,13 +66,18 @@ def scheme(name: str) -> Scheme:
         return Scheme(name=name, compute=compute, keys=cache, values=cache)
     if found["blocks"] or found["super"]:
         return gguf_scheme(name, found["blocks"], found["super"], cached=cache is not None)
-    if found["row"] or found["type"]:
+    if found["row"]:
         return Scheme(name=name, weights=other_numbers(found), keys=cache, values=cache)
+    if found["type"]:
+        head = integer(8, "group", HEAD_GROUP)
+        return Scheme(name=name, weights=other_numbers(found), embeddings=head, lm_head=head, keys=cache, values=cache)
     if found["group"]:
         group = int(found["group"])
         bits = MIXED_BITS if found["bits"] == "4w8" else float(found["bits"])
         head = integer(8, "group", group)
         weights = integer(bits, "group", group, symmetric=bits == 8)
+        if found["half"]:
+            return Scheme(name=name, compute="bf16", weights=weights, keys=cache, values=cache)
         return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=cache, values=cache)
     channel = integer(8, "channel")
     shared = None if found["range"] in ("-static", "-bf16") else integer(8, "group", HEAD_GROUP)

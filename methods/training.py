@@ -37,6 +37,10 @@ class Limits(NamedTuple):
     say: Callable[[str], None] = silent
 
 
+ENOUGH = Limits(3600.0)
+"""Where nobody says how long."""
+
+
 class Trained(NamedTuple):
     steps: int
     asked: int
@@ -141,6 +145,14 @@ def products(linears: Mapping[str, Any], product: Callable[[str, Any], Any]) -> 
     finally:
         for linear in linears.values():
             del linear.forward
+
+
+def divergence(wanted: Any, logits: Any) -> Any:
+    """KL of the distributions of `logits` against those of `wanted`, both [..., V]: nats, mean over positions."""
+    import torch
+
+    log_p, log_q = torch.log_softmax(wanted, -1), torch.log_softmax(logits, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
 def straight_through(rounding: Callable[[Any], Any], x: Any) -> Any:

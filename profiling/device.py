@@ -254,7 +254,7 @@ def _onnxruntime_product(number: str, size: int, threads: int) -> Run:
 
 
 def _fastest(runs: list[Run], budget_s: float) -> Figure:
-    """Rates of the fastest of `runs`, measured in turns until the budget is spent (five rounds at least)."""
+    """Rates of the fastest of `runs`, measured in turns until the budget is spent: five rounds at least, or three."""
     for _, run, _ in runs:
         run()
     rates: dict[str, list[float]] = {name: [] for name, _, _ in runs}
@@ -264,7 +264,8 @@ def _fastest(runs: list[Run], budget_s: float) -> Figure:
             before = time.perf_counter()
             run()
             rates[name].append(work / (time.perf_counter() - before))
-        if spent > 3 * budget_s or len(rates[runs[0][0]]) >= 25:
+        taken = len(rates[runs[0][0]])
+        if (spent > 3 * budget_s and taken >= 3) or taken >= 25:
             break
     figures = [figure(samples, source=name) for name, samples in rates.items()]
     return max(figures, key=lambda one: one.median)

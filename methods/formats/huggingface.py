@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..affine import Grouped
-from ..rescale import Pair, Scale, tensor_factors
+from ..affine import Floats, Grouped
+from ..rescale import Pair, Scale, pairs, tensor_factors
 from .folders import new_folder
 
 Named = tuple[str, Any]
@@ -65,6 +66,24 @@ def in_half(name: str, weight: Any, kind: str) -> Named:
     import torch
 
     return name, weight.to(getattr(torch, kind)) if weight.is_floating_point() else weight
+
+
+def linear_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Callable[[], Floats]]:
+    """{linear of the decoder: a function that reads its weight, float32 [N, K]}."""
+    from safetensors import safe_open
+
+    wanted = {f"{name}.weight": name for pair in pairs(config) for name in pair.targets}
+    places: dict[str, Path] = {}
+    for path in shards(folder):
+        with safe_open(path, "pt") as file:
+            places |= {wanted[name]: path for name in file.keys() if name in wanted}  # noqa: SIM118 (no mapping)
+
+    def read(name: str) -> Floats:
+        with safe_open(places[name], "pt") as file:
+            weight: Floats = file.get_tensor(f"{name}.weight").float().numpy()
+        return weight
+
+    return {name: partial(read, name) for name in places}
 
 
 Store = Callable[[Grouped], dict[str, Any]]

@@ -24,11 +24,12 @@ LINEARS = (
     "FusedMatMul",
     "Gemm",
     "MatMulNBits",
+    "MatMulBnb4",
     "DynamicQuantizeMatMul",
     "MatMulIntegerToFloat",
     "QLinearMatMul",
 )
-QUANTIZED = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
+QUANTIZED = ("MatMulNBits", "MatMulBnb4", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
 TOKENS_PER_PASS = 8192
 """A larger batch is prefilled row group by row group: bounds the activations, as a scheduler does."""
 

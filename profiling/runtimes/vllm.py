@@ -266,7 +266,11 @@ def operator_counts(profile: Any) -> list[dict[str, Any]]:
             "name": event.key,
             "count": event.count,
             "provider": "CPU",
-            "precision": "int8" if any(mark in event.key for mark in QUANTIZED) else "bfloat16",
+            "precision": "int4"
+            if "int4" in event.key
+            else "int8"
+            if any(mark in event.key for mark in QUANTIZED)
+            else "bfloat16",
             "time_s": event.self_cpu_time_total / 1e6,
             "linear": part_of(event.key) == "linears",
             "quantized": any(mark in event.key for mark in QUANTIZED),

@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "blocks": WIDTHS | {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2},
 }
 """Linears are most of `small`, lm_head is most of `wide head`, launches are all of `tiny`; 128 divides what `blocks` has."""
-SHORT, PROMPT, LONG = (32, 48, 1), (256, 2, 1), (2048, 8, 16)
+SHORT, FEW, PROMPT, LONG = (32, 48, 1), (64, 2, 1), (256, 2, 1), (2048, 2000, 16)
 """(prompt tokens, output tokens, concurrency)"""
 
 Build = Callable[[Path, Path, Path], None]
@@ -94,6 +94,19 @@ def static_qdq(model: Path, base: Path, out: Path) -> None:
             replace(edit, [node], rounded)
 
 
+def expanded_at_every_step(model: Path, base: Path, out: Path) -> None:
+    """INT8 weights behind a DequantizeLinear, activations in float: the graph expands every weight whenever it runs."""
+    import onnx
+
+    with Rewrite(base, out) as edit:
+        for name, node in linears(edit.model).items():
+            weight, scales, zeros = channel_weight(edit, node)
+            floats = f"{name}_w"
+            expand = onnx.helper.make_node("DequantizeLinear", [weight, scales, zeros], [floats], name=floats, axis=1)
+            product = onnx.helper.make_node("MatMul", [node.input[0], floats], list(node.output), name=node.name)
+            replace(edit, [node], [expand, product])
+
+
 def blocks_of_fp8(model: Path, base: Path, out: Path) -> None:
     """Weights in E4M3, one scale per block of 128 x 128, as DeepSeek-V3's checkpoints: transformers expands them on a CPU."""
     import shutil
@@ -132,9 +145,12 @@ PLANTED = {
         "fallback_or_slow_kernel", "accuracy_level 4", make("rtn", "w4-g64", accuracy_level=0), SHORT
     ),
     "MatMulNBits at large M": Planted("wrong_phase", "w8a8", make("rtn", "w8-g64"), PROMPT),
-    "static QDQ in DequantizeLinear": Planted("activation_quantization", "float", static_qdq, PROMPT),
+    "static QDQ in DequantizeLinear": Planted("activation_quantization", "float", static_qdq, FEW),
+    "weights expanded at every step": Planted(
+        "fallback_or_slow_kernel", "no quantized kernel ran", expanded_at_every_step, SHORT
+    ),
     "activations rounded by operators of their own": Planted(
-        "activation_quantization", "float", make("dynamic_int8", "w8a8"), PROMPT
+        "activation_quantization", "float", make("dynamic_int8", "w8a8"), FEW
     ),
     "lm_head left in fp32": Planted(
         "layers_left_unquantized", "the 1 linear that", left_out(lambda name: name == "lm_head"), SHORT, "wide head"
@@ -142,7 +158,7 @@ PLANTED = {
     "the MLPs left in fp32": Planted("layers_left_unquantized", "the 18 linears", left_out(lambda name: ".mlp." in name), SHORT),
     "weights quantized where the cache binds": Planted("wrong_tensor", "KV cache", make("rtn", "w4-g64"), LONG),
     "cache quantized where the weights bind": Planted("wrong_tensor", "quantize the weights", make("kv_int8", "fp32-kv8"), SHORT),
-    "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", make("kv_int8", "w8-g64-kv8"), (4096, 2, 1)),
+    "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", make("kv_int8", "w8-g64-kv8"), (1024, 2, 1)),
     "OpenVINO's bf16 hint under quantized decode": Planted(
         "fallback_or_slow_kernel", "openvino+f32", make("rtn", "w4-g64", "openvino"), SHORT, place="openvino+bf16",
         package="openvino",
@@ -155,6 +171,14 @@ PLANTED = {
     ),
     "bitsandbytes NF4 at large M": Planted(
         "fallback_or_slow_kernel", "fast at these sizes", bitsandbytes_nf4, PROMPT, place="torch", package="bitsandbytes"
+    ),
+    "llama.cpp without its repacked kernels": Planted(
+        "fallback_or_slow_kernel", "without the option plain", make("gguf", "q4_0", "llama.cpp"), PROMPT,
+        place="llama.cpp+plain", package="llama_cpp",
+    ),
+    "llama.cpp without flash attention": Planted(
+        "attention", "llama.cpp+fa", make("gguf", "q8_0", "llama.cpp"), (2048, 500, 1), place="llama.cpp+plain",
+        package="llama_cpp",
     ),
 }  # fmt: skip
 

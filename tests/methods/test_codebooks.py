@@ -103,3 +103,23 @@ def test_expected_order_on_normal_numbers() -> None:
                                                  ("e2m1", codebooks.floats(2, 1)))}  # fmt: skip
     assert four["nf"] < four["e2m1"] < four["int"]
     assert error(codebooks.normal_floats(4), 64) < error(codebooks.normal_floats(4), 1024)
+
+
+@pytest.mark.parametrize("width", [128, 96])
+def test_blocks_of_codes_are_the_rounded_weights(width: int) -> None:
+    w = np.random.default_rng(0).standard_normal((9, width)).astype(np.float32)
+    w[3] = 0
+    nf4 = codebooks.normal_floats(4)
+    blocks = codebooks.to_blocks(w, nf4, 64)
+    assert blocks.codes.shape == w.shape and blocks.bounds.shape == (9, 2)
+    np.testing.assert_array_equal(codebooks.from_blocks(blocks, nf4, 64), codebooks.quantize_blocks(w, nf4, 64))
+    bnb = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    import torch
+
+    if width % 64 == 0:
+        codes, state = bnb.quantize_4bit(torch.from_numpy(w), blocksize=64, quant_type="nf4", compress_statistics=False)
+        flat = blocks.codes.reshape(-1)
+        np.testing.assert_array_equal(codes.numpy().reshape(-1), flat[::2] << 4 | flat[1::2])
+        np.testing.assert_array_equal(state.absmax.numpy(), blocks.bounds.reshape(-1))
+        values = bnb.dequantize_4bit(codes, state).numpy()
+        np.testing.assert_allclose(values, codebooks.from_blocks(blocks, nf4, 64), atol=1e-6)

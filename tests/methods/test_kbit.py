@@ -12,6 +12,9 @@ from quantadvisor.methods import codebooks, kbit
 from quantadvisor.methods.observe import load, weight
 from quantadvisor.methods.schemes import scheme
 
+from .conftest import kl, operators, run, torch_logits
+from .test_awq import with_weights
+
 
 def test_names_are_number_types() -> None:
     np.testing.assert_array_equal(kbit.codebook_of("nf4-b64"), codebooks.normal_floats(4))
@@ -59,8 +62,28 @@ def test_every_linear_is_rounded(name: str, llama: Path, tokens: np.ndarray) -> 
 
 
 def test_refusals_say_that_no_kernel_reads_them(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    assert "codebook" in str(kbit.refuse(llama, scheme("nf4-b64"), "onnxruntime"))
+    assert "codebook" in str(kbit.refuse(llama, scheme("int4-b64"), "onnxruntime"))
+    assert "codebook" in str(kbit.refuse(llama, scheme("nf4-b64"), "openvino"))
     assert "does not offer" in str(kbit.refuse(llama, scheme("w4-g64"), "onnxruntime"))
     with pytest.raises(CandidateFailed, match="codebook"):
         kbit.apply(llama, scheme("nf4-b64"), "openvino", tokens, tmp_path / "out")
     assert scheme("nf4-b64-kv8").quantizes_cache
+
+
+@pytest.mark.parametrize("name", ["nf4-b64", "nf4-b64-dq"])
+def test_nf4_runs_in_onnxruntime(name: str, llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """The graph gives what transformers gives on the rounded weights (lm_head in 8 bits is all that differs)."""
+    assert kbit.refuse(llama, scheme(name), "onnxruntime") is None
+    notes = kbit.apply(llama, scheme(name), "onnxruntime", tokens, tmp_path / "out", base=base)
+    assert any("0.127" in note for note in notes) == name.endswith("-dq")
+    expected = with_weights(llama, kbit.rounded(llama, scheme(name), tokens), tokens[3])
+    exact = torch_logits(llama, tokens[3])
+    assert kl(expected, run(tmp_path / "out", tokens[3])) < 0.02 * kl(exact, expected)
+    found = operators(tmp_path / "out", tmp_path)
+    assert (found["MatMulBnb4"], found["MatMulNBits"], found.get("MatMul", 0)) == (10, 1, 0)
+
+
+def test_double_quantization_moves_little(llama: Path, tokens: np.ndarray) -> None:
+    plain, twice = (kbit.rounded(llama, scheme(name), tokens) for name in ("nf4-b64", "nf4-b64-dq"))
+    for name, w in plain.items():
+        assert 0 < np.abs(twice[name] - w).max() < 0.05 * np.abs(w).max()

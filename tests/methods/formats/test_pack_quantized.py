@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from quantadvisor.documents import BadInput
 from quantadvisor.methods.affine import dequantize_groups
-from quantadvisor.methods.formats import pack_quantized
+from quantadvisor.methods.formats import bridges, pack_quantized
 
 from .integers import brought, integers, rounded_model, same, weights
 
@@ -83,3 +84,48 @@ def test_a_last_group_may_be_shorter() -> None:
 def test_another_folder_is_refused(llama: Path) -> None:
     with pytest.raises(BadInput, match="no pack-quantized folder"):
         pack_quantized.read(llama)
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq", "awq"])
+def test_methods_write_it_for_vllm(name: str, llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """The folder computes what the method's rounded weights compute, which AWQ scales and the folder folds."""
+    from quantadvisor.methods.registry import method
+    from quantadvisor.methods.schemes import scheme
+
+    from ..conftest import kl, torch_logits
+
+    chosen, module = scheme("w4-g32-bf16"), method(name)
+    assert module.refuse(llama, chosen, "vllm") is None
+    module.apply(llama, chosen, "vllm", tokens[:2], tmp_path / "out")
+    found, form = pack_quantized.read(tmp_path / "out")
+    assert form == (4, 32, False) and len(found) == 14
+    plain = tmp_path / "plain"
+    bridges.dequantized(tmp_path / "out", plain)
+    exact, got = torch_logits(llama, tokens[3]), torch_logits(plain, tokens[3])
+    assert kl(exact, got) < 0.1
+    if name != "awq":
+        same_weights = rounded_of(name, llama, tokens)
+        for linear, w in weights(found, 32).items():
+            np.testing.assert_allclose(w, same_weights[linear], rtol=2**-8, atol=1e-6)  # scales are in bfloat16
+
+
+def rounded_of(name: str, llama: Path, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    from quantadvisor.methods import gptq
+    from quantadvisor.methods.affine import quantize_groups
+    from quantadvisor.methods.schemes import scheme
+
+    if name == "gptq":
+        return gptq.rounded(llama, scheme("w4-g32"), tokens[:2])
+    state = {n.removesuffix(".weight"): w.numpy() for n, w in load_file(llama / "model.safetensors").items()}
+    return {n: dequantize_groups(*quantize_groups(w, 4, 32, False), 32) for n, w in state.items() if n.endswith("_proj")}
+
+
+def test_who_may_not_write_it(llama: Path) -> None:
+    from quantadvisor.methods import gptq
+    from quantadvisor.methods.schemes import scheme
+
+    assert "vllm and torch's" in (gptq.refuse(llama, scheme("w4-g32"), "vllm") or "")
+    assert "vllm and torch's" in (gptq.refuse(llama, scheme("w4-g32-bf16"), "onnxruntime") or "")
+    assert gptq.refuse(llama, scheme("w4-g128"), "openvino")
+    if not find_spec("gptqmodel"):
+        assert "pip install gptqmodel" in (gptq.refuse(llama, scheme("w4-g32-bf16"), "torch") or "")
