@@ -1,4 +1,4 @@
-"""What exists here, as documents: runtimes and methods, each ready or refused with its reason. Prints nothing.
+"""What exists here, as documents: runtimes, methods and devices, each ready or refused with its reason. Prints nothing.
 
 Without a model, a nominal Llama answers: one whose sizes every group divides. With one, its own config does, and what
 loads but is slower than the unquantized kernels of the same runtime is said to be: from kernel timings, not believed.
@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme
+from quantadvisor.kernels.gpu_devices import gpus
+from quantadvisor.kernels.gpu_fractions import runtimes_with, tables
 from quantadvisor.kernels.processes import DIED
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
@@ -200,3 +202,37 @@ def names(found: Iterable[SchemeHere], status: str) -> list[str]:
             left, right = one.name.split("@")
             shown.append("+".join((left, *right.split("+")[1:])))
     return shown
+
+
+class DeviceHere(OpenDocument):
+    """A device: this machine, or a GPU that only its data sheet and kernel tables are known of."""
+
+    name: str
+    here: bool
+    refused: str | None
+    """Why `advisor run` does not measure on it."""
+    memory_bytes: int
+    read_bytes_per_s: float | None = None
+    flops_per_s: dict[str, float] = {}
+    kernels: dict[str, tuple[str, ...]] = {}
+    """Scheme -> runtimes whose kernels were measured on it by others: what `advisor plan` knows."""
+
+
+def devices_here(device: Device) -> tuple[DeviceHere, ...]:
+    """This machine first, then the GPUs that can be planned for."""
+    this = DeviceHere(name=device.name, here=True, refused=None, memory_bytes=device.memory_bytes)
+    return (
+        this,
+        *(
+            DeviceHere(
+                name=name,
+                here=False,
+                refused="not this machine: advisor plan --device " + name,
+                memory_bytes=one.memory_bytes,
+                read_bytes_per_s=one.read_bytes_per_s,
+                flops_per_s=one.flops_per_s,
+                kernels={scheme: tuple(sorted(runtimes_with(name, scheme))) for scheme in tables().get(name, {})},
+            )
+            for name, one in gpus().items()
+        ),
+    )

@@ -1,5 +1,5 @@
 """The command line: `advisor run`, `profile`, `plan`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
-`selftest`, `selfcheck`, `doctor`, `schema`. Exit codes as in the contract.
+`devices`, `selftest`, `selfcheck`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -234,6 +234,14 @@ def kernels(
     from . import listings
 
     show_listing(listings.kernels(model, budget, progress(as_json)), as_json)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """This machine, and the GPUs that `advisor plan` knows: data sheet and whose kernels were measured there."""
+    from . import listings
+
+    show_listing(listings.devices(), as_json)
 
 
 def show_listing(found: Listing, as_json: bool) -> None:

@@ -39,8 +39,21 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
         workload=workload,
         devices=tuple(device_plan(*each, workload, parameters) for each in found),
         family=family(workload, chosen),
-        notes=inventory.notes,
+        notes=(*inventory.notes, *not_planned_for(workload)),
     )
+
+
+def not_planned_for(workload: Workload) -> tuple[str, ...]:
+    """Declared fields that no prediction here rests on, each to be said."""
+    traffic = workload.traffic
+    declared = {
+        "traffic.batch": traffic.batch is not None,
+        "traffic.arrivals": traffic.arrivals != "closed",
+        "checkpoints": bool(workload.checkpoints),
+        "baseline": workload.baseline != "auto",
+        "slo.percentile": workload.slo is not None and "percentile" in workload.slo.model_fields_set,
+    }
+    return tuple(f"{field} is declared, and plan does not act on it" for field, on in declared.items() if on)
 
 
 def refuse_floor(workload: Workload, options: Sequence[Option]) -> None:
@@ -85,7 +98,7 @@ def device_plan(
     ranked = sorted(timed, key=lambda one: rank(one, workload))
     feasible = [one for one in ranked if one.excluded is None]
     if not feasible:
-        return DevicePlan(device=device.name, choice=None, reason="Nothing meets the SLO", candidates=(*ranked, *refused))
+        return DevicePlan(device=device.name, choice=None, reason=nearest(ranked, workload), candidates=(*ranked, *refused))
     choice = chosen_of(feasible, fits, workload)
     plain = [one for one in feasible if one.scheme == "bf16"]
     base = chosen_of(plain, fits, workload) if plain else None
@@ -104,6 +117,16 @@ def device_plan(
     )
 
 
+def nearest(ranked: Sequence[PlanCandidate], workload: Workload) -> str:
+    """Why nothing is advised, and who comes nearest to it."""
+    most = max(ranked, key=lambda one: one.users_within_slo)
+    if not most.users_within_slo:
+        return "Nothing meets the SLO, not even for one request"
+    where = f"{most.tensor} GPUs" if most.tensor > 1 else "one GPU"
+    serves = f"the most is {most.users_within_slo:,}, {most.name} on {where}"
+    return f"Nothing serves {workload.traffic.concurrency:,} requests in flight inside memory and SLO: {serves}"
+
+
 def judged(fits: Sequence[Option], workload: Workload, parameters: Parameters) -> list[PlanCandidate]:
     """The candidates with their times at the declared point, users within the SLO, and cost."""
     traffic = workload.traffic
@@ -113,7 +136,6 @@ def judged(fits: Sequence[Option], workload: Workload, parameters: Parameters) -
 
 
 def with_times(option: Option, found: Prediction, users: int, workload: Workload) -> PlanCandidate:
-    spread = (found.low / found.tpot_ms, found.high / found.tpot_ms)
     traffic, one = workload.traffic, option.candidate
     running = min(traffic.concurrency, option.memory.max_concurrency)
     per_gpu = rate(request_s(found, workload), traffic.concurrency, option, workload)
@@ -121,7 +143,7 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
     kernels = isolated(option, running, traffic.prompt_length + traffic.output_length // 2)
     return one.model_copy(
         update={
-            "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_ms * spread[0], high=found.ttft_ms * spread[1]),
+            "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_low, high=found.ttft_high),
             "tpot_ms": Bounds(value=found.tpot_ms, low=found.low, high=found.high),
             "users_within_slo": users,
             "tokens_per_s_per_gpu": per_gpu,

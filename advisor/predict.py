@@ -3,8 +3,8 @@
 A ghost ran the whole graph with random weights in the real runtime: it *is* the prediction of its scheme, runtime and
 options, and one runs for each family (runtime and options) and class of kernels. Another scheme in the family differs
 only in its linears: its prediction is the ghost's time minus the probed time of the ghost's linears plus the probed time
-of its own. What a ghost holds beside its linears (attention, norms, launches) is thereby measured, not modelled. Memory
-likewise, by the bytes of the weights.
+of its own: step_time's pass, calibrated by the ghost on this device. What a ghost holds beside its linears (attention, norms,
+launches) is thereby measured, not modelled. Memory likewise, by the bytes of the weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from itertools import pairwise
 from quantadvisor.documents import Candidate, Ghost, Inventory, KernelTiming, Predicted, Scheme, Workload
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value
+
+from . import step_time
 
 
 def kernel_class(scheme: Scheme) -> str:
@@ -217,7 +219,7 @@ def shifted(
         alike = base_scheme.activations == candidate.scheme.activations and base_scheme.compute == candidate.scheme.compute
         return total_s if alike and m >= FULL_RATE_ROWS else None
     trust = min(1.0, total_s / theirs)
-    return total_s + trust * (ours - theirs)
+    return float(step_time.prompts_s(lambda rows, heads: trust * ours, m, head_m, 0.0, total_s - trust * theirs))
 
 
 def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:

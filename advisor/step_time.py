@@ -8,9 +8,10 @@
 products(rows, heads): all linears at `rows` rows, lm_head at `heads`; request: what a running request adds to a step (its
 cache, its token); own: what a prompt adds beside products (attention over itself); fixed: what no request changes.
 
-`advisor plan` takes them from data sheets and measured kernel tables (serving_times), `advisor run` from the profile of the
-candidate's own passes on this device and from kernels probed there (scaling): calibrated on the device before it predicts
-another point, whatever the device is. Where a runtime has no scheduler a batch is static, and nothing joins.
+`advisor plan` takes them from data sheets and measured kernel tables (serving_times). `advisor run` takes products from kernels
+probed on this device and calibrates the rest on its own profile before it predicts, whatever the device is: a candidate on the
+pass of a ghost (predict), another point on the candidate's own passes (scaling). Where a runtime has no scheduler a batch is
+static, and nothing joins.
 """
 
 from __future__ import annotations

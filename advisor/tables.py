@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from .catalogue import MethodHere, RuntimeHere, names
+from .catalogue import DeviceHere, MethodHere, RuntimeHere, names
 from .kernel_truth import KernelTruth
 
 
@@ -27,6 +27,18 @@ def runtimes_table(found: Sequence[RuntimeHere]) -> Table:
             for scheme in (scheme for scheme in one.schemes if scheme.status == status and not one.refused):
                 reason = scheme.refused or scheme.slow or ""
                 table.add_row("", f"[{colour}]{status}[/{colour}]", escape(f"{scheme.name}: {reason}"))
+    return table
+
+
+def devices_table(found: Sequence[DeviceHere]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("device", "", "memory", "reads", "peaks, dense Top/s", "kernels measured by others"):
+        table.add_column(column)
+    for one in found:
+        state = "[green]ready[/green]" if one.refused is None else "plan"
+        reads = "" if one.read_bytes_per_s is None else f"{one.read_bytes_per_s / 1e12:.2f} TB/s"
+        peaks = ", ".join(f"{kind} {value / 1e12:,.0f}" for kind, value in one.flops_per_s.items())
+        table.add_row(escape(one.name), state, f"{one.memory_bytes / 2**30:,.0f} GiB", reads, peaks, ", ".join(one.kernels))
     return table
 
 

@@ -88,16 +88,19 @@ def report(rows: Sequence[Row], found: Sequence[Prediction]) -> None:
     predicted, measured = columns(rows, found)
     inside = np.array([one.low for one in found]) <= measured
     inside &= measured <= np.array([one.high for one in found])
-    ttft = np.array([one.ttft_ms for one in found]) / np.array([float(row["silicon_ttft_ms"]) for row in rows]) - 1
+    first = np.array([float(row["silicon_ttft_ms"]) for row in rows])
+    ttft = np.array([one.ttft_ms for one in found]) / first - 1
+    ttft_inside = (np.array([one.ttft_low for one in found]) <= first) & (first <= np.array([one.ttft_high for one in found]))
     error = predicted / measured - 1
     groups = [" ".join(serving_fit.group_of(row)) for row in rows]
-    print(f"{'group':<58} rows  TPOT MAPE  median    bias  within 80 %  TTFT median")
+    print(f"{'group':<58} rows  TPOT MAPE  median    bias  within 80 %  TTFT median  within 80 %")
     for name in (*dict.fromkeys(groups), "all"):
         own = np.array([name in ("all", group) for group in groups])
         size = np.abs(error[own])
         print(
             f"{name:<58} {own.sum():4d}   {size.mean():7.1%} {np.median(size):7.1%} {error[own].mean():+7.1%}"
             f"      {inside[own].mean():6.1%}       {np.median(np.abs(ttft[own])):6.1%}"
+            f"       {ttft_inside[own].mean():6.1%}"
         )
 
 
@@ -127,7 +130,7 @@ def boosted(rows: Sequence[Row], held_out: Sequence[Prediction]) -> list[Predict
         model.fit(features[~out], np.log(measured[~out] / predicted[~out]))
         factor[out] = np.exp(model.predict(features[out]))
     return [
-        Prediction(one.ttft_ms, *(value * scale for value in one[1:]))
+        Prediction(one.ttft_ms, *(value * scale for value in one[1:4]), *one[4:])
         for one, scale in zip(held_out, factor.tolist(), strict=True)
     ]
 

@@ -126,7 +126,7 @@ def key_numbers(found: DevicePlan) -> list[KeyNumber]:
     one = found.candidates[0]
     made = [
         KeyNumber("Time per output token", bounded(one.tpot_ms)[0], f"80 % interval {bounded(one.tpot_ms)[1]}", "modelled"),
-        KeyNumber("Time to first token", bounded(one.ttft_ms)[0], "an order of magnitude: bursts queue", "modelled"),
+        KeyNumber("Time to first token", bounded(one.ttft_ms)[0], f"80 % interval {bounded(one.ttft_ms)[1]}", "modelled"),
         KeyNumber("Users", f"{one.users_within_slo:,}", "requests in flight inside memory and SLO", "modelled"),
         KeyNumber("Output per GPU", units.tokens_rate(one.tokens_per_s_per_gpu), "at the declared concurrency", "modelled"),
     ]
@@ -212,11 +212,9 @@ def side(plan: CapacityPlan) -> list[tuple[str, ...]]:
             rows.append((one.device, one.reason, *[units.ABSENT] * (len(SIDE) - 2)))
             continue
         first = row(1, one.candidates[0], one, plan.workload)
-        tpot = " ".join(part.replace(" ", "\u00a0") for part in first.tpot)
+        ttft, tpot = (" ".join(part.replace(" ", "\u00a0") for part in pair) for pair in (first.ttft, first.tpot))
         gains = (units.times(one.speed_effect), units.times(one.capacity_effect))
-        rows.append(
-            (one.device, one.choice, first.ttft[0].replace(" ", "\u00a0"), tpot, first.users, first.rate, first.cost, *gains)
-        )
+        rows.append((one.device, one.choice, ttft, tpot, first.users, first.rate, first.cost, *gains))
     return rows
 
 
@@ -259,7 +257,7 @@ def tokens(found: DevicePlan, timed: Sequence[PlanCandidate]) -> Picture:
     summary = f"The shortest is {fastest.name}'s, {bounded(fastest.tpot_ms)[0]}; whiskers hold 80 %."
     wide, narrow = (whiskers(width, f"{title}. {summary}", rows, found.choice) for width in (WIDE, NARROW))
     table = tuple((one.name, *bounded(one.tpot_ms), *bounded(one.ttft_ms), one.kernels) for one in rows)
-    head = ("Candidate", "TPOT", "80 % interval", "TTFT", "80 % interval of TPOT applied to it", "Kernels")
+    head = ("Candidate", "TPOT", "80 % interval", "TTFT", "80 % interval", "Kernels")
     note = "One latency model predicts all of them: its errors are largely shared, so ratios are surer than the times."
     return Picture("tokens", title, summary, wide, narrow, head, table, note=note)
 

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from quantadvisor.advisor.catalogue import methods_here, runtimes_here, slow_path
+from quantadvisor.advisor.catalogue import devices_here, methods_here, runtimes_here, slow_path
 from quantadvisor.advisor.kernel_truth import crossing, probes_here, truth
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, LinearShape
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 from .documents import figure
@@ -126,7 +127,7 @@ def test_a_cliff_is_named() -> None:
     assert cliff.factor == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("command", ["runtimes", "methods", "kernels"])
+@pytest.mark.parametrize("command", ["runtimes", "methods", "kernels", "devices"])
 def test_json_is_one_document(command: str) -> None:
     run = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", command]
     done = subprocess.run([*run, "--json"], capture_output=True, text=True, check=True, timeout=120)
@@ -142,3 +143,13 @@ def test_an_unknown_model_is_one_line() -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "no such model" in done.stderr
+
+
+def test_devices_are_this_machine_and_those_to_plan_for() -> None:
+    this, *others = devices_here(describe_device())
+    assert (this.here, this.refused) == (True, None)
+    known = {one.name: one for one in others}
+    assert {"a100_sxm", "l40s", "h100_sxm", "h200_sxm", "b200_sxm", "rtx_pro_6000_server"} <= known.keys()
+    assert all("advisor plan --device" in str(one.refused) for one in others)
+    assert "fp8" not in known["a100_sxm"].flops_per_s
+    assert "vllm" in known["b200_sxm"].kernels["nvfp4"]

@@ -53,6 +53,22 @@ def test_every_candidate_runs_or_has_a_reason() -> None:
     assert "leave no room" in str(named(planned(model="meta-llama/Llama-3.1-70B"), "bf16@vllmx1").refused)
 
 
+def test_the_doubt_of_a_first_token_is_its_own() -> None:
+    """Settings that no spec tells move TTFT by far more than TPOT: docs/validation.md."""
+    one = planned(parallel={"tensor": 1}).candidates[0]
+    assert one.ttft_ms is not None and one.tpot_ms is not None
+    assert one.ttft_ms.high / one.ttft_ms.low > 2 * one.tpot_ms.high / one.tpot_ms.low
+
+
+def test_what_is_declared_and_not_used_is_said() -> None:
+    more = {"checkpoints": ["x"], "slo": {"tpot_ms": 90, "percentile": 99}, "traffic": {
+        "prompt_tokens": 1024, "output_tokens": 256, "concurrency": 16, "arrivals": {"rate_per_s": 2}}}  # fmt: skip
+    spec = {"schema": "quantadvisor/workload/1", "model": "meta-llama/Llama-3.1-8B", **more}
+    notes = plan(Workload.model_validate(spec), ["h100"], SHIPPED).notes
+    said = {note.split()[0] for note in notes if "does not act on it" in note}
+    assert said == {"checkpoints", "slo.percentile", "traffic.arrivals"}
+
+
 def test_what_binds_decides() -> None:
     """Weight-only 4 bit for one user, where weights are all that is read; not for 128 with long prompts, where arithmetic
     and caches are (Marlin, arXiv:2408.11743, figures 1 and 12: the gain is gone by batch 128)."""
@@ -73,6 +89,14 @@ def test_slo_excludes_and_bounds_the_users() -> None:
             assert one.tpot_ms is not None and one.tpot_ms.value > 20
     loose, tight = (named(planned(slo={"tpot_ms": t}, parallel={"tensor": 1}), "bf16@vllmx1") for t in (40, 12))
     assert 0 < tight.users_within_slo < loose.users_within_slo
+
+
+def test_where_nothing_serves_the_nearest_is_named() -> None:
+    found = planned("l40s", slo={"tpot_ms": 30}, concurrency=2000)
+    most = max(found.candidates, key=lambda one: one.users_within_slo)
+    assert found.choice is None
+    assert f"the most is {most.users_within_slo}, {most.name}" in found.reason
+    assert "not even for one" in planned("l40s", slo={"tpot_ms": 2.5}, parallel={"tensor": 8}).reason
 
 
 def test_users_within_the_slo_are_the_most_that_meet_it() -> None:

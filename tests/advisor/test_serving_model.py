@@ -47,7 +47,12 @@ def test_groups_left_out(rows: list[Row]) -> None:
     """The bars of the issue: MAPE 13 %, median 10 %, FP4 over FP8 10 %, 70 to 90 % of the points inside the interval."""
     groups = [group_of(one) for one in rows]
     assert len(set(groups)) == 5
-    tpot, inside = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    tpot, inside, ttft, first_inside = (
+        np.zeros(len(rows)),
+        np.zeros(len(rows), dtype=bool),
+        np.zeros(len(rows)),
+        np.zeros(len(rows)),
+    )
     for group in set(groups):
         parameters = calibrate([one for one, own in zip(rows, groups, strict=True) if own != group])
         for i, one in enumerate(rows):
@@ -55,11 +60,15 @@ def test_groups_left_out(rows: list[Row]) -> None:
                 found = predict(parameters, blind(one))
                 tpot[i] = found.tpot_ms
                 inside[i] = found.low <= float(one["silicon_tpot_ms"]) <= found.high
+                first = float(one["silicon_ttft_ms"])
+                ttft[i], first_inside[i] = abs(found.ttft_ms / first - 1), found.ttft_low <= first <= found.ttft_high
     measured = np.array([float(one["silicon_tpot_ms"]) for one in rows])
     error = np.abs(tpot / measured - 1)
     assert error.mean() <= 0.13
     assert np.median(error) <= 0.10
     assert 0.70 <= inside.mean() <= 0.90
+    assert np.median(ttft) <= 0.40
+    assert 0.65 <= first_inside.mean() <= 0.90
     points = {
         (one["precision"], *(one[k] for k in ("system", "isl", "osl", "batch_size", "tp_size"))): i for i, one in enumerate(rows)
     }

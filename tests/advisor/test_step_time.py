@@ -11,6 +11,7 @@ from quantadvisor.advisor.serving_fit import Parameters, per_token_s
 from quantadvisor.advisor.serving_work import Case, known_placement, work_of
 
 from .test_gpu_plan import SHIPPED
+from .test_predict import ghost, predicted
 from .test_scaling import model
 
 
@@ -37,6 +38,24 @@ def of_gpu(parameters: Parameters) -> float:
 
 def of_device() -> float:
     return model({"linears_s": 1.0}, {"linears_s": 0.01, "cache_s": 0.004, "other_s": 0.002}).tpot(512, 32)
+
+
+def of_probes() -> float:
+    """From the ghost of fp32, its linears exchanged for those of 8 bits."""
+    found = predicted("rtn-w8-g64@onnxruntime", [ghost()])
+    assert found is not None and found.tpot_s is not None
+    return found.tpot_s
+
+
+def test_what_run_predicts_before_it_measures_is_a_pass_calibrated_by_a_ghost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside its linears a pass takes what the ghost took on this device: a tenth of a second more of that is one more here."""
+    before, exact = of_probes(), step_time.prompts_s
+
+    def slowed(products: Any, rows: Any, prompts: Any, own_s: Any, fixed_s: Any) -> Any:
+        return exact(products, rows, prompts, own_s, fixed_s + 0.1)
+
+    monkeypatch.setattr(step_time, "prompts_s", slowed)
+    assert of_probes() == pytest.approx(before + 0.1)
 
 
 def test_both_sources_of_kernel_times_go_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
