@@ -71,6 +71,8 @@ CATALOGUE = (
     Entry("llm_int8", "w8a8-outlier", "activations", ("onnxruntime",)),
     Entry("rotation", "w8a8", "activations", ("onnxruntime",)),
     Entry("rotation", "w4a4", "activations", ("onnxruntime",)),
+    Entry("llm_qat", "w8a8", "activations", ONNX),
+    Entry("llm_qat", "w4a8-kv8-token", "activations", SIMULATED),
     Entry("zeroquant", "w4a8-g64", "activations", SIMULATED),
     Entry("fp8", "fp8", "activations", SIMULATED),
     Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),
