@@ -152,11 +152,13 @@ def best(pair: Pair, x: Floats, bounds: tuple[Floats, Floats], weights: list[Flo
 
 
 def output_error(x: Floats, weights: list[Floats], exact: list[Floats], rounding: Round) -> float:
-    """Sum over readers of |Q(x) Q(w)^T - exact|^2 / |exact|^2; weights rounded per channel."""
+    """Sum over readers of |Q(x) Q(w)^T - exact|^2 / |exact|^2; weights rounded per channel. A reader that
+    writes zeros whatever it reads has no say."""
     rounded, total = rounding(x), 0.0
     for w, y in zip(weights, exact, strict=True):
         codes, scale = quantize_channels(w)
-        total += float(np.square(rounded @ (codes * scale[:, None]).T - y).sum() / np.square(y).sum())
+        if size := float(np.square(y).sum()):
+            total += float(np.square(rounded @ (codes * scale[:, None]).T - y).sum()) / size
     return total
 
 
