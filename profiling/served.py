@@ -32,7 +32,7 @@ from .workers import Generated, Loaded, Reply, RunningWorker, worker_environment
 BENCH = Path(__file__).with_name("vllm_bench.py")
 TURNS = 2
 """Requests that each of several users sends in one round, one after the other."""
-ERROR = re.compile(r"\b\w*(?:Error|Exception): .+")
+ERROR = re.compile(r"\b(?:\w*(?:Error|Exception): |Worker proc \S+ died ).+")
 
 
 class Launch(NamedTuple):
@@ -137,7 +137,7 @@ class OwnServer:
         """The first exception that it names, which is the cause of the others, else its last line."""
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        named = [found[0] for line in lines if (found := ERROR.search(line))]
+        named = [found[0] for line in lines if " WARNING " not in line and (found := ERROR.search(line))]
         return (named or lines[-1:] or ["it said nothing"])[0][:300]
 
 

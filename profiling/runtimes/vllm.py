@@ -76,7 +76,9 @@ def warm_imports() -> None:
     from vllm import LLM, SamplingParams  # noqa: F401
 
 
-def server(path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int) -> tuple[list[str], dict[str, str]]:
+def server(
+    path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int, threads: int
+) -> tuple[list[str], dict[str, str]]:
     """Arguments after the interpreter, and variables, of an OpenAI-compatible server with a cache of so many bytes (on a CPU;
     on a GPU vLLM takes what is free). Its module, not `vllm serve`: that command of the CPU build looks for a package vllm."""
     cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
@@ -85,7 +87,12 @@ def server(path: str, options: tuple[str, ...], port: int, model: str, cache_byt
         "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", "--disable-log-stats", *cache,
     ]  # fmt: skip
     gib = max(1, math.ceil(cache_bytes / 2**30))
-    return arguments, {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(gib)}
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": str(gib), "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+
+
+def cores_of(threads: int) -> str:
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
 
 
 def memory_bytes() -> int:
@@ -100,8 +107,7 @@ class VllmSession:
     """See docs/architecture.md for the methods of a session."""
 
     def __init__(self, path: str, options: tuple[str, ...], threads: int) -> None:
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(threads)
         from vllm import LLM
 
         settings: dict[str, Any] = {}
