@@ -30,7 +30,8 @@ CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama.cpp": ((), ("kvq8",)),
     "vllm": ((), ("kvfp8",)),
 }
-"""runtime -> options of a session with a plain cache, and with a quantized one (vLLM's: FP8, scales 1.0); runtimes whose artifact says it are not here."""
+"""runtime -> options of a session with a plain cache, and with a quantized one (vLLM's: FP8, its scales 1.0); runtimes whose
+artifact says it are not here."""
 
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""

@@ -84,7 +84,7 @@ def server(
     cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", "--disable-log-stats", *cache,
+        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
     ]  # fmt: skip
     gib = max(1, math.ceil(cache_bytes / 2**30))
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
