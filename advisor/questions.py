@@ -76,10 +76,9 @@ def operator_ran(choice: Candidate) -> Question:
     said = f"{found.quantized_linears} of {found.linears} linears of a decode step ran quantized ({whole}): {top}.{notes}"
     if choice.target == "kv_cache":
         cache = [row for row in found.operators if "Attention" in row.name and row.quantized]
-        ran = bool(cache) or any(
-            "int8" in note.lower() or "u8" in note.lower() or "uint8" in note.lower() for note in found.notes
-        )
-        return Question(id="operator", answer=ran, evidence=f"cache: {'read as INT8' if ran else 'no INT8 read seen'}. {said}")
+        ran = bool(cache) or any(any(mark in note.lower() for mark in ("int8", "u8", "float8")) for note in found.notes)
+        seen = "read as quantized" if ran else "no quantized read seen"
+        return Question(id="operator", answer=ran, evidence=f"cache: {seen}. {said}")
     return Question(id="operator", answer=share >= QUANTIZED_SHARE, evidence=said)
 
 

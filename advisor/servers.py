@@ -65,9 +65,9 @@ def own_server(context: Context, candidate: Candidate) -> Served:
     need = bytes_of_cache(context.inventory, candidate.scheme, traffic.context_length, traffic.concurrency, plain_bytes=2)
     port, model = free_port(), f"quantadvisor-{secrets.token_hex(4)}"
     options = session_options(candidate.runtime, candidate.options, candidate.scheme.quantizes_cache)
-    arguments, environment = vllm.server(str(context.build_of(candidate).out), options, port, model, ROOM * need)
-    launch = Launch(arguments, environment, port, model)
-    server = OwnServer(python, launch, context.device.threads, START_LIMIT_S, context.worker_memory_bytes)
+    path, threads = str(context.build_of(candidate).out), context.device.threads
+    launch = Launch(*vllm.server(path, options, port, model, ROOM * need, threads), port, model)
+    server = OwnServer(python, launch, threads, START_LIMIT_S, context.worker_memory_bytes)
     return Served(server, context.model_folder, model, python=python)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, Measured, Traffic, Workload
 from quantadvisor.kernels.timing import figure
 
+from .rapl import counters, joules_between
 from .served import Served
 from .workers import RunningWorker, Steady
 
@@ -39,6 +40,8 @@ class Round(Document):
     block: int = 0
     recorded: bool = False
     served: bool = False
+    request_j: Finite | None = None
+    """Energy of the CPU packages per request, joules; None where it cannot be read, or is not of a whole request here."""
 
     @property
     def tpot_s(self) -> float:
@@ -69,9 +72,17 @@ def run_round(
             raise CandidateFailed("rows with the same recorded cache decode to different tokens")
         ttft_s = steady.prefill_row_s * traffic.concurrency
         return Round(ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True)
-    made = worker.generate(prompts, output_tokens or traffic.output_length)
+    tokens = output_tokens or traffic.output_length
+    before = counters()
+    made = worker.generate(prompts, tokens)
+    spent = joules_between(before, counters())
     served = isinstance(worker, Served)
-    return Round(ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block, served=served)
+    requests = worker.requests(len(prompts)) if isinstance(worker, Served) else len(prompts)
+    whole = tokens == traffic.output_length and not (isinstance(worker, Served) and worker.own is None)
+    return Round(
+        ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block, served=served,
+        request_j=spent / requests if spent is not None and whole else None,
+    )  # fmt: skip
 
 
 def interleave(
@@ -174,12 +185,14 @@ def measured_from_rounds(
     values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s, None) for r in rounds]
     numbers = [value for value in values if value is not None]
     objective = of_rounds(rounds, numbers, kind, workload.objective) if numbers else max_concurrency
+    energy = [r.request_j for r in rounds if r.request_j is not None]
     return Measured(
         ttft_s=of_rounds(rounds, [r.ttft_s for r in rounds], kind, source),
         tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", "mean gap per round"),
         peak_bytes=figure([float(peak)], "measured", peak_source) if peak else None,
         max_concurrency=max_concurrency,
         load_s=figure(list(load_s), "measured", loading) if load_s else None,
+        request_j=figure(energy, "measured", "RAPL, all CPU packages") if energy else None,
         objective=objective,
     )
 

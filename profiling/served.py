@@ -32,7 +32,7 @@ from .workers import Generated, Loaded, Reply, RunningWorker, worker_environment
 BENCH = Path(__file__).with_name("vllm_bench.py")
 TURNS = 2
 """Requests that each of several users sends in one round, one after the other."""
-ERROR = re.compile(r"\b\w*(?:Error|Exception): .+")
+ERROR = re.compile(r"\b(?:\w*(?:Error|Exception): |Worker proc \S+ died ).+")
 
 
 class Launch(NamedTuple):
@@ -137,7 +137,7 @@ class OwnServer:
         """The first exception that it names, which is the cause of the others, else its last line."""
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        named = [found[0] for line in lines if (found := ERROR.search(line))]
+        named = [found[0] for line in lines if " WARNING " not in line and (found := ERROR.search(line))]
         return (named or lines[-1:] or ["it said nothing"])[0][:300]
 
 
@@ -219,6 +219,10 @@ class Served:
             peak_bytes=self.own.peak_bytes if self.own else 0,
         )
 
+    def requests(self, users: int) -> int:
+        """Of one round."""
+        return users if users == 1 else users * TURNS
+
     def run(self, users: int, prompt_tokens: int, output_tokens: int) -> Load:
         """A closed loop, its prompts of a seed of their own."""
         assert self.asked.endpoint
@@ -231,7 +235,7 @@ class Served:
                 "--endpoint", self.asked.endpoint.path, "--model", self.asked.model, "--tokenizer", str(self.tokenizer),
                 "--dataset-name", "random", "--random-input-len", str(prompt_tokens),
                 "--random-output-len", str(output_tokens), "--random-range-ratio", "0", "--ignore-eos", "--temperature", "0",
-                "--max-concurrency", str(users), "--num-prompts", str(users if users == 1 else users * TURNS),
+                "--max-concurrency", str(users), "--num-prompts", str(self.requests(users)),
                 "--seed", str(self._seed), "--save-detailed", "--disable-tqdm",
                 "--ready-check-timeout-sec", "0",  # its check would send the first prompt, which the prefix cache then holds
             ]

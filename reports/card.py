@@ -44,6 +44,7 @@ def _measured(results: Results, chosen: Candidate) -> list[str]:
             ("TPOT", found.tpot_s, units.duration),
             ("peak memory", found.peak_bytes, units.size),
             ("load", found.load_s, units.duration),
+            ("energy per request", found.request_j, units.joules),
             ("requests in flight", found.max_concurrency, units.whole),
         ):
             if figure:

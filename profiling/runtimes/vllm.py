@@ -76,16 +76,23 @@ def warm_imports() -> None:
     from vllm import LLM, SamplingParams  # noqa: F401
 
 
-def server(path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int) -> tuple[list[str], dict[str, str]]:
+def server(
+    path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int, threads: int
+) -> tuple[list[str], dict[str, str]]:
     """Arguments after the interpreter, and variables, of an OpenAI-compatible server with a cache of so many bytes (on a CPU;
     on a GPU vLLM takes what is free). Its module, not `vllm serve`: that command of the CPU build looks for a package vllm."""
     cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", "--disable-log-stats", *cache,
+        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
     ]  # fmt: skip
     gib = max(1, math.ceil(cache_bytes / 2**30))
-    return arguments, {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": str(gib)}
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": str(gib), "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+
+
+def cores_of(threads: int) -> str:
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
 
 
 def memory_bytes() -> int:
@@ -100,8 +107,7 @@ class VllmSession:
     """See docs/architecture.md for the methods of a session."""
 
     def __init__(self, path: str, options: tuple[str, ...], threads: int) -> None:
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(threads)
         from vllm import LLM
 
         settings: dict[str, Any] = {}
@@ -218,6 +224,7 @@ class VllmSession:
             run()
         operators = operator_counts(profile)
         total, quantized, notes = linear_layers(self.model)
+        notes.append(f"cache of {', '.join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))}")
         wall = sorted(walls)[len(walls) // 2]
         parts = {part: sum(o["time_s"] for o in operators if o["part"] == part) for part in ("linears", "attention", "cache")}
         for operator in operators:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import prove
-from quantadvisor.advisor.candidates import asked_runtimes
+from quantadvisor.advisor.candidates import asked_runtimes, recipe, session_options
 from quantadvisor.advisor.decide import best_unquantized, decide, ranked
 from quantadvisor.advisor.servers import given_servers, serves_here
 from quantadvisor.documents import BadInput, Candidate, Inventory, Workload
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import interleave
+from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Served, free_port
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -138,3 +140,15 @@ def test_a_chosen_server_is_said_to_be_one() -> None:
     assert found.choice == "given-server@vllm"
     assert "Use the server at http://127.0.0.1:8000" in found.reason
     assert "what it quantizes is not known" in found.reason
+
+
+def test_an_fp8_cache_is_an_option_of_vllm_and_its_server() -> None:
+    """The artifact is that of the plain scheme; engine and server are told alike."""
+    for name, method, plain in (("bf16", "none", "bf16"), ("w8a8-bf16", "dynamic_int8", "w8a8-bf16")):
+        assert recipe("kv_fp8", scheme(f"{name}-kvf8-unit"), "vllm") == (method, scheme(plain))
+    options = session_options("vllm", (), scheme("bf16-kvf8-unit").quantizes_cache)
+    assert options == ("kvfp8",)
+    assert session_options("vllm", (), False) == ()
+    arguments, _ = vllm.server("folder", options, 8000, "m", 1 << 20, 1)
+    assert vllm.OPTIONS["kvfp8"] == {"kv_cache_dtype": "fp8"}
+    assert "--kv-cache-dtype=fp8" in arguments

@@ -94,6 +94,8 @@ class Measured(OpenDocument):
     peak_bytes: Figure | None = None
     max_concurrency: Figure | None = None
     load_s: Figure | None = None
+    request_j: Figure | None = None
+    """Energy of the CPU packages per request, joules; None where RAPL cannot be read."""
     objective: Figure | None = None
 
 

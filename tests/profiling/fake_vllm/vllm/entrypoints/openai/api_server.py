@@ -18,7 +18,6 @@ parser = argparse.ArgumentParser()
 for name in ("model", "served-model-name", "host", "port", "dtype", "kv-cache-dtype"):
     parser.add_argument(f"--{name}")
 parser.add_argument("--enforce-eager", action="store_true")
-parser.add_argument("--disable-log-stats", action="store_true")
 
 
 class Answers(BaseHTTPRequestHandler):
