@@ -105,7 +105,16 @@ def time_kernels(
     device = device.model_copy(update={"peaks": kept_peaks(device, cache)})
     longest = inventory.max_context_tokens or DEFAULT_MS[-1]
     ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
-    timings = probe_kernels(inventory.linears, ms, device, budget_s=budget_s, progress=progress, cache=cache, search_cliffs=True)
+    timings = probe_kernels(
+        inventory.linears,
+        ms,
+        device,
+        budget_s=budget_s,
+        progress=progress,
+        cache=cache,
+        search_cliffs=True,
+        pythons=interpreters(),
+    )
     return KernelTruth(
         model=model,
         device=device.name,

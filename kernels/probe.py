@@ -169,42 +169,43 @@ def _sweep(
     *,
     required: bool,
 ) -> list[KernelTiming]:
-    """The points, runtime after runtime; each runtime has its part of the time that is left, by number of points."""
+    """The points, runtime after runtime; each has its part of the time that is left, by the points it has still to time."""
     taken: list[KernelTiming] = []
+    kept = {point: timing for point in points if cache and (timing := _kept(point, homes[point.probe.runtime], device, cache))}
     runtimes = list(dict.fromkeys(point.probe.runtime for point in points))
-    weights = {
-        runtime: START_POINTS
-        + sum(1.0 for one in points if one.probe.runtime == runtime and not refusal(one, device, homes[runtime].python))
-        for runtime in runtimes
-    }
+    todo = Counter(
+        one.probe.runtime for one in points if one not in kept and not refusal(one, device, homes[one.probe.runtime].python)
+    )
+    weights = {runtime: todo[runtime] and todo[runtime] + START_POINTS for runtime in runtimes}
     for place, runtime in enumerate(runtimes):
         mine = [point for point in points if point.probe.runtime == runtime]
-        share = weights[runtime] / sum(weights[name] for name in runtimes[place:])
+        share = weights[runtime] / (sum(weights[name] for name in runtimes[place:]) or 1.0)
         end = time.monotonic() + max(0.0, deadline - time.monotonic()) * share
         for point in mine:
             if progress:
                 progress(len(taken), len(points), f"{point.name} {point.shape.n}x{point.shape.k} M={point.m}")
-            timing = _cached(point, homes[runtime], device, end, cache)
+            timing = kept.get(point) or _timed(point, homes[runtime], device, end)
+            if cache and point not in kept and (timing.time_s is not None or crashed(timing)):
+                timing.write(_place_on_disk(point, homes[runtime], device, cache))
             if required or timing.refused != NOT_REACHED:
                 taken.append(timing)
     return taken
 
 
-def _cached(point: Point, home: Home, device: Device, end: float, cache: Path | None) -> KernelTiming:
-    if cache is None:
-        return _timed(point, home, device, end)
+def _place_on_disk(point: Point, home: Home, device: Device, cache: Path) -> Path:
     versions = timing_cache.versions(point.probe.runtime, home.python)
-    path = timing_cache.place(cache, device, point.name, versions, point.option, point.m, point.shape.n, point.shape.k)
-    kept = timing_cache.load(path)
+    return timing_cache.place(cache, device, point.name, versions, point.option, point.m, point.shape.n, point.shape.k)
+
+
+def _kept(point: Point, home: Home, device: Device, cache: Path) -> KernelTiming | None:
+    """The timing of an earlier run, held against today's roofs, or its crash, which counts as one."""
+    kept = timing_cache.load(_place_on_disk(point, home, device, cache))
+    if kept is not None and kept.time_s is not None:
+        return kept.model_copy(update={"roofline_share": roofline_share(device, point, kept.time_s.median)})
     if kept is not None and kept.refused is not None:
         home.died(point, kept.refused)
         return kept
-    if kept is not None and kept.time_s is not None:
-        return kept.model_copy(update={"roofline_share": roofline_share(device, point, kept.time_s.median)})
-    timing = _timed(point, home, device, end)
-    if timing.time_s is not None or crashed(timing):
-        timing.write(path)
-    return timing
+    return None
 
 
 def crashed(timing: KernelTiming) -> bool:
