@@ -11,7 +11,7 @@ from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
-from .predict import Probes, family, kernel_class, predict, users_within
+from .predict import Probes, family, kernel_class, outlier_channels, predict, users_within
 from .prove import memory_limit
 from .risk import not_searched
 
@@ -55,7 +55,8 @@ def at_best(quality: Quality) -> Quality:
 
 
 def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:
-    """One candidate per family (runtime, options), kernel class, and cache where it binds: the fastest by probes.
+    """One candidate per family (runtime, options), kernel class (LLM.int8() is one of its own), and cache where it binds: the
+    fastest by probes.
 
     GenAI runs ONNX Runtime's kernels: one ghost, of its fastest class, shows what its loop adds. A mixture of 4 and 8 bit
     is predicted from a ghost of each, so its 4-bit half runs even where alone it would cost too much quality.
@@ -75,7 +76,8 @@ def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Wor
         seconds = linears_objective(candidate, probes, workload)
         parts = [family(candidate.runtime, candidate.options)]
         if candidate.runtime != "onnxruntime-genai":
-            parts += [kernel_class(candidate.scheme), "kv8" * candidate.scheme.quantizes_cache]
+            second = "outliers" * outlier_channels(candidate.scheme)
+            parts += [kernel_class(candidate.scheme), second, "kv8" * candidate.scheme.quantizes_cache]
         place = " ".join(parts)
         if place not in best or seconds < best[place][0]:
             best[place] = (seconds, candidate)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
+from quantadvisor.methods.refusals import COMPRESSED
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
@@ -35,7 +36,7 @@ SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
 
 CATALOGUE = (
-    Entry("none", "bf16", "none", ("torch", *LLAMA, "vllm")),
+    Entry("none", "bf16", "none", ("torch", *LLAMA, *COMPRESSED)),
     Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
     Entry("rtn", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w8-g64", "weights", (*ONNX, *OPENVINO)),
@@ -52,12 +53,12 @@ CATALOGUE = (
     Entry("mixed", "w4w8-g64", "weights", ONNX),
     Entry("dynamic_int8", "w8a8", "activations", ONNX),
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
-    Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm",)),
+    Entry("dynamic_int8", "w8a8-bf16", "activations", COMPRESSED),
     Entry("static_int8", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
-    Entry("smoothquant", "w8a8-bf16", "activations", ("vllm",)),
+    Entry("smoothquant", "w8a8-bf16", "activations", COMPRESSED),
     Entry("gguf", "q8_0", "weights", LLAMA),
     Entry("gguf", "q4_0", "weights", LLAMA),
     Entry("gguf", "q4_k", "weights", LLAMA),
@@ -70,6 +71,8 @@ CATALOGUE = (
     Entry("llm_int8", "w8a8-outlier", "activations", ("onnxruntime",)),
     Entry("rotation", "w8a8", "activations", ("onnxruntime",)),
     Entry("rotation", "w4a4", "activations", ("onnxruntime",)),
+    Entry("llm_qat", "w8a8", "activations", ONNX),
+    Entry("llm_qat", "w4a8-kv8-token", "activations", SIMULATED),
     Entry("zeroquant", "w4a8-g64", "activations", SIMULATED),
     Entry("fp8", "fp8", "activations", SIMULATED),
     Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),

@@ -40,6 +40,7 @@ DECODE_M, PREFILL_M = 1, 512
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
 NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
+GPU_ONLY = "GPU only; its kernels have never run on one: advisor selfcheck"
 
 
 class SchemeHere(OpenDocument):
@@ -97,7 +98,7 @@ def runtimes_here(
                     what=first_line(module.__doc__),
                     versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
-                    gpu=NEVER_ON_GPU,
+                    gpu=GPU_ONLY if name == "triton" else NEVER_ON_GPU,
                     schemes=tuple(
                         SchemeHere(
                             name=one.name,

@@ -24,7 +24,7 @@ from .stored_words import GIVE
 RUNTIMES_OF = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino",),
-    "transformers": ("torch", "vllm"),
+    "transformers": ("torch", "vllm", "triton"),
     "gguf": ("llama.cpp",),
 }
 PLACES = {

@@ -105,7 +105,7 @@ def profile(
 
 @app.command()
 def explain(
-    checkpoint: Annotated[str, typer.Argument(help="folder of a quantized model: ONNX, OpenVINO IR or Hugging Face")],
+    checkpoint: Annotated[str, typer.Argument(help="a quantized model: GGUF file, or a folder: ONNX, OpenVINO IR, Hugging Face")],
     workload: Annotated[Path, typer.Option("--workload", help="workload YAML; its model is the unquantized one")],
     runtime: Annotated[str | None, typer.Option("--runtime", help="runtime, with options: openvino+bf16")] = None,
     as_json: Json = False,

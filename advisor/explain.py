@@ -8,7 +8,8 @@ gap from there to what is measured is the sum of named causes, phase by phase an
                 shrink: the wrong phase (prefill computes, weights of fewer bits do not help) or the wrong tensor
     attention   over the fresh prompt, slower than unquantized, or many times slower than its cache can be read: attention;
                 reading an unquantized cache: wrong tensor
-    the rest    launches and framework, unless operators run there that the unquantized model does not have
+    the rest    launches and framework, unless operators run there that the unquantized model does not have, or weights were
+                expanded to floats before they ran: a fallback
 
 Roofline: arithmetic at the measured peak of the number type, or reading the weights once, the longer one. What the
 unquantized kernel loses against its roof, the quantized one is allowed to lose too.
@@ -180,6 +181,10 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     gained += min(0.0, excess)
 
     excess = ours["other"] - hoped * theirs["other"]
+    if expanded(checkpoint, our_rows):
+        kept = min(max(0.0, excess), (1 - hoped) * theirs["other"])
+        found["fallback_or_slow_kernel"] += kept
+        excess -= kept
     added = min(max(0.0, excess), added_s(our_rows, their_rows))
     found["activation_quantization" if scheme.activations is not None else "fallback_or_slow_kernel"] += added
     found["launches_and_framework"] += max(0.0, excess) - added
@@ -193,6 +198,11 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
         measured_s=sum(ours.values()),
     )
     return Apart(found, gained, times, binds)
+
+
+def expanded(checkpoint: Checkpoint, rows: Operators) -> bool:
+    """Are weights stored as codes and run as floats? Then the format cannot have shrunk anything, whatever else takes time."""
+    return checkpoint.scheme.weights is not None and checkpoint.stored_quantized > 0 and not rows.quantized_linears
 
 
 def parts(time: PhaseTime) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape, OpenDocument
+from quantadvisor.documents import Device, Figure, Inventory, KernelTiming, LinearShape, OpenDocument
 from quantadvisor.kernels.cliffs import cliffs
 from quantadvisor.kernels.probe import Point, Progress, probe_kernels, refusal
 from quantadvisor.kernels.registry import PROBES
@@ -128,11 +128,13 @@ def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming], ms: Se
 
 def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> ShapeTruth:
     times: dict[str, dict[int, float]] = {}
+    spreads: dict[str, dict[int, Figure]] = {}
     shares: dict[tuple[str, int], float | None] = {}
     for timing in timings:
         assert timing.time_s is not None
         kernel = kernel_name(timing)
         times.setdefault(kernel, {})[timing.m] = timing.time_s.median
+        spreads.setdefault(kernel, {})[timing.m] = timing.time_s
         shares[kernel, timing.m] = timing.roofline_share
     winners = []
     for m in sorted({m for curve in times.values() for m in curve} & set(ms)):
@@ -155,7 +157,7 @@ def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming], ms
         changes=tuple(changes),
         cliffs=tuple(
             Cliff(kernel=kernel, after_m=low, m=high, factor=factor)
-            for kernel, curve in sorted(times.items())
+            for kernel, curve in sorted(spreads.items())
             for low, high, factor in cliffs(curve)
         ),
     )

@@ -32,6 +32,11 @@ def kernel_class(scheme: Scheme) -> str:
     return f"w{scheme.weights.bits:g}"
 
 
+def outlier_channels(scheme: Scheme) -> bool:
+    """Has it a second product beside the kernel's, which only a ghost of its own shows (LLM.int8())?"""
+    return scheme.name.startswith("w8a8-outlier")
+
+
 def family(runtime: str, options: Sequence[str]) -> str:
     return "+".join((runtime, *options))
 
@@ -182,16 +187,17 @@ def exact(candidate: Candidate, ghost: Ghost) -> bool:
 
 
 def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]) -> Ghost | None:
-    """The ghost of the same family nearest to the candidate: its own scheme, else its cache, else whether activations are
-    rounded, else its bits: what probes must bridge is kept small."""
+    """The ghost of the same family nearest to the candidate: its own scheme, else its second product, its cache, whether
+    activations are rounded, its bits: what probes must bridge is kept small."""
     same = [g for g in ghosts if g.refused is None and (g.runtime, g.options) == (candidate.runtime, candidate.options)]
     wanted = candidate.scheme
 
-    def distance(ghost: Ghost) -> tuple[bool, bool, bool, float]:
+    def distance(ghost: Ghost) -> tuple[bool, bool, bool, bool, float]:
         scheme = schemes[ghost.scheme]
         other_activations = (scheme.activations is None) != (wanted.activations is None)
         apart = abs(math.log2(bits_of_weights(scheme) / bits_of_weights(wanted)))
-        return (not exact(candidate, ghost), scheme.quantizes_cache != wanted.quantizes_cache, other_activations, apart)
+        second = outlier_channels(scheme) != outlier_channels(wanted)
+        return (not exact(candidate, ghost), second, scheme.quantizes_cache != wanted.quantizes_cache, other_activations, apart)
 
     return min(same, key=distance, default=None)
 
@@ -207,10 +213,13 @@ def bits_of_weights(scheme: Scheme) -> float:
 def shifted(
     total_s: float, candidate: Candidate, base_scheme: Scheme, base: Ghost, probes: Probes, m: int, head_m: int
 ) -> float | None:
-    """The ghost's time with its linears exchanged for the candidate's; None where a probe at about `m` rows is missing.
+    """The ghost's time with its linears exchanged for the candidate's; None where a probe at about `m` rows is missing,
+    or only one of them has a second product.
     Where the probes give the ghost's linears more time than the whole ghost took, both are brought down alike: the ghost is
     what really ran. Kernels that only store weights in fewer bits compute in the same precision, so at many rows, where
     that is what binds, a missing probe leaves the ghost's time."""
+    if outlier_channels(base_scheme) != outlier_channels(candidate.scheme):
+        return None
     if same_linears(base_scheme, candidate.scheme):
         return total_s
     theirs = probes.linears_s(base_scheme, base.runtime, base.options, m, head_m)

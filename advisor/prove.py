@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,7 +41,7 @@ from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
 from .ghosts import ghost_of
 from .predict import users_within
-from .servers import evidence_of, session_with
+from .servers import IN_A_WORKER, evidence_of, own_server, serves_here, session_with
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
 
 GHOST_ROUNDS = 3
@@ -200,7 +200,7 @@ def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
     for block in range(1, BLOCKS):
         context.progress.say(f"{candidate.name}: process {block + 1} of {BLOCKS}")
         with ExitStack() as stack:
-            workers, failed = start_workers({candidate.name: context.worker_of(candidate)}, stack)
+            workers, failed = start_workers({candidate.name: session_of(context, candidate)}, stack)
             done, broke = interleave(workers, context.prompts, context.workload.traffic, 1, block=block)
             rounds += done.get(candidate.name, [])
             loads += [worker.loaded.load_s for worker in workers.values()]
@@ -214,7 +214,20 @@ AnySession = TypeVar("AnySession", RunningWorker, Session)
 
 def session_of(context: Context, candidate: Candidate) -> Session:
     """Where a candidate's rounds run: its worker, or a server."""
-    return session_with(context, candidate) if candidate.url else context.worker_of(candidate)
+    if candidate.url:
+        return session_with(context, candidate)
+    return own_server(context, candidate) if serves_here(context.workload, candidate) else context.worker_of(candidate)
+
+
+@contextmanager
+def reading(context: Context, candidate: Candidate, session: Session) -> Iterator[RunningWorker]:
+    """Where quality and operators are looked at: the worker that was timed, or one that takes the place of our server."""
+    if isinstance(session, Served):
+        session.close()
+        with context.worker_of(candidate) as worker:
+            yield worker
+    else:
+        yield session
 
 
 def start_workers(starting: Mapping[str, AnySession], stack: ExitStack) -> tuple[dict[str, AnySession], dict[str, str]]:
@@ -241,7 +254,7 @@ def start_workers(starting: Mapping[str, AnySession], stack: ExitStack) -> tuple
 def evidence(
     context: Context,
     candidate: Candidate,
-    worker: Session,
+    session: Session,
     rounds: Sequence[Round],
     built: Built | None,
     shared_s: float,
@@ -252,30 +265,33 @@ def evidence(
     notes: list[str] = list(built.notes) if built else []
     spent = shared_s + (built.seconds if built else 0.0)
     say = context.progress.say
-    if isinstance(worker, Served):
-        found, seen, said = evidence_of(context, candidate, worker)
+    if isinstance(session, Served) and candidate.url:
+        found, seen, said = evidence_of(context, candidate, session)
         seconds = spent + time.monotonic() - started
         return Trial(name=candidate.name, rounds=tuple(rounds), users=found, quality=seen, notes=tuple(said), seconds=seconds)
     try:
-        if recorded(context.workload.traffic):
-            row_s = float(np.median([r.ttft_s for r in rounds])) / context.workload.traffic.concurrency
-            ratio = linear_check(worker, context.prompts, row_s)
-            notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
-        found = users(context, candidate, rounds, notes)
-        say(f"{candidate.name}: quality")
-        quality = quality_of_candidate(context, candidate, worker)
-        if candidate.name == baseline.name:
-            operators, phases = baseline.operators, baseline.phases
-        else:
-            say(f"{candidate.name}: operators")
-            operators, phases = look_at_operators(context, worker)
-        notes += operators.notes
+        with reading(context, candidate, session) as worker:
+            if isinstance(session, Served):
+                notes.append(IN_A_WORKER)
+            elif recorded(context.workload.traffic):
+                row_s = float(np.median([r.ttft_s for r in rounds])) / context.workload.traffic.concurrency
+                ratio = linear_check(worker, context.prompts, row_s)
+                notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
+            found = users(context, candidate, rounds, notes)
+            say(f"{candidate.name}: quality")
+            quality = quality_of_candidate(context, candidate, worker)
+            if candidate.name == baseline.name:
+                operators, phases = baseline.operators, baseline.phases
+            else:
+                say(f"{candidate.name}: operators")
+                operators, phases = look_at_operators(context, worker)
+            notes += operators.notes
     except CandidateFailed as error:
         return Trial(name=candidate.name, failed=str(error), built=built, seconds=spent)
     return Trial(
         name=candidate.name,
         rounds=tuple(rounds),
-        load_s=(worker.loaded.load_s,),
+        load_s=(session.loaded.load_s,),
         users=found,
         quality=quality,
         operators=operators,

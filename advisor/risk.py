@@ -29,7 +29,7 @@ SMOOTHING = (0.5, 0.8)
 """SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
 PLAIN = ("rtn", "dynamic_int8", "smoothquant")
 """Methods whose grids are simulated here."""
-SEARCHED = {"gptq": "rtn", "awq": "rtn", "lkd": "rtn", "gguf_imatrix": "gguf"}
+SEARCHED = {"gptq": "rtn", "awq": "rtn", "lkd": "rtn", "gguf_imatrix": "gguf", "llm_qat": "dynamic_int8"}
 """Methods that search or train where another one only rounds: they go through the whole model, layer by layer."""
 SEARCH_SAMPLES, CALIBRATION_SAMPLES = 16, 8
 """Of the calibration: what searches get, and fixed ranges; fewer than for the artifact, so that both come out a bit worse."""

@@ -40,11 +40,13 @@ def selfcheck(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")] = False,
 ) -> None:
     """Verifies every Triton kernel on the GPU at hand and times it; without a GPU: its numbers, interpreted."""
+    from quantadvisor.kernels import selfcheck_record
     from quantadvisor.reports.selfcheck import page
 
     if out.exists() and not out.is_dir():
         raise BadInput(str(out), "is a file", "give a folder with --out")
     found = examined(interpreted)
+    selfcheck_record.keep(found)
     out.mkdir(parents=True, exist_ok=True)
     found.write(out / "selfcheck.json")
     write_text(out / "selfcheck.html", page(found))

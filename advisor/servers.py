@@ -1,23 +1,36 @@
-"""Running servers of the user's as candidates: measured beside the others under the declared traffic, and left running.
+"""Servers: the user's own as candidates, and those that are started here where a runtime that serves is asked for by name.
 
-What such a server runs is not known: nothing is predicted of it, its operators are unknown, and its quality is what its
-log-probabilities tell. One that does not tell them is measured, and never chosen.
+Both are measured beside the others under the declared traffic; the user's is left running. What that one runs is not known:
+nothing is predicted of it, its operators are unknown, and its quality is what its log-probabilities tell. One that does
+not tell them is measured, and never chosen. Of ours the times are the server's, quality and operators those of the same
+artifact in the same runtime in a worker, for which the server makes room.
 """
 
 from __future__ import annotations
 
+import secrets
+
 from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling.environments import interpreter_of
+from quantadvisor.profiling.ledger import bytes_of_cache
 from quantadvisor.profiling.quality import quality_of
-from quantadvisor.profiling.served import Served
+from quantadvisor.profiling.runtimes import vllm
+from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
 from quantadvisor.profiling.served_quality import LOWER_BOUND, pool_tokens, server_scores
 from quantadvisor.profiling.server import RunningServer
 
+from .candidates import session_options
 from .context import EVALUATION_TOKENS, Context
 from .survey import make_reference
 
+SERVING = ("vllm",)
+"""Runtimes whose server is started here where the spec names them; `runtimes: auto` runs their engine in a worker."""
+ROOM = 2
+"""Of a server's cache over the declared contexts: blocks are not full, and a step more is scheduled ahead."""
 UNKNOWN = Scheme(name="unknown", compute="bf16")
+START_LIMIT_S = 600.0
+IN_A_WORKER = "timed through a server of its own; quality and operators of the same artifact in the same engine, in a worker"
 UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown"
 
 
@@ -40,6 +53,22 @@ def given_servers(workload: Workload) -> tuple[Candidate, ...]:
 def choices(workload: Workload) -> list[RuntimeChoice]:
     named = () if workload.runtimes == "auto" else workload.runtimes
     return [choice for choice in named if isinstance(choice, RuntimeChoice) and choice.url]
+
+
+def serves_here(workload: Workload, candidate: Candidate) -> bool:
+    return workload.runtimes != "auto" and candidate.runtime in SERVING and candidate.url is None
+
+
+def own_server(context: Context, candidate: Candidate) -> Served:
+    """The candidate's artifact under the server of its runtime, on a free port of 127.0.0.1; not started yet."""
+    traffic, python = context.workload.traffic, context.interpreter(candidate.runtime)
+    need = bytes_of_cache(context.inventory, candidate.scheme, traffic.context_length, traffic.concurrency, plain_bytes=2)
+    port, model = free_port(), f"quantadvisor-{secrets.token_hex(4)}"
+    options = session_options(candidate.runtime, candidate.options, candidate.scheme.quantizes_cache)
+    arguments, environment = vllm.server(str(context.build_of(candidate).out), options, port, model, ROOM * need)
+    launch = Launch(arguments, environment, port, model)
+    server = OwnServer(python, launch, context.device.threads, START_LIMIT_S, context.worker_memory_bytes)
+    return Served(server, context.model_folder, model, python=python)
 
 
 def session_with(context: Context, candidate: Candidate) -> Served:

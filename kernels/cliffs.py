@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from quantadvisor.documents import Figure
+
 Curve = Mapping[int, float]
 """M → seconds of one kernel at one (N, K)."""
 
@@ -29,9 +31,14 @@ def steepness(curve: Curve, low: int, high: int) -> float:
     return math.log(curve[high] / curve[low]) / math.log(high / low)
 
 
-def cliffs(curve: Curve) -> list[tuple[int, int, float]]:
-    """(M before, M after, factor) of neighbours in the curve between which a row becomes CLIFF times dearer."""
-    return [(low, high, factor) for low, high in pairwise(sorted(curve)) if (factor := row_factor(curve, low, high)) > CLIFF]
+def cliffs(curve: Mapping[int, Figure]) -> list[tuple[int, int, float]]:
+    """(M before, M after, factor) of neighbours in the curve between which a row becomes CLIFF times dearer, whatever lies
+    inside the intervals of both times; the factor is that of the medians."""
+    return [
+        (low, high, row_factor({m: curve[m].median for m in (low, high)}, low, high))
+        for low, high in pairwise(sorted(curve))
+        if row_factor({low: curve[low].high, high: curve[high].low}, low, high) > CLIFF
+    ]
 
 
 def next_ms(curve: Curve, grid: Sequence[int], searched: Curve | None = None) -> list[int]:

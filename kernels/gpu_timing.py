@@ -18,6 +18,24 @@ WARM_S = 0.5
 LEAST_FLUSH_BYTES = 256 << 20
 
 
+def gpu_name() -> str:
+    """Name and capability of the first GPU."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(0)
+    return f"{torch.cuda.get_device_name(0)}, sm_{major}{minor}"
+
+
+def versions() -> dict[str, str]:
+    """Of what makes a kernel's code and runs it."""
+    import torch
+    import triton
+
+    return {"torch": torch.__version__, "triton": triton.__version__} | (
+        {"cuda": torch.version.cuda} if torch.version.cuda else {}
+    )
+
+
 def captured(call: Call) -> Any:
     """The call as a CUDA graph, after three runs on a side stream, in which Triton compiles and libraries set up."""
     import torch

@@ -31,7 +31,7 @@ MOST_BYTES = 256 << 20
 MOST_COPIES = 24
 ROUNDS = 9
 POINT_LIMIT_S = 0.12
-MOST_DEATHS = 3
+MOST_DEATHS = 2
 START_POINTS = 8.0
 """What starting a runtime takes, in points."""
 NOT_REACHED = "not reached within budget"
@@ -58,6 +58,10 @@ class Home:
     process: ProbeProcess
     deaths: Counter[tuple[str, str]] = field(default_factory=Counter)
     words: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def died(self, point: Point, words: str) -> None:
+        self.deaths[point.name, point.option] += 1
+        self.words.setdefault((point.name, point.option), words)
 
 
 @dataclass(frozen=True)
@@ -192,12 +196,21 @@ def _cached(point: Point, home: Home, device: Device, end: float, cache: Path | 
     versions = timing_cache.versions(point.probe.runtime, home.python)
     path = timing_cache.place(cache, device, point.name, versions, point.option, point.m, point.shape.n, point.shape.k)
     kept = timing_cache.load(path)
+    if kept is not None and kept.refused is not None:
+        home.died(point, kept.refused)
+        return kept
     if kept is not None and kept.time_s is not None:
         return kept.model_copy(update={"roofline_share": roofline_share(device, point, kept.time_s.median)})
     timing = _timed(point, home, device, end)
-    if timing.time_s is not None:
+    if timing.time_s is not None or crashed(timing):
         timing.write(path)
     return timing
+
+
+def crashed(timing: KernelTiming) -> bool:
+    """Did the kernel itself end its process? Being killed (no memory) says nothing of the kernel."""
+    words = timing.refused or ""
+    return words.startswith(f"{DIED} at") and "SIGKILL" not in words
 
 
 def _timed(point: Point, home: Home, device: Device, end: float) -> KernelTiming:
@@ -221,8 +234,7 @@ def _timed(point: Point, home: Home, device: Device, end: float) -> KernelTiming
     try:
         answer = home.process.ask(request_of(point, device), timeout_s=left + 10)
     except CandidateFailed as error:
-        home.deaths[kernel] += 1
-        home.words.setdefault(kernel, str(error))
+        home.died(point, str(error))
         return base.model_copy(update={"refused": str(error)})
     if "refused" in answer:
         return base.model_copy(update={"refused": str(answer["refused"])})

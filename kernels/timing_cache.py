@@ -1,4 +1,4 @@
-"""Timings kept on disk, by device, package version, probe, option, sizes and threads. Refusals are not kept."""
+"""Timings kept on disk, by device, package version, probe, option, sizes and threads; of refusals, crashes alone."""
 
 from __future__ import annotations
 

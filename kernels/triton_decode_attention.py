@@ -7,7 +7,7 @@ of the matrix instruction, filled up to 16.
     int8    codes int8 [B, HKV, S, D], scales float32 [B, HKV, S]: one per token and head, symmetric
     int4    two codes a byte, uint8 [B, HKV, S, D / 2], dimension d low and d + D / 2 high; scales and zero points uint8
             [B, HKV, S]: value = (code - zero) * scale
-    fp8     codes float8_e4m3fn [B, HKV, S, D], one scale float32 [1] for all. Read as bits, so that sm_80 can
+    fp8     codes float8_e4m3fn [B, HKV, S, D], one scale float32 [1] for all. Widened to 16 bits, on sm_80 by moving bits
     turbo   4-bit codes as int4 has them, into 16 values float32 [16]; scales [B, HKV, S] are norms / sqrt(D), and `turn`,
             orthogonal [D, D], is what vectors were rotated by. q is rotated once and y back, the cache never
 
@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from .triton_codebook import looked_up
-from .triton_launch import LAUNCH, Case, Tensor, Tile, check, signed_float, sixteen_bit, target, unsigned_float
+from .triton_launch import LAUNCH, Case, Tensor, Tile, check, processors, signed_float, sixteen_bit, target, unsigned_float
 
 MOST_SPLITS = 64
 Format = Literal["int8", "int4", "fp8", "turbo"]
@@ -57,8 +57,11 @@ class Cached:
 
 
 @triton.jit
-def e4m3_float(q, dtype: tl.constexpr):
-    """q: bytes of E4M3 as `dtype`, exactly: exponent and mantissa moved into a float32 are 2^120 too small; NaN stays NaN."""
+def e4m3_float(q, dtype: tl.constexpr, NATIVE: tl.constexpr):
+    """q: bytes of E4M3 as `dtype`, exactly, by the target's own conversion or, before sm_89, which has none, by bits:
+    exponent and mantissa moved into a float32 are 2^120 too small. NaN stays NaN."""
+    if NATIVE:
+        return q.to(tl.float8e4nv, bitcast=True).to(dtype)
     size = q.to(tl.int32) & 127
     value = (size << 20).to(tl.float32, bitcast=True) * 1329227995784915872903807060280344576.0
     value = tl.where(size == 127, float("nan"), value)
@@ -87,6 +90,7 @@ def attend_kernel(
     SHARED: tl.constexpr,
     D: tl.constexpr,
     FORMAT: tl.constexpr,
+    NATIVE: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -119,7 +123,7 @@ def attend_kernel(
         if FORMAT == "int8":
             scores = tl.dot(q_low, signed_float(k_code, dtype))
         elif FORMAT == "fp8":
-            scores = tl.dot(q_low, e4m3_float(k_code, dtype))
+            scores = tl.dot(q_low, e4m3_float(k_code, dtype, NATIVE))
         elif FORMAT == "int4":
             k_zero = tl.load(key_zeros + at, mask=inside, other=0).to(tl.float32)[None, :]
             scores = tl.dot(q_low, unsigned_float(k_code & 15, k_zero, dtype))
@@ -143,7 +147,7 @@ def attend_kernel(
         if FORMAT == "int8":
             low = tl.dot(p, signed_float(v_code, dtype), low * kept[:, None])
         elif FORMAT == "fp8":
-            low = tl.dot(p, e4m3_float(v_code, dtype), low * kept[:, None])
+            low = tl.dot(p, e4m3_float(v_code, dtype, NATIVE), low * kept[:, None])
         elif FORMAT == "int4":
             v_zero = tl.load(value_zeros + at, mask=inside, other=0).to(tl.float32)[:, None]
             low = tl.dot(p, unsigned_float(v_code & 15, v_zero, dtype), low * kept[:, None])
@@ -239,7 +243,7 @@ def _torch() -> Any:
 
 
 EXCEPTIONS: dict[tuple[Format, int, int], Tile] = {
-    ("fp8", 128, 90): Tile(m=16, n=64, k=128, warps=8, stages=2),
+    ("fp8", 64, 100): Tile(m=16, n=64, k=64, warps=8, stages=2),
     ("int4", 64, 100): Tile(m=16, n=64, k=64, warps=8, stages=2),
     ("int4", 64, 120): Tile(m=16, n=64, k=64, warps=8, stages=2),
     ("int8", 64, 90): Tile(m=16, n=64, k=64, warps=8, stages=2),
@@ -254,9 +258,8 @@ def tile_for(format: Format, dim: int, sm: int) -> Tile:
     return EXCEPTIONS.get((format, dim, sm), Tile(16, 64, dim, warps=4, stages=2))
 
 
-def parts_for(x: Tensor, programs: int, tokens: int, block: int) -> int:
+def parts_of(processors: int, programs: int, tokens: int, block: int) -> int:
     """Parts of the cache: two programs a multiprocessor, at least two blocks of tokens a part."""
-    processors = _torch().cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
     return max(1, min(-(-2 * processors // max(programs, 1)), tokens // (2 * block), MOST_SPLITS))
 
 
@@ -270,7 +273,7 @@ def decode_attention(q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *
         shapes = f"keys {tuple(keys.codes.shape)} {keys.format}, values {tuple(values.codes.shape)} {values.format}"
         raise ValueError(f"q {tuple(q.shape)}, {shapes} do not fit")
     tile = tile_for(keys.format, dim, target(q))
-    parts = parts or parts_for(q, batch * hkv, tokens, tile.n)
+    parts = parts or parts_of(processors(q), batch * hkv, tokens, tile.n)
     part = triton.cdiv(triton.cdiv(tokens, parts), tile.n) * tile.n
     partial = torch.empty((batch, hq, parts, dim), dtype=torch.float32, device=q.device)
     largest, total = (torch.empty((batch, hq, parts), dtype=torch.float32, device=q.device) for _ in range(2))
@@ -285,7 +288,8 @@ def decode_attention(q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *
         turned, k_codes, keys.scales, key_zeros, v_codes, values.scales, value_zeros,
         keys.scales if keys.codebook is None else keys.codebook, lengths, partial, largest, total,
         math.log2(math.e) / math.sqrt(dim), tokens, part, parts,
-        HKV=hkv, SHARED=hq // hkv, D=dim, FORMAT=keys.format, BLOCK_Q=max(16, triton.next_power_of_2(hq // hkv)),
+        HKV=hkv, SHARED=hq // hkv, D=dim, FORMAT=keys.format, NATIVE=target(q) >= 89,
+        BLOCK_Q=max(16, triton.next_power_of_2(hq // hkv)),
         BLOCK_D=max(16, triton.next_power_of_2(width)), BLOCK=tile.n, **tile.launch,
     )  # fmt: skip
     join_kernel[(batch * hq,)](
@@ -304,7 +308,16 @@ def cases(sm: int) -> list[Case]:
             floats = dict.fromkeys(("key_scales", "value_scales", "codebook", "partial", "largest_of", "sum_of"), "*fp32")
             sizes = {"SCALE": "fp32", "S": "i32", "PART": "i32", "SPLITS": "i32"}
             tile, width = tile_for(kind, dim, sm), dim // 2 if kind in ("int4", "turbo") else dim
-            constants = {"HKV": 8, "SHARED": shared, "D": dim, "FORMAT": kind, "BLOCK_Q": 16, "BLOCK_D": width, "BLOCK": tile.n}
+            constants = {
+                "HKV": 8,
+                "SHARED": shared,
+                "D": dim,
+                "FORMAT": kind,
+                "NATIVE": sm >= 89,
+                "BLOCK_Q": 16,
+                "BLOCK_D": width,
+                "BLOCK": tile.n,
+            }
             signature = {"q": "*bf16", **side, "lengths": "*i32", **floats, **sizes}
             name, free = f"decode-attention/{kind}-d{dim}-gqa{shared}", ("S", "PART", "SPLITS")
             made.append(Case(name, attend_kernel, signature, constants, tile.warps, tile.stages, "bf16", free))

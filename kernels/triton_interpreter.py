@@ -1,4 +1,4 @@
-"""Mends triton 3.9.0's interpreter for bfloat16 and FP8, where it is silently wrong as shipped.
+"""Mends triton 3.9.0's interpreter for bfloat16 and FP8, where it is silently wrong as shipped (NaN of E4M3 included).
 
 Call `mend` after TRITON_INTERPRET=1 was set and before any kernel runs: the variable has to be set before triton is imported,
 and afterwards nothing can be compiled in that process. It touches private names, which is why the canary
@@ -23,6 +23,10 @@ def mend() -> dict[str, Any]:
     rounded = {tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn}
 
     def widened(handle: Any) -> Any:
+        """float32; shipped, E4M3's NaN becomes 480."""
+        if handle.dtype.scalar == tl.float8e4nv:
+            bytes_ = torch.from_numpy(np.ascontiguousarray(handle.data).view(np.uint8))
+            return interpreter.TensorHandle(bytes_.view(torch.float8_e4m3fn).float().numpy(), tl.float32)
         if handle.dtype.scalar != tl.bfloat16:
             return handle
         bits = np.ascontiguousarray(handle.data).view(np.uint16).astype(np.uint32) << 16
@@ -31,8 +35,9 @@ def mend() -> dict[str, Any]:
     def cast(self: Any, source: Any, wanted: Any) -> Any:
         """Rounds to nearest even through torch; FP8 saturates, as the GPU's conversion does."""
         given, target = source.dtype.scalar, wanted.scalar
-        if given == tl.bfloat16 and target != tl.float32:
-            return cast(self, widened(source), wanted)
+        if given in rounded:
+            single = widened(source)
+            return single if target == tl.float32 else cast(self, single, wanted)
         if given.is_int() and target in rounded:
             source = shipped["cast_impl"](self, source, tl.float32)
             given = tl.float32
@@ -47,7 +52,9 @@ def mend() -> dict[str, Any]:
         return shipped["cast_impl"](self, source, wanted)
 
     def float_cast(self: Any, source: Any, wanted: Any, rounding: Any) -> Any:
-        if source.dtype.scalar == tl.float32 and wanted.scalar in rounded and "RTZ" not in str(rounding):
+        given, target = source.dtype.scalar, wanted.scalar
+        to_nearest = given == tl.float32 and target in rounded and "RTZ" not in str(rounding)
+        if to_nearest or given == tl.float8e4nv:
             return cast(self, source, wanted)
         return shipped["create_fp_to_fp"](self, source, wanted, rounding)
 

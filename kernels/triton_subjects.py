@@ -54,9 +54,9 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
     made: dict[str, Callable[[], Subject]] = {}
     for sizes in decode:
         at = " {}x{}x{}".format(*sizes)
-        made["w4a16-g64" + at] = partial(_int4, device, sizes, 64, asymmetric=False)
+        for group in (32, 64, 128):
+            made[f"w4a16-g{group}{at}"] = partial(_int4, device, sizes, group, asymmetric=False)
         made["w4a16-g64-asymmetric" + at] = partial(_int4, device, sizes, 64, asymmetric=True)
-        made["w4a16-g128" + at] = partial(_int4, device, sizes, 128, asymmetric=False)
         made["w8a16" + at] = partial(_int8_weights, device, sizes)
         made["codebook-nf4" + at] = partial(_codebook, device, sizes)
         made["dequantize-int4" + at] = partial(_dequantize, device, sizes)
@@ -74,6 +74,7 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
 
 
 COMPILED = {
+    "w4a16-g32": "w4a16/g32",
     "w4a16-g64": "w4a16/g64",
     "w4a16-g64-asymmetric": "w4a16/g64",
     "w4a16-g128": "w4a16/g128",

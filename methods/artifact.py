@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Grouped
-from .refusals import HALF, ONNX, config
+from .refusals import COMPRESSED, HALF, ONNX, config
 from .rescale import Pair, Scale
 from .schemes import group_format
 
@@ -45,7 +45,7 @@ def format_of(runtime: str) -> Any:
     """The module of `formats/` that writes what `runtime` loads: `export_base`, `randomise` and more."""
     from importlib import import_module
 
-    names = {"openvino": "openvino", "llama.cpp": "gguf", "vllm": "compressed"} | dict.fromkeys(ONNX, "onnx")
+    names = {"openvino": "openvino", "llama.cpp": "gguf"} | dict.fromkeys(COMPRESSED, "compressed") | dict.fromkeys(ONNX, "onnx")
     return import_module(f"{__package__}.formats.{names[runtime]}")
 
 

@@ -9,6 +9,7 @@
 
     ...-kv4                               INT4, one fixed scale per channel, as -kv8
     ...-kv8-kivi, -kv4-kivi, -kv2-kivi    keys in groups of 32 tokens of a channel, values of 32 channels of a token (KIVI)
+    ...-kv8-token, -kv4-token             symmetric, one scale for all heads of a token (LLM-QAT)
     ...-kvf8, -kvf8-unit                  E4M3, one calibrated scale per layer, or 1.0
     ...-kv2.5-turbo, -kv3-turbo-prod      a norm and codes per vector (TurboQuant), -prod: keys in the unbiased form
 
@@ -30,7 +31,7 @@ INTEGER = re.compile(
     r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
 )
 CACHE = re.compile(
-    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
+    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<token>[48])-token|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
 )
 BLOCK = 128
 CACHE_GROUP = 32
@@ -77,6 +78,8 @@ def cache(name: str) -> tuple[str, dict[str, Format]] | None:
         bits = float(found["kivi"])
         keys = form("int", bits, "channel", CACHE_GROUP, symmetric=False, dynamic=True)
         values = form("int", bits, "token", CACHE_GROUP, symmetric=False, dynamic=True)
+    elif found["token"]:
+        keys = values = form("int", float(found["token"]), "token", dynamic=True)
     elif found["fixed"]:
         keys = values = form("int", 4, "channel")
     elif found["fp8"]:

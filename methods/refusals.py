@@ -13,6 +13,8 @@ from quantadvisor.documents.scheme import Scheme
 
 ONNX = ("onnxruntime", "onnxruntime-genai")
 """Both read one folder format."""
+COMPRESSED = ("vllm", "triton")
+"""Both read compressed-tensors, and compute everything else in bfloat16."""
 
 
 def config(model_folder: Path) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def half_mismatch(scheme: Scheme, runtime: str) -> str | None:
 
 
 def compute_mismatch(scheme: Scheme, runtime: str) -> str | None:
-    """Of W8A8: vLLM computes everything but the INT8 products in bfloat16, the others in float32."""
-    if (runtime == "vllm") != (scheme.compute == "bf16"):
-        return f"{scheme.name} is not for {runtime}: w8a8-bf16 is vllm's, and vllm's only"
+    """Of W8A8: vLLM and triton compute everything but the INT8 products in bfloat16, the others in float32."""
+    if (runtime in COMPRESSED) != (scheme.compute == "bf16"):
+        return f"{scheme.name} is not for {runtime}: w8a8-bf16 is for {' and '.join(COMPRESSED)} only"
     return None

@@ -39,6 +39,7 @@ METHODS: dict[str, str] = {
     "rotation": "quantadvisor.methods.rotation",
     "lkd": "quantadvisor.methods.lkd",
     "qlora": "quantadvisor.methods.qlora",
+    "llm_qat": "quantadvisor.methods.llm_qat",
 }
 
 

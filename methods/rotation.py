@@ -101,7 +101,7 @@ def orthogonal(width: int, seed: int = 0) -> Any:
     """A Hadamard matrix / sqrt(width) with random signs, float32 torch; a Haar-distributed one where none is known here."""
     import torch
 
-    from .turboquant import rotation
+    from quantadvisor.kernels.turbo_tables import rotation
 
     draw = np.random.default_rng(seed)
     made = hadamard(width)

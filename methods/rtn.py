@@ -55,7 +55,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
         form = group_format(scheme.weights)
         source = base or model_folder
-        given = {name: partial(rounded, read, form) for name, read in linear_weights(source, config(model_folder)).items()}
+        given = {name: partial(integers, read, form) for name, read in linear_weights(source, config(model_folder)).items()}
         return write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
     assert scheme.lm_head is not None
     with base_folder(model_folder, runtime, out, base) as source:
@@ -74,5 +74,5 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         )  # fmt: skip
 
 
-def rounded(read: Callable[[], Floats], chosen: tuple[int, int, bool]) -> Grouped:
+def integers(read: Callable[[], Floats], chosen: tuple[int, int, bool]) -> Grouped:
     return quantize_groups(read(), *chosen)

@@ -169,6 +169,7 @@ def measured_from_rounds(
     peak_source = "VmHWM above imports"
     if rounds[0].served:
         source, peak_source = "mean of a closed loop's requests (vllm bench serve)", "the server's processes, imports too"
+    loading = "until the server answers" if rounds[0].served else "open_session"
     peak = peak_of(rounds)
     values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s, None) for r in rounds]
     numbers = [value for value in values if value is not None]
@@ -178,7 +179,7 @@ def measured_from_rounds(
         tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", "mean gap per round"),
         peak_bytes=figure([float(peak)], "measured", peak_source) if peak else None,
         max_concurrency=max_concurrency,
-        load_s=figure(list(load_s), "measured", "open_session") if load_s else None,
+        load_s=figure(list(load_s), "measured", loading) if load_s else None,
         objective=objective,
     )
 

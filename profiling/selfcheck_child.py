@@ -19,6 +19,7 @@ from typing import Any
 
 from quantadvisor.documents import KernelCheck, compared
 from quantadvisor.kernels import gpu_timing, rivals
+from quantadvisor.kernels.gpu_timing import gpu_name, versions
 from quantadvisor.kernels.timing import figure
 from quantadvisor.kernels.triton_subjects import Subject, excess, subjects
 
@@ -112,21 +113,7 @@ def with_times(made: KernelCheck, subject: Subject) -> KernelCheck:
 def device_name(interpreted: bool) -> str:
     import platform
 
-    import torch
-
-    if interpreted:
-        return f"triton's interpreter on {platform.machine()}"
-    major, minor = torch.cuda.get_device_capability(0)
-    return f"{torch.cuda.get_device_name(0)}, sm_{major}{minor}"
-
-
-def versions() -> dict[str, str]:
-    import torch
-    import triton
-
-    return {"torch": torch.__version__, "triton": triton.__version__} | (
-        {"cuda": torch.version.cuda} if torch.version.cuda else {}
-    )
+    return f"triton's interpreter on {platform.machine()}" if interpreted else gpu_name()
 
 
 def main() -> None:

@@ -151,6 +151,8 @@ class LoadGenerator(RunningWorker):
     def bench(self, arguments: Sequence[str]) -> Load:
         found = self._read(Load, self.ask("bench", arguments=list(arguments)))
         if found.errors:
+            if self._server:
+                self._server.check()  # its own last words say more
             raise CandidateFailed(f"{len(found.errors)} requests failed, the first by: {found.errors[0][:300]}")
         if not found.ttfts:
             raise CandidateFailed("the load generator saw no request answered")

@@ -163,7 +163,7 @@ class RunningServer:
         if wanted in names or not names:
             return wanted
         if len(names) > 1:
-            raise BadInput(self.url, f"serves {', '.join(names[:8])}", "name one of them as the workload's model")
+            raise BadInput(self.url, f"serves {', '.join(names[:8])}", "name one of them as model in the spec")
         return names[0]
 
     def _base(self) -> str:

@@ -26,6 +26,7 @@ RUNTIMES = {
     "llama.cpp": "llama.cpp",
     "openvino-genai": "OpenVINO GenAI",
     "vllm": "vLLM",
+    "triton": "Triton",
 }
 METHODS = {
     "none": "no quantization",

@@ -1,6 +1,7 @@
 """The shortlist on planted predictions."""
 
 from quantadvisor.advisor.advise import closest, exclude_by_quality, ghosts_to_run, overlooked
+from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Candidate, Interval, Predicted, Quality
 
@@ -77,3 +78,10 @@ def test_both_halves_of_an_open_mixture_get_a_ghost() -> None:
     assert ghosts(four, elsewhere, eight, mixture) == {four.name, eight.name}
     assert ghosts(four, eight) == {eight.name}
     assert ghosts(four, eight, mixture.model_copy(update=excluded)) == {eight.name}
+
+
+def test_llm_int8_gets_a_ghost_of_its_own() -> None:
+    plain, split = candidate("dynamic_int8-w8a8@onnxruntime", 1.0), candidate("llm_int8-w8a8-outlier@onnxruntime", 1.0)
+    probes = Probes((), INVENTORY, 0.5)
+    assert ghosts_to_run([plain, split], probes, workload(), cache_binds=False) == [plain, split]
+    assert ghost_method("llm_int8", split.scheme) == "llm_int8"

@@ -1,5 +1,7 @@
 """`advisor explain` on real checkpoints that were built to have one known cause each: it must name them all."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,8 +38,12 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("planted"))
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """On one core: a busy machine then slows all parts alike, where threads that wait for each other would stall at random."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    yield Workshop(tmp_path_factory.mktemp("planted"))
+    os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.parametrize("name", PLANTED)

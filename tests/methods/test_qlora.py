@@ -1,6 +1,5 @@
 """QLoRA's base against bitsandbytes, its merge against PEFT's, and what the adapters win back."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +21,9 @@ NF4 = scheme("nf4-b64-dq")
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(qlora, "STEPS", 40)
     monkeypatch.setattr(qlora, "RATE", 5e-3)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def texts(seed: int) -> np.ndarray:

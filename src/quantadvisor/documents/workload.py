@@ -117,7 +117,9 @@ class Workload(Document):
     schema_: Literal["quantadvisor/workload/1"] = Field(alias="schema", description="format of this file")
     model: str = Field(min_length=1, description="builtin:smollm2-135m, a local folder, a GGUF file, or a hub id")
     family: tuple[str, ...] = Field((), description="other sizes of the model, of which one may be advised instead")
-    checkpoints: tuple[str, ...] = Field((), description="existing quantized checkpoints, which compete as they are")
+    checkpoints: tuple[str, ...] = Field(
+        (), description="existing quantized checkpoints (GGUF files, folders), which compete as they are"
+    )
     device: str = Field("auto", description="auto, cpu or cuda:0")
     runtimes: Literal["auto"] | tuple[str | RuntimeChoice, ...] = Field("auto", description="auto, or a list of names")
     baseline: str = Field("auto", description="what runs today: auto, or a candidate's name such as none-bf16@torch")

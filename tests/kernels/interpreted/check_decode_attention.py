@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from quantadvisor.kernels import triton_decode_attention as kernel
+from quantadvisor.kernels import turbo_tables
 from quantadvisor.methods import turboquant
 
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -34,7 +35,7 @@ def quantized(x: torch.Tensor, kind: str, dtype: Any) -> tuple[kernel.Cached, to
         cached = kernel.quantize_int4(x)
         codes = nibbles(cached).double() - cached.zeros.double()[..., None]
     else:
-        cached = replace(kernel.quantize_turbo(x, values_of(4), turboquant.rotation(x.shape[-1])), turn=None)
+        cached = replace(kernel.quantize_turbo(x, values_of(4), turbo_tables.rotation(x.shape[-1])), turn=None)
         codes = cached.codebook.to(dtype).double()[nibbles(cached).long()]
     return cached, codes * cached.scales.double()[..., None], codes
 
@@ -44,7 +45,7 @@ def nibbles(cached: kernel.Cached) -> torch.Tensor:
 
 
 def values_of(bits: int) -> torch.Tensor:
-    return torch.from_numpy(turboquant.codebook(bits)).float()
+    return torch.from_numpy(turbo_tables.codebook(bits)).float()
 
 
 def checked(found: torch.Tensor, q: torch.Tensor, k: Any, v: Any, codes: Any, lengths: torch.Tensor) -> None:
@@ -119,8 +120,10 @@ def test_what_does_not_fit_is_refused() -> None:
         kernel.decode_attention(q, keys, kernel.quantize_int4(torch.randn(1, 2, 64, 64)), at)
 
 
-def test_e4m3_bits_are_read_exactly() -> None:
+@pytest.mark.parametrize("sm", [80, 90])
+def test_e4m3_is_read_exactly_by_bits_and_by_the_targets_conversion(monkeypatch: pytest.MonkeyPatch, sm: int) -> None:
     """All 256 codes as values under a weight of 1: one token, whose value comes out as it is."""
+    monkeypatch.setattr(kernel, "target", lambda _: sm)
     codes = torch.arange(256, dtype=torch.uint8).reshape(2, 1, 1, 128).view(torch.float8_e4m3fn)
     one = torch.ones(1)
     values, keys = kernel.Cached("fp8", codes, one), kernel.Cached("fp8", torch.zeros_like(codes), one)
@@ -133,7 +136,7 @@ def test_e4m3_bits_are_read_exactly() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_turbo_codes_are_those_of_the_method(bits: int) -> None:
     torch.manual_seed(bits)
-    x, turn = torch.randn(2, 3, 50, 64), turboquant.rotation(64)
+    x, turn = torch.randn(2, 3, 50, 64), turbo_tables.rotation(64)
     x[0, 0, 0] = 0
     cached = kernel.quantize_turbo(x, values_of(bits), turn)
     norms, codes = turboquant.encode(x, bits, turn)
@@ -146,7 +149,7 @@ def test_turbo_in_the_basis_of_the_model(dtype: Any) -> None:
     """Against attention over what methods/turboquant.py decodes. Beyond the bound in the rotated basis: q' and the codebook
     are rounded to q's type, which moves scores by at most 2 u |q| |k| / sqrt(D), and the codebook's rounding values by u."""
     torch.manual_seed(5)
-    dim, tokens, turn = 64, 90, turboquant.rotation(64)
+    dim, tokens, turn = 64, 90, turbo_tables.rotation(64)
     q, k, v = torch.randn(1, 4, dim).to(dtype), torch.randn(1, 2, tokens, dim), torch.randn(1, 2, tokens, dim)
     cached = [kernel.quantize_turbo(one, values_of(4), turn) for one in (k, v)]
     found = kernel.decode_attention(q, *cached, torch.tensor([tokens], dtype=torch.int32))[0].double()

@@ -38,7 +38,7 @@ def one(args, prompt):
         return 0.0, [], f"{type(error).__name__}: {error}"
     finally:
         connection.close()
-    return ttft, itl, ""
+    return (0.0, [], "Never received a valid chunk to calculate TTFT.") if ttft is None else (ttft, itl, "")
 
 
 def main(args):
