@@ -29,7 +29,7 @@ class Physical(NamedTuple):
     """What holds on every GPU, with its prior and how far (in log) it may reasonably be from it."""
 
     cache_read: float
-    """Fraction of the bandwidth at which decode attention reads its cache."""
+    """What a server leaves of the bandwidth at which isolated decode attention reads its cache."""
     prompt_peak: float
     """Fraction of the 16-bit peak of attention over a fresh prompt, and of arithmetic in decode attention."""
     launch_s: float
@@ -56,8 +56,8 @@ class Arrival(NamedTuple):
     """Steps until its token is out: the one that runs when it arrives, and those by which results are sent behind."""
 
 
-PRIOR = Physical(cache_read=0.7, prompt_peak=0.5, launch_s=2e-6, reduce_s=6e-6, link=0.5, request_s=20e-6, joining=0.9)
-SPREAD = Physical(cache_read=0.3, prompt_peak=0.4, launch_s=0.7, reduce_s=0.7, link=0.5, request_s=0.8, joining=0.15)
+PRIOR = Physical(cache_read=0.9, prompt_peak=0.5, launch_s=2e-6, reduce_s=6e-6, link=0.5, request_s=20e-6, joining=0.9)
+SPREAD = Physical(cache_read=0.2, prompt_peak=0.4, launch_s=0.7, reduce_s=0.7, link=0.5, request_s=0.8, joining=0.15)
 
 
 def products_s(work: Work, read: Array, peak: Array, rows: Array, head_rows: Array) -> Array:
@@ -71,7 +71,8 @@ def products_s(work: Work, read: Array, peak: Array, rows: Array, head_rows: Arr
 
 def step_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """Seconds of one decode step of the running requests: [R]."""
-    attention = np.maximum(work.cache_s / p.cache_read, work.score_s / p.prompt_peak)
+    reading = work.cache_s / np.minimum(1.0, work.cache_share * p.cache_read)
+    attention = np.maximum(reading, work.score_s / p.prompt_peak)
     request = attention + p.request_s + work.message_s / p.link
     return np.asarray(step_time.step_s(products_of(work, read, peak), work.running, request, fixed_s(p, work)))
 

@@ -18,6 +18,8 @@ from quantadvisor.kernels.gpu_schemes import FORMATS
 DATA = Path(__file__).parent.parent / "data" / "serving_points.csv"
 SHIPPED = Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json"
 
+SHIPPED_PARAMETERS = Parameters.read(SHIPPED)
+
 Row = dict[str, Any]
 
 
@@ -148,6 +150,14 @@ def test_order_of_things(fitted: Parameters) -> None:
     assert tpot(precision="fp8") < tpot()
     assert tpot(tp_size=8) < tpot(tp_size=2) < tpot()
     assert predict(fitted, row(isl=4096)).ttft_ms > predict(fitted, row()).ttft_ms
+
+
+def test_no_cache_is_read_faster_than_the_memory() -> None:
+    """Long contexts of many requests: at the least the bytes over the bandwidth, whatever was fitted."""
+    eager = SHIPPED_PARAMETERS.model_copy(update={"physical": SHIPPED_PARAMETERS.physical | {"cache_read": 9.0}})
+    case = case_of(row(model_path="meta-llama/Llama-3.1-8B", isl=32_000, batch_size=8))
+    read = 8 * (32_000 + 128) * 131_072 / case.placement.gpu.read_bytes_per_s
+    assert predict_cases(eager, [case])[0].tpot_ms > 1e3 * read
 
 
 def test_a_mixture_reads_only_the_experts_that_its_tokens_meet(fitted: Parameters) -> None:
