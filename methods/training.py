@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quantadvisor.documents.errors import CandidateFailed
+
 from .kept import Arrays, Kept
 
 WARM_UP = 4
@@ -77,6 +79,10 @@ def train(name: str, parameters: Mapping[str, Any], loss: Callable[[int], Any], 
             group["lr"] = rate * share(done, planned)
         optimiser.zero_grad()
         value = loss(done)
+        if not bool(torch.isfinite(value)):
+            raise CandidateFailed(
+                f"{name}: the loss is {float(value.detach())} at step {done + 1}; the rate of {rate:g} is too high"
+            )
         value.backward()
         optimiser.step()
         done += 1
@@ -89,8 +95,9 @@ def train(name: str, parameters: Mapping[str, Any], loss: Callable[[int], Any], 
             writing_s = saved - now
         if now - said > SAY_S:
             left = (now - started) / (done - first) * ((planned or steps) - done)
-            limits.say(f"{name}: step {done} of {planned or steps}, loss {float(value.detach()):.4g}, "
-                       f"{min(left, limits.train_s - before - (now - started)):.0f} s left")  # fmt: skip
+            left = max(0.0, min(left, limits.train_s - before - (now - started)))
+            loss_now = float(value.detach())
+            limits.say(f"{name}: step {done} of {planned or steps}, loss {loss_now:.4g}, {left:.0f} s left")
             said = now
     spent = before + time.monotonic() - started
     kept[name] = values(parameters) | {"progress": np.array([done, done, spent])}

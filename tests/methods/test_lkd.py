@@ -108,6 +108,28 @@ def test_the_artifact(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Pat
     assert kl(torch_logits(llama, tokens[3]), run(tmp_path / "out", tokens[3], chunk=8)) < 0.2
 
 
+def test_an_interrupted_artifact_is_the_same(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Stopped between two checkpoints, in another process as far as its state goes: all comes from the disk."""
+    monkeypatch.setattr(training, "SAVE_S", 0.0)
+    monkeypatch.setattr(training, "SAY_S", 0.0)
+
+    def fail(line: str) -> None:
+        if line.startswith("model.layers.1: step 17 "):
+            raise KeyboardInterrupt
+
+    made = scheme("w4-g64")
+    with pytest.raises(KeyboardInterrupt):
+        lkd.apply(llama, made, "onnxruntime", tokens, tmp_path / "out", base=base, train_s=600.0, say=fail)
+    assert not (tmp_path / "out").exists()
+    assert [path.name.partition("kept")[0] for path in tmp_path.iterdir()] == [".out."]
+    for name in ("out", "whole"):
+        lkd.apply(llama, made, "onnxruntime", tokens, tmp_path / name, base=base, train_s=600.0)
+    files = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert files == {path.name for path in (tmp_path / "out").iterdir()} and "model.onnx.data" in files
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files)
+
+
 def test_refusals(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     assert "token-wise" in str(lkd.refuse(llama, scheme("w4a8-g64"), "onnxruntime"))
     assert "does not offer" in str(lkd.refuse(llama, scheme("w8-g64"), "onnxruntime"))

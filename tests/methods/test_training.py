@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.methods import training
 from quantadvisor.methods.kept import Arrays, Folder
 from quantadvisor.methods.training import Limits, plan, share, straight_through, train
@@ -109,6 +110,12 @@ def test_no_seconds_no_steps() -> None:
     x = start()
     assert train("x", {"x": x}, distance(x), 10, 0.3, Limits(0.0), {}).steps == 0
     assert torch.equal(x.detach(), torch.zeros(3))
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    x = start()
+    with pytest.raises(CandidateFailed, match=r"x: the loss is nan at step 3; the rate of 0\.3"):
+        train("x", {"x": x}, lambda step: x.sum() * (float("nan") if step == 2 else 1.0), 10, 0.3, Limits(60), {})
 
 
 def test_plans_and_rates() -> None:
