@@ -48,7 +48,10 @@ def missing_package(path: str) -> str | None:
     """The first package that the folder's format takes and that is not installed here, with the command that adds it."""
     from importlib.util import find_spec
 
-    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"{path}/config.json is not JSON: {error}"
     method = str((config.get("quantization_config") or {}).get("quant_method", ""))
     for module in PACKAGES.get(method, ()):
         parents = [module.rsplit(".", 1)[0]] if "." in module else []
