@@ -224,7 +224,8 @@ class VllmSession:
             run()
         operators = operator_counts(profile)
         total, quantized, notes = linear_layers(self.model)
-        notes.append(f"cache of {', '.join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))}")
+        stored = ", ".join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))
+        notes.append(f"cache stored as {stored} (kv_cache_dtype {self.engine.vllm_config.cache_config.cache_dtype})")
         wall = sorted(walls)[len(walls) // 2]
         parts = {part: sum(o["time_s"] for o in operators if o["part"] == part) for part in ("linears", "attention", "cache")}
         for operator in operators:

@@ -56,15 +56,15 @@ def test_more_users_win_where_users_count() -> None:
 
 
 def worker(*options: str) -> RunningWorker:
-    return RunningWorker(RUNTIME, Path("nowhere"), options, 1, time_limit_s=2.0, memory_limit_bytes=300 << 20)
+    return RunningWorker(RUNTIME, Path("nowhere"), options, 1, memory_limit_bytes=300 << 20)
 
 
 def test_whoever_breaks_is_a_reason_and_the_run_goes_on() -> None:
     faults = {
         "crash": "SIGSEGV",
-        "hang": "no answer to generate within 2 s",
+        "hang": "no answer to generate within 1 s",
         "garbage": "printed garbage",
-        "partial": "no answer to generate within 2 s",
+        "partial": "no answer to generate within 1 s",
         "nan": "NaN",
         "hog": "more than the worker's limit",
         "no-load": "another runtime",
@@ -72,6 +72,8 @@ def test_whoever_breaks_is_a_reason_and_the_run_goes_on() -> None:
     with ExitStack() as stack:
         starting = {fault: worker(fault) for fault in faults} | {"whole": worker()}
         workers, refused = start_workers(starting, stack)
+        for name in ("hang", "partial"):
+            workers[name].time_limit_s = 1.0  # not before: a start may take longer on a busy machine
         rows, failed = interleave(workers, PROMPTS, Traffic.model_validate(TRAFFIC), 2)
     assert set(refused) == {"no-load"}
     assert set(rows) == {"whole"}

@@ -58,7 +58,8 @@ def test_a_fault_is_a_reason(option: str, reason: str) -> None:
 
 def test_a_hang_ends_at_the_time_limit() -> None:
     started = time.monotonic()
-    with pytest.raises(CandidateFailed, match="within 1 s"), worker("hang", time_limit_s=1.0) as running:
+    with pytest.raises(CandidateFailed, match="within 1 s"), worker("hang") as running:
+        running.time_limit_s = 1.0
         try:
             running.generate(PROMPT, 2)
         finally:
@@ -81,7 +82,8 @@ def test_operators_that_are_no_evidence_are_a_reason(option: str, reason: str) -
 
 
 def test_a_partial_line_ends_at_the_time_limit() -> None:
-    with pytest.raises(CandidateFailed, match="no answer to generate within 1 s"), worker("partial", time_limit_s=1) as running:
+    with pytest.raises(CandidateFailed, match="no answer to generate within 1 s"), worker("partial") as running:
+        running.time_limit_s = 1.0
         running.generate(PROMPT, 2)
 
 

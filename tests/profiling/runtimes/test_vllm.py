@@ -119,6 +119,10 @@ class TestVllm:
             phases = running.operators(TOKENS[:1])
         with worker(folders["bf16"]) as running:
             plain = running.operators(TOKENS[:1])
+        with worker(folders["bf16"], "kvfp8") as running:
+            small = running.operators(TOKENS[:1])
+        assert "cache stored as torch.bfloat16 (kv_cache_dtype auto)" in plain["decode"]["notes"]
+        assert "cache stored as torch.uint8 (kv_cache_dtype fp8)" in small["decode"]["notes"]
         assert phases["decode"]["quantized_linears"] == 2 * 4  # qkv and gate_up are one linear each
         assert any("Int8" in note for note in phases["decode"]["notes"])
         assert any(o["quantized"] and o["linear"] for o in phases["decode"]["operators"])
