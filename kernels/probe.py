@@ -96,7 +96,8 @@ def probe_kernels(
     """Every probe at every (N, K) and every M of `ms`, then at `extra_ms` and about cliffs as far as the budget goes.
 
     The head runs on the last position of each sequence only, so it is timed at the smallest of `ms` alone. Points of
-    `ms` that the budget did not reach come back refused; those of `extra_ms` do not come back.
+    `ms` that the budget did not reach come back refused; those of `extra_ms` do not come back. Where all of them were kept,
+    so is what the search for cliffs found then: it is not taken further.
     """
     deadline = time.monotonic() + budget_s
     chosen = {name: PROBES[name] for name in probes}
@@ -111,8 +112,9 @@ def probe_kernels(
         for points, required in ((wanted, True), (extra, False)):
             taken += _sweep(points, homes, device, deadline, cache, progress, required=required)
         places = {_place(point): point for point in wanted} if search_cliffs else {}
+        end = deadline if any(home.process.running for home in homes.values()) else 0.0
         while steps := _steps(taken, ms, places):
-            more = _sweep(steps, homes, device, deadline, cache, progress, required=False)
+            more = _sweep(steps, homes, device, end, cache, progress, required=False)
             taken += more
             places = {place: point for place, point in places.items() if place in {_place(one) for one in more if one.time_s}}
     return tuple(taken)

@@ -40,6 +40,10 @@ class ProbeProcess:
         self._stop()
         self._log.close()
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def ask(self, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """The child's answer; `CandidateFailed` with the reason where it dies or does not answer in time."""
         process = self._process or self._start()

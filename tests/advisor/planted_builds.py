@@ -144,10 +144,6 @@ PLANTED = {
     "weights quantized where the cache binds": Planted("wrong_tensor", "KV cache", make("rtn", "w4-g64"), LONG),
     "cache quantized where the weights bind": Planted("wrong_tensor", "quantize the weights", make("kv_int8", "fp32-kv8"), SHORT),
     "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", make("kv_int8", "w8-g64-kv8"), (1024, 2, 1)),
-    "OpenVINO's bf16 hint under quantized decode": Planted(
-        "fallback_or_slow_kernel", "openvino+f32", make("rtn", "w4-g64", "openvino"), SHORT, place="openvino+bf16",
-        package="openvino",
-    ),
     "FP8 that is expanded at load": Planted(
         "fallback_or_slow_kernel", "no quantized kernel ran", blocks_of_fp8, SHORT, "blocks", "torch", "accelerate"
     ),

@@ -9,6 +9,7 @@ import pytest
 from quantadvisor.documents import CandidateFailed, Device, LinearShape, Peaks
 from quantadvisor.kernels import probe as module
 from quantadvisor.kernels import timing_cache
+from quantadvisor.kernels.cliffs import cliffs
 from quantadvisor.kernels.probe import NOT_REACHED, probe_kernels, request_of, roof_s
 from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.registry import PROBES
@@ -102,6 +103,24 @@ def test_points_heads_extras_and_cache(child: Path, tmp_path: Path) -> None:
     assert [timing.time_s for timing in again] == [timing.time_s for timing in found]
     other = CPU.model_copy(update={"fingerprint": "g"})
     assert probe_kernels(SHAPES, [1], other, **options)[0].refused  # type: ignore[arg-type]
+
+
+def test_cliffs_are_searched_while_timing_and_kept(child: Path, tmp_path: Path) -> None:
+    """A child whose products cost a hundred times more from M = 20 on; a second look starts no process."""
+    child.write_text(
+        "import json, sys\nfor line in sys.stdin:\n    m = json.loads(line)['m']\n"
+        "    print(json.dumps({'samples': [m * (0.1 if m >= 20 else 0.001)] * 5, 'operator': 'op'}), flush=True)"
+    )
+    options = {"probes": ["fp32_torch"], "budget_s": 30, "cache": tmp_path / "cache", "search_cliffs": True}
+    found = probe_kernels(SHAPES[:1], [1, 16, 256], CPU, **options)  # type: ignore[arg-type]
+    curve = {timing.m: timing.time_s for timing in found if timing.time_s}
+    assert [(low, high) for low, high, _ in cliffs(curve)] == [(19, 20)]
+    child.write_text(CRASHES)
+    assert probe_kernels(SHAPES[:1], [1, 16, 256], CPU, **options) == found  # type: ignore[arg-type]
+    next((tmp_path / "cache").glob("*-m20-*")).unlink()
+    less = probe_kernels(SHAPES[:1], [1, 16, 256], CPU, **options)  # type: ignore[arg-type]
+    assert 20 not in {timing.m for timing in less}
+    assert not any(timing.refused for timing in less)
 
 
 def test_an_absent_runtime_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
