@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from quantadvisor.documents import Document, Scheme, write_text
+from quantadvisor.documents import CandidateFailed, Document, Scheme, write_text
 from quantadvisor.profiling.device import usable_cores
 from quantadvisor.profiling.guardian import die_with_parent
 
@@ -180,6 +180,8 @@ def applied(build: Build, calibration: Any) -> tuple[str, ...]:
     if not trains(build.method):
         notes: tuple[str, ...] = apply(*inputs, base=build.base)
         return notes
+    if build.train_s <= 0:
+        raise CandidateFailed(f"{build.method} trains, and budget.train_s is 0")
     place = progress_file(build.out)
     try:
         notes = apply(*inputs, base=build.base, train_s=build.train_s, say=lambda line: write_text(place, line))

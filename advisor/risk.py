@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from quantadvisor.documents import Quality, Scheme
 from quantadvisor.methods.fake import Fake, Forward, applied, forward, linears, with_weights
 from quantadvisor.methods.layerwise import evenly
 from quantadvisor.methods.registry import METHODS, method, trains
+from quantadvisor.methods.training import Limits
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.worker import BLOCK
 
@@ -46,6 +48,8 @@ class Job(NamedTuple):
     schemes: Mapping[str, Scheme]
     calibration: Path | None = None
     kl_budget: float | None = None
+    train_s: float = 0.0
+    """What each method that trains may take."""
 
 
 def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[dict[str, Quality]]:
@@ -89,7 +93,7 @@ def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> dict[str
         return done[key]
 
     def simulated(name: str, scheme: Scheme) -> Any:
-        fake = fake_of(name.removesuffix(f"-{scheme.name}"), job.model_folder)
+        fake = fake_of(name.removesuffix(f"-{scheme.name}"), job.model_folder, job.train_s)
         if fake is None:
             return min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
         assert job.calibration is not None
@@ -115,15 +119,15 @@ def within_reach(plain_kl: float, kl_budget: float | None) -> bool:
     return kl_budget is None or plain_kl <= REACH * kl_budget
 
 
-def fake_of(method_name: str, model_folder: Path) -> Callable[[Any, Scheme, np.ndarray], Fake] | None:
+def fake_of(method_name: str, model_folder: Path, train_s: float = 0.0) -> Callable[[Any, Scheme, np.ndarray], Fake] | None:
     """How a method itself rounds a model: by its `fake`, or the weights that it finds (`rounded`); None for PLAIN, and for
     what cannot be simulated."""
     if method_name in PLAIN or method_name not in METHODS:
         return None
     module: Any = method(method_name)
     if hasattr(module, "fake"):
-        found: Callable[[Any, Scheme, np.ndarray], Fake] = module.fake
-        return found
+        more = {"limits": Limits(train_s)} if trains(method_name) else {}
+        return partial(module.fake, **more)
     if not hasattr(module, "rounded"):
         return None
     return lambda model, scheme, tokens: with_weights(model, module.rounded(model_folder, scheme, tokens))
@@ -218,12 +222,13 @@ def score(logits_of: Forward, windows: np.ndarray, reference: np.ndarray) -> np.
     return result
 
 
-def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]]) -> dict[str, Scheme]:
-    """`method-scheme` of what can be simulated; fixed INT8 caches, mixtures and what training makes are measured only."""
+def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]], trained: bool = False) -> dict[str, Scheme]:
+    """`method-scheme` of what can be simulated; fixed INT8 caches and mixtures are measured only, and so is what training
+    makes unless `trained`: to simulate it is to train."""
     return {
         f"{name}-{scheme.name}": scheme
         for name, scheme in pairs
-        if (fake_of(name, Path()) is not None and not trains(name)) or (name in PLAIN and not scheme.quantizes_cache)
+        if (fake_of(name, Path()) is not None and (trained or not trains(name))) or (name in PLAIN and not scheme.quantizes_cache)
     }
 
 

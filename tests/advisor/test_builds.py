@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor.builds import Build, build_all
+from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods.schemes import scheme
 
 from ..methods.conftest import write_llama
@@ -63,3 +64,5 @@ def test_what_trains_gets_its_seconds_and_says_how_far_it_is(tmp_path: Path, mon
     assert builds.make(build, None) == ("trained",)
     assert heard == ["out: step 1 of 2, 7 s left"]
     assert builds.said(build) is None
+    with pytest.raises(CandidateFailed, match=r"awq trains, and budget.train_s is 0"):
+        builds.make(build.model_copy(update={"train_s": 0.0}), None)

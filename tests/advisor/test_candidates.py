@@ -39,4 +39,5 @@ def test_training_takes_a_budget(seconds: int, tmp_path: Path) -> None:
 def test_what_trains_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(awq, "COST", "training")
     assert list(schemes_at_risk([("awq", scheme("w4-g64")), ("gptq", scheme("w4-g64"))])) == ["gptq-w4-g64"]
+    assert list(schemes_at_risk([("lkd", scheme("w4a8-g64"))], trained=True)) == ["lkd-w4a8-g64"]
     assert untrained("gptq", workload()) is None

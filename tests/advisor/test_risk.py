@@ -138,3 +138,20 @@ def test_a_search_that_starts_too_far_from_the_budget_is_not_simulated(llama: Pa
     assert f"{plain:.3g}" in reason
     assert not_searched("gptq", scheme("w4-g32"), known, near) is None
     assert not_searched("rtn", scheme("w4-g32"), known, far) is None
+
+
+def test_what_trains_is_simulated_within_its_seconds(llama: Path, tmp_path: Path) -> None:
+    """Without any, LKD is the rounding that it starts from."""
+    from quantadvisor.methods import fake, lkd
+    from quantadvisor.methods.fake import forward
+    from quantadvisor.methods.observe import load
+
+    windows = np.random.default_rng(0).integers(3, 256, (2, 32))
+    np.save(tmp_path / "calibration.npy", windows)
+    with torch.no_grad():
+        logits = [forward(fake.Fake(load(llama)), row).numpy() for row in windows]
+    np.save(tmp_path / "reference.npy", np.concatenate(logits).astype(np.float16))
+    made = {"lkd-w4a8-g64": scheme("w4a8-g64"), "zeroquant-w4a8-g64": scheme("w4a8-g64")}
+    found = simulate(Job(llama, made, tmp_path / "calibration.npy"), windows, tmp_path / "reference.npy")
+    assert lkd.COST == "training"
+    assert found["lkd-w4a8-g64"][1].mean() == pytest.approx(found["zeroquant-w4a8-g64"][1].mean(), rel=1e-4)
