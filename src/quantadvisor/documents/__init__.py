@@ -55,6 +55,7 @@ from .results import (
     Shares,
     SourceQuality,
     Speedup,
+    TaskScore,
     Verdict,
 )
 from .scheme import Format, Scheme
@@ -139,6 +140,7 @@ __all__ = [
     "Speedup",
     "StepTimes",
     "Target",
+    "TaskScore",
     "Traffic",
     "Unavailable",
     "Verdict",
