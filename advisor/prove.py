@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +21,12 @@ from quantadvisor.documents import (
     Operators,
     PhaseTime,
     Quality,
+    TaskScore,
     Workload,
+    write_text,
 )
 from quantadvisor.kernels.timing import figure
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import (
     Round,
     clear_losers,
@@ -82,8 +87,6 @@ class Trials(Document):
 def run_ghosts(context: Context, chosen: Sequence[Candidate], baseline: Candidate | None) -> Ghosts:
     """Each chosen candidate's ghost and the baseline, run whole for a few rounds, interleaved. Built before: the fp32
     export of the model for each format, its random twin, and from that the ghosts."""
-    from quantadvisor.methods.schemes import scheme
-
     runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
     bases = [context.build("none", scheme("fp32"), name, ghost) for ghost in (False, True) for name in runtimes]
     builds = {c.name: context.build_of(c, ghost=True) for c in chosen}
@@ -349,7 +352,30 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
     if candidate.scheme.quantizes_cache:
         prompt, answer = context.passkey()
         quality = quality.model_copy(update={"passkey_found": passkey_found(worker, prompt, answer)})
-    return quality
+    return quality.model_copy(update={"tasks": tuple(task_scores(context, worker))})
+
+
+def task_scores(context: Context, worker: RunningWorker) -> Iterator[TaskScore]:
+    """The workload's tasks through the runtime, each paired with the fp32 model's answers; none by default."""
+    from quantadvisor.profiling.tasks import answers, paired
+
+    for file, budget in context.workload.quality.tasks.items():
+        context.progress.say(f"{budget.items} items of {file}")
+        metric, mine = answers(worker, context.model_folder, Path(file), budget.items)
+        yield paired(file, metric, mine, reference_answers(context, Path(file), budget.items))
+
+
+def reference_answers(context: Context, file: Path, items: int) -> dict[int, float]:
+    """Of the fp32 model in torch; kept by the task file's bytes."""
+    from quantadvisor.profiling.tasks import answers
+
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    path = context.model_cache / f"task-{digest}-{items}.json"
+    if not path.exists():
+        with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
+            _, found = answers(worker, context.model_folder, file, items)
+        write_text(path, json.dumps(found))
+    return {int(item): score for item, score in json.loads(path.read_text()).items()}
 
 
 def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidate:

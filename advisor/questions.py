@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quantadvisor.documents import Candidate, Diagnosis, LedgerRow, PhaseTime, Question, Verdict, Workload
+from quantadvisor.documents import Candidate, Diagnosis, LedgerRow, PhaseTime, Question, TaskScore, Verdict, Workload
 from quantadvisor.profiling.quality import budget_breach
 
 from .decide import targets_of, words
@@ -48,6 +48,11 @@ def target_right(choice: Candidate, diagnosis: Diagnosis) -> Question:
     )
 
 
+def task_said(score: TaskScore) -> str:
+    drop = f"{score.drop.mean:.3f} [{score.drop.low:.3f}, {score.drop.high:.3f}]"
+    return f"{score.metric} of {score.task} {score.score:.3f}, fp32 {score.reference:.3f}, drop {drop} on {score.items} items"
+
+
 def quality_held(choice: Candidate, workload: Workload) -> Question:
     q = choice.quality
     if q is None:
@@ -59,6 +64,7 @@ def quality_held(choice: Candidate, workload: Workload) -> Question:
     said = (
         f"mean KL {q.kl.mean:.4f} [{q.kl.low:.4f}, {q.kl.high:.4f}], top-1 agreement {q.top1.mean:.3f}, perplexity"
         f" {q.perplexity:.2f} on {q.tokens:,} tokens through {choice.runtime}{passkey}"
+        + "".join(f"; {task_said(score)}" for score in q.tasks)
     )
     return Question(id="quality", answer=breach is None, evidence=said + (f"; {breach}" if breach else "; inside the budget"))
 

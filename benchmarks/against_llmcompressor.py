@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,30 +36,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--layers", type=int, help="of the first layers alone: does it run, in minutes; its KL is no model's")
     parser.add_argument("--child", nargs=3, metavar=("SIDE", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         print(json.dumps(child(asked.child[0], asked.child[1], Path(asked.child[2]))))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        prepare(Path(scratch), asked.samples, asked.tokens)
+        prepare(Path(scratch), asked.samples, asked.tokens, asked.layers)
         for method in asked.methods:
             compare(method, asked.rounds, Path(scratch))
 
 
-def prepare(scratch: Path, samples: int, tokens: int) -> None:
-    """What both sides read: calibration tokens, windows, and the fp32 model's log-probabilities of them."""
+def prepare(scratch: Path, samples: int, tokens: int, layers: int | None) -> None:
+    """What both sides read: the model, calibration tokens, windows, and the fp32 model's log-probabilities of them."""
     import torch
     from transformers import AutoModelForCausalLM
 
     folder, _ = resolve(NAME, cache_folder(), lambda _: None)
     windows = evaluation_tokens(folder, tokens)[0].reshape(-1, WINDOW)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    np.save(scratch / "calibration.npy", calibration_tokens(folder, samples, CALIBRATION_LENGTH)[0])
+    shutil.copytree(folder, scratch / "model")
+    if layers:
+        config = json.loads((folder / "config.json").read_text())
+        (scratch / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    model = AutoModelForCausalLM.from_pretrained(scratch / "model", dtype=torch.float32).eval()
     with torch.no_grad():
         parts = [torch.log_softmax(model(torch.from_numpy(w[None])).logits[0], -1).numpy() for w in windows]
     np.save(scratch / "windows.npy", windows)
     np.save(scratch / "reference.npy", np.concatenate(parts).astype(np.float16))
-    np.save(scratch / "calibration.npy", calibration_tokens(folder, samples, CALIBRATION_LENGTH)[0])
 
 
 def compare(method: str, rounds: int, scratch: Path) -> None:
@@ -91,8 +97,7 @@ def child(side: str, method: str, scratch: Path) -> dict[str, float]:
     from quantadvisor.advisor.risk import score
     from quantadvisor.methods.fake import Fake, forward
 
-    folder, _ = resolve(NAME, cache_folder(), lambda _: None)
-    tokens = np.load(scratch / "calibration.npy")
+    folder, tokens = scratch / "model", np.load(scratch / "calibration.npy")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     seconds = (ours if side == "ours" else theirs)(method, folder, model, tokens)
     reference = np.load(scratch / "reference.npy", mmap_mode="r")

@@ -15,6 +15,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from methods_encoder import EncoderRow, section
+
 from quantadvisor.documents import Device, Figure, Interval
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.profiling.text import TextSource
@@ -73,7 +75,7 @@ EXPECTED = (
 """(what the literature lets one expect on average, the better row, the worse row)"""
 
 
-def page(rows: Sequence[Row], device: Device, text: TextSource, tokens: int) -> str:
+def page(rows: Sequence[Row], encoder: list[EncoderRow], device: Device, text: TextSource, tokens: int) -> str:
     """Markdown. Grouped by the tensor that a method shrinks."""
     machine = f"{device.name}, {device.cores} cores ({', '.join(device.isa)})"
     head = (
@@ -92,6 +94,7 @@ def page(rows: Sequence[Row], device: Device, text: TextSource, tokens: int) -> 
         chosen = [row for row in rows if row.target == target and row.kind in ("measured", "simulated")]
         if chosen:
             parts.append(f"## {title}\n\n" + table(chosen))
+    parts.append("## An encoder: all-MiniLM-L6-v2, simulated\n\n" + section(encoder))
     parts.append("## Expected order, and what was seen\n\n" + expected({row.name: row for row in rows}))
     if missing := [row for row in rows if row.kind in ("refused", "failed")]:
         parts.append(

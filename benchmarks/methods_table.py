@@ -21,7 +21,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
+import methods_encoder
 import numpy as np
+from methods_encoder import EncoderRow
 from methods_page import page
 
 from quantadvisor.advisor.builds import build_all
@@ -95,8 +97,9 @@ def main() -> None:
     rows = known_rows(kept, context.source.sha256)
     if not asked.only_page:
         fill(context, rows, wanted(asked.names), kept, asked.redo_failed)
+    encoder = encoder_rows(asked.out / "encoder.jsonl", measure=not asked.only_page and not asked.names)
     shown = [rows[name] for name in order(rows)]
-    write_text(asked.page, page(shown, context.device, context.evaluation[1], EVALUATION_TOKENS))
+    write_text(asked.page, page(shown, encoder, context.device, context.evaluation[1], EVALUATION_TOKENS))
     print(f"written to {asked.page}: {len(shown)} of {len(wanted(()))} rows")
 
 
@@ -111,6 +114,20 @@ def fill(context: Context, rows: dict[str, Row], names: Sequence[tuple[str, Sche
             file.write(found.model_dump_json() + "\n")
         left = remaining_s(rows.values(), len(open_) - done - 1)
         print(f"[{done + 1}/{len(open_)}] {in_short(found)} ({found.seconds:.0f} s; about {left / 60:.0f} min left)", flush=True)
+
+
+def encoder_rows(kept: Path, measure: bool) -> list[EncoderRow]:
+    """Rows of the encoder: known ones and, where its package is there, those that are missing."""
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    found = {row.name: row for row in map(EncoderRow.model_validate_json, lines)}
+    folder = methods_encoder.model_folder()
+    if measure and folder is not None:
+        for row in methods_encoder.rows(folder, dict(found)):
+            found[row.name] = row
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(row.model_dump_json() + "\n")
+            print(f"MiniLM {row.name}: 1 - cosine {row.distance.mean:.5f} ({row.seconds:.0f} s)", flush=True)
+    return list(found.values())
 
 
 def remaining_s(known: Iterable[Row], rows: int) -> float:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/methods_table.py, which finds its neighbour in its own folder."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("methods_table", "methods_page"):
+    for name in ("methods_table", "methods_page", "methods_encoder"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("methods_table", ROOT / "benchmarks" / "methods_table.py")
     assert spec and spec.loader
@@ -105,7 +105,17 @@ def test_the_page_names_the_class_and_the_reason(table: ModuleType, monkeypatch:
     rows = [planted(table, "rtn", "w4-g64", 0.5, place="onnxruntime", bytes=10**8, plain_bytes=4 * 10**8),
             planted(table, "kbit", "nf4-b64", 0.2, kind="simulated"),
             planted(table, "obq", "w4-g64", 0.2, kind="refused", quality=None, reason="46 hours | at least")]  # fmt: skip
-    text = page.page(rows, device, source, 2048)
+    encoder = sys.modules["methods_encoder"]
+    one = {
+        "name": "rtn-w8-g64",
+        "target": "weights",
+        "distance": {"mean": 0.001, "low": 0, "high": 0.002},
+        "top1": 1,
+        "seconds": 1,
+    }
+    text = page.page(rows, [encoder.EncoderRow.model_validate(one)], device, source, 2048)
+    assert "| `rtn-w8-g64` | weights | 0.00100 [0.00000, 0.00200] | 1.000 | 1 |" in text
+    assert "is not installed" in page.page(rows, [], device, source, 2048)
     assert "| `rtn-w4-g64` | measured | onnxruntime | 100 | 0.25 |" in text
     assert "| `kbit-nf4-b64` | simulated |" in text
     assert "- `obq-w4-g64` refused: 46 hours \\| at least" in text

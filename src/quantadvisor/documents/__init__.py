@@ -53,6 +53,7 @@ from .results import (
     Shares,
     SourceQuality,
     Speedup,
+    TaskScore,
     Verdict,
 )
 from .scheme import Format, Scheme
@@ -138,6 +139,7 @@ __all__ = [
     "Speedup",
     "StepTimes",
     "Target",
+    "TaskScore",
     "Traffic",
     "Unavailable",
     "Verdict",

@@ -61,6 +61,17 @@ class Interval(OpenDocument):
     high: Finite
 
 
+class TaskScore(OpenDocument):
+    """A task of lm-evaluation-harness through the runtime: mean scores 0..1 over the same items, and the drop against fp32."""
+
+    task: str
+    metric: str
+    items: int
+    score: Finite
+    reference: Finite
+    drop: Interval
+
+
 class Quality(OpenDocument):
     """Against the fp32 logits of the same model on the same tokens, through the runtime itself."""
 
@@ -70,6 +81,7 @@ class Quality(OpenDocument):
     tokens: int
     text: str
     passkey_found: bool | None = None
+    tasks: tuple[TaskScore, ...] = ()
     chunk_tokens: int | None = None
     """Tokens per forward pass of the scoring; set where the cache is quantized, so that it is really read."""
     simulated: bool = False

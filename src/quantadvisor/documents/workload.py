@@ -74,6 +74,11 @@ class SLO(Document):
     percentile: Annotated[float, Field(gt=0, lt=100)] = Field(95, description="of requests that must meet it, percent")
 
 
+class TaskBudget(Document):
+    max_drop: Annotated[float, Field(ge=0, le=1)] = Field(description="largest fall of the mean score (0..1) against fp32")
+    items: Positive = Field(200, description="items of the task that are asked")
+
+
 class QualityBudget(Document):
     kl_mean_max: Annotated[float, Field(gt=0)] | None = Field(
         0.05, description="largest mean KL divergence against the fp32 logits of the same model, nats per token"
@@ -82,7 +87,9 @@ class QualityBudget(Document):
         None, description="smallest share of tokens whose most likely next token is the fp32 model's"
     )
     text: str | None = Field(None, description="UTF-8 text file to evaluate on; null: the built-in text")
-    tasks: dict[str, Any] = Field(default_factory=dict, description="{NAME: {max_drop: }}: not run yet, refused if set")
+    tasks: dict[str, TaskBudget] = Field(
+        default_factory=dict, description="{FILE.yaml: {max_drop, items}}: lm-evaluation-harness tasks over local files; off"
+    )
 
 
 class Calibration(Document):
