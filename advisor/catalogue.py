@@ -36,7 +36,7 @@ WRITERS = {
     "openvino": (("openvino", "openvino"), ("nncf", "openvino"), ("optimum.intel", "openvino")),
 }
 """Packages that writing a format takes, and the extra that brings each."""
-DECODE_M, PREFILL_M = 1, 512
+DECODE_M, PREFILL_M = 1, 1024
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
 NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
