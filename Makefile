@@ -4,6 +4,7 @@
 # make runtime-vllm    add vLLM (its CPU build), in an environment of its own: .venv-vllm, 3.4 GB
 # make test-runtimes   the tests of heavy runtimes that are installed; says which it skipped
 # make bench     the table of the README, measured on this machine
+# make methods   docs/methods.md: every method and scheme, applied and measured or simulated; hours, resumable
 # make bench-gate  100 real gates: false alarms, what is caught, how long it takes; resumable
 #
 # PYTHON=python3.12 names another interpreter; PIP_ARGS adds options to pip (another index, say).
@@ -18,10 +19,10 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test bench bench-gate lint browser clean runtime-llama runtime-vllm test-runtimes
+.PHONY: help demo install test bench bench-gate methods lint browser clean runtime-llama runtime-vllm test-runtimes
 
 help:
-	@sed -n '1,9s/^# \{0,1\}//p' Makefile
+	@sed -n '1,10s/^# \{0,1\}//p' Makefile
 
 demo: $(INSTALLED)
 	$(VENV)/bin/advisor run examples/chat.yaml --out runs/chat
@@ -51,8 +52,8 @@ runtime-vllm: $(INSTALLED)
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 $(TESTABLE): $(INSTALLED)
-	$(PIP) -e '.[cpu,test]'
-	$(PIP) --no-deps axe-playwright-python
+	$(PIP) -e '.[cpu,train,test]'
+	$(PIP) --no-deps axe-playwright-python bitsandbytes
 	@touch $@
 
 # Debian's Chromium, for the tests that look at the report. Without it they skip, and say so.
@@ -75,6 +76,9 @@ test-runtimes: $(TESTABLE)
 
 bench: $(INSTALLED)
 	$(RUN) benchmarks/bench.py
+
+methods: $(TESTABLE)
+	$(RUN) benchmarks/methods_table.py $(METHODS_ARGS)
 
 bench-gate: $(INSTALLED)
 	$(RUN) benchmarks/gate_bench.py $(BENCH_ARGS)

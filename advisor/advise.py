@@ -11,7 +11,7 @@ from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
-from .predict import Probes, family, kernel_class, predict, users_within
+from .predict import Probes, family, kernel_class, outlier_channels, predict, users_within
 from .prove import memory_limit
 from .risk import not_searched
 
@@ -33,11 +33,12 @@ class Advice(Document):
 def exclude_by_quality(
     candidates: Sequence[Candidate], simulated: Mapping[str, Quality], workload: Workload
 ) -> tuple[Candidate, ...]:
-    """Candidates whose simulated quality breaks the budget are excluded, and searches that start too far from it."""
+    """Candidates whose simulated quality breaks the budget with its whole interval are excluded, and searches that start too
+    far from it."""
     result = []
     for candidate in candidates:
         quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
-        reason = budget_breach(quality, workload) if quality else None
+        reason = budget_breach(quality, workload) if quality and budget_breach(at_best(quality), workload) else None
         if quality and reason:
             reason = f"{reason} (fake quantization, {quality.tokens} tokens)"
         reason = reason or not_searched(candidate.method, candidate.scheme, simulated, workload.quality.kl_mean_max)
@@ -47,8 +48,15 @@ def exclude_by_quality(
     return tuple(result)
 
 
+def at_best(quality: Quality) -> Quality:
+    """The better end of each interval: what a simulation on few tokens cannot rule out."""
+    kl = quality.kl.model_copy(update={"mean": quality.kl.low})
+    return quality.model_copy(update={"kl": kl, "top1": quality.top1.model_copy(update={"mean": quality.top1.high})})
+
+
 def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:
-    """One candidate per family (runtime, options), kernel class, and cache where it binds: the fastest by probes.
+    """One candidate per family (runtime, options), kernel class (LLM.int8() is one of its own), and cache where it binds: the
+    fastest by probes.
 
     GenAI runs ONNX Runtime's kernels: one ghost, of its fastest class, shows what its loop adds. A mixture of 4 and 8 bit
     is predicted from a ghost of each, so its 4-bit half runs even where alone it would cost too much quality.
@@ -68,7 +76,8 @@ def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Wor
         seconds = linears_objective(candidate, probes, workload)
         parts = [family(candidate.runtime, candidate.options)]
         if candidate.runtime != "onnxruntime-genai":
-            parts += [kernel_class(candidate.scheme), "kv8" * candidate.scheme.quantizes_cache]
+            second = "outliers" * outlier_channels(candidate.scheme)
+            parts += [kernel_class(candidate.scheme), second, "kv8" * candidate.scheme.quantizes_cache]
         place = " ".join(parts)
         if place not in best or seconds < best[place][0]:
             best[place] = (seconds, candidate)
@@ -135,7 +144,7 @@ def predicted_candidate(
     reasons: Mapping[tuple[str, str, tuple[str, ...]], str | None],
     simulated: Mapping[str, Quality],
 ) -> Candidate:
-    if candidate.refused:
+    if candidate.refused or candidate.url:
         return candidate
     if reason := reasons.get((candidate.scheme.name, candidate.runtime, candidate.options)):
         return candidate.model_copy(update={"refused": reason})
@@ -169,10 +178,10 @@ def completed(context: Context, candidate: Candidate, predicted: Predicted, simu
 
 
 def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload) -> tuple[str, ...]:
-    """The baseline, the best predicted and those close to it, checkpoints that the user has, and who the comparison needs:
+    """The baseline, the best predicted and those close to it, what the user has, and who the comparison needs:
     the best unquantized one and, where users count, the fastest one with an unquantized cache."""
     names = [baseline, *(c.name for c in closest(order, workload))]
-    names += [c.name for c in everyone if c.checkpoint and not c.refused and not c.excluded]
+    names += [c.name for c in everyone if (c.checkpoint or c.url) and not c.refused and not c.excluded]
     fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
     names += [c.name for c in fastest if c.target == "none"][:1]
     if workload.objective == "concurrency":

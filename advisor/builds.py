@@ -17,6 +17,7 @@ from typing import Any
 
 from quantadvisor.documents import CandidateFailed, Document, Scheme, write_text
 from quantadvisor.profiling.device import usable_cores
+from quantadvisor.profiling.guardian import die_with_parent
 
 SAY_S = 2.0
 """Seconds between two looks at what the builds say of themselves."""
@@ -113,9 +114,9 @@ def read_built(out: Path) -> Built:
 
 def quiet_child(threads: int | None = None) -> None:
     """A build prints nothing, loads nothing from a hub, dies with its parent, and keeps to its threads (None: all cores)."""
-    from quantadvisor.profiling.worker import die_with_parent
-
-    die_with_parent()
+    parent = multiprocessing.parent_process()
+    assert parent and parent.pid
+    die_with_parent(parent.pid)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if threads:
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -155,10 +156,13 @@ def make(build: Build, calibration: Any) -> tuple[str, ...]:
     from quantadvisor.methods.artifact import format_of
 
     if build.method == "given":
-        from quantadvisor.methods.formats.folders import link_folder
+        from quantadvisor.methods.formats import folders, gguf
 
         assert build.base is not None
-        link_folder(build.base, build.out)
+        if build.base.is_file():
+            folders.link_file(build.base, build.out, gguf.FILE)
+        else:
+            folders.link_folder(build.base, build.out)
         return ("an existing checkpoint: nothing was applied",)
     if not build.ghost or build.method != "none" or build.scheme.compute != "fp32":
         return applied(build, calibration)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
+from quantadvisor.methods.refusals import COMPRESSED
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
+from quantadvisor.profiling.server import split_url
 
 
 class Entry(NamedTuple):
@@ -27,14 +29,16 @@ LLAMA = ("llama.cpp", "llama.cpp+fa")
 CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "openvino": (("kvf16",), ("kvu8",)),
     "llama.cpp": ((), ("kvq8",)),
+    "vllm": ((), ("kvfp8",)),
 }
-"""runtime -> options of a session with a plain cache, and with an INT8 one; runtimes whose artifact says it are not here."""
+"""runtime -> options of a session with a plain cache, and with a quantized one (vLLM's: FP8, its scales 1.0); runtimes whose
+artifact says it are not here."""
 
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
 
 CATALOGUE = (
-    Entry("none", "bf16", "none", ("torch", *LLAMA, "vllm")),
+    Entry("none", "bf16", "none", ("torch", *LLAMA, *COMPRESSED)),
     Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
     Entry("rtn", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w8-g64", "weights", (*ONNX, *OPENVINO)),
@@ -42,6 +46,8 @@ CATALOGUE = (
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("gptq", "w4-g64-bf16", "weights", ("vllm", "torch")),
+    Entry("awq", "w4-g64-bf16", "weights", ("vllm", "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("qlora", "nf4-b64-dq", "weights", ("onnxruntime",)),
@@ -49,12 +55,12 @@ CATALOGUE = (
     Entry("mixed", "w4w8-g64", "weights", ONNX),
     Entry("dynamic_int8", "w8a8", "activations", ONNX),
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
-    Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm",)),
+    Entry("dynamic_int8", "w8a8-bf16", "activations", COMPRESSED),
     Entry("static_int8", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
-    Entry("smoothquant", "w8a8-bf16", "activations", ("vllm",)),
+    Entry("smoothquant", "w8a8-bf16", "activations", COMPRESSED),
     Entry("gguf", "q8_0", "weights", LLAMA),
     Entry("gguf", "q4_0", "weights", LLAMA),
     Entry("gguf", "q4_k", "weights", LLAMA),
@@ -74,6 +80,8 @@ CATALOGUE = (
     Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),
     Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
     Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
+    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm",)),
+    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm",)),
     Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
@@ -124,7 +132,11 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
-    """(method, scheme) of the artifact to build: outside ONNX an INT8 cache is an option of the runtime, not of the artifact."""
+    """(method, scheme) of the artifact to build: outside ONNX a quantized cache is an option of the runtime, not of the
+    artifact."""
+    if runtime_name == "vllm" and wanted.name.endswith("-kvf8-unit"):
+        plain = scheme(wanted.name.removesuffix("-kvf8-unit"))
+        return ("none" if plain.weights is None else "dynamic_int8"), plain
     if runtime_name in CACHE_OPTIONS and wanted.name.endswith("-kv8"):
         plain = scheme(wanted.name.removesuffix("-kv8"))
         writes = "gguf" if runtime_name == "llama.cpp" else "rtn"
@@ -142,13 +154,13 @@ def check_runtimes(workload: Workload, device: Device) -> None:
     """Before anything is measured: every runtime that is named is known, and one at least can run here."""
     asked = asked_runtimes(workload)
     reasons = {name: refusal(name, asked[name], None, (), device.isa) for name in sorted(asked)}
-    if all(reasons.values()):
+    if reasons and all(reasons.values()):
         name, reason = next(iter(reasons.items()))
         raise Unavailable("runtimes", f"none of {', '.join(reasons)} can run here: {name}: {reason}")
 
 
 def asked_runtimes(workload: Workload) -> dict[str, str]:
-    """The runtimes to consider, each with its interpreter; raises BadInput for one that nobody knows."""
+    """The runtimes to start here, each with its interpreter; BadInput for one that nobody knows, or a url that is none."""
     if workload.runtimes == "auto":
         return {name: interpreter_of(name) for name in RUNTIMES}
     found = {}
@@ -157,11 +169,12 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
         if name not in RUNTIMES:
             raise BadInput("runtimes", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
         python = choice.python if isinstance(choice, RuntimeChoice) else None
-        if isinstance(choice, RuntimeChoice) and choice.url:
-            raise BadInput(f"runtimes.{name}", "servers of your own are not supported yet", "give its name, or its python")
         if python is not None:
             named_interpreter(f"runtimes.{name}.python", python)
-        found[name] = interpreter_of(name, python)
+        if isinstance(choice, RuntimeChoice) and choice.url:
+            split_url(choice.url)
+        else:
+            found[name] = interpreter_of(name, python)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What exists here, as documents: runtimes and methods, each ready or refused with its reason. Prints nothing.
+"""What exists here, as documents: runtimes, methods and devices, each ready or refused with its reason. Prints nothing.
 
 Without a model, a nominal Llama answers: one whose sizes every group divides. With one, its own config does, and what
 loads but is slower than the unquantized kernels of the same runtime is said to be: from kernel timings, not believed.
@@ -14,6 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme
+from quantadvisor.kernels.gpu_devices import gpus
+from quantadvisor.kernels.gpu_fractions import runtimes_with, tables
+from quantadvisor.kernels.processes import DIED
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
@@ -22,7 +25,7 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
 from .candidates import CATALOGUE, candidate
 from .context import export_format
-from .predict import EIGHT_BIT_SHARE, Probes
+from .predict import EIGHT_BIT_SHARE, Probes, kernel_class, kernel_family
 
 NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
@@ -33,10 +36,11 @@ WRITERS = {
     "openvino": (("openvino", "openvino"), ("nncf", "openvino"), ("optimum.intel", "openvino")),
 }
 """Packages that writing a format takes, and the extra that brings each."""
-DECODE_M, PREFILL_M = 1, 512
+DECODE_M, PREFILL_M = 1, 1024
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
 NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
+GPU_ONLY = "GPU only; its kernels have never run on one: advisor selfcheck"
 
 
 class SchemeHere(OpenDocument):
@@ -66,7 +70,7 @@ class MethodHere(OpenDocument):
     what: str
     target: str
     cost: str
-    """What applying it takes: `Cost` in documents/base.py."""
+    """What applying it takes."""
     schemes: tuple[str, ...]
     runtimes: dict[str, str | None]
     """runtime -> null where the method can write for it here, else why not."""
@@ -92,16 +96,33 @@ def runtimes_here(
                 RuntimeHere(
                     name=name,
                     what=first_line(module.__doc__),
-                    versions=versions(name),
+                    versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
-                    gpu=NEVER_ON_GPU,
+                    gpu=GPU_ONLY if name == "triton" else NEVER_ON_GPU,
                     schemes=tuple(
-                        SchemeHere(name=one.name, refused=one.refused, slow=slow_path(one, probes) if probes else None)
+                        SchemeHere(
+                            name=one.name,
+                            refused=one.refused or crash(one, kernels),
+                            slow=slow_path(one, probes) if probes else None,
+                        )
                         for one in candidates
                     ),
                 )
             )
     return tuple(found)
+
+
+def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
+    """How the scheme's kernel ended its process when it was timed, and the option that avoids it where one does."""
+    place = kernel_family(one.runtime, one.options)
+    same = [
+        timing for timing in kernels if timing.runtime == place[0] and kernel_class(timing.scheme) == kernel_class(one.scheme)
+    ]
+    words = [timing.refused for timing in same if timing.option == place[1] and DIED in (timing.refused or "")]
+    if not words:
+        return None
+    better = next((timing.option for timing in same if timing.option not in ("", place[1]) and timing.time_s), None)
+    return f"its kernel crashes here: {words[0]}" + (f"; the option {better} avoids it" if better else "")
 
 
 def slow_path(one: Candidate, probes: Probes) -> str | None:
@@ -112,7 +133,8 @@ def slow_path(one: Candidate, probes: Probes) -> str | None:
     slower = []
     for phase, m in (("decode", DECODE_M), ("prefill", PREFILL_M)):
         ours = probes.linears_s(one.scheme, one.runtime, one.options, m, 1)
-        plain = probes.linears_s(scheme("fp32"), one.runtime, one.options, m, 1)
+        floats = (probes.linears_s(scheme(name), one.runtime, one.options, m, 1) for name in ("fp32", "bf16"))
+        plain = next((seconds for seconds in floats if seconds is not None), None)
         if ours is not None and plain is not None and ours > SLOWER * plain:
             slower.append(f"{phase} (M = {m}): linears take {ours / plain:.2f}x the time of unquantized ones")
     return "; ".join(slower) or None
@@ -140,10 +162,10 @@ def methods_here(device: Device, model_folder: Path | None = None) -> tuple[Meth
 
 
 def method_refusal(refuse: Refuse, offered: Iterable[Scheme], folder: Path, place: str, device: Device) -> str | None:
-    """None where one of the method's schemes can be written for a runtime, else the first reason."""
+    """None where one of the method's schemes can be written for a runtime, else what is missing here, or the first reason."""
     reasons = [refuse(folder, one, place) for one in offered]
     if all(reasons):
-        return reasons[0]
+        return next((reason for reason in reasons if reason and "not installed" in reason), reasons[0])
     return refusal(place, interpreter_of(place), None, (), device.isa) or missing_writer(export_format(place))
 
 
@@ -180,3 +202,37 @@ def names(found: Iterable[SchemeHere], status: str) -> list[str]:
             left, right = one.name.split("@")
             shown.append("+".join((left, *right.split("+")[1:])))
     return shown
+
+
+class DeviceHere(OpenDocument):
+    """A device: this machine, or a GPU that only its data sheet and kernel tables are known of."""
+
+    name: str
+    here: bool
+    refused: str | None
+    """Why `advisor run` does not measure on it."""
+    memory_bytes: int
+    read_bytes_per_s: float | None = None
+    flops_per_s: dict[str, float] = {}
+    kernels: dict[str, tuple[str, ...]] = {}
+    """Scheme -> runtimes whose kernels were measured on it by others: what `advisor plan` knows."""
+
+
+def devices_here(device: Device) -> tuple[DeviceHere, ...]:
+    """This machine first, then the GPUs that can be planned for."""
+    this = DeviceHere(name=device.name, here=True, refused=None, memory_bytes=device.memory_bytes)
+    return (
+        this,
+        *(
+            DeviceHere(
+                name=name,
+                here=False,
+                refused="not this machine: advisor plan --device " + name,
+                memory_bytes=one.memory_bytes,
+                read_bytes_per_s=one.read_bytes_per_s,
+                flops_per_s=one.flops_per_s,
+                kernels={scheme: tuple(sorted(runtimes_with(name, scheme))) for scheme in tables().get(name, {})},
+            )
+            for name, one in gpus().items()
+        ),
+    )

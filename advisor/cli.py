@@ -1,5 +1,5 @@
 """The command line: `advisor run`, `profile`, `plan`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
-`selftest`, `doctor`, `schema`. Exit codes as in the contract.
+`devices`, `selftest`, `selfcheck`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -23,7 +23,8 @@ from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, write_text
 
 from .gate_command import gate
-from .plan_command import plan
+from .plan_command import plan, stored_plan
+from .selfcheck_command import selfcheck
 from .selftest_command import selftest
 from .stages import Progress, Quiet
 from .stored_results import read_results
@@ -104,7 +105,7 @@ def profile(
 
 @app.command()
 def explain(
-    checkpoint: Annotated[str, typer.Argument(help="folder of a quantized model: ONNX, OpenVINO IR or Hugging Face")],
+    checkpoint: Annotated[str, typer.Argument(help="a quantized model: GGUF file, or a folder: ONNX, OpenVINO IR, Hugging Face")],
     workload: Annotated[Path, typer.Option("--workload", help="workload YAML; its model is the unquantized one")],
     runtime: Annotated[str | None, typer.Option("--runtime", help="runtime, with options: openvino+bf16")] = None,
     as_json: Json = False,
@@ -126,17 +127,26 @@ def report(
     results: Annotated[list[Path], typer.Argument(help="results.json files, folders that hold one, or one history of gates")],
     out: Annotated[Path, typer.Option("--out", help="file to write: HTML, or by its ending .md or .txt")] = Path("report.html"),
 ) -> None:
-    """The report again from stored results, byte for byte; several side by side. Of a gate's history (.jsonl): its page."""
+    """The report again from stored results, byte for byte; several side by side.
+
+    Of a gate's history (.jsonl) or a plan (plan.json): its page.
+    """
+    from quantadvisor.reports.plan import render_plan
+
     from .completed import completed
     from .gate_record import history_page
 
     if out.is_dir():
         raise BadInput(str(out), "is a folder", "give the name of a file")
     history = [path for path in results if path.suffix == ".jsonl"]
-    if history and len(results) > 1:
-        raise BadInput(str(history[0]), "a history of gates is drawn alone", "give one file")
+    plans = [(path, plan) for path in results if not history and (plan := stored_plan(path)) is not None]
+    if (history or plans) and len(results) > 1:
+        alone = history[0] if history else plans[0][0]
+        raise BadInput(str(alone), f"a {'history of gates' if history else 'plan'} is drawn alone", "give one file")
     if history:
         text = history_page(history[0])
+    elif plans:
+        text = render_plan(plans[0][1])
     else:
         text = rendered([completed(read_results(path)) for path in results], out.suffix.lower())
     try:
@@ -160,6 +170,7 @@ def rendered(results: Sequence[Results], ending: str) -> str:
 app.command()(gate)
 app.command()(plan)
 app.command()(selftest)
+app.command()(selfcheck)
 
 
 @app.command()
@@ -223,6 +234,14 @@ def kernels(
     from . import listings
 
     show_listing(listings.kernels(model, budget, progress(as_json)), as_json)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """This machine, and the GPUs that `advisor plan` knows: data sheet and whose kernels were measured there."""
+    from . import listings
+
+    show_listing(listings.devices(), as_json)
 
 
 def show_listing(found: Listing, as_json: bool) -> None:

@@ -28,6 +28,8 @@ MOST_EVALUATION_TOKENS = 16_384
 WINDOW = 512
 GHOST_SAMPLES = 2
 """Calibration samples of a ghost: its numbers are random, only its shapes matter."""
+OWN_CHANNELS = ("llm_int8",)
+"""Methods whose ghosts take shapes from calibration: how many channels are outliers."""
 
 
 def cache_folder() -> Path:
@@ -98,8 +100,10 @@ class Context:
     def build(self, method: str, scheme: Scheme, runtime: str, ghost: bool = False) -> Build:
         """The build of a candidate's artifact, or of its ghost's: the same operators by the cheapest method."""
         method, scheme = recipe(method, scheme, runtime)
+        samples = self.workload.calibration.samples
         if ghost:
             method = ghost_method(method, scheme)
+            samples = samples if method in OWN_CHANNELS else GHOST_SAMPLES
         base = None if runtime == "torch" else self.base(runtime, ghost)
         if method == "none" and scheme.compute == "fp32" and runtime != "torch":
             out = self.base(runtime, ghost)
@@ -113,7 +117,7 @@ class Context:
             runtime=runtime,
             model_folder=self.model_folder,
             out=out,
-            calibration=self.calibration_file(GHOST_SAMPLES if ghost else self.workload.calibration.samples),
+            calibration=self.calibration_file(samples),
             base=base,
             train_s=self.workload.budget.train_s,
             ghost=ghost,
@@ -145,8 +149,13 @@ class Context:
             self.device.threads,
             time_limit_s=600.0,
             python=self.interpreter(runtime),
-            memory_limit_bytes=int(self.device.memory_bytes * 0.8),
+            memory_limit_bytes=self.worker_memory_bytes,
         )
+
+    @property
+    def worker_memory_bytes(self) -> int:
+        """What one candidate may use before it is killed."""
+        return int(self.device.memory_bytes * 0.8)
 
     def worker_of(self, candidate: Candidate) -> RunningWorker:
         artifact = self.build_of(candidate).out
@@ -155,7 +164,13 @@ class Context:
 
 def export_format(runtime: str) -> str:
     """Runtimes that read one folder format share their artifacts."""
-    return {"onnxruntime": "onnx", "onnxruntime-genai": "onnx", "llama.cpp": "gguf", "vllm": "compressed"}.get(runtime, runtime)
+    return {
+        "onnxruntime": "onnx",
+        "onnxruntime-genai": "onnx",
+        "llama.cpp": "gguf",
+        "vllm": "compressed",
+        "triton": "compressed",
+    }.get(runtime, runtime)
 
 
 def run_key(workload: Workload, device: Device, source: SourceCheckpoint) -> str:

@@ -73,6 +73,8 @@ def breach_of_measurement(candidate: Candidate, workload: Workload) -> str | Non
     measured = candidate.measured
     if measured is None:
         return "not measured"
+    if candidate.url and candidate.quality is None:
+        return "its quality is not known"
     if candidate.quality and (reason := budget_breach(candidate.quality, workload)):
         return reason
     if workload.objective == "concurrency" and measured.max_concurrency and measured.max_concurrency.median < 1:
@@ -197,7 +199,7 @@ def tpot_s(candidate: Candidate) -> float | None:
 def best_unquantized(candidates: Sequence[Candidate], base: Candidate | None, workload: Workload) -> Candidate | None:
     """The measured candidate of the lowest request latency that quantizes nothing."""
     time = latency_s(workload)
-    timed = [(seconds, c) for c in candidates if c.target == "none" and (seconds := time(c)) is not None]
+    timed = [(seconds, c) for c in candidates if c.target == "none" and not c.url and (seconds := time(c)) is not None]
     return min(timed, key=lambda pair: pair[0])[1] if timed else base
 
 
@@ -244,6 +246,8 @@ def reason(choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, work
     if base is not None and choice.name == base.name:
         return f"Change nothing: {binds}, and no candidate inside the budget does better than {base.name}."
     gain = gain_in_words(choice, base, workload, step)
+    if choice.url:
+        return f"Use the server at {choice.url}: {binds}; {choice.name} {gain}, and what it quantizes is not known."
     if choice.target == "none":
         return f"Change only the runtime: {binds}; {choice.name} {gain} without quantizing anything."
     shrinks = " and ".join(words(target) for target in targets_of(choice))

@@ -2,16 +2,12 @@
 
 Pure arithmetic on a run's measured candidates: memory as a line in cached tokens, through the measured peak and, where it
 was searched for, through the users at the limit; time by `scaling`. The output length stays as declared, the prompt takes
-the rest of the context. The advice holds where it fits and nothing beats it by more than a tie (decide.TIE): whoever runs
-it would not change. All *modelled*.
+the rest of the context. Points and edges are map_edges'. All *modelled*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
 
 import numpy as np
 
@@ -21,27 +17,18 @@ from quantadvisor.documents import (
     Figure,
     Inventory,
     MapCandidate,
-    MapCell,
-    MapEdge,
     Measured,
     Results,
-    Traffic,
     Workload,
 )
 from quantadvisor.profiling.ledger import bytes_of_weights
 from quantadvisor.profiling.quality import budget_breach
 
-from .decide import TIE, better, breach_of_measurement, breach_of_prediction, limit_bytes, maximised, preference
+from .decide import breach_of_measurement, breach_of_prediction, limit_bytes, preference
+from .map_edges import Limit, Look, Terrain, advised, basis_of, cells, edges, lines
 from .predict import EIGHT_BIT_SHARE, Probes, cache_row_bytes
 from .scaling import TimeModel, time_model
 
-Axis = Literal["concurrency", "context_tokens"]
-Limit = Literal["memory", "ttft", "tpot"]
-FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32, 64, 128)
-"""Of the declared context and concurrency: the lines of the map, as far as the model's positions reach."""
-MOST_LINES = 8
-STEP = 1.1
-"""By how much each look along an axis goes further, before the edge is bisected."""
 APART = 0.25
 """Users at the limit give a second point of the memory line where they differ by this from the declared concurrency."""
 
@@ -72,15 +59,6 @@ class Field:
         return [c for c in self.contenders if c.known.outside is None]
 
 
-@dataclass(frozen=True)
-class Look:
-    """One point: the winner, its objective, who fits."""
-
-    winner: str | None
-    objective: float | None
-    fits: int
-
-
 def decision_map(results: Results) -> DecisionMap | None:
     """None where nothing was chosen or measured."""
     field = field_of(results)
@@ -89,38 +67,27 @@ def decision_map(results: Results) -> DecisionMap | None:
     traffic, inventory = results.workload.traffic, results.profile.inventory
     contexts = lines(traffic.context_length, traffic.output_length + 1, inventory.max_context_tokens)
     flights = lines(traffic.concurrency, 1, None)
-    cells = []
-    for context in contexts:
-        for flight in flights:
-            seen = look(field, context, flight)
-            cells.append(
-                MapCell(
-                    context_tokens=context,
-                    concurrency=flight,
-                    winner=seen.winner,
-                    fits=seen.fits,
-                    objective=seen.objective,
-                )
-            )
+    terrain = terrain_of(field)
     return DecisionMap(
         limit_bytes=field.limit_bytes,
         contexts=contexts,
         concurrencies=flights,
         candidates=tuple(c.known for c in field.contenders),
-        cells=tuple(cells),
-        edges=edges(field, contexts, flights),
-        basis=f"the output stays at {traffic.output_length} tokens, the prompt takes the rest of the context; the advice stays "
-        f"while it fits and nothing beats it by more than {TIE - 1:.0%}",
+        cells=cells(terrain, contexts, flights),
+        edges=edges(terrain, contexts, flights),
+        basis=basis_of(results.workload),
     )
 
 
-def lines(declared: int, least: int, most: int | None) -> tuple[int, ...]:
-    """The declared value times FACTORS, inside [least, most]; at most MOST_LINES of them, more above than below it."""
-    values = sorted({max(1, round(declared * factor)) for factor in FACTORS} | {declared})
-    inside = [value for value in values if value == declared or (value >= least and (most is None or value <= most))]
-    place = inside.index(declared)
-    start = max(0, min(place - 3, len(inside) - MOST_LINES))
-    return tuple(inside[start : start + MOST_LINES])
+def terrain_of(field: Field) -> Terrain:
+    traffic = field.workload.traffic
+    mine = next(c for c in field.contenders if c.candidate.name == field.choice)
+    return Terrain(
+        choice=field.choice,
+        declared=(traffic.context_length, traffic.concurrency),
+        look=lambda points: [look(field, *one) for one in points],
+        breach=lambda place: breach(mine, field.workload, field.limit_bytes, *place),
+    )
 
 
 def field_of(results: Results) -> Field | None:
@@ -265,68 +232,6 @@ def look(field: Field, context: int, flight: int) -> Look:
     if not fitting:
         return Look(None, None, 0)
     values = {c.candidate.name: value(c, workload, limit, context, flight) for c in fitting}
-    pick = max if maximised(workload) else min
-    best = pick(values.values())
-    bound = best / TIE if maximised(workload) else best * TIE
-    ties = [c.candidate for c in fitting if not better(bound, values[c.candidate.name], workload)]
-    if field.choice in {c.name for c in ties}:
-        winner = field.choice
-    else:
-        winner = min(ties, key=lambda c: preference(c, field.baseline)).name
+    own = {c.candidate.name: c.candidate for c in fitting}
+    winner = advised(values, field.choice, workload, lambda name: preference(own[name], field.baseline))
     return Look(winner, values[winner], len(fitting))
-
-
-def edges(field: Field, contexts: Sequence[int], flights: Sequence[int]) -> tuple[MapEdge, ...]:
-    """Where the advice stops to hold on each side of the declared point, as far as the map reaches; none where it does not
-    even hold at that point (others were measured after it was chosen)."""
-    traffic = field.workload.traffic
-    if look(field, traffic.context_length, traffic.concurrency).winner != field.choice:
-        return ()
-    walks: tuple[tuple[Axis, int, Sequence[int]], ...] = (
-        ("concurrency", traffic.concurrency, flights),
-        ("context_tokens", traffic.context_length, contexts),
-    )
-    found = []
-    for axis, declared, reach in walks:
-        for end in (reach[0], reach[-1]):
-            place = first_beyond(declared, end, partial(holds, field, axis))
-            if place is not None:
-                found.append(edge(field, axis, place))
-    return tuple(found)
-
-
-def point(traffic: Traffic, axis: Axis, number: int) -> tuple[int, int]:
-    """(context, concurrency) at `number` on one axis, the other as declared."""
-    return (traffic.context_length, number) if axis == "concurrency" else (number, traffic.concurrency)
-
-
-def holds(field: Field, axis: Axis, number: int) -> bool:
-    return look(field, *point(field.workload.traffic, axis, number)).winner == field.choice
-
-
-def edge(field: Field, axis: Axis, number: int) -> MapEdge:
-    """What happens at the first number past the advice."""
-    place = point(field.workload.traffic, axis, number)
-    mine = next(c for c in field.contenders if c.candidate.name == field.choice)
-    why = breach(mine, field.workload, field.limit_bytes, *place)
-    return MapEdge(axis=axis, at=number, winner=look(field, *place).winner, why=why or "better")
-
-
-def first_beyond(declared: int, end: int, inside: Callable[[int], bool]) -> int | None:
-    """The first number from `declared` towards `end` that is not inside: steps of STEP, then bisected; None where all are."""
-    held, number = declared, declared
-    while number != end:
-        further = max(number + 1, round(number * STEP)) if end > declared else min(number - 1, round(number / STEP))
-        number = min(further, end) if end > declared else max(further, end)
-        if not inside(number):
-            return bisected(held, number, inside)
-        held = number
-    return None
-
-
-def bisected(held: int, beyond: int, inside: Callable[[int], bool]) -> int:
-    """The number next to the last one inside, between one that is and one that is not."""
-    while abs(beyond - held) > 1:
-        middle = (held + beyond) // 2
-        held, beyond = (middle, beyond) if inside(middle) else (held, middle)
-    return beyond

@@ -6,8 +6,10 @@ gap from there to what is measured is the sum of named causes, phase by phase an
     linears     slower than the roofline lets the format make them: layers left unquantized (their own time), rounding of
                 activations (its own operators), and the rest: a fallback or slow kernel. What the roofline does not let
                 shrink: the wrong phase (prefill computes, weights of fewer bits do not help) or the wrong tensor
-    attention   over the fresh prompt, or slower than unquantized: attention; reading an unquantized cache: wrong tensor
-    the rest    launches and framework, unless operators run there that the unquantized model does not have
+    attention   over the fresh prompt, slower than unquantized, or many times slower than its cache can be read: attention;
+                reading an unquantized cache: wrong tensor
+    the rest    launches and framework, unless operators run there that the unquantized model does not have, or weights were
+                expanded to floats before they ran: a fallback
 
 Roofline: arithmetic at the measured peak of the number type, or reading the weights once, the longer one. What the
 unquantized kernel loses against its roof, the quantized one is allowed to lose too.
@@ -37,6 +39,7 @@ from quantadvisor.documents import (
 )
 from quantadvisor.kernels.probe import roof_s
 from quantadvisor.kernels.problem import matrix_bytes
+from quantadvisor.profiling.ledger import plain_cache_bytes
 
 from .diagnose import phase_sizes
 from .mends import change_for, evidence_for, verdict_for
@@ -47,6 +50,8 @@ NO_GAP = 0.05
 FLAT_ROWS = 16
 """Rows of the activation matrix below which reading the weights binds, where no peaks were measured."""
 SCALE_BYTES = 4
+SLOW_ATTENTION = 8.0
+"""Times the roof of reading the cache beyond which a decode step's attention is slow itself, not bound by that reading."""
 
 
 class Ratios(NamedTuple):
@@ -54,6 +59,8 @@ class Ratios(NamedTuple):
 
     hoped: float
     linears: float
+    cache_read_s: float | None = None
+    """Least seconds of reading the cache once; None where the device's roofs are unknown."""
 
 
 class Apart(NamedTuple):
@@ -83,7 +90,11 @@ def explain(
             checkpoint,
             quantized,
             unquantized,
-            Ratios(hoped, linears_ratio(checkpoint, inventory, peaks, rows, workload.traffic.concurrency)),
+            Ratios(
+                hoped,
+                linears_ratio(checkpoint, inventory, peaks, rows, workload.traffic.concurrency),
+                cache_read_s(checkpoint, inventory, peaks, workload),
+            ),
         )
         for phase, rows in phase_sizes(workload).items()
     }
@@ -159,7 +170,8 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     gained += min(0.0, lost)
 
     excess = ours["attention"] - hoped * theirs["attention"]
-    if phase == "prefill" or scheme.quantizes_cache:
+    slow = ratios.cache_read_s is not None and ours["attention"] > SLOW_ATTENTION * ratios.cache_read_s
+    if phase == "prefill" or scheme.quantizes_cache or slow:
         found["attention"] += max(0.0, excess)
     else:
         growth = min(max(0.0, excess), max(0.0, ours["attention"] - theirs["attention"]))
@@ -169,6 +181,10 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     gained += min(0.0, excess)
 
     excess = ours["other"] - hoped * theirs["other"]
+    if expanded(checkpoint, our_rows):
+        kept = min(max(0.0, excess), (1 - hoped) * theirs["other"])
+        found["fallback_or_slow_kernel"] += kept
+        excess -= kept
     added = min(max(0.0, excess), added_s(our_rows, their_rows))
     found["activation_quantization" if scheme.activations is not None else "fallback_or_slow_kernel"] += added
     found["launches_and_framework"] += max(0.0, excess) - added
@@ -182,6 +198,11 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
         measured_s=sum(ours.values()),
     )
     return Apart(found, gained, times, binds)
+
+
+def expanded(checkpoint: Checkpoint, rows: Operators) -> bool:
+    """Are weights stored as codes and run as floats? Then the format cannot have shrunk anything, whatever else takes time."""
+    return checkpoint.scheme.weights is not None and checkpoint.stored_quantized > 0 and not rows.quantized_linears
 
 
 def parts(time: PhaseTime) -> dict[str, float]:
@@ -249,6 +270,17 @@ def cache_ratio(checkpoint: Checkpoint) -> float:
     return min(1.0, (scheme.keys.bits + scheme.values.bits) / 2 / plain)
 
 
+def cache_read_s(checkpoint: Checkpoint, inventory: Inventory, peaks: Peaks | None, workload: Workload) -> float | None:
+    """Least seconds of reading every row's cache as the runtime stores it, halfway through the output."""
+    if peaks is None:
+        return None
+    traffic, scheme = workload.traffic, checkpoint.scheme
+    plain = plain_cache_bytes(checkpoint.runtime) or plain_bytes(checkpoint)
+    bits = [8 * plain if kind is None else kind.bits for kind in (scheme.keys, scheme.values)]
+    tokens = traffic.concurrency * (traffic.prompt_length + traffic.output_length / 2)
+    return tokens * inventory.kv_values_per_token * sum(bits) / 16 / peaks.read_bytes_per_s.median
+
+
 def attention_left(phase: str, checkpoint: Checkpoint) -> float:
     """Part of the unquantized attention that the format leaves: decode reads the cache, prefill computes."""
     return cache_ratio(checkpoint) if phase == "decode" else 1.0
@@ -271,7 +303,7 @@ def format_of(scheme: Scheme, head: bool) -> Format | None:
 
 def plain_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of an unquantized weight on the same runtime: OpenVINO's bf16 option makes bfloat16 of fp32."""
-    return 2 if "bf16" in checkpoint.options else 4
+    return 2 if checkpoint.plain == "bf16" or "bf16" in checkpoint.options else 4
 
 
 def linears_ratio(checkpoint: Checkpoint, inventory: Inventory, peaks: Peaks | None, rows: int, head_rows: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantadvisor.documents import CandidateFailed, GateMetric, GateState, OperatorCount, Operators
+from quantadvisor.documents import CandidateFailed, GateMetric, GateState, Operators
 from quantadvisor.profiling.quality import CHUNK, block_interval
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -63,7 +63,7 @@ def operators_of(seen: Mapping[str, Any]) -> dict[str, Operators]:
     return {
         phase: Operators(
             phase=phase,
-            operators=tuple(OperatorCount.model_validate(row) for row in seen[phase]["operators"]),
+            operators=seen[phase]["operators"],
             linears=seen[phase]["linears"],
             quantized_linears=seen[phase]["quantized_linears"],
         )

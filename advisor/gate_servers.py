@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quantadvisor.documents import Device, Workload
-from quantadvisor.profiling.server import RunningServer, server_round
+from quantadvisor.documents import Device, Traffic, Workload
+from quantadvisor.profiling.measure import Round
+from quantadvisor.profiling.server import RunningServer
 
 from .gate_blocks import SIDES
 from .gate_inspect import OUTPUT_TOKENS, Inspected
@@ -28,6 +29,14 @@ def inspect_server(server: RunningServer, prompts: np.ndarray, windows: np.ndarr
     """The answer to one prompt, greedy, that both servers get alike."""
     pieces = server.greedy(SAID, OUTPUT_TOKENS)
     return Inspected(pieces, {}, notes=tuple(server.notes))
+
+
+def server_round(
+    server: RunningServer, prompts: np.ndarray, traffic: Traffic, output_tokens: int | None = None, process: int = 0
+) -> Round:
+    """One round of a server's client; `process` is not known to change."""
+    made = server.generate(prompts, output_tokens or traffic.output_length)
+    return Round(ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=0, block=process)
 
 
 def unwatched(pids: Sequence[int]) -> Snapshot:

@@ -36,8 +36,8 @@ def ghost_of(
 
 
 def ghost_method(method: str, scheme: Scheme) -> str:
-    """Random weights need no search: the operators are those of plain rounding. LLM.int8()'s small second product is missing:
-    random weights have no outlier channels."""
-    if method in ("smoothquant", "rotation", "llm_int8", "llm_qat") and scheme.activations is not None:
+    """Random weights need no search: the operators are those of plain rounding. LLM.int8() keeps its second product: over the
+    outlier channels of the model itself, found as for the artifact."""
+    if method in ("smoothquant", "rotation", "llm_qat") and scheme.activations is not None:
         return "dynamic_int8" if scheme.activations.dynamic else "static_int8"
     return {"gguf_imatrix": "gguf", "qlora": "kbit"}.get(method, "rtn" if method in ("gptq", "awq", "obq", "lkd") else method)

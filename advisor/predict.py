@@ -3,8 +3,8 @@
 A ghost ran the whole graph with random weights in the real runtime: it *is* the prediction of its scheme, runtime and
 options, and one runs for each family (runtime and options) and class of kernels. Another scheme in the family differs
 only in its linears: its prediction is the ghost's time minus the probed time of the ghost's linears plus the probed time
-of its own. What a ghost holds beside its linears (attention, norms, launches) is thereby measured, not modelled. Memory
-likewise, by the bytes of the weights.
+of its own: step_time's pass, calibrated by the ghost on this device. What a ghost holds beside its linears (attention, norms,
+launches) is thereby measured, not modelled. Memory likewise, by the bytes of the weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from quantadvisor.documents import Candidate, Ghost, Inventory, KernelTiming, Pr
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value
 
+from . import step_time
+
 
 def kernel_class(scheme: Scheme) -> str:
     """Which family of probed kernels computes the scheme's linears."""
@@ -30,12 +32,20 @@ def kernel_class(scheme: Scheme) -> str:
     return f"w{scheme.weights.bits:g}"
 
 
+def outlier_channels(scheme: Scheme) -> bool:
+    """Has it a second product beside the kernel's, which only a ghost of its own shows (LLM.int8())?"""
+    return scheme.name.startswith("w8a8-outlier")
+
+
 def family(runtime: str, options: Sequence[str]) -> str:
     return "+".join((runtime, *options))
 
 
 def kernel_family(runtime: str, options: Sequence[str]) -> tuple[str, str]:
-    """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's."""
+    """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's; of llama.cpp's options only
+    `plain` is about linears."""
+    if runtime == "llama.cpp":
+        return runtime, "plain" if "plain" in options else ""
     return ("onnxruntime" if runtime == "onnxruntime-genai" else runtime), "+".join(options)
 
 
@@ -177,16 +187,17 @@ def exact(candidate: Candidate, ghost: Ghost) -> bool:
 
 
 def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]) -> Ghost | None:
-    """The ghost of the same family nearest to the candidate: its own scheme, else its cache, else whether activations are
-    rounded, else its bits: what probes must bridge is kept small."""
+    """The ghost of the same family nearest to the candidate: its own scheme, else its second product, its cache, whether
+    activations are rounded, its bits: what probes must bridge is kept small."""
     same = [g for g in ghosts if g.refused is None and (g.runtime, g.options) == (candidate.runtime, candidate.options)]
     wanted = candidate.scheme
 
-    def distance(ghost: Ghost) -> tuple[bool, bool, bool, float]:
+    def distance(ghost: Ghost) -> tuple[bool, bool, bool, bool, float]:
         scheme = schemes[ghost.scheme]
         other_activations = (scheme.activations is None) != (wanted.activations is None)
         apart = abs(math.log2(bits_of_weights(scheme) / bits_of_weights(wanted)))
-        return (not exact(candidate, ghost), scheme.quantizes_cache != wanted.quantizes_cache, other_activations, apart)
+        second = outlier_channels(scheme) != outlier_channels(wanted)
+        return (not exact(candidate, ghost), second, scheme.quantizes_cache != wanted.quantizes_cache, other_activations, apart)
 
     return min(same, key=distance, default=None)
 
@@ -202,10 +213,13 @@ def bits_of_weights(scheme: Scheme) -> float:
 def shifted(
     total_s: float, candidate: Candidate, base_scheme: Scheme, base: Ghost, probes: Probes, m: int, head_m: int
 ) -> float | None:
-    """The ghost's time with its linears exchanged for the candidate's; None where a probe at about `m` rows is missing.
+    """The ghost's time with its linears exchanged for the candidate's; None where a probe at about `m` rows is missing,
+    or only one of them has a second product.
     Where the probes give the ghost's linears more time than the whole ghost took, both are brought down alike: the ghost is
     what really ran. Kernels that only store weights in fewer bits compute in the same precision, so at many rows, where
     that is what binds, a missing probe leaves the ghost's time."""
+    if outlier_channels(base_scheme) != outlier_channels(candidate.scheme):
+        return None
     if same_linears(base_scheme, candidate.scheme):
         return total_s
     theirs = probes.linears_s(base_scheme, base.runtime, base.options, m, head_m)
@@ -214,7 +228,7 @@ def shifted(
         alike = base_scheme.activations == candidate.scheme.activations and base_scheme.compute == candidate.scheme.compute
         return total_s if alike and m >= FULL_RATE_ROWS else None
     trust = min(1.0, total_s / theirs)
-    return total_s + trust * (ours - theirs)
+    return float(step_time.prompts_s(lambda rows, heads: trust * ours, m, head_m, 0.0, total_s - trust * theirs))
 
 
 def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,9 +21,12 @@ from quantadvisor.documents import (
     Operators,
     PhaseTime,
     Quality,
+    TaskScore,
     Workload,
+    write_text,
 )
 from quantadvisor.kernels.timing import figure
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import (
     Round,
     clear_losers,
@@ -32,6 +38,7 @@ from quantadvisor.profiling.measure import (
     recorded,
 )
 from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, straddles
+from quantadvisor.profiling.served import Served
 from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
@@ -39,6 +46,7 @@ from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
 from .ghosts import ghost_of
 from .predict import users_within
+from .servers import IN_A_WORKER, evidence_of, own_server, serves_here, session_with
 from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
 
 GHOST_ROUNDS = 3
@@ -79,8 +87,6 @@ class Trials(Document):
 def run_ghosts(context: Context, chosen: Sequence[Candidate], baseline: Candidate | None) -> Ghosts:
     """Each chosen candidate's ghost and the baseline, run whole for a few rounds, interleaved. Built before: the fp32
     export of the model for each format, its random twin, and from that the ghosts."""
-    from quantadvisor.methods.schemes import scheme
-
     runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
     bases = [context.build("none", scheme("fp32"), name, ghost) for ghost in (False, True) for name in runtimes]
     builds = {c.name: context.build_of(c, ghost=True) for c in chosen}
@@ -128,13 +134,14 @@ def run_trials(
 
     `to_beat`: rounds of the choice, where it is not measured again among these.
     """
-    builds = {c.name: context.build_of(c) for c in chosen}
-    done = build_all(list(builds.values()), context.progress.say)
-    failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
+    builds = {c.name: context.build_of(c) for c in chosen if not c.url}
+    made = build_all(list(builds.values()), context.progress.say)
+    done = {name: made[build.out] for name, build in builds.items()}
+    failed = {name: built.failed for name, built in done.items() if built.failed}
     started = time.monotonic()
     with ExitStack() as stack:
         context.progress.say("loading the artifacts")
-        starting = {c.name: context.worker_of(c) for c in chosen if c.name not in failed}
+        starting = {c.name: session_of(context, c) for c in chosen if c.name not in failed}
         workers, broke = start_workers(starting, stack)
         failed |= broke
         traffic, objective = context.workload.traffic, context.workload.objective
@@ -151,9 +158,10 @@ def run_trials(
         shared_s = (time.monotonic() - started) / max(1, len(workers))
         trials = []
         for candidate in chosen:
-            built = done[builds[candidate.name].out]
+            built = done.get(candidate.name)
             if candidate.name in failed:
-                trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=built.seconds))
+                seconds = built.seconds if built else 0.0
+                trials.append(Trial(name=candidate.name, failed=failed[candidate.name], seconds=seconds))
                 continue
             worker = workers[candidate.name]
             trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
@@ -165,7 +173,7 @@ def run_trials(
 def undecided(candidates: Sequence[Candidate], workload: Workload) -> dict[str, Candidate]:
     """Those whose quality's interval lies on both sides of the budget, and who are clearly better than everyone for whom
     it does not: more tokens decide whether they win."""
-    measured = [c for c in candidates if c.excluded is None and objective_of(c) and c.quality]
+    measured = [c for c in candidates if c.excluded is None and objective_of(c) and c.quality and not c.url]
     unsure = {c.name: c for c in measured if c.quality and straddles(c.quality, workload)}
     sure = ranked([c for c in measured if c.name not in unsure], workload)
     if not sure:
@@ -191,19 +199,43 @@ def on_more_tokens(context: Context, candidate: Candidate, trial: Trial) -> Tria
 def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
     """The trial with one more round from each of BLOCKS - 1 fresh processes: the luck of a process (where its memory came
     to lie) is the same in all of its rounds, so a stored result that is compared later needs several."""
-    rounds, loads = list(trial.rounds), list(trial.load_s)
+    rounds, loads, notes = list(trial.rounds), list(trial.load_s), list(trial.notes)
     for block in range(1, BLOCKS):
-        with context.worker_of(candidate) as worker:
-            context.progress.say(f"{candidate.name}: process {block + 1} of {BLOCKS}")
-            done, _ = interleave({candidate.name: worker}, context.prompts, context.workload.traffic, 1, block=block)
+        context.progress.say(f"{candidate.name}: process {block + 1} of {BLOCKS}")
+        with ExitStack() as stack:
+            workers, failed = start_workers({candidate.name: session_of(context, candidate)}, stack)
+            done, broke = interleave(workers, context.prompts, context.workload.traffic, 1, block=block)
             rounds += done.get(candidate.name, [])
-            loads.append(worker.loaded.load_s)
-    return trial.model_copy(update={"rounds": tuple(rounds), "load_s": tuple(loads)})
+            loads += [worker.loaded.load_s for worker in workers.values()]
+            notes += [f"process {block + 1} of {BLOCKS} failed: {reason}" for reason in (failed | broke).values()]
+    return trial.model_copy(update={"rounds": tuple(rounds), "load_s": tuple(loads), "notes": tuple(notes)})
 
 
-def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tuple[dict[str, RunningWorker], dict[str, str]]:
+Session = RunningWorker | Served
+AnySession = TypeVar("AnySession", RunningWorker, Session)
+
+
+def session_of(context: Context, candidate: Candidate) -> Session:
+    """Where a candidate's rounds run: its worker, or a server."""
+    if candidate.url:
+        return session_with(context, candidate)
+    return own_server(context, candidate) if serves_here(context.workload, candidate) else context.worker_of(candidate)
+
+
+@contextmanager
+def reading(context: Context, candidate: Candidate, session: Session) -> Iterator[RunningWorker]:
+    """Where quality and operators are looked at: the worker that was timed, or one that takes the place of our server."""
+    if isinstance(session, Served):
+        session.close()
+        with context.worker_of(candidate) as worker:
+            yield worker
+    else:
+        yield session
+
+
+def start_workers(starting: Mapping[str, AnySession], stack: ExitStack) -> tuple[dict[str, AnySession], dict[str, str]]:
     """Loaded workers, and the reason of each that failed. Imports run side by side, loads one at a time."""
-    workers: dict[str, RunningWorker] = {}
+    workers: dict[str, AnySession] = {}
     failed: dict[str, str] = {}
     for worker in starting.values():
         stack.callback(worker.close)
@@ -215,7 +247,8 @@ def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tu
     for name, worker in starting.items():
         if name not in failed:
             try:
-                workers[name] = stack.enter_context(worker)
+                worker.__enter__()  # `close` is in the stack already
+                workers[name] = worker
             except CandidateFailed as error:
                 failed[name] = str(error)
     return workers, failed
@@ -224,43 +257,51 @@ def start_workers(starting: Mapping[str, RunningWorker], stack: ExitStack) -> tu
 def evidence(
     context: Context,
     candidate: Candidate,
-    worker: RunningWorker,
+    session: Session,
     rounds: Sequence[Round],
-    built: Built,
+    built: Built | None,
     shared_s: float,
     baseline: BaselineRun,
 ) -> Trial:
     """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known."""
     started = time.monotonic()
-    notes: list[str] = list(built.notes)
+    notes: list[str] = list(built.notes) if built else []
+    spent = shared_s + (built.seconds if built else 0.0)
     say = context.progress.say
+    if isinstance(session, Served) and candidate.url:
+        found, seen, said = evidence_of(context, candidate, session)
+        seconds = spent + time.monotonic() - started
+        return Trial(name=candidate.name, rounds=tuple(rounds), users=found, quality=seen, notes=tuple(said), seconds=seconds)
     try:
-        if recorded(context.workload.traffic):
-            row_s = float(np.median([r.ttft_s for r in rounds])) / context.workload.traffic.concurrency
-            ratio = linear_check(worker, context.prompts, row_s)
-            notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
-        found = users(context, candidate, rounds, notes)
-        say(f"{candidate.name}: quality")
-        quality = quality_of_candidate(context, candidate, worker)
-        if candidate.name == baseline.name:
-            operators, phases = baseline.operators, baseline.phases
-        else:
-            say(f"{candidate.name}: operators")
-            operators, phases = look_at_operators(context, worker)
-        notes += operators.notes
+        with reading(context, candidate, session) as worker:
+            if isinstance(session, Served):
+                notes.append(IN_A_WORKER)
+            elif recorded(context.workload.traffic):
+                row_s = float(np.median([r.ttft_s for r in rounds])) / context.workload.traffic.concurrency
+                ratio = linear_check(worker, context.prompts, row_s)
+                notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
+            found = users(context, candidate, rounds, notes)
+            say(f"{candidate.name}: quality")
+            quality = quality_of_candidate(context, candidate, worker)
+            if candidate.name == baseline.name:
+                operators, phases = baseline.operators, baseline.phases
+            else:
+                say(f"{candidate.name}: operators")
+                operators, phases = look_at_operators(context, worker)
+            notes += operators.notes
     except CandidateFailed as error:
-        return Trial(name=candidate.name, failed=str(error), built=built, seconds=built.seconds + shared_s)
+        return Trial(name=candidate.name, failed=str(error), built=built, seconds=spent)
     return Trial(
         name=candidate.name,
         rounds=tuple(rounds),
-        load_s=(worker.loaded.load_s,),
+        load_s=(session.loaded.load_s,),
         users=found,
         quality=quality,
         operators=operators,
         phases=phases,
         built=built,
         notes=tuple(notes),
-        seconds=built.seconds + shared_s + time.monotonic() - started,
+        seconds=spent + time.monotonic() - started,
     )
 
 
@@ -311,7 +352,30 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
     if candidate.scheme.quantizes_cache:
         prompt, answer = context.passkey()
         quality = quality.model_copy(update={"passkey_found": passkey_found(worker, prompt, answer)})
-    return quality
+    return quality.model_copy(update={"tasks": tuple(task_scores(context, worker))})
+
+
+def task_scores(context: Context, worker: RunningWorker) -> Iterator[TaskScore]:
+    """The workload's tasks through the runtime, each paired with the fp32 model's answers; none by default."""
+    from quantadvisor.profiling.tasks import answers, paired
+
+    for file, budget in context.workload.quality.tasks.items():
+        context.progress.say(f"{budget.items} items of {file}")
+        metric, mine = answers(worker, context.model_folder, Path(file), budget.items)
+        yield paired(file, metric, mine, reference_answers(context, Path(file), budget.items))
+
+
+def reference_answers(context: Context, file: Path, items: int) -> dict[int, float]:
+    """Of the fp32 model in torch; kept by the task file's bytes."""
+    from quantadvisor.profiling.tasks import answers
+
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    path = context.model_cache / f"task-{digest}-{items}.json"
+    if not path.exists():
+        with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
+            _, found = answers(worker, context.model_folder, file, items)
+        write_text(path, json.dumps(found))
+    return {int(item): score for item, score in json.loads(path.read_text()).items()}
 
 
 def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidate:

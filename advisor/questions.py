@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quantadvisor.documents import Candidate, Diagnosis, LedgerRow, PhaseTime, Question, Verdict, Workload
+from quantadvisor.documents import Candidate, Diagnosis, LedgerRow, PhaseTime, Question, TaskScore, Verdict, Workload
 from quantadvisor.profiling.quality import budget_breach
 
 from .decide import targets_of, words
@@ -34,6 +34,8 @@ def target_right(choice: Candidate, diagnosis: Diagnosis) -> Question:
     said = f"{words(diagnosis.binds)} {verb}: {share:.0%} of what the objective asks for, on {diagnosis.of}"
     ceiling = diagnosis.ceilings.get(diagnosis.binds)
     bound = f"; nothing done to that tensor alone could gain more than {ceiling:.2f}x on this runtime" if ceiling else ""
+    if choice.url:
+        return Question(id="target", answer=False, evidence=f"{said}{bound}. What the server quantizes is not known.")
     if choice.target == "none":
         return Question(
             id="target", answer=True, evidence=f"{said}{bound}. The choice quantizes nothing, so no tensor is mistaken."
@@ -44,6 +46,11 @@ def target_right(choice: Candidate, diagnosis: Diagnosis) -> Question:
         answer=diagnosis.binds in shrinks,
         evidence=f"{said}{bound}. {choice.name} shrinks {' and '.join(words(t) for t in shrinks)}.",
     )
+
+
+def task_said(score: TaskScore) -> str:
+    drop = f"{score.drop.mean:.3f} [{score.drop.low:.3f}, {score.drop.high:.3f}]"
+    return f"{score.metric} of {score.task} {score.score:.3f}, fp32 {score.reference:.3f}, drop {drop} on {score.items} items"
 
 
 def quality_held(choice: Candidate, workload: Workload) -> Question:
@@ -57,6 +64,7 @@ def quality_held(choice: Candidate, workload: Workload) -> Question:
     said = (
         f"mean KL {q.kl.mean:.4f} [{q.kl.low:.4f}, {q.kl.high:.4f}], top-1 agreement {q.top1.mean:.3f}, perplexity"
         f" {q.perplexity:.2f} on {q.tokens:,} tokens through {choice.runtime}{passkey}"
+        + "".join(f"; {task_said(score)}" for score in q.tasks)
     )
     return Question(id="quality", answer=breach is None, evidence=said + (f"; {breach}" if breach else "; inside the budget"))
 
@@ -74,10 +82,9 @@ def operator_ran(choice: Candidate) -> Question:
     said = f"{found.quantized_linears} of {found.linears} linears of a decode step ran quantized ({whole}): {top}.{notes}"
     if choice.target == "kv_cache":
         cache = [row for row in found.operators if "Attention" in row.name and row.quantized]
-        ran = bool(cache) or any(
-            "int8" in note.lower() or "u8" in note.lower() or "uint8" in note.lower() for note in found.notes
-        )
-        return Question(id="operator", answer=ran, evidence=f"cache: {'read as INT8' if ran else 'no INT8 read seen'}. {said}")
+        ran = bool(cache) or any(any(mark in note.lower() for mark in ("int8", "u8", "float8")) for note in found.notes)
+        seen = "read as quantized" if ran else "no quantized read seen"
+        return Question(id="operator", answer=ran, evidence=f"cache: {seen}. {said}")
     return Question(id="operator", answer=share >= QUANTIZED_SHARE, evidence=said)
 
 

@@ -18,7 +18,7 @@ from quantadvisor.profiling.measure import interleave, objective_value
 from .candidates import untrained
 from .context import Context
 from .decide import maximised, objective_of, ranked
-from .prove import Trial, clean, run_trials, search_users, with_trial
+from .prove import Trial, clean, run_trials, search_users, session_of, start_workers, with_trial
 from .survey import BaselineRun
 
 SLOW = 5.0
@@ -60,7 +60,7 @@ def exhaust(
             return Exhausted(trials=tuple(trials), not_measured=tuple(c.name for c in rest[index:]))
         context.progress.say(f"{candidate.name} ({index + 1} of {len(rest)}, {left:.0f} s left)")
         trials += run_trials(context, [candidate], base, deadline_s=left / 2, to_beat=to_beat).trials
-        following = {context.build_of(c).out for c in rest[index + 1 :]}
+        following = {context.build_of(c).out for c in rest[index + 1 :] if not c.url}
         clean(context.out / "work", keep | following)
     return Exhausted(trials=tuple(trials), not_measured=())
 
@@ -109,11 +109,11 @@ def measure_again(context: Context, chosen: Sequence[Candidate]) -> Fresh:
     """Fresh samples of the objective, interleaved in one run."""
     from .builds import build_all
 
-    build_all([context.build_of(c) for c in chosen], context.progress.say)
+    build_all([context.build_of(c) for c in chosen if not c.url], context.progress.say)
     workload = context.workload
     samples: dict[str, tuple[float, ...]] = {}
     if workload.objective == "concurrency":
-        for candidate in chosen:
+        for candidate in (c for c in chosen if not c.url):
             users = objective_of(candidate)
             guess = int(users.median) if users else workload.traffic.concurrency
             found, _ = search_users(context, candidate, guess, {})
@@ -121,7 +121,7 @@ def measure_again(context: Context, chosen: Sequence[Candidate]) -> Fresh:
                 samples[candidate.name] = (found.median,)
         return Fresh(samples=samples)
     with ExitStack() as stack:
-        workers = {c.name: stack.enter_context(context.worker_of(c)) for c in chosen}
+        workers, _ = start_workers({c.name: session_of(context, c) for c in chosen}, stack)
         rows, _ = interleave(workers, context.prompts, workload.traffic, FRESH_ROUNDS, progress=context.progress.say)
     for name, rounds in rows.items():
         values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s) for r in rounds]

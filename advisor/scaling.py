@@ -4,7 +4,8 @@ Prefill of c prompts of p tokens: linears by the probed kernels at M = c * p, at
 over its prompt), the rest with c * p. A decode step at c requests of x tokens each: linears by the probes at M = c, what
 reads or writes the cache with c * x, the rest as it was (launches and norms, which hardly grow). Where a runtime's kernels
 were not probed, its linears follow the roofline through the two sizes at which they were seen: max(flat, proportional).
-Only the ratio to the declared point is used: there the model gives back what was measured. All of it is *modelled*.
+The equations are step_time's. Only the ratio to the declared point is used: there the model gives back what was measured.
+All of it is *modelled*.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from quantadvisor.documents import Candidate, Figure, PhaseTime, Traffic
 
+from . import step_time
 from .predict import Probes
 
 
@@ -49,18 +51,25 @@ class TimeModel:
         return self._prefill(*place), self._decode(*place)
 
     def _prefill(self, prompt_tokens: int, concurrency: int) -> float:
+        """A static batch: attention by the prompt's square, what is neither it nor a linear by the prompt's rows."""
         seen = self.prefill
-        rows, length = concurrency * prompt_tokens / seen.tokens, prompt_tokens / (seen.tokens / seen.batch)
-        linears = self.linears(concurrency * prompt_tokens, concurrency) / self.linears(seen.tokens, seen.batch)
+        length = prompt_tokens / (seen.tokens / seen.batch)
         rest = max(0.0, seen.cache_s + seen.other_s + seen.residue_s)
-        return seen.linears_s * linears + seen.attention_s * rows * length + rest * rows
+        own = (seen.attention_s * length**2 + rest * length) / seen.batch
+        products = self._products(seen)
+        return float(step_time.prompts_s(products, concurrency * prompt_tokens, concurrency, own, 0.0))
 
     def _decode(self, prompt_tokens: int, concurrency: int) -> float:
         seen = self.decode
-        held = concurrency * (prompt_tokens + self.traffic.output_length / 2) / (seen.batch * seen.context_tokens)
-        linears = self.linears(concurrency, concurrency) / self.linears(seen.tokens, seen.batch)
+        held = (prompt_tokens + self.traffic.output_length / 2) / seen.context_tokens
+        request = (seen.attention_s + seen.cache_s) * held / seen.batch
         rest = max(0.0, seen.other_s + seen.residue_s)
-        return seen.linears_s * linears + (seen.attention_s + seen.cache_s) * held + rest
+        return float(step_time.step_s(self._products(seen), concurrency, request, rest))
+
+    def _products(self, seen: PhaseTime) -> step_time.Products:
+        """The linears' seconds in that phase, scaled to other rows by the curve."""
+        each = seen.linears_s / self.linears(seen.tokens, seen.batch)
+        return lambda rows, heads: each * self.linears(rows, heads)
 
 
 def time_model(candidate: Candidate, traffic: Traffic, probes: Probes) -> TimeModel | str:

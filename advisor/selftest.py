@@ -22,8 +22,8 @@ from quantadvisor.profiling.gpu_memory import sequence_bytes
 from quantadvisor.profiling.published import config_of
 from quantadvisor.profiling.shard import shard_of
 
+from .decide import TIE
 from .plan_candidates import SCHEMES
-from .plan_map import TIE
 from .serving_fit import Parameters
 from .serving_model import predict_cases
 from .serving_work import Case, placement_of
@@ -59,6 +59,8 @@ class PublicVerdict(Document):
     metric: str
     candidates: tuple[VerdictCandidate, ...]
     note: str = ""
+    contradicts: str = ""
+    """Of a verdict of the same setting whose winner is another one: both are kept, and one of the two must be missed."""
 
 
 class Replay(NamedTuple):
@@ -88,6 +90,8 @@ def replay(verdict: PublicVerdict, parameters: Parameters) -> Replay:
     gain = ours / theirs if theirs else math.inf
     right = regret <= SAME
     reason = "" if right else f"{chosen.name} was predicted {gain:.2f}x of {best.name}, measured {1 / (1 + regret):.2f}x"
+    if not right and verdict.contradicts:
+        reason += f"; {verdict.contradicts} measured another winner"
     return Replay(verdict, chosen, best, right, max(0.0, regret), gain, reason + (f" ({verdict.note})" if verdict.note else ""))
 
 
@@ -95,7 +99,7 @@ def choose(candidates: Sequence[VerdictCandidate], rates: Sequence[float]) -> in
     """The fastest; of schemes on the same GPUs that are tied with it, the one of better quality."""
     first = max(range(len(rates)), key=lambda i: rates[i])
     place = (candidates[first].device, candidates[first].tensor)
-    tied = [i for i, one in enumerate(candidates) if (one.device, one.tensor) == place and rates[i] >= rates[first] / (1 + TIE)]
+    tied = [i for i, one in enumerate(candidates) if (one.device, one.tensor) == place and rates[i] >= rates[first] / TIE]
     return min(tied, key=lambda i: SCHEMES.index(candidates[i].scheme))
 
 

@@ -23,7 +23,12 @@ FACTOR_SPREAD = 0.15
 """Of the factor between isolated kernels and kernels in a server, over all lanes, in log."""
 ARCHITECTURE_SPREAD, LANE_SPREAD = 0.12, 0.06
 """Of an architecture's own deviation from it, and of one GPU's and scheme's from that."""
-ARRIVAL = Arrival(own=1.5, before=0.2)
+ROUNDS = 10
+"""Of a serving benchmark: it sends ten times as many requests as are in flight."""
+ARRIVAL = Arrival(own=1.0, before=1 / (2 * ROUNDS), steps=2.0)
+ARRIVAL_SPREAD = Arrival(own=0.1, before=0.1, steps=0.5)
+FIRST_TOKEN_NOISE = 0.5
+"""Log error of TTFT that the rows of a group share: how its server chunks, batches and streams is in no column."""
 COVERAGE = 0.8
 UNSEEN = 2.0
 """The rows of a single group say nothing about others: their residuals, times this."""
@@ -39,6 +44,9 @@ class Parameters(Document):
     low: float
     """Measured over predicted TPOT: the 10 % and 90 % quantiles on groups that were left out."""
     high: float
+    first_low: float
+    """The same of TTFT."""
+    first_high: float
     rows: int
 
 
@@ -106,6 +114,8 @@ def packed(x: Array, work: Work) -> Parameters:
         factors=found,
         low=1 / (1 + UNSEEN * NOISE),
         high=1 + UNSEEN * NOISE,
+        first_low=1 / (1 + UNSEEN * FIRST_TOKEN_NOISE),
+        first_high=1 + UNSEEN * FIRST_TOKEN_NOISE,
         rows=len(work.prompt),
     )
 
@@ -134,17 +144,19 @@ def first_token_s(parameters: Parameters, work: Work) -> Array:
     return ttft_s(physical, Arrival(**parameters.arrival), work, read, peak)
 
 
-def fit_first_token(work: Work, ttft: Array, parameters: Parameters) -> Parameters:
-    """The two numbers of arrival, from TTFT in seconds, the rest as it is."""
+def fit_first_token(work: Work, ttft: Array, groups: Sequence[tuple[str, ...]], parameters: Parameters) -> Parameters:
+    """The numbers of arrival, from TTFT in seconds, the rest as it is. A group counts once, however many rows it has."""
     from scipy.optimize import least_squares
 
     physical, read, peak = arrays_of(parameters, work)
-    target = np.log(ttft)
+    target, at, spread = np.log(ttft), np.log(ARRIVAL), np.array(ARRIVAL_SPREAD)
+    weight = 1 / (FIRST_TOKEN_NOISE * np.sqrt([groups.count(group) for group in groups]))
 
     def residuals(x: Array) -> Array:
-        return np.log(ttft_s(physical, Arrival(*np.exp(x)), work, read, peak)) - target
+        errors = np.log(ttft_s(physical, Arrival(*np.exp(x)), work, read, peak)) - target
+        return np.concatenate([weight * errors, (x - at) / spread])
 
-    found = least_squares(residuals, np.log(ARRIVAL), loss="soft_l1", f_scale=0.3).x
+    found = least_squares(residuals, at).x
     return parameters.model_copy(update={"arrival": Arrival(*np.exp(found).tolist())._asdict()})
 
 
@@ -153,18 +165,29 @@ def group_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row.get(name) or "") for name in ("model_path", "system", "backend", "precision"))
 
 
-def spread_of(work: Work, tpot: Array, groups: Sequence[tuple[str, ...]], found: Parameters) -> tuple[float, float]:
-    """(low, high): quantiles of measured over predicted TPOT, each group predicted by a fit of the others."""
+def with_spread(work: Work, tpot: Array, ttft: Array, groups: Sequence[tuple[str, ...]], found: Parameters) -> Parameters:
+    """With the quantiles of measured over predicted TPOT and TTFT, each group predicted by a fit of the others."""
     names = sorted(set(groups))
-    number = np.array([names.index(group) for group in groups])
-    if len(names) == 1:
-        errors = UNSEEN * np.log(tpot / per_token_s(found, work))
-    else:
-        errors = np.zeros(len(tpot))
-        for i in range(len(names)):
-            out = number == i
-            errors[out] = np.log(tpot[out] / per_token_s(fit(work.rows(~out), tpot[~out]), work.rows(out)))
+    alone = len(names) == 1
+    errors, first = np.zeros(len(tpot)), np.zeros(len(tpot))
+    for name in names:
+        out = np.array([group == name for group in groups])
+        others, own = found, work.rows(out)
+        if not alone:
+            rest = [group for group in groups if group != name]
+            others = fit_first_token(work.rows(~out), ttft[~out], rest, fit(work.rows(~out), tpot[~out]))
+        errors[out] = np.log(tpot[out] / per_token_s(others, own))
+        first[out] = np.log(ttft[out] / first_token_s(others, own))
+    times = UNSEEN if alone else 1.0
+    low, high = quantiles(times * errors, times * NOISE)
+    first_low, first_high = quantiles(times * first, times * NOISE)
+    return found.model_copy(
+        update={"low": low, "high": high, "first_low": first_low, "first_high": first_high, "rows": len(tpot)}
+    )
+
+
+def quantiles(errors: Array, least: float) -> tuple[float, float]:
+    """Factors that hold COVERAGE of the log errors, and not less than `least` to either side."""
     tail = (1 - COVERAGE) / 2
-    low, high = np.exp(np.quantile(errors, [tail, 1 - tail]))
-    least = NOISE if len(names) > 1 else UNSEEN * NOISE
-    return float(min(low, np.exp(-least))), float(max(high, np.exp(least)))
+    low, high = np.quantile(errors, [tail, 1 - tail])
+    return float(np.exp(min(low, -least))), float(np.exp(max(high, least)))

@@ -2,13 +2,13 @@
 
     step   = sum over products of norm4(bytes / bandwidth, operations / peak) + cache + launches + all-reduces + requests
     TPOT   = step + prompts that join meanwhile, (c - 1) of them in `output` steps, each by what its rows add to a step
-    TTFT   = own prompt and a step + a share of the prompts before it + waiting for room in the cache
+    TTFT   = own prompt + half of the first burst's prompts over the rounds + two steps + waiting for room in the cache
 
 Every bandwidth and peak is the data sheet's, times what the runtime's isolated kernels reach of it (kernel tables,
 kernels/gpu/fractions.json), times a fitted factor: what a server leaves of that. The fit has one factor for all, a deviation by
 architecture and one by GPU and scheme, as far as rows insist (ridge); where there are no rows the coarser one holds. No fitted
 number is keyed by model, runtime or row.
-The 80 % interval comes from residuals on groups (model, GPU, runtime, precision) left out of inner fits.
+The 80 % intervals come from residuals on groups (model, GPU, runtime, precision) left out of inner fits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from quantadvisor.documents import BadInput
 
-from .serving_fit import Parameters, first_token_s, fit, fit_first_token, group_of, per_token_s, spread_of
+from .serving_fit import Parameters, first_token_s, fit, fit_first_token, group_of, per_token_s, with_spread
 from .serving_times import Array
 from .serving_work import Case, case_of, positive, work_of
 
@@ -28,12 +28,14 @@ Row = Mapping[str, Any]
 
 
 class Prediction(NamedTuple):
-    """Milliseconds; `low` and `high` bound TPOT with 80 %."""
+    """Milliseconds; `low` and `high` bound TPOT with 80 %, `ttft_low` and `ttft_high` TTFT."""
 
     ttft_ms: float
     tpot_ms: float
     low: float
     high: float
+    ttft_low: float
+    ttft_high: float
 
 
 def calibrate(rows: Sequence[Row]) -> Parameters:
@@ -43,8 +45,8 @@ def calibrate(rows: Sequence[Row]) -> Parameters:
     work = work_of([case_of(row) for row in rows])
     tpot, ttft = (measured(rows, name) for name in ("silicon_tpot_ms", "silicon_ttft_ms"))
     found = fit(work, tpot)
-    low, high = spread_of(work, tpot, [group_of(row) for row in rows], found)
-    return fit_first_token(work, ttft, found).model_copy(update={"low": low, "high": high, "rows": len(rows)})
+    groups = [group_of(row) for row in rows]
+    return with_spread(work, tpot, ttft, groups, fit_first_token(work, ttft, groups, found))
 
 
 def predict(parameters: Parameters, row: Row) -> Prediction:
@@ -56,7 +58,10 @@ def predict_cases(parameters: Parameters, cases: Sequence[Case]) -> list[Predict
     work = work_of(cases)
     tpot = 1e3 * per_token_s(parameters, work)
     ttft = 1e3 * first_token_s(parameters, work)
-    columns = np.stack([ttft, tpot, tpot * parameters.low, tpot * parameters.high], axis=1)
+    columns = np.stack(
+        [ttft, tpot, tpot * parameters.low, tpot * parameters.high, ttft * parameters.first_low, ttft * parameters.first_high],
+        axis=1,
+    )
     return [Prediction(*one) for one in columns.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""The equations of the latency model: seconds from work and parameters, vectorised over cases. Pure.
+"""The latency model of GPUs: step_time's parts from work and parameters, vectorised over cases. Pure.
 
 `Physical` holds on every GPU; `read` and `peak` are fractions of the data sheet's bandwidth and peak by lane.
 """
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import step_time
 from .serving_work import Work
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +29,7 @@ class Physical(NamedTuple):
     """What holds on every GPU, with its prior and how far (in log) it may reasonably be from it."""
 
     cache_read: float
-    """Fraction of the bandwidth at which decode attention reads its cache."""
+    """What a server leaves of the bandwidth at which isolated decode attention reads its cache."""
     prompt_peak: float
     """Fraction of the 16-bit peak of attention over a fresh prompt, and of arithmetic in decode attention."""
     launch_s: float
@@ -47,13 +48,16 @@ class Arrival(NamedTuple):
     """Where the time to the first token goes, beside waiting for room in the cache."""
 
     own: float
-    """Times the own prompt's pass and a step: what schedulers and clients add."""
+    """Times the own prompt's pass."""
     before: float
-    """Share of the other requests' prompts that come first."""
+    """Share of the other requests' prompts that come first. A closed loop of n rounds starts with a burst, in which half of
+    them do, and later requests arrive one by one: 1 / 2n."""
+    steps: float
+    """Steps until its token is out: the one that runs when it arrives, and those by which results are sent behind."""
 
 
-PRIOR = Physical(cache_read=0.7, prompt_peak=0.5, launch_s=2e-6, reduce_s=6e-6, link=0.5, request_s=20e-6, joining=0.9)
-SPREAD = Physical(cache_read=0.3, prompt_peak=0.4, launch_s=0.7, reduce_s=0.7, link=0.5, request_s=0.8, joining=0.15)
+PRIOR = Physical(cache_read=0.9, prompt_peak=0.5, launch_s=2e-6, reduce_s=6e-6, link=0.5, request_s=20e-6, joining=0.9)
+SPREAD = Physical(cache_read=0.2, prompt_peak=0.4, launch_s=0.7, reduce_s=0.7, link=0.5, request_s=0.8, joining=0.15)
 
 
 def products_s(work: Work, read: Array, peak: Array, rows: Array, head_rows: Array) -> Array:
@@ -67,36 +71,46 @@ def products_s(work: Work, read: Array, peak: Array, rows: Array, head_rows: Arr
 
 def step_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """Seconds of one decode step of the running requests: [R]."""
-    attention = np.maximum(work.cache_s / p.cache_read, work.score_s / p.prompt_peak)
-    links = work.reduces * p.reduce_s + work.running * work.message_s / p.link
-    requests = work.running * (attention + p.request_s)
-    return products_s(work, read, peak, work.running, work.running) + requests + work.launches * p.launch_s + links
+    reading = work.cache_s / np.minimum(1.0, work.cache_share * p.cache_read)
+    attention = np.maximum(reading, work.score_s / p.prompt_peak)
+    request = attention + p.request_s + work.message_s / p.link
+    return np.asarray(step_time.step_s(products_of(work, read, peak), work.running, request, fixed_s(p, work)))
 
 
 def prompt_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """Seconds by which the rows of one prompt lengthen a step of the running requests: [R]."""
-    beside = products_s(work, read, peak, work.running, work.running)
-    products = products_s(work, read, peak, work.prompt + work.running, work.running + 1) - beside
-    return products + work.prompt_s / p.prompt_peak + work.prompt * work.message_s / p.link
+    return np.asarray(step_time.joining_s(products_of(work, read, peak), work.running, work.prompt, own_s(p, work)))
 
 
 def alone_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """Seconds of a prompt in a pass of its own: [R]."""
-    ones = np.ones_like(work.prompt)
-    links = work.reduces * p.reduce_s + work.prompt * work.message_s / p.link
-    products = products_s(work, read, peak, work.prompt, ones)
-    return products + work.prompt_s / p.prompt_peak + work.launches * p.launch_s + links
+    products = products_of(work, read, peak)
+    return np.asarray(step_time.prompts_s(products, work.prompt, np.ones_like(work.prompt), own_s(p, work), fixed_s(p, work)))
+
+
+def products_of(work: Work, read: Array, peak: Array) -> step_time.Products:
+    return lambda rows, heads: products_s(work, read, peak, rows, heads)
+
+
+def own_s(p: Physical, work: Work) -> Array:
+    """Of a prompt beside its products: attention over itself, and its rows between the GPUs."""
+    return np.asarray(work.prompt_s / p.prompt_peak + work.prompt * work.message_s / p.link)
+
+
+def fixed_s(p: Physical, work: Work) -> Array:
+    """Of any pass: launches, and the latency of all-reduces."""
+    return np.asarray(work.launches * p.launch_s + work.reduces * p.reduce_s)
 
 
 def tpot_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:
     """A step, and the prompts of the other running requests that join while one writes its output: [R]."""
-    joined = (work.running - 1) / work.output
-    return step_s(p, work, read, peak) + p.joining * joined * prompt_s(p, work, read, peak)
+    step, joining = step_s(p, work, read, peak), prompt_s(p, work, read, peak)
+    return np.asarray(step_time.tpot_s(step, joining, work.running, work.output, p.joining))
 
 
 def ttft_s(p: Physical, arrival: Arrival, work: Work, read: Array, peak: Array) -> Array:
-    """Own prompt and a step, part of the prompts before it, and a share of a request's time where the cache is full: [R]."""
-    own = alone_s(p, work, read, peak) + step_s(p, work, read, peak)
+    """Own prompt, part of the prompts before it, steps, and a share of a request's time where the cache is full: [R]."""
+    step = tpot_s(p, work, read, peak)
     before = (work.running - 1) * prompt_s(p, work, read, peak)
-    queue = work.waiting / work.running * work.output * tpot_s(p, work, read, peak)
-    return arrival.own * own + arrival.before * before + queue
+    queue = work.waiting / work.running * work.output * step
+    return arrival.own * alone_s(p, work, read, peak) + arrival.before * before + arrival.steps * step + queue

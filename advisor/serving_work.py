@@ -17,6 +17,7 @@ import numpy as np
 
 from quantadvisor.documents import BadInput, GpuModel, Scheme
 from quantadvisor.kernels.gpu_devices import gpu
+from quantadvisor.kernels.gpu_fractions import cache_read
 from quantadvisor.kernels.gpu_schemes import arithmetic, cache_bits, gpu_scheme, stem_of, stored_bytes
 from quantadvisor.profiling.gpu_memory import memory_of
 from quantadvisor.profiling.published import config_of
@@ -69,6 +70,8 @@ class Placement:
     products: tuple[Priced, ...]
     launches: float
     """Kernels of a forward pass."""
+    cache_read: float
+    """Fraction of the bandwidth at which isolated decode attention reads its cache."""
     message_s: float
     """Of the all-reduces of one token, bandwidth alone."""
     reduces: float
@@ -101,6 +104,8 @@ class Work:
     head: Array
     cache_s: Array
     """Of one request's cache in a decode step."""
+    cache_share: Array
+    """Fraction of the bandwidth at which isolated kernels read it."""
     score_s: Array
     """Of its attention's arithmetic in a decode step."""
     prompt_s: Array
@@ -149,6 +154,7 @@ def placement_of(shard: Shard, device: GpuModel, scheme: Scheme, runtime: str = 
         scheme=scheme,
         products=tuple(priced(one, scheme, device, runtime) for one in shard.products),
         launches=launches(shard, scheme),
+        cache_read=cache_read(device.name, round(cache_bits(scheme)), runtime),
         message_s=message / device.link_bytes_per_s,
         reduces=shard.reduced * math.log2(shard.tensor),
         cache_bytes=memory_of(shard, device, scheme, 1, limit_bytes).cache_bytes,
@@ -212,6 +218,7 @@ def flat_of(place: Placement) -> tuple[float, ...]:
         share,
         math.inf if window is None else window,
         place.gpu.read_bytes_per_s,
+        place.cache_read,
         heads * shard.score_dim,
         heads * shard.prompt_dim,
         place.cache_bytes,
@@ -222,8 +229,8 @@ def flat_of(place: Placement) -> tuple[float, ...]:
 
 
 def by_case(flat: list[tuple[float, ...]], at: Array, concurrency: Array, prompt: Array, output: Array, prefix: Array) -> Arrays:
-    """cache_s, score_s, prompt_s, message_s, reduces, launches, running and waiting: [R] each."""
-    token, share, window, read, score, fresh, free, message, reduces, launched = np.array(flat)[at].T
+    """cache_s, cache_share, score_s, prompt_s, message_s, reduces, launches, running and waiting: [R] each."""
+    token, share, window, read, reached, score, fresh, free, message, reduces, launched = np.array(flat)[at].T
 
     def seen(tokens: Array) -> Array:
         return np.asarray(share * np.minimum(tokens, window) + (1 - share) * tokens)
@@ -232,7 +239,7 @@ def by_case(flat: list[tuple[float, ...]], at: Array, concurrency: Array, prompt
     cached = token * seen(middle)
     running = np.clip(free / cached, 1, concurrency)
     scores = fresh * prompt * seen(prefix + prompt / 2)
-    return cached / read, score * seen(middle), scores, message, reduces, launched, running, concurrency - running
+    return cached / read, reached, score * seen(middle), scores, message, reduces, launched, running, concurrency - running
 
 
 def text(row: Mapping[str, Any], name: str, where: str) -> str:

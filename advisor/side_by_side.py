@@ -67,13 +67,14 @@ def explain_checkpoint(path: str, workload: Workload, place: str | None, progres
 
 def observe_both(context: Context, checkpoint: Checkpoint, peaks: Peaks) -> tuple[Observation, Observation, tuple[str, ...]]:
     """(checkpoint, unquantized, notes). Where no unquantized model can run, its linears are modelled by the roofline."""
-    plain = candidate_name("none", "fp32", checkpoint.runtime, checkpoint.options)
-    build = context.build("none", scheme("fp32"), checkpoint.runtime)
-    reason = build_all([build], context.progress.say, processes=1)[build.out].failed
+    plain = candidate_name("none", checkpoint.plain, checkpoint.runtime, checkpoint.options)
+    exported, build = (context.build("none", scheme(name), checkpoint.runtime) for name in ("fp32", checkpoint.plain))
+    wanted = [build] if checkpoint.runtime == "torch" else [exported, build]
+    reason = build_all(wanted, context.progress.say, processes=1)[build.out].failed
     ours = f"{checkpoint.scheme.name}@{checkpoint.place}"
     artifacts: dict[str, tuple[Path, Scheme]] = {ours: (Path(checkpoint.path), checkpoint.scheme)}
     if reason is None:
-        artifacts[plain] = (build.out, scheme("fp32"))
+        artifacts[plain] = (build.out, scheme(checkpoint.plain))
     with ExitStack() as stack:
         starting = {
             name: context.worker(checkpoint.runtime, artifact, checkpoint.options, made)

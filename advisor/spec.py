@@ -9,8 +9,9 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -208,8 +209,12 @@ def _refuse_odd_values(
 def _refuse_contradictions(name: str, workload: Workload, lines: Mapping[tuple[str | int, ...], int]) -> None:
     if workload.quality.tasks:
         where = place(name, ("quality", "tasks"), lines)
-        what = f"task scores are not available in this version, found {', '.join(workload.quality.tasks)}"
-        raise BadInput(where, what, "use quality.kl_mean_max or quality.top1_agreement_min")
+        if missing := [file for file in workload.quality.tasks if not Path(file).is_file()]:
+            raise BadInput(where, f"no task file {missing[0]}", "give the path of a YAML file of lm-evaluation-harness")
+        if find_spec("lm_eval") is None:
+            raise BadInput(
+                where, "lm-evaluation-harness is not installed", "pip install 'quantadvisor[tasks]', or take tasks out"
+            )
     traffic = workload.traffic
     if traffic.shared_prefix_tokens > traffic.prompt_length:
         where = place(name, ("traffic", "shared_prefix_tokens"), lines)
@@ -226,14 +231,15 @@ def _emit(model: type[BaseModel], values: Mapping[str, Any] | None, depth: int) 
         value = values[key] if values is not None else field.get_default(call_default_factory=True)
         inner = models_in(field.annotation)
         margin = "  " * depth if given else "# " + "  " * (depth - 1)
-        if isinstance(value, dict) and inner and inner[0] is not Lengths:
+        by_name = get_origin(field.annotation) is dict
+        if isinstance(value, dict) and inner and inner[0] is not Lengths and not by_name:
             text += [_line(f"{margin}{key}:", field.description), *_emit(inner[0], value, depth + 1)]
             continue
         text.append(_line(f"{margin}{key}: {_scalar(value)}", field.description))
         if inner and value is None:
             text += _emit(inner[0], None, depth + 1)
         elif inner:
-            text.append(f"#   or {_alternative(inner[0])}")
+            text.append(f"#   {'each' if by_name else 'or'} {_alternative(inner[0])}")
     return text
 
 

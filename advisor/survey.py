@@ -9,16 +9,18 @@ import numpy as np
 
 from quantadvisor.documents import (
     ActivationStats,
+    BadInput,
+    CandidateFailed,
     Device,
     Document,
     KernelTiming,
     MemoryLedger,
-    OperatorCount,
     Operators,
     PhaseTime,
     Scheme,
 )
 from quantadvisor.kernels.probe import probe_kernels
+from quantadvisor.kernels.registry import PROBES
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
@@ -34,6 +36,8 @@ BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
 KERNEL_BUDGET_S = 15.0
 PROFILED_TOKENS = 4096
+PROBED = tuple(name for name, probe in PROBES.items() if probe.runtime in ("torch", "onnxruntime", "openvino", "triton"))
+"""Kernels that a run times: those that its predictions scale by. Of vLLM and llama.cpp it runs whole ghosts instead."""
 
 
 class Kernels(Document):
@@ -95,20 +99,26 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
     build = context.build(name.split("-")[0], made, runtime)
     built = build_all([build], context.progress.say)[build.out]
     if built.failed:
-        raise RuntimeError(f"the baseline's artifact could not be made: {built.failed}")
-    traffic = context.workload.traffic
-    with context.worker(runtime, build.out, options, made) as worker:
-        one_token, shorter = shorter_peaks(context, worker)
-        run_round(worker, context.prompts, traffic, 2)
-        rounds = []
-        for index in range(BASELINE_ROUNDS):
-            context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
-            rounds.append(run_round(worker, context.prompts, traffic, SHORT_DECODE))
-        context.progress.say(f"{name}: time by part")
-        operators, phases = look_at_operators(context, worker)
-        loaded = worker.loaded
+        raise no_baseline(name, built.failed)
+    try:
+        with context.worker(runtime, build.out, options, made) as worker:
+            one_token, shorter = shorter_peaks(context, worker)
+            run_round(worker, context.prompts, context.workload.traffic, 2)
+            rounds = []
+            for index in range(BASELINE_ROUNDS):
+                context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
+                rounds.append(run_round(worker, context.prompts, context.workload.traffic, SHORT_DECODE))
+            context.progress.say(f"{name}: time by part")
+            operators, phases = look_at_operators(context, worker)
+            loaded = worker.loaded
+    except CandidateFailed as error:
+        raise no_baseline(name, str(error)) from None
     memory = memory_of(context, made, runtime, one_token, shorter, peak_of(rounds))
     return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, operators=operators, memory=memory, load_s=loaded.load_s)
+
+
+def no_baseline(name: str, reason: str) -> BadInput:
+    return BadInput("baseline", f"{name} cannot be measured here: {reason}", "name another, or declare lighter traffic")
 
 
 def profiled_prompts(context: Context) -> np.ndarray:
@@ -129,7 +139,7 @@ def look_at_operators(context: Context, worker: RunningWorker) -> tuple[Operator
     decode = seen["decode"]
     operators = Operators(
         phase="decode",
-        operators=tuple(OperatorCount.model_validate(row) for row in decode["operators"]),
+        operators=decode["operators"],
         linears=decode["linears"],
         quantized_linears=decode["quantized_linears"],
         notes=tuple(decode["notes"]),
@@ -192,6 +202,7 @@ def probe(context: Context, device: Device) -> Kernels:
         context.inventory.linears,
         sorted({decode, prefill}),
         device,
+        probes=PROBED,
         budget_s=KERNEL_BUDGET_S,
         extra_ms=[m for m in (4 * decode, prefill // 4, 16, 64, 256) if m not in (decode, prefill)],
         progress=lambda done, total, what: context.progress.say(f"{what} ({done} of {total})"),

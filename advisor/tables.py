@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from .catalogue import MethodHere, RuntimeHere, names
+from .catalogue import DeviceHere, MethodHere, RuntimeHere, names
 from .kernel_truth import KernelTruth
 
 
@@ -30,9 +30,21 @@ def runtimes_table(found: Sequence[RuntimeHere]) -> Table:
     return table
 
 
+def devices_table(found: Sequence[DeviceHere]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("device", "", "memory", "reads", "peaks, dense Top/s", "kernels measured by others"):
+        table.add_column(column)
+    for one in found:
+        state = "[green]ready[/green]" if one.refused is None else "plan"
+        reads = "" if one.read_bytes_per_s is None else f"{one.read_bytes_per_s / 1e12:.2f} TB/s"
+        peaks = ", ".join(f"{kind} {value / 1e12:,.0f}" for kind, value in one.flops_per_s.items())
+        table.add_row(escape(one.name), state, f"{one.memory_bytes / 2**30:,.0f} GiB", reads, peaks, ", ".join(one.kernels))
+    return table
+
+
 def methods_table(found: Sequence[MethodHere]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("method", "shrinks", "cost", "schemes", "runtimes"):
+    for column in ("method", "shrinks", "schemes", "cost to apply", "runtimes: ready, or refused here"):
         table.add_column(column)
     for one in found:
         ready = [name for name, refused in one.runtimes.items() if refused is None]
@@ -41,7 +53,7 @@ def methods_table(found: Sequence[MethodHere]) -> Table:
         places = "\n".join(
             (", ".join(ready) or "none", *refused, *([f"[dim]not for {', '.join(elsewhere)}[/dim]"] if elsewhere else []))
         )
-        table.add_row(f"[bold]{one.name}[/bold]", one.target, one.cost, ", ".join(one.schemes), places)
+        table.add_row(f"[bold]{one.name}[/bold]", one.target, ", ".join(one.schemes), one.cost, places)
     return table
 
 

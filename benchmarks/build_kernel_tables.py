@@ -47,6 +47,7 @@ ROWS_KEPT = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 257, 384, 5
 SMALLEST_SIDE = 256
 """n and k below are no decoder's, but for routers."""
 HEAD_DIMS = (64, 128, 256)
+USUAL_HEAD_DIM = 128
 MOST_PROMPTS = 16
 LANES = ("fa3", "trtllm", "flash_attn", "flashinfer", "triton", "torch_flow")
 """Which kernel's attention rows are taken where several were timed: the first that a table has."""
@@ -77,7 +78,7 @@ def sources(root: Path) -> list[Source]:
         if ALLOWED.fullmatch(below):
             parts = below.split("/")
             found.append(Source(root, inside, parts[2], parts[-3], parts[-2], parts[-1].split("_perf")[0]))
-    return sorted(found, key=lambda one: number_of(one.version), reverse=True)
+    return sorted(found, key=lambda one: number_of(one.version), reverse=True)  # stable: equal versions by their paths
 
 
 def number_of(version: str) -> tuple[tuple[int, ...], bool]:
@@ -258,6 +259,16 @@ def shares(gpu: Mapping[str, Any], scheme: str, columns: Columns) -> tuple[float
     return min(1.0, float(np.median(read[few]))), peak
 
 
+def cache_share(gpu: Mapping[str, Any], what: str, columns: Columns) -> float:
+    """Bytes over bandwidth over time of decode attention with grouped queries over caches that no L2 holds: the median."""
+    dim, bits = map(int, what.split())
+    batch, context, heads, kept = (columns[name] for name in ("batch_size", "context", "num_heads", "num_key_value_heads"))
+    size = batch * context * 2.0 * kept * dim * bits / 8
+    streamed = (heads % kept == 0) & (heads // kept >= 4) & (heads // kept <= 16) & (size >= STREAMED)
+    share = float(np.median((size / gpu["read_bytes_per_s"] / columns["seconds"])[streamed]))
+    return round(min(1.0, share), 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--core", type=Path, required=True, help="folder of the unpacked aiconfigurator-core 0.12.0")
@@ -268,6 +279,7 @@ def main() -> None:
     (arguments.out / "devices.json").write_text(json.dumps({"devices": sheets}, indent=1) + "\n", encoding="utf-8")
     new, old = sources(arguments.core), sources(arguments.old)
     reached: dict[str, dict[str, Any]] = {}
+    cached: dict[str, dict[str, Any]] = {}
     for system, sheet in sheets.items():
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         tables = {"gemm": products(system, [*new, *old])}
@@ -279,11 +291,15 @@ def main() -> None:
                 name = f"{kind} {runtime} {what}".strip()
                 arrays |= {f"{name}/{key}": value for key, value in packed(columns).items()}
                 print(f"{system} {name} {version}: {len(columns['seconds'])} points")
+                if kind == "decode" and what.startswith(f"{USUAL_HEAD_DIM} "):
+                    bits = what.split()[1]
+                    cached.setdefault(system, {}).setdefault(bits, {})[runtime] = cache_share(sheet, what, columns)
                 if kind == "gemm" and (share := shares(sheet, what, columns)):
                     reached.setdefault(system, {}).setdefault(what, {})[runtime] = share
         if system in SYSTEMS:
             np.savez_compressed(arguments.out / f"{system}.npz", **arrays)
     (arguments.out / "fractions.json").write_text(json.dumps(summarised(reached), indent=1) + "\n", encoding="utf-8")
+    (arguments.out / "caches.json").write_text(json.dumps(cached, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"{size / 2**20:.2f} MiB in {arguments.out}")
     if size > LARGEST_BYTES:
@@ -298,7 +314,7 @@ def summarised(reached: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
             read = statistics.median(one[0] for one in runtimes.values())
             peaks = [one[1] for one in runtimes.values() if one[1] == one[1]]
             peaks = peaks or [one[1] for one in schemes["bf16"].values()]
-            each = {name: [round(value, 3) if value == value else None for value in one] for name, one in runtimes.items()}
+            each = {name: [round(v, 3) if v == v else None for v in one] for name, one in sorted(runtimes.items())}
             entry = {"read": round(read, 3), "peak": round(statistics.median(peaks), 3), "runtimes": each}
             made.setdefault(system, {})[scheme] = entry
     return made

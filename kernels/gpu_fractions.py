@@ -3,7 +3,7 @@
 `gpu/fractions.json` is built by `benchmarks/build_kernel_tables.py`: `read` is bytes / bandwidth over the time of
 products of 16 rows and fewer with matrices of 2^28 weights and more, `peak` operations / peak over the time of those of
 2,048 rows and more and 2^24 weights; medians over the runtimes, and each runtime's own. A GPU without rows of a scheme
-takes the median of the other GPUs', and says so.
+takes the median of the other GPUs', and says so. `gpu/caches.json`: the same of decode attention and its cache.
 """
 
 from __future__ import annotations
@@ -47,3 +47,29 @@ def reached(gpu: str, scheme: str, runtime: str = "") -> Reached:
 def runtimes_with(gpu: str, scheme: str) -> frozenset[str]:
     """Runtimes whose kernels of the scheme were measured on the GPU."""
     return frozenset(tables().get(gpu, {}).get(scheme, {}).get("runtimes", ()))
+
+
+@cache
+def caches() -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+    """GPU -> bits of the cache -> runtime -> fraction of the bandwidth at which its decode attention streams caches."""
+    found: Mapping[str, Mapping[str, Mapping[str, float]]] = json.loads((FOLDER / "caches.json").read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def cache_read(gpu: str, bits: int, runtime: str = "") -> float:
+    """A 16-bit cache: what the best of the runtimes reaches there, since attention comes from libraries that all can call. Of
+    other bits the runtime's own kernels keep some of that; where they were not measured, the middle of others keeps."""
+    plain = {name: max(of["16"].values()) for name, of in caches().items()}
+    best = plain.get(gpu) or statistics.median(plain.values())
+    if bits == 16:
+        return best
+    kept = {name: kept_share(of, str(bits)) for name, of in caches().items()}
+    here = kept.get(gpu, {})
+    known = list(here.values()) or [share for of in kept.values() for share in of.values()]
+    return best * here.get(runtime, statistics.median(known))
+
+
+def kept_share(known: Mapping[str, Mapping[str, float]], bits: str) -> dict[str, float]:
+    """Runtime -> its fraction with a cache of these bits over that with 16."""
+    return {runtime: share / known["16"][runtime] for runtime, share in known.get(bits, {}).items() if runtime in known["16"]}

@@ -48,6 +48,21 @@ def unpack_nbits(packed: Codes, bits: int, count: int) -> Codes:
     return np.packbits(planes, axis=-1, bitorder="little")[..., 0]
 
 
+def pack_words(codes: Codes, bits: int) -> NDArray[np.int32]:
+    """codes: [..., K] -> 32-bit words [..., ceil(K * bits / 32)], rows filled up with zeros (AutoGPTQ, compressed-tensors)."""
+    rows = pack_nbits(codes, bits)
+    padded = np.zeros((*rows.shape[:-1], -(-rows.shape[-1] // 4) * 4), np.uint8)
+    padded[..., : rows.shape[-1]] = rows
+    words: NDArray[np.int32] = padded.view("<i4")
+    return words
+
+
+def unpack_words(words: NDArray[np.int32], bits: int, count: int) -> Codes:
+    """words: [..., ceil(count * bits / 32)] -> codes [..., count]: the inverse of `pack_words`."""
+    rows = np.ascontiguousarray(words, "<i4").view(np.uint8)
+    return unpack_nbits(rows[..., : packed_bytes(count, bits)], bits, count)
+
+
 def _pack_even(codes: Codes, bits: int) -> Codes:
     """Widths that divide a byte (1, 2, 4): shift and or, several times faster than bit planes."""
     per_byte = 8 // bits

@@ -8,17 +8,20 @@ whole model fits the last-level cache, they are not. At large M arithmetic outwe
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantadvisor.documents import CandidateFailed, Device, Figure, KernelTiming, LinearShape, Peaks, Scheme
 
 from . import timing_cache
+from .cliffs import next_ms
 from .problem import KernelProbe, Problem, matrix_bytes
-from .processes import ProbeProcess
+from .processes import DIED, ProbeProcess
 from .registry import PROBES
 from .timing import figure
 
@@ -28,7 +31,7 @@ MOST_BYTES = 256 << 20
 MOST_COPIES = 24
 ROUNDS = 9
 POINT_LIMIT_S = 0.12
-MOST_DEATHS = 3
+MOST_DEATHS = 2
 START_POINTS = 8.0
 """What starting a runtime takes, in points."""
 NOT_REACHED = "not reached within budget"
@@ -36,10 +39,29 @@ INSTALL = {
     "torch": "pip install torch",
     "onnxruntime": "pip install 'quantadvisor[cpu]'",
     "openvino": "pip install 'quantadvisor[openvino]'",
+    "llama.cpp": "make runtime-llama",
+    "vllm": "make runtime-vllm",
 }
+MODULES = {"llama.cpp": "llama_cpp"}
+Pythons = Mapping[str, str]
+"""runtime → the interpreter that it lives in, where that is not ours"""
 
 Progress = Callable[[int, int, str], None]
 """points done, points in all, what is being timed"""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a runtime's kernels run: its interpreter, a process of it, and how often each kernel ended that, and how first."""
+
+    python: str
+    process: ProbeProcess
+    deaths: Counter[tuple[str, str]] = field(default_factory=Counter)
+    words: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def died(self, point: Point, words: str) -> None:
+        self.deaths[point.name, point.option] += 1
+        self.words.setdefault((point.name, point.option), words)
 
 
 @dataclass(frozen=True)
@@ -68,11 +90,14 @@ def probe_kernels(
     extra_ms: Sequence[int] = (),
     progress: Progress | None = None,
     cache: Path | None = None,
+    search_cliffs: bool = False,
+    pythons: Pythons | None = None,
 ) -> tuple[KernelTiming, ...]:
-    """Every probe at every (N, K) and every M of `ms`, then at `extra_ms` as far as the budget goes.
+    """Every probe at every (N, K) and every M of `ms`, then at `extra_ms` and about cliffs as far as the budget goes.
 
     The head runs on the last position of each sequence only, so it is timed at the smallest of `ms` alone. Points of
-    `ms` that the budget did not reach come back refused; those of `extra_ms` do not come back.
+    `ms` that the budget did not reach come back refused; those of `extra_ms` do not come back. Where all of them were kept,
+    so is what the search for cliffs found then: it is not taken further.
     """
     deadline = time.monotonic() + budget_s
     chosen = {name: PROBES[name] for name in probes}
@@ -80,13 +105,44 @@ def probe_kernels(
     extra = _points(chosen, shapes, [m for m in extra_ms if m not in ms], device, heads=False)
     taken: list[KernelTiming] = []
     with ExitStack() as stack:
-        processes = {
-            runtime: stack.enter_context(ProbeProcess(device.threads))
-            for runtime in dict.fromkeys(point.probe.runtime for point in wanted)
-        }
+        homes = {}
+        for runtime in dict.fromkeys(point.probe.runtime for point in wanted):
+            python = (pythons or {}).get(runtime, sys.executable)
+            homes[runtime] = Home(python, stack.enter_context(ProbeProcess(device.threads, python=python)))
         for points, required in ((wanted, True), (extra, False)):
-            taken += _sweep(points, processes, device, deadline, cache, progress, required=required)
+            taken += _sweep(points, homes, device, deadline, cache, progress, required=required)
+        places = {_place(point): point for point in wanted} if search_cliffs else {}
+        end = deadline if any(home.process.running for home in homes.values()) else 0.0
+        while steps := _steps(taken, ms, places):
+            more = _sweep(steps, homes, device, end, cache, progress, required=False)
+            taken += more
+            places = {place: point for place, point in places.items() if place in {_place(one) for one in more if one.time_s}}
     return tuple(taken)
+
+
+Place = tuple[str, str, int, int]
+"""probe, option, N, K: one curve over M."""
+
+
+def _place(one: Point | KernelTiming) -> Place:
+    if isinstance(one, Point):
+        return one.name, one.option, one.shape.n, one.shape.k
+    return one.probe, one.option, one.n, one.k
+
+
+def _steps(taken: Sequence[KernelTiming], ms: Sequence[int], places: Mapping[Place, Point]) -> list[Point]:
+    """The next points of the search for cliffs in the curves that are still searched."""
+    curves: dict[Place, dict[int, float]] = {}
+    for timing in taken:
+        if timing.time_s is not None:
+            curves.setdefault(_place(timing), {})[timing.m] = timing.time_s.median
+    best: dict[tuple[int, int], dict[int, float]] = {}
+    for (_, _, n, k), curve in curves.items():
+        fastest = best.setdefault((n, k), {})
+        fastest.update({m: min(seconds, fastest.get(m, seconds)) for m, seconds in curve.items()})
+    return [
+        replace(point, m=m) for place, point in places.items() for m in next_ms(curves.get(place, {}), ms, best.get(place[2:]))
+    ]
 
 
 def _points(
@@ -107,7 +163,7 @@ def _points(
 
 def _sweep(
     points: Sequence[Point],
-    processes: Mapping[str, ProbeProcess],
+    homes: Mapping[str, Home],
     device: Device,
     deadline: float,
     cache: Path | None,
@@ -115,40 +171,52 @@ def _sweep(
     *,
     required: bool,
 ) -> list[KernelTiming]:
-    """The points, runtime after runtime; each runtime has its part of the time that is left, by number of points."""
+    """The points, runtime after runtime; each has its part of the time that is left, by the points it has still to time."""
     taken: list[KernelTiming] = []
+    kept = {point: timing for point in points if cache and (timing := _kept(point, homes[point.probe.runtime], device, cache))}
     runtimes = list(dict.fromkeys(point.probe.runtime for point in points))
-    weights = {
-        runtime: sum(1.0 for one in points if one.probe.runtime == runtime and not refusal(one, device)) + START_POINTS
-        for runtime in runtimes
-    }
+    todo = Counter(
+        one.probe.runtime for one in points if one not in kept and not refusal(one, device, homes[one.probe.runtime].python)
+    )
+    weights = {runtime: todo[runtime] and todo[runtime] + START_POINTS for runtime in runtimes}
     for place, runtime in enumerate(runtimes):
         mine = [point for point in points if point.probe.runtime == runtime]
-        share = weights[runtime] / sum(weights[name] for name in runtimes[place:])
+        share = weights[runtime] / (sum(weights[name] for name in runtimes[place:]) or 1.0)
         end = time.monotonic() + max(0.0, deadline - time.monotonic()) * share
         for point in mine:
             if progress:
                 progress(len(taken), len(points), f"{point.name} {point.shape.n}x{point.shape.k} M={point.m}")
-            timing = _cached(point, processes[runtime], device, end, cache)
+            timing = kept.get(point) or _timed(point, homes[runtime], device, end)
+            if cache and point not in kept and (timing.time_s is not None or crashed(timing)):
+                timing.write(_place_on_disk(point, homes[runtime], device, cache))
             if required or timing.refused != NOT_REACHED:
                 taken.append(timing)
     return taken
 
 
-def _cached(point: Point, process: ProbeProcess, device: Device, end: float, cache: Path | None) -> KernelTiming:
-    if cache is None:
-        return _timed(point, process, device, end)
-    path = timing_cache.place(cache, device, point.name, point.probe.runtime, point.option, point.m, point.shape.n, point.shape.k)
-    kept = timing_cache.load(path)
+def _place_on_disk(point: Point, home: Home, device: Device, cache: Path) -> Path:
+    versions = timing_cache.versions(point.probe.runtime, home.python)
+    return timing_cache.place(cache, device, point.name, versions, point.option, point.m, point.shape.n, point.shape.k)
+
+
+def _kept(point: Point, home: Home, device: Device, cache: Path) -> KernelTiming | None:
+    """The timing of an earlier run, held against today's roofs, or its crash, which counts as one."""
+    kept = timing_cache.load(_place_on_disk(point, home, device, cache))
     if kept is not None and kept.time_s is not None:
         return kept.model_copy(update={"roofline_share": roofline_share(device, point, kept.time_s.median)})
-    timing = _timed(point, process, device, end)
-    if timing.time_s is not None:
-        timing.write(path)
-    return timing
+    if kept is not None and kept.refused is not None:
+        home.died(point, kept.refused)
+        return kept
+    return None
 
 
-def _timed(point: Point, process: ProbeProcess, device: Device, end: float) -> KernelTiming:
+def crashed(timing: KernelTiming) -> bool:
+    """Did the kernel itself end its process? Being killed (no memory) says nothing of the kernel."""
+    words = timing.refused or ""
+    return words.startswith(f"{DIED} at") and "SIGKILL" not in words
+
+
+def _timed(point: Point, home: Home, device: Device, end: float) -> KernelTiming:
     """Ask the runtime's process, or say why not."""
     base = KernelTiming(
         probe=point.name,
@@ -159,15 +227,17 @@ def _timed(point: Point, process: ProbeProcess, device: Device, end: float) -> K
         n=point.shape.n,
         k=point.shape.k,
     )
-    reason = refusal(point, device)
-    if process.deaths >= MOST_DEATHS:
-        reason = reason or f"its process died {process.deaths} times"
+    reason = refusal(point, device, home.python)
+    kernel = point.name, point.option
+    if home.deaths[kernel] >= MOST_DEATHS:
+        reason = reason or f"{DIED} {home.deaths[kernel]} times, first: {home.words[kernel]}"
     left = end - time.monotonic()
     if reason or left <= 0:
         return base.model_copy(update={"refused": reason or NOT_REACHED})
     try:
-        answer = process.ask(request_of(point, device), timeout_s=left + 10)
+        answer = home.process.ask(request_of(point, device), timeout_s=left + 10)
     except CandidateFailed as error:
+        home.died(point, str(error))
         return base.model_copy(update={"refused": str(error)})
     if "refused" in answer:
         return base.model_copy(update={"refused": str(answer["refused"])})
@@ -212,13 +282,13 @@ def request_of(point: Point, device: Device) -> dict[str, object]:
     }
 
 
-def refusal(point: Point, device: Device) -> str | None:
-    """Why the kernel cannot run here at all."""
-    return point.probe.refuse(device, point.problem) or _missing(point.probe.runtime)
+def refusal(point: Point, device: Device, python: str = sys.executable) -> str | None:
+    """Why the kernel cannot run here at all; what lives in another interpreter is asked there, when it is timed."""
+    return point.probe.refuse(device, point.problem) or (_missing(point.probe.runtime) if python == sys.executable else None)
 
 
 def _missing(runtime: str) -> str | None:
-    if importlib.util.find_spec(runtime) is None:
+    if importlib.util.find_spec(MODULES.get(runtime, runtime)) is None:
         return f"{runtime} is not installed: {INSTALL.get(runtime, f'pip install {runtime}')}"
     return None
 

@@ -18,15 +18,17 @@ import quantadvisor
 from quantadvisor.documents import CandidateFailed
 
 CHILD = Path(__file__).with_name("probe_child.py")
+DIED = "its process died"
+"""Beginning of the reason where a kernel ended its process."""
 PACKAGE_ROOT = Path(quantadvisor.__file__).resolve().parents[1]
 
 
 class ProbeProcess:
-    """One child, one runtime; `deaths` counts how often it crashed or was killed for not answering."""
+    """One child, one runtime, in the interpreter that the runtime lives in."""
 
-    def __init__(self, threads: int, child: Path = CHILD) -> None:
-        self.deaths = 0
+    def __init__(self, threads: int, child: Path = CHILD, python: str = sys.executable) -> None:
         self._threads = threads
+        self._python = python
         self._child = child
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
@@ -37,6 +39,10 @@ class ProbeProcess:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
         self._log.close()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
 
     def ask(self, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """The child's answer; `CandidateFailed` with the reason where it dies or does not answer in time."""
@@ -51,7 +57,6 @@ class ProbeProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout_s):
-                self.deaths += 1
                 self._stop()
                 raise CandidateFailed(f"no answer within {timeout_s:.0f} s")
         line = process.stdout.readline()
@@ -67,7 +72,7 @@ class ProbeProcess:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(self._child)],
+            [self._python, "-P", str(self._child)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -82,9 +87,8 @@ class ProbeProcess:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         self._log.seek(0)
         words = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        self.deaths += 1
         self._stop()
-        return CandidateFailed(f"its process died {when} ({how})" + (f": {words[-1][:200]}" if words else ""))
+        return CandidateFailed(f"{DIED} {when} ({how})" + (f": {words[-1][:200]}" if words else ""))
 
     def _stop(self) -> None:
         process, self._process = self._process, None

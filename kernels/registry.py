@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from . import (
+    bf16_llama_cpp,
     bf16_onnxruntime,
     bf16_torch,
+    bf16_vllm,
     fp32_onnxruntime,
     fp32_openvino,
     fp32_torch,
+    q4_0_llama_cpp,
+    q8_0_llama_cpp,
     w4_onnxruntime,
     w4_openvino,
     w4_triton,
@@ -15,6 +19,7 @@ from . import (
     w8_openvino,
     w8a8_onnxruntime,
     w8a8_openvino,
+    w8a8_vllm,
 )
 from .problem import KernelProbe
 
@@ -30,5 +35,10 @@ PROBES: dict[str, KernelProbe] = {
     "w4_openvino": w4_openvino,
     "w8_openvino": w8_openvino,
     "w8a8_openvino": w8a8_openvino,
+    "bf16_llama_cpp": bf16_llama_cpp,
+    "q4_0_llama_cpp": q4_0_llama_cpp,
+    "q8_0_llama_cpp": q8_0_llama_cpp,
+    "bf16_vllm": bf16_vllm,
+    "w8a8_vllm": w8a8_vllm,
     "w4_triton": w4_triton,
 }

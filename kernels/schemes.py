@@ -16,3 +16,11 @@ W4_G64 = Scheme(name="w4-g64", weights=W4)
 W8_G64 = Scheme(name="w8-g64", weights=W8)
 W8A8_TENSOR = Scheme(name="w8a8-tensor", weights=W8_CHANNEL, activations=A8_TENSOR_DYNAMIC)
 W8A8_STATIC = Scheme(name="w8a8-static", weights=W8_CHANNEL, activations=A8_TENSOR_STATIC)
+W8A8_BF16 = Scheme(
+    name="w8a8-bf16",
+    compute="bf16",
+    weights=W8_CHANNEL,
+    activations=Format(number="int", bits=8, granularity="token", dynamic=True),
+)
+W4_BLOCKS = Scheme(name="q4_0", weights=Format(number="int", bits=4, granularity="group", group_size=32))
+W8_BLOCKS = Scheme(name="q8_0", weights=Format(number="int", bits=8, granularity="group", group_size=32))

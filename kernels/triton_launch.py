@@ -72,12 +72,20 @@ def target(x: Tensor) -> int:
     return COMPILED.get(capability(x), capability(x))
 
 
-def splits_for(x: Tensor, programs: int, steps: int) -> int:
+def splits_of(processors: int, programs: int, steps: int) -> int:
     """Parts of K, so that a small M fills the GPU: two programs a multiprocessor, at least two steps a part."""
+    return max(1, min(2 * processors // max(programs, 1), steps // 2, MOST_SPLITS))
+
+
+def splits_for(x: Tensor, programs: int, steps: int) -> int:
+    return splits_of(processors(x), programs, steps)
+
+
+def processors(x: Tensor) -> int:
+    """Multiprocessors of x's device; 8 in the interpreter."""
     import torch
 
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
-    return max(1, min(2 * processors // max(programs, 1), steps // 2, MOST_SPLITS))
+    return int(torch.cuda.get_device_properties(x.device).multi_processor_count) if x.is_cuda else 8
 
 
 def check(*tensors: Tensor) -> None:

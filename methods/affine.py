@@ -3,6 +3,9 @@
 A range [a, b] and codes qmin..qmax give S = (b - a) / (qmax - qmin), Z = R(qmin - a / S); then q = clip(R(x / S) + Z)
 and x~ = S (q - Z). R rounds half to even. The range always contains 0, so 0 is exact. Symmetric: S = max|x| / qmax with
 qmax = 2**(bits - 1) - 1. Codes are stored unsigned, as MatMulNBits stores them: symmetric means Z = 2**(bits - 1).
+
+For x in [-1.5, 2.5] to int8, S = 4 / 255 and Z = -32, so that 0 becomes -32, 1.0 becomes 32 and 2.5 becomes 127. A worked
+example that circulates takes q = R(x / S) - Z with this Z, and gets 96 for 1.0: a sign error (with the minus, Z is +32).
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from quantadvisor.documents.errors import CandidateFailed
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -60,6 +65,7 @@ def group_grid(low: Floats, high: Floats, bits: int, symmetric: bool) -> tuple[F
     """Ranges [N, G] -> scales and zeros [N, G] of unsigned codes; symmetric: the larger of |low| and |high| counts."""
     if not 2 <= bits <= 8:
         raise ValueError(f"{bits} bits; 2 to 8 are supported")
+    refuse_not_finite(low, high)
     if not symmetric:
         scale, zero = affine_grid(low, high, 0, (1 << bits) - 1)
         return scale, zero.astype(np.uint8)
@@ -92,8 +98,15 @@ def dequantize_groups(codes: Codes, scales: Floats, zeros: Codes, group_size: in
 def quantize_channels(w: Floats) -> tuple[NDArray[np.int8], Floats]:
     """w: [N, K] -> int8 codes in -127..127 and scales [N] = max|row| / 127: symmetric, one scale per output channel."""
     bound = np.abs(w).max(axis=1)
+    refuse_not_finite(bound)
     scale = np.where(bound > 0, bound / np.float32(127), np.float32(1)).astype(np.float32)
     return np.rint(w / scale[:, None]).astype(np.int8), scale
+
+
+def refuse_not_finite(*bounds: Floats) -> None:
+    """A NaN or an infinity among weights is in the extremes of its group, and would be in every logit."""
+    if not all(np.isfinite(bound).all() for bound in bounds):
+        raise CandidateFailed("weights that are not finite (NaN or infinite) cannot be rounded")
 
 
 def fake_activations(x: Floats) -> Floats:

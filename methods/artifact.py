@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Grouped
-from .refusals import ONNX, config
+from .refusals import COMPRESSED, HALF, ONNX, config
 from .rescale import Pair, Scale
 from .schemes import group_format
 
@@ -31,8 +31,8 @@ CACHE_SAMPLES = 32
 @contextmanager
 def base_folder(model_folder: Path, runtime: str, out: Path, base: Path | None) -> Iterator[Path]:
     """The fp32 export of `model_folder` for `runtime`: the given one, or one made beside `out` and removed after."""
-    if base is not None:
-        yield base
+    if base is not None or runtime == "torch":
+        yield base or model_folder
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".base.") as scratch:
@@ -45,7 +45,7 @@ def format_of(runtime: str) -> Any:
     """The module of `formats/` that writes what `runtime` loads: `export_base`, `randomise` and more."""
     from importlib import import_module
 
-    names = {"openvino": "openvino", "llama.cpp": "gguf", "vllm": "compressed"} | dict.fromkeys(ONNX, "onnx")
+    names = {"openvino": "openvino", "llama.cpp": "gguf"} | dict.fromkeys(COMPRESSED, "compressed") | dict.fromkeys(ONNX, "onnx")
     return import_module(f"{__package__}.formats.{names[runtime]}")
 
 
@@ -67,9 +67,17 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
 
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,
                   given: Given, moved: Iterable[tuple[Pair, Scale]] = ()) -> tuple[str, ...]:  # fmt: skip
-    """Integers `given` by Hugging Face names, and lm_head rounded to nearest; `moved`: scales to move in the rest."""
-    assert scheme.weights is not None and scheme.lm_head is not None
-    weights, head = group_format(scheme.weights), {"lm_head": group_format(scheme.lm_head)}
+    """Integers `given` by Hugging Face names, and lm_head rounded to nearest where the scheme rounds it; `moved`: scales to
+    move in the rest. vLLM gets compressed-tensors, transformers GPTQ's layout."""
+    assert scheme.weights is not None
+    weights = group_format(scheme.weights)
+    if runtime in HALF:
+        from .formats import gptq, pack_quantized
+
+        (pack_quantized if runtime == "vllm" else gptq).write(base, out, given, weights, moved)
+        return ()
+    assert scheme.lm_head is not None
+    head = {"lm_head": group_format(scheme.lm_head)}
     if runtime not in ONNX:
         from .formats import openvino
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder, write_onnx
-from .refusals import ONNX, compute_mismatch, not_offered
+from .refusals import COMPRESSED, ONNX, compute_mismatch, not_offered
 from .schemes import named
 from .schemes import scheme as scheme_named
 
 NAME = "dynamic_int8"
 TARGET: Target = "activations"
-COST: Cost = "rounding"
+COST = "one pass over the weights, no calibration"
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -31,7 +31,7 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return not_offered(NAME, scheme, schemes(), runtime, (*ONNX, "vllm")) or compute_mismatch(scheme, runtime)
+    return not_offered(NAME, scheme, schemes(), runtime, (*ONNX, *COMPRESSED)) or compute_mismatch(scheme, runtime)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
@@ -39,7 +39,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     assert scheme.activations is not None
     per_token = scheme.activations.granularity == "token"
     with base_folder(model_folder, runtime, out, base) as source:
-        if runtime == "vllm":
+        if runtime in COMPRESSED:
             from .formats import compressed
 
             compressed.quantize_w8a8(source, out)

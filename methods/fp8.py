@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake, Named, channel_peaks
@@ -27,7 +27,7 @@ from .schemes import scheme as named
 
 NAME = "fp8"
 TARGET: Target = "activations"
-COST: Cost = "calibration"
+COST = "one pass over the weights; static scales take one forward pass of the calibration samples"
 BLOCK = 128
 CALIBRATION = 32
 """Calibration samples that static scales come from."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake, linears
@@ -32,7 +32,7 @@ from .schemes import scheme as named
 
 NAME = "fpq_activations"
 TARGET: Target = "activations"
-COST: Cost = "search"
+COST = "one forward pass of the calibration samples; formats and shifts searched for every linear"
 FORMATS = {4: ((3, 0), (2, 1), (1, 2)), 8: ((5, 2), (4, 3), (3, 4), (2, 5))}
 """Bits -> (exponent, mantissa) of the formats that are searched; a sign takes the last bit."""
 FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -53,7 +53,7 @@ class Choice(NamedTuple):
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (named("w4a4-fp"), named("w4a8-fp"))
+    return tuple(named(name) for name in ("w4a4-fp", "w4a8-fp", "w4a4-fp-minmax"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -75,7 +75,8 @@ def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
         for sample in calibration:
             model(torch.from_numpy(sample)[None], use_cache=False, logits_to_keep=1)
 
-    return searched(model, (int(scheme.weights.bits), int(scheme.activations.bits)), run)
+    bits, plain = (int(scheme.weights.bits), int(scheme.activations.bits)), scheme.name.endswith("-minmax")
+    return searched(model, bits, run, factors=(1.0,) if plain else FACTORS, shifted=not plain)
 
 
 def searched(model: Any, bits: tuple[int, int], run: Callable[[], None], factors: tuple[float, ...] = FACTORS,

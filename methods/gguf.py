@@ -12,7 +12,7 @@ from pathlib import Path
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats
@@ -23,7 +23,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "gguf"
 TARGET: Target = "weights"
-COST: Cost = "rounding"
+COST = "one pass over the weights in llama.cpp, no calibration"
 OFFERED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import gguf as plain
@@ -26,7 +26,7 @@ from .stream import stream
 
 NAME = "gguf_imatrix"
 TARGET: Target = "weights"
-COST: Cost = "calibration"
+COST = "one forward pass of the calibration samples for the importance matrix, and one weighted pass over the weights"
 OFFERED = ("q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 

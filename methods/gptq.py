@@ -17,7 +17,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
@@ -27,7 +27,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "gptq"
 TARGET: Target = "weights"
-COST: Cost = "search"
+COST = "one forward pass of 64 calibration samples, layer by layer, and K^3 + N K^2 operations a linear"
 DAMPING = 0.01
 BLOCK = 128
 """Columns whose corrections to later blocks are made at once, as one matrix product (section 3.3, step 2)."""
@@ -36,7 +36,7 @@ SETTINGS = "GPTQ: act-order, static groups, MSE grid, damping 0.01"
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128", "w8-g64"))
+    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128", "w3-g64", "w8-g64", "w4-g32-bf16", "w4-g64-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import codebooks, double_quantization
@@ -30,7 +30,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "kbit"
 TARGET: Target = "weights"
-COST: Cost = "rounding"
+COST = "one pass over the weights, no calibration"
 OFFERED = (
     "nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "e2m0-b64", "quantile3-b64", "nf4-b1024",
     "nf4-b64-c", "nf4-b64-dq", "int3-b64-p2",

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake
@@ -24,7 +24,7 @@ from .schemes import scheme as named
 
 NAME = "kivi"
 TARGET: Target = "kv_cache"
-COST: Cost = "rounding"
+COST = "nothing: keys and values are rounded as they come, no calibration"
 GROUP = 32
 RESIDUAL = 32
 MISSING = {

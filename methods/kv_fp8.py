@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake, Layered, cache_peaks
@@ -23,7 +23,7 @@ from .schemes import scheme as named
 
 NAME = "kv_fp8"
 TARGET: Target = "kv_cache"
-COST: Cost = "calibration"
+COST = "one forward pass of the calibration samples for the scales of keys and values"
 LAYOUT = "e4m3"
 CALIBRATION = 8
 """Calibration samples that the scales come from: a float's clipping is far away, so few will do."""

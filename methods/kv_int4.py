@@ -12,7 +12,7 @@ from pathlib import Path
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import rtn
@@ -22,7 +22,7 @@ from .schemes import scheme as named
 
 NAME = "kv_int4"
 TARGET: Target = "kv_cache"
-COST: Cost = "calibration"
+COST = "one forward pass of 32 calibration samples for the scales of keys and values"
 
 
 def schemes() -> tuple[Scheme, ...]:

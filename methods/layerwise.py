@@ -21,14 +21,14 @@ from quantadvisor.documents.scheme import Scheme
 from .affine import Floats, Grouped, dequantize_groups
 from .artifact import base_folder, write_grouped
 from .kept import Arrays, kept_beside
-from .refusals import ONNX, config, group_mismatch, not_offered, width_missing
+from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
 from .rescale import mapping_missing
 from .schemes import group_format
 from .stream import stream
 
 SAMPLES = 64
 """Calibration samples that Hessians come from."""
-RUNTIMES = (*ONNX, "openvino")
+RUNTIMES = (*ONNX, "openvino", *HALF)
 Square = NDArray[float64]
 
 
@@ -63,9 +63,9 @@ def refuse(name: str, schemes: tuple[Scheme, ...], model_folder: Path, scheme: S
         return refused
     if refused := mapping_missing(config(model_folder)):
         return refused
-    if refused := width_missing(scheme, runtime):
+    if refused := half_mismatch(scheme, runtime) or width_missing(scheme, runtime):
         return refused
-    return group_mismatch(model_folder, scheme) if runtime == "openvino" else None
+    return None if runtime in ONNX else group_mismatch(model_folder, scheme)
 
 
 def round_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, solve: Solve,

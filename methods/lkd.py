@@ -23,7 +23,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise, zeroquant
@@ -39,7 +39,7 @@ from .training import ENOUGH, Limits, products, silent, straight_through, train
 
 NAME = "lkd"
 TARGET: Target = "weights"
-COST: Cost = "training"
+COST = "training: each layer alone, on its quantized weights, within budget.train_s"
 WRITTEN = "w4-g64"
 SAMPLES = 64
 BATCH = 4

@@ -18,7 +18,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder, write_onnx
@@ -29,7 +29,7 @@ from .schemes import scheme as named
 
 NAME = "llm_int8"
 TARGET: Target = "activations"
-COST: Cost = "calibration"
+COST = "one forward pass of 8 calibration samples for the outlier channels, and one pass over the weights"
 THRESHOLD = 6.0
 SAMPLES = 8
 """Calibration samples that the artifact's outlier channels are found in."""

@@ -26,7 +26,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import dynamic_int8
@@ -39,7 +39,7 @@ from .training import ENOUGH, Limits, Trained, divergence, products, silent, str
 
 NAME = "llm_qat"
 TARGET: Target = "activations"
-COST: Cost = "training"
+COST = "training: texts generated from the model, then gradient steps on its logits within budget.train_s"
 SAMPLES, LENGTH = 64, 64
 """Texts that the model writes, and tokens of each."""
 GREEDY = (3, 4, 5)

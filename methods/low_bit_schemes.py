@@ -4,7 +4,7 @@
     w8a8-outlier          INT8 but for the channels that hold outliers (LLM.int8())
     w4a8-g64, w8a8-g64    integer weights in groups, INT8 activations per token (ZeroQuant)
     w4a4, w4a8            integer weights per channel, integer activations per token (rotations)
-    w4a4-fp, w4a8-fp      floats with a real exponent bias (FPQ)
+    w4a4-fp, w4a8-fp      floats with a real exponent bias (FPQ); -fp-minmax: of the largest value, without shifts
     w8a8-static-entropy, -percentile, -mse    ranges of calibration that leave out its extremes
 
     ...-kv4                               INT4, one fixed scale per channel, as -kv8
@@ -28,7 +28,7 @@ Granularity = Literal["tensor", "channel", "group", "token", "block"]
 
 FLOAT8 = re.compile(r"fp8(?P<kind>-tensor|-static|-block|-e5m2)?")
 INTEGER = re.compile(
-    r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
+    r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
 )
 CACHE = re.compile(
     r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<token>[48])-token|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
@@ -45,7 +45,7 @@ def activations(name: str) -> Scheme | None:
     if found is None or (found["kind"] is None and (found["w"], found["a"]) == ("8", "8")):
         return None
     w_bits, a_bits, kind = float(found["w"]), float(found["a"]), found["kind"] or ""
-    if kind == "-fp":
+    if kind.startswith("-fp"):
         weights = form("float", w_bits, "channel")
         return Scheme(name=name, weights=weights, activations=form("float", a_bits, "channel"))
     weights = form("int", w_bits, "group", int(found["group"])) if found["group"] else form("int", w_bits, "channel")

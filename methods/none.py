@@ -7,18 +7,18 @@ from pathlib import Path
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
 from .formats.folders import link_folder, new_folder
-from .refusals import ONNX, config, not_offered
+from .refusals import COMPRESSED, ONNX, config, not_offered
 from .schemes import scheme as named
 
 NAME = "none"
 TARGET: Target = "none"
-COST: Cost = "rounding"
-RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp", "vllm")
+COST = "nothing: the weights are converted"
+RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp", *COMPRESSED)
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -32,15 +32,16 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         from .formats import gguf
 
         return gguf.refuse(config(model_folder))
-    if scheme.name == "bf16" and runtime not in ("torch", "vllm"):
-        return f"bf16 weights are written for torch, vllm and llama.cpp; {runtime} takes fp32, and bf16 as an option if at all"
+    if scheme.name == "bf16" and runtime not in ("torch", *COMPRESSED):
+        able = "torch, vllm, triton and llama.cpp"
+        return f"bf16 weights are written for {able}; {runtime} takes fp32, and bf16 as an option if at all"
     return None
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    """torch and vllm: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime."""
-    if runtime in ("torch", "vllm") and scheme.compute == "bf16":
+    """torch, vllm and triton: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime."""
+    if runtime in ("torch", *COMPRESSED) and scheme.compute == "bf16":
         half_precision(base or model_folder, out)
     elif runtime == "torch":
         link_folder(model_folder, out)

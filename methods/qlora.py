@@ -24,7 +24,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import kbit
@@ -40,7 +40,7 @@ from .training import ENOUGH, Limits, Trained, divergence, silent, train
 
 NAME = "qlora"
 TARGET: Target = "weights"
-COST: Cost = "training"
+COST = "training: one pass over the weights, then gradient steps on the adapters within budget.train_s"
 RANK = 16
 SAMPLES = 128
 BATCH = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +13,8 @@ from quantadvisor.documents.scheme import Scheme
 
 ONNX = ("onnxruntime", "onnxruntime-genai")
 """Both read one folder format."""
+COMPRESSED = ("vllm", "triton")
+"""Both read compressed-tensors, and compute everything else in bfloat16."""
 
 
 def config(model_folder: Path) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def not_offered(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime:
     return None
 
 
-INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8)}
+INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8), "vllm": (4,), "torch": (4, 8)}
 """Widths of integer weights in groups that a runtime's CPU kernels multiply by."""
 
 
@@ -68,8 +71,21 @@ def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
     return None
 
 
+HALF = ("vllm", "torch")
+"""Runtimes whose integer weights in groups lie in Hugging Face folders, with everything else in 16 bit."""
+
+
+def half_mismatch(scheme: Scheme, runtime: str) -> str | None:
+    """vLLM and transformers keep in 16 bit what is not in groups; the others have an 8-bit lm_head, and compute in float32."""
+    if (runtime in HALF) != (scheme.compute == "bf16"):
+        return f"{scheme.name} is not for {runtime}: …-bf16 is {' and '.join(HALF)}'s, and theirs only"
+    if runtime == "torch" and find_spec("gptqmodel") is None:
+        return "transformers reads GPTQ's layout through gptqmodel, which is not installed: pip install gptqmodel"
+    return None
+
+
 def compute_mismatch(scheme: Scheme, runtime: str) -> str | None:
-    """Of W8A8: vLLM computes everything but the INT8 products in bfloat16, the others in float32."""
-    if (runtime == "vllm") != (scheme.compute == "bf16"):
-        return f"{scheme.name} is not for {runtime}: w8a8-bf16 is vllm's, and vllm's only"
+    """Of W8A8: vLLM and triton compute everything but the INT8 products in bfloat16, the others in float32."""
+    if (runtime in COMPRESSED) != (scheme.compute == "bf16"):
+        return f"{scheme.name} is not for {runtime}: w8a8-bf16 is for {' and '.join(COMPRESSED)} only"
     return None

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.documents.scheme import Scheme
 
@@ -44,12 +44,13 @@ METHODS: dict[str, str] = {
 
 
 class Method(Protocol):
-    """What a module in this folder offers; see docs/architecture.md. Where COST is "training", `apply` also takes `train_s`,
-    the seconds that it may train, and `say`, which is told what it is doing."""
+    """What a module in this folder offers; see docs/architecture.md. Where COST begins with "training", `apply` also takes
+    `train_s`, the seconds that it may train, and `say`, which is told what it is doing."""
 
     NAME: str
     TARGET: Target
-    COST: Cost
+    COST: str
+    """What applying takes, in words: passes over the weights or the calibration samples, operations, training."""
 
     def schemes(self) -> tuple[Scheme, ...]: ...
 
@@ -67,4 +68,5 @@ def method(name: str) -> Method:
 
 
 def trains(name: str) -> bool:
-    return name in METHODS and method(name).COST == "training"
+    """A method that trains says so first in its `COST`, and takes `train_s` and `say`."""
+    return name in METHODS and method(name).COST.startswith("training")

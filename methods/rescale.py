@@ -12,7 +12,7 @@ lie on some quantization grid off that grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,25 @@ def move(state: MutableMapping[str, Any], pair: Pair, scale: Scale) -> None:
         state[f"{pair.source}.bias"].div_(divisor)
     for target in pair.targets:
         state[f"{target}.weight"].mul_(factor)
+
+
+def tensor_factors(moves: Iterable[tuple[Pair, Scale]]) -> Callable[[str, Any], Any]:
+    """(name, torch tensor) -> the tensor with every scale of `moves` in it: what `move` does, one tensor at a time."""
+    rows: dict[str, Scale] = {}
+    columns: dict[str, Scale] = {}
+    for pair, scale in moves:
+        rows |= dict.fromkeys((f"{pair.source}.weight", f"{pair.source}.bias"), scale)
+        columns |= dict.fromkeys((f"{target}.weight" for target in pair.targets), pair.spread(scale))
+
+    def moved(name: str, tensor: Any) -> Any:
+        import torch
+
+        if name in rows:
+            divisor = torch.from_numpy(rows[name])
+            tensor = tensor / (divisor if tensor.ndim == 1 else divisor[:, None])
+        return tensor * torch.from_numpy(columns[name]) if name in columns else tensor
+
+    return moved
 
 
 def reparametrise(state_dict: MutableMapping[str, Any], config: Any, seed: int = 0) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import dynamic_int8
@@ -36,7 +36,7 @@ from .schemes import scheme as named
 
 NAME = "rotation"
 TARGET: Target = "activations"
-COST: Cost = "rounding"
+COST = "a random Hadamard rotation folded into every weight once, and one pass over the weights; no calibration"
 PALEY = (11, 19, 43)
 """Primes q = 3 mod 4 that Hadamard matrices of order q + 1 are built from: 12, 20, 44."""
 FOUR_BITS = "no runtime here multiplies INT4 activations, or turns them while the model runs: it is simulated only"
@@ -101,7 +101,7 @@ def orthogonal(width: int, seed: int = 0) -> Any:
     """A Hadamard matrix / sqrt(width) with random signs, float32 torch; a Haar-distributed one where none is known here."""
     import torch
 
-    from .turboquant import rotation
+    from quantadvisor.kernels.turbo_tables import rotation
 
     draw = np.random.default_rng(seed)
     made = hadamard(width)

@@ -8,17 +8,19 @@ table shares its codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
-from .affine import dequantize_groups, quantize_groups
-from .artifact import base_folder, write_onnx
-from .refusals import ONNX, group_mismatch, not_offered, width_missing
+from .affine import Floats, Grouped, dequantize_groups, quantize_groups
+from .artifact import base_folder, write_grouped, write_onnx
+from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
 from .schemes import group_format, named
 from .schemes import scheme as scheme_named
 
@@ -26,27 +28,35 @@ __all__ = ["NAME", "TARGET", "apply", "dequantize_groups", "quantize_groups", "r
 
 NAME = "rtn"
 TARGET: Target = "weights"
-COST: Cost = "rounding"
-RUNTIMES = (*ONNX, "openvino")
+COST = "one pass over the weights, no calibration"
+RUNTIMES = (*ONNX, "openvino", *HALF)
 
 
 def schemes() -> tuple[Scheme, ...]:
     other = (scheme_named(f"w{bits}-g64") for bits in (2, 3, 5, 6, 7))
-    return (*named("w4-g32", "w4-g64", "w8-g32", "w8-g64"), *other)
+    half = (scheme_named(f"w4-g{group}-bf16") for group in (32, 64))
+    return (*named("w4-g32", "w4-g64", "w8-g32", "w8-g64"), *other, *half)
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
         return refused
-    if refused := width_missing(scheme, runtime):
+    if refused := half_mismatch(scheme, runtime) or width_missing(scheme, runtime):
         return refused
-    return group_mismatch(model_folder, scheme) if runtime == "openvino" else None
+    return None if runtime in ONNX else group_mismatch(model_folder, scheme)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None, accuracy_level: int = 4) -> tuple[str, ...]:  # fmt: skip
     """`accuracy_level` of MatMulNBits: 4 multiplies int8 activations, 0 and 1 compute in fp32 (ONNX Runtime only)."""
     assert scheme.weights is not None
+    if runtime in HALF:
+        from .formats.huggingface import linear_weights
+
+        form = group_format(scheme.weights)
+        source = base or model_folder
+        given = {name: partial(integers, read, form) for name, read in linear_weights(source, config(model_folder)).items()}
+        return write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
     assert scheme.lm_head is not None
     with base_folder(model_folder, runtime, out, base) as source:
         if runtime not in ONNX:
@@ -62,3 +72,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             source, scheme, calibration, out,
             lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
         )  # fmt: skip
+
+
+def integers(read: Callable[[], Floats], chosen: tuple[int, int, bool]) -> Grouped:
+    return quantize_groups(read(), *chosen)

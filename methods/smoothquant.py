@@ -15,20 +15,20 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, fake_activations, fake_tokens, quantize_channels
 from .artifact import base_folder, write_onnx
-from .refusals import ONNX, compute_mismatch, config, not_offered
+from .refusals import COMPRESSED, ONNX, compute_mismatch, config, not_offered
 from .rescale import Pair, Scale, mapping_missing, pairs
 from .schemes import named
 from .schemes import scheme as scheme_named
 
 NAME = "smoothquant"
 TARGET: Target = "activations"
-COST: Cost = "search"
-RUNTIMES = (*ONNX, "openvino", "vllm")
+COST = "one forward pass of the calibration samples, an exponent searched for every tensor, and one pass over the weights"
+RUNTIMES = (*ONNX, "openvino", *COMPRESSED)
 GRID = (0.5, 0.65, 0.8, 0.9)
 SEARCH_TOKENS = 128
 """Tokens of the first calibration sample that the search measures errors on."""
@@ -64,7 +64,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         per_token = scheme.activations.granularity == "token"
         seen = calibration if runtime == "openvino" else calibration[:RANGE_SAMPLES]
         found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear)
-        if runtime == "vllm":
+        if runtime in COMPRESSED:
             from .formats import compressed
 
             compressed.quantize_w8a8(source, out, found.scales)
@@ -152,11 +152,13 @@ def best(pair: Pair, x: Floats, bounds: tuple[Floats, Floats], weights: list[Flo
 
 
 def output_error(x: Floats, weights: list[Floats], exact: list[Floats], rounding: Round) -> float:
-    """Sum over readers of |Q(x) Q(w)^T - exact|^2 / |exact|^2; weights rounded per channel."""
+    """Sum over readers of |Q(x) Q(w)^T - exact|^2 / |exact|^2; weights rounded per channel. A reader that
+    writes zeros whatever it reads has no say."""
     rounded, total = rounding(x), 0.0
     for w, y in zip(weights, exact, strict=True):
         codes, scale = quantize_channels(w)
-        total += float(np.square(rounded @ (codes * scale[:, None]).T - y).sum() / np.square(y).sum())
+        if size := float(np.square(y).sum()):
+            total += float(np.square(rounded @ (codes * scale[:, None]).T - y).sum()) / size
     return total
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from numpy import int64
 from numpy.typing import NDArray
 
-from quantadvisor.documents.base import Cost, Target
+from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake
@@ -22,7 +22,7 @@ from .schemes import scheme as named
 
 NAME = "zeroquant"
 TARGET: Target = "activations"
-COST: Cost = "rounding"
+COST = "one pass over the weights, no calibration"
 PER_GROUP = "MatMulNBits rounds activations once per group, not per token: that is rtn with accuracy level 4"
 MISSING = {
     "torch": "torch has no CPU product of group-wise INT8 or INT4 weights with INT8 activations",

@@ -27,6 +27,16 @@ spec.loader.exec_module(module)
 path, options, isa = json.loads(sys.argv[2])
 print(json.dumps(module.refuse(path, tuple(options), tuple(isa))))
 """
+VERSIONS = """
+import importlib.metadata, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        continue
+print(json.dumps(found))
+"""
 
 
 def interpreter_of(name: str, chosen: str | None = None) -> str:
@@ -47,6 +57,15 @@ def answer_of(python: str, program: str, *arguments: str) -> Any:
     """The JSON that `program` prints in that environment; OSError, ValueError or SubprocessError where it does not."""
     command = [python, "-P", "-c", program, *arguments]
     return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+
+
+@lru_cache
+def versions_of(python: str, packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of those packages that are installed in that environment; none where it does not answer."""
+    try:
+        return dict(answer_of(python, VERSIONS, *packages))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
 
 
 def refusal(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:

@@ -15,6 +15,8 @@ EXACT = {
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "granite",
     "mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3", "kimi_k2",
 }  # fmt: skip
+SAME_TEXT = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe"}
+"""Text parts of multimodal models that are another architecture's, shape by shape."""
 TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3_text", "smollm3"}
 HEAD_DIM_BY_DEFAULT = {"gemma": 256, "gemma2": 256, "gemma3_text": 256, "qwen3": 128, "gpt_oss": 64}
 FOUR_NORMS = {"gemma2", "gemma3_text"}
@@ -110,7 +112,10 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
     if not isinstance(nested, Mapping):
         return config, []
     inherited = {key: config[key] for key in ("architectures", "tie_word_embeddings") if key in config}
-    return {**inherited, **nested}, ["only the text part (text_config) is counted"]
+    kind = nested.get("model_type")
+    return {**inherited, **nested, "model_type": SAME_TEXT.get(str(kind), kind)}, [
+        "only the text part (text_config) is counted: no vision or audio tower"
+    ]
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:

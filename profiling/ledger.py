@@ -8,9 +8,13 @@ Conventions: integer weights are stored in whole groups along K, packed to whole
 from __future__ import annotations
 
 import math
+import re
 
 from quantadvisor.documents import Format, Inventory, LedgerItem, MemoryLedger, Scheme
 from quantadvisor.kernels.problem import matrix_bytes
+
+GGUF = re.compile(r"q\d_[01k](-kv8)?")
+"""Names of the schemes that llama.cpp stores."""
 
 
 def compute_bytes(scheme: Scheme) -> int:
@@ -21,20 +25,32 @@ def compute_bytes(scheme: Scheme) -> int:
 def bytes_of_weights(inventory: Inventory, scheme: Scheme, *, scale_bytes: int | None = None, tied_once: bool = True) -> int:
     """Stored bytes of all weights of the scheme: linears, embedding, head, norms and biases.
 
-    `scale_bytes`: of one scale (None: those of the compute type, as MatMulNBits stores them; OpenVINO stores 2).
+    `scale_bytes`: of one scale (None: those of the compute type, as ONNX Runtime and OpenVINO store them; GGUF's are its own).
     `tied_once`: a tied head is the embedding itself where both have one format; otherwise it is stored again.
     """
     plain = compute_bytes(scheme)
     scale = plain if scale_bytes is None else scale_bytes
     total = inventory.other_parameters * plain
+
+    def stored(n: int, k: int, number: Format | None) -> int:
+        if number is not None and GGUF.fullmatch(scheme.name):
+            return gguf_bytes(n, k, number)
+        return matrix_bytes(n, k, number, plain, scale)
+
     for shape in inventory.linears:
         if not shape.lm_head:
-            total += shape.count * matrix_bytes(shape.n, shape.k, scheme.weights, plain, scale)
+            total += shape.count * stored(shape.n, shape.k, scheme.weights)
     table = (inventory.vocabulary, inventory.hidden)
-    total += matrix_bytes(*table, scheme.embeddings, plain, scale)
+    total += stored(*table, scheme.embeddings)
     if not (inventory.tied_embeddings and tied_once and scheme.embeddings == scheme.lm_head):
-        total += matrix_bytes(*table, scheme.lm_head, plain, scale)
+        total += stored(*table, scheme.lm_head)
     return total
+
+
+def gguf_bytes(n: int, k: int, number: Format) -> int:
+    """Of w: [N, K] in GGUF's blocks: float16 scales, and minima where asymmetric; the bits of super-blocks count theirs."""
+    scales = 0 if number.granularity == "block" else 2 if number.symmetric else 4
+    return matrix_bytes(n, k, number.model_copy(update={"symmetric": True}), 4, scales)
 
 
 def bytes_of_cache(

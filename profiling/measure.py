@@ -19,6 +19,8 @@ import numpy as np
 from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, Measured, Traffic, Workload
 from quantadvisor.kernels.timing import figure
 
+from .rapl import counters, joules_between
+from .served import Served
 from .workers import RunningWorker, Steady
 
 PREFILL_TOKENS_MEASURED = 16_384
@@ -37,6 +39,9 @@ class Round(Document):
     peak_bytes: int
     block: int = 0
     recorded: bool = False
+    served: bool = False
+    request_j: Finite | None = None
+    """Energy of the CPU packages per request, joules; None where it cannot be read, or is not of a whole request here."""
 
     @property
     def tpot_s(self) -> float:
@@ -58,21 +63,30 @@ def prompt_batch(stream: np.ndarray, traffic: Traffic) -> np.ndarray:
 
 
 def run_round(
-    worker: RunningWorker, prompts: np.ndarray, traffic: Traffic, output_tokens: int | None = None, block: int = 0
+    worker: RunningWorker | Served, prompts: np.ndarray, traffic: Traffic, output_tokens: int | None = None, block: int = 0
 ) -> Round:
     """One round of the workload; fewer `output_tokens` than declared give the same TTFT and a shorter decode."""
-    if recorded(traffic):
+    if recorded(traffic) and not isinstance(worker, Served):
         steady = worker.steady(prompts, traffic.concurrency, min(RECORDED_STEPS, traffic.output_length))
         if not steady.rows_equal:
             raise CandidateFailed("rows with the same recorded cache decode to different tokens")
         ttft_s = steady.prefill_row_s * traffic.concurrency
         return Round(ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True)
-    made = worker.generate(prompts, output_tokens or traffic.output_length)
-    return Round(ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block)
+    tokens = output_tokens or traffic.output_length
+    before = counters()
+    made = worker.generate(prompts, tokens)
+    spent = joules_between(before, counters())
+    served = isinstance(worker, Served)
+    requests = worker.requests(len(prompts)) if isinstance(worker, Served) else len(prompts)
+    whole = tokens == traffic.output_length and not (isinstance(worker, Served) and worker.own is None)
+    return Round(
+        ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block, served=served,
+        request_j=spent / requests if spent is not None and whole else None,
+    )  # fmt: skip
 
 
 def interleave(
-    workers: Mapping[str, RunningWorker],
+    workers: Mapping[str, RunningWorker | Served],
     prompts: np.ndarray,
     traffic: Traffic,
     rounds: int,
@@ -163,15 +177,22 @@ def measured_from_rounds(
     """Medians and intervals of the rounds; TTFT is *modelled* where the caches were recorded."""
     kind: Literal["measured", "modelled"] = "modelled" if rounds[0].recorded else "measured"
     source = "one row's prefill x rows" if rounds[0].recorded else "static batch, all rows at t = 0"
+    peak_source = "VmHWM above imports"
+    if rounds[0].served:
+        source, peak_source = "mean of a closed loop's requests (vllm bench serve)", "the server's processes, imports too"
+    loading = "until the server answers" if rounds[0].served else "open_session"
+    peak = peak_of(rounds)
     values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s, None) for r in rounds]
     numbers = [value for value in values if value is not None]
     objective = of_rounds(rounds, numbers, kind, workload.objective) if numbers else max_concurrency
+    energy = [r.request_j for r in rounds if r.request_j is not None]
     return Measured(
         ttft_s=of_rounds(rounds, [r.ttft_s for r in rounds], kind, source),
         tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", "mean gap per round"),
-        peak_bytes=figure([float(peak_of(rounds))], "measured", "VmHWM above imports"),
+        peak_bytes=figure([float(peak)], "measured", peak_source) if peak else None,
         max_concurrency=max_concurrency,
-        load_s=figure(list(load_s), "measured", "open_session") if load_s else None,
+        load_s=figure(list(load_s), "measured", loading) if load_s else None,
+        request_j=figure(energy, "measured", "RAPL, all CPU packages") if energy else None,
         objective=objective,
     )
 

@@ -53,6 +53,10 @@ def budget_breach(quality: Quality, workload: Workload) -> str | None:
         return f"{how}top-1 agreement {quality.top1.mean:.3f} is under the budget of {budget.top1_agreement_min:g}"
     if quality.passkey_found is False:
         return "the passkey at the declared context is not found"
+    for score in quality.tasks:
+        if score.drop.mean > budget.tasks[score.task].max_drop:
+            limit = budget.tasks[score.task].max_drop
+            return f"{score.metric} of {score.task} falls by {score.drop.mean:.3f}, more than its max_drop of {limit:g}"
     return None
 
 

@@ -13,7 +13,7 @@ import json
 import random
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,9 +21,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from quantadvisor.documents import BadInput, CandidateFailed, Traffic
+from quantadvisor.documents import BadInput, CandidateFailed
 
-from .measure import Round
 from .text import builtin_paragraphs
 from .workers import Generated
 
@@ -35,6 +34,10 @@ WORDS_PER_TOKEN = 0.75
 TURNS = 2
 """Requests that each of several users sends in one round, one after the other: a closed loop."""
 LARGEST_LINE = 1 << 20
+LARGEST_ANSWER = 1 << 28
+GREETING = "Good morning. I hope that this finds you well, and that you will answer me in a few short words, if you can."
+"""The first request. Not of one token: vLLM 0.32's attention on a CPU uses AMX tiles without asking the kernel for them, and
+dies of SIGILL unless a product of several rows, whose library does ask, came before (seen on tiny models)."""
 UNKNOWN_HERE = (404, 405)
 
 
@@ -69,6 +72,7 @@ class RunningServer:
         """`seed` gives both sides of a gate the same texts, `side` different beginnings."""
         parts = split_url(url)
         self.url, self.stall_s = url, stall_s
+        self.root = f"{parts.scheme}://{parts.netloc}"
         self.https, self.host, self.path = parts.scheme == "https", parts.netloc, parts.path.rstrip("/")
         self.prompt_tokens, self.model = prompt_tokens, model
         self.endpoint: Endpoint | None = None
@@ -124,6 +128,13 @@ class RunningServer:
         assert self.endpoint is not None
         return self._stream(self.endpoint, prompt, output_tokens)
 
+    def models(self) -> list[str]:
+        """The names that it serves; none where it does not say."""
+        try:
+            return [str(row["id"]) for row in self._ask("GET", f"{self._base()}/models", None)["data"]]
+        except (HttpError, KeyError, TypeError):
+            return []
+
     def _stream(self, endpoint: Endpoint, prompt: str, output_tokens: int) -> Stream:
         body = self._body(endpoint, prompt, output_tokens) | {"stream": True} | self.options
         connection = self._connect()
@@ -151,14 +162,11 @@ class RunningServer:
 
     def _served(self, wanted: str) -> str:
         """The model's name over there: the spec's where it is served, else the only one."""
-        try:
-            names = [str(row["id"]) for row in self._ask("GET", f"{self._base()}/models", None)["data"]]
-        except (HttpError, KeyError, TypeError):
-            return wanted
+        names = self.models()
         if wanted in names or not names:
             return wanted
         if len(names) > 1:
-            raise BadInput(self.url, f"serves {', '.join(names[:8])}", "name one of them as the workload's model")
+            raise BadInput(self.url, f"serves {', '.join(names[:8])}", "name one of them as model in the spec")
         return names[0]
 
     def _base(self) -> str:
@@ -183,7 +191,7 @@ class RunningServer:
     def _understood(self, endpoint: Endpoint) -> Endpoint:
         while True:
             try:
-                self._stream(endpoint, "Hello", 2)
+                self._stream(endpoint, GREETING, 2)
                 return endpoint
             except HttpError as error:
                 if error.status not in (400, 422) or not self.options:
@@ -204,26 +212,30 @@ class RunningServer:
         slope = (t1 - t0) / (w1 - w0) if w1 > w0 and t1 > t0 else 1 / WORDS_PER_TOKEN
         self.words = max(1, round(w1 + (self.prompt_tokens - t1) / slope))
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Any:
+    def post(self, body: Mapping[str, Any]) -> Any:
+        """The JSON of one answer that is not streamed, from the endpoint; `body` without the model."""
+        assert self.endpoint is not None
+        return self._ask("POST", self.endpoint.path, json.dumps({"model": self.model} | dict(body)).encode())
+
+    def metrics(self) -> str:
+        """What it tells in Prometheus' format; nothing where it does not."""
+        try:
+            return str(self._ask("GET", "/metrics", None, read=str))
+        except HttpError:
+            return ""
+
+    def _ask(self, method: str, path: str, body: bytes | None, read: Callable[[str], Any] = json.loads) -> Any:
         connection = self._connect()
         try:
-            connection.request(method, path, body, {"Accept": "application/json"})
+            connection.request(method, path, body, {"Accept": "application/json", "Content-Type": "application/json"})
             with connection.getresponse() as response:
-                return checked(response)
+                return read(checked(response))
         except TimeoutError:
             raise CandidateFailed(f"does not answer: nothing for {self.stall_s:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise CandidateFailed(f"does not answer: {reason(error)}") from None
         finally:
             connection.close()
-
-
-def server_round(
-    server: RunningServer, prompts: np.ndarray, traffic: Traffic, output_tokens: int | None = None, process: int = 0
-) -> Round:
-    """One round of a server's client; `process` is not known to change."""
-    made = server.generate(prompts, output_tokens or traffic.output_length)
-    return Round(ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=0, block=process)
 
 
 def split_url(url: str) -> Any:
@@ -309,12 +321,12 @@ def token_gaps(stream: Stream) -> list[float]:
     return [total / many] * many if total > 0 else []
 
 
-def checked(response: http.client.HTTPResponse) -> Any:
-    """The JSON of an answer, or HttpError with what the server says."""
-    data = response.read(LARGEST_LINE)
+def checked(response: http.client.HTTPResponse) -> str:
+    """The text of an answer, or HttpError with what the server says."""
+    said = response.read(LARGEST_ANSWER).decode(errors="replace")
     if response.status != 200:
-        raise HttpError(response.status, shortened(data.decode(errors="replace") or response.reason))
-    return json.loads(data)
+        raise HttpError(response.status, shortened(said or response.reason))
+    return said
 
 
 def shortened(said: object) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -198,6 +199,16 @@ def _tokenizer(folder: Path) -> Any:
     if not file.is_file():
         raise BadInput(str(folder), "no tokenizer.json", "put the model's tokenizer.json there")
     return _read_tokenizer(str(file), file.stat().st_mtime)
+
+
+def text_encoder(folder: Path) -> tuple[list[int], Callable[[str], list[int]], Callable[[list[int]], str]]:
+    """(what leads every sequence, text -> tokens, tokens -> text)."""
+    tokenizer = _tokenizer(folder)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return _prefix(tokenizer), encode, tokenizer.decode
 
 
 def _prefix(tokenizer: Any) -> list[int]:

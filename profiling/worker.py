@@ -1,7 +1,7 @@
 """The child process that runs one candidate: one JSON request per line in, one JSON reply per line out.
 
 Started as `python -P worker.py` with the interpreter of the runtime's own environment, so it imports only the standard
-library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as `.npy` files. It dies with its parent.
+library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as `.npy` files.
 
 Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error": "..."}`:
 
@@ -12,31 +12,22 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
     score     tokens [W, S], reference, chunk, out        -> nll, kl, top1 per token, float64 [3, W * S], written to `out`
     operators tokens [B, S], batch                        -> what the session says really ran
+    bench     arguments                                   -> times of requests, of a load generator in the runtime's place
     close
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib.util
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent ends (Linux; elsewhere the closed pipe ends us)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(1)
 
 
 def status_bytes(field: str) -> int:
@@ -168,6 +159,8 @@ class Worker:
                 result[1, span] = (np.exp(want) * (want - got)).sum(-1)
                 result[2, span] = got.argmax(-1) == want.argmax(-1)
                 at += len(got)
+        if at != windows.size:
+            raise ValueError(f"logits of {at} of {windows.size} positions: the artifact gives the last one's only")
         np.save(out, result)
         return {"rows": at}
 
@@ -176,6 +169,10 @@ class Worker:
         import numpy as np
 
         return {"phases": self.session.operators(np.load(tokens), batch)}
+
+    def bench(self, arguments: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = self.runtime.bench(arguments)
+        return found
 
 
 BLOCK = 32
@@ -226,7 +223,6 @@ def serve(requests: Any, replies: Any) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a runtime prints must not disturb the protocol
     serve(sys.stdin, channel)

@@ -23,9 +23,13 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from quantadvisor.documents import CandidateFailed, Finite
+from quantadvisor.documents import CandidateFailed, Finite, OperatorCount
+
+from .guardian import Guarded
 
 WORKER = Path(__file__).with_name("worker.py")
+LONGEST_REPLY = 1 << 28
+"""Bytes of one line."""
 
 
 class Reply(BaseModel):
@@ -54,6 +58,28 @@ class Steady(Reply):
     rows_equal: bool
 
 
+class Observed(Reply):
+    """One phase as docs/architecture.md has it; parts of the time in seconds per forward pass."""
+
+    model_config = ConfigDict(extra="allow")
+
+    operators: list[OperatorCount]
+    linears: int
+    quantized_linears: int
+    wall_s: Finite
+    walls_s: list[Finite] = []
+    linears_s: Finite
+    attention_s: Finite
+    cache_s: Finite
+    other_s: Finite
+    notes: list[str]
+
+
+class Phases(Reply):
+    prefill: Observed
+    decode: Observed
+
+
 ReplyKind = TypeVar("ReplyKind", bound=Reply)
 
 
@@ -77,18 +103,19 @@ class RunningWorker:
         self.memory_limit_bytes = memory_limit_bytes
         self._folder = tempfile.TemporaryDirectory(prefix="quantadvisor-")
         self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 (closed in close)
-        self._process = subprocess.Popen(
+        self._process = Guarded(
             [python, "-P", str(WORKER)],
+            worker_environment(threads) | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=worker_environment(threads) | dict(environment or {}),
-            start_new_session=True,
         )
+        self._unread = b""
         self._arrays = 0
         self._load = {"path": str(artifact), "options": options, "threads": threads}
         self._ready = False
-        self._send("imports", runtime_file=str(runtime_file))
+        with suppress(CandidateFailed):  # of a worker that is gone already `ready` tells the reason
+            self._send("imports", runtime_file=str(runtime_file))
 
     @property
     def pid(self) -> int:
@@ -131,9 +158,9 @@ class RunningWorker:
         return np.asarray(np.load(out))
 
     def operators(self, tokens: np.ndarray, batch: int | None = None) -> dict[str, Any]:
-        phases = self.ask("operators", tokens=self._array(tokens), batch=batch)["phases"]
-        assert isinstance(phases, dict)
-        return phases
+        """Of a prefill and of a decode step: what `Observed` holds."""
+        phases = self.ask("operators", tokens=self._array(tokens), batch=batch).get("phases")
+        return self._read(Phases, phases).model_dump()
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """One request and its reply; raises CandidateFailed on an error, a crash, a hang or too much memory."""
@@ -142,7 +169,7 @@ class RunningWorker:
 
     def _send(self, op: str, **fields: Any) -> None:
         assert self._process.stdin
-        self._signal(signal.SIGCONT)
+        self._process.signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps({"op": op, **fields}).encode() + b"\n")
             self._process.stdin.flush()
@@ -151,46 +178,48 @@ class RunningWorker:
 
     def _answer(self, op: str) -> dict[str, Any]:
         line = self._await(op)
-        self._signal(signal.SIGSTOP)
+        self._process.signal(signal.SIGSTOP)
         try:
             reply = json.loads(line)
-        except ValueError:
-            raise CandidateFailed(f"the worker printed garbage: {line[:80]!r}") from None
-        if not reply.pop("ok", False):
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict) or "ok" not in reply:
+            raise CandidateFailed(f"the worker printed garbage: {line[:80]!r}")
+        if not reply.pop("ok"):
             raise CandidateFailed(str(reply.get("error", "no reason given")))
-        return dict(reply)
+        return reply
 
     def close(self) -> None:
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        self._process.close()
         self._log.close()
         self._folder.cleanup()
 
     def _await(self, op: str) -> bytes:
+        """The next line of the worker; what follows it is kept for the next time."""
         assert self._process.stdout
         deadline = time.monotonic() + self.time_limit_s
-        descriptor, buffer = self._process.stdout.fileno(), b""
-        while not buffer.endswith(b"\n"):
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._unread:
+            if time.monotonic() > deadline:
+                self._process.signal(signal.SIGKILL)  # it would disturb whoever is measured next
+                raise CandidateFailed(f"no answer to {op} within {self.time_limit_s:.0f} s")
             if select.select([descriptor], [], [], 0.1)[0]:
                 piece = os.read(descriptor, 1 << 16)
                 if not piece:
                     raise CandidateFailed(self._post_mortem())
-                buffer += piece
-            elif time.monotonic() > deadline:
-                raise CandidateFailed(f"no answer to {op} within {self.time_limit_s:.0f} s")
+                self._unread += piece
+                if len(self._unread) > LONGEST_REPLY:
+                    raise CandidateFailed(f"the worker printed garbage: {self._unread[:80]!r}")
             self._check_memory(op)
-        return buffer
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
 
     def _check_memory(self, op: str) -> None:
         if self.memory_limit_bytes is None:
             return
-        used = resident_bytes(self._process.pid)
+        used = self._process.resident_bytes()
         if used > self.memory_limit_bytes:
-            self._signal(signal.SIGKILL)
+            self._process.signal(signal.SIGKILL)
             raise CandidateFailed(
                 f"{op} used {used / 2**30:.2f} GiB, more than the worker's limit of {self.memory_limit_bytes / 2**30:.2f} GiB"
             )
@@ -203,10 +232,6 @@ class RunningWorker:
         died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"the worker died ({died})" + (f": {lines[-1][:300]}" if lines else "")
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-
     def _array(self, array: np.ndarray) -> str:
         self._arrays += 1
         path = Path(self._folder.name) / f"array{self._arrays % 2}.npy"
@@ -214,11 +239,13 @@ class RunningWorker:
         return str(path)
 
     @staticmethod
-    def _read(kind: type[ReplyKind], reply: dict[str, Any]) -> ReplyKind:
+    def _read(kind: type[ReplyKind], reply: object) -> ReplyKind:
         try:
             return kind.model_validate(reply)
         except ValidationError as error:
-            raise CandidateFailed(f"the worker's reply is not valid: {error.errors()[0]['msg']}") from None
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise CandidateFailed(f"the worker's reply is not valid: {where}: {first['msg']}") from None
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -226,10 +253,3 @@ def worker_environment(threads: int) -> dict[str, str]:
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     return os.environ | pinned | quiet | {"PYTHONWARNINGS": "ignore"}
-
-
-def resident_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0

@@ -29,7 +29,7 @@ def _what(results: Results, chosen: Candidate) -> list[str]:
         f"- Format: {results.artifact.format}",
         f"- Method: {facts.METHODS.get(chosen.method, chosen.method)}",
         f"- Scheme: {chosen.scheme.name}",
-        f"- Made for: {facts.traffic_words(results)}, on {results.device.name}",
+        f"- Made for: {facts.traffic_words(results.workload.traffic)}, on {results.device.name}",
     ]
     source = results.environment.source_already_quantized
     return [*lines, f"- The source was already quantized: {source}"] if source else lines
@@ -44,6 +44,7 @@ def _measured(results: Results, chosen: Candidate) -> list[str]:
             ("TPOT", found.tpot_s, units.duration),
             ("peak memory", found.peak_bytes, units.size),
             ("load", found.load_s, units.duration),
+            ("energy per request", found.request_j, units.joules),
             ("requests in flight", found.max_concurrency, units.whole),
         ):
             if figure:

@@ -15,6 +15,7 @@ from quantadvisor.documents import (
     NumberClass,
     Results,
     Scheme,
+    Traffic,
 )
 
 RUNTIMES = {
@@ -25,6 +26,7 @@ RUNTIMES = {
     "llama.cpp": "llama.cpp",
     "openvino-genai": "OpenVINO GenAI",
     "vllm": "vLLM",
+    "triton": "Triton",
 }
 METHODS = {
     "none": "no quantization",
@@ -284,8 +286,7 @@ def scheme_words(scheme: Scheme) -> str:
     return ", ".join(parts) or scheme.compute
 
 
-def traffic_words(results: Results) -> str:
+def traffic_words(traffic: Traffic) -> str:
     """`512 prompt + 128 output tokens, 1 request in flight`."""
-    traffic = results.workload.traffic
     flight = "1 request" if traffic.concurrency == 1 else f"{traffic.concurrency:,} requests"
     return f"{traffic.prompt_length:,} prompt + {traffic.output_length:,} output tokens, {flight} in flight"

@@ -27,20 +27,19 @@ def render_html(results: Sequence[Results]) -> str:
     """The page; several results get a comparison on top and one article each."""
     if not results:
         raise ValueError("render_html: no results given; give at least one")
-    css, script = (_inline(name) for name in ("report.css.j2", "report.js.j2"))
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            css=css,
-            script=script,
-            policy=policy(css, script),
-            title=f"QuantAdvisor · {' · '.join(dict.fromkeys(item.workload.model for item in results))}",
-            reports=[view(item, place) for place, item in enumerate(results, start=1)],
-            side=beside(results) if len(results) > 1 else None,
-            glossary=wording.GLOSSARY,
-        )
+    return page(
+        "report.html.j2",
+        title=f"QuantAdvisor · {' · '.join(dict.fromkeys(item.workload.model for item in results))}",
+        reports=[view(item, place) for place, item in enumerate(results, start=1)],
+        side=beside(results) if len(results) > 1 else None,
+        glossary=wording.GLOSSARY,
     )
+
+
+def page(template: str, **shown: Any) -> str:
+    """A template with the style sheet, the script and the policy of every page."""
+    css, script = (_inline(name) for name in ("report.css.j2", "report.js.j2"))
+    return _environment().get_template(template).render(css=css, script=script, policy=policy(css, script), **shown)
 
 
 def policy(css: str, script: str) -> str:
@@ -86,7 +85,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "reason": units.typeset(verdict.reason(results)),
         "numbers": verdict.key_numbers(results),
         "effects": verdict.effects(results),
-        "traffic": facts.traffic_words(results),
+        "traffic": facts.traffic_words(results.workload.traffic),
         "constraints": wording.constraints(results),
         "changed_mind": wording.changed_mind(results),
         "boundaries": wording.boundaries(results),

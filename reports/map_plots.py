@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
-from quantadvisor.documents import DecisionMap, MapCandidate, MapCell, Results
+from quantadvisor.documents import DecisionMap, MapCandidate, MapCell, Results, Workload
 
 from . import facts, units, wording
 from .svg import NARROW, WIDE, Legend, Picture, drawing, rect, text
@@ -15,47 +15,46 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OTHERS = 7
 """Winners beside the advice that have a colour of their own; further ones share the last."""
 OBJECTIVE = {"latency": units.duration, "throughput": units.tokens_rate, "concurrency": units.whole}
+OBJECTIVE_NAMES = {"latency": "Request latency", "throughput": "Output", "concurrency": "Users at that context"}
 LEFT, TOP, BELOW = 58.0, 22.0, 40.0
 """Px of the map's margins: for the concurrencies, the axis name above, and the contexts below."""
 
 
 def decision_map(results: Results) -> Picture | None:
     """The candidate that would be advised at each context and concurrency, the declared point marked."""
-    drawn = results.decision_map
-    if drawn is None:
+    drawn, choice = results.decision_map, results.verdict.choice
+    if drawn is None or choice is None:
         return None
-    names = winners(drawn, results.verdict.choice)
-    own = sum(1 for cell in drawn.cells if cell.winner == results.verdict.choice)
+    able = sum(1 for item in drawn.candidates if item.outside is None)
+    compared = f"{able} measured candidates inside the quality budget take part."
+    return map_of(drawn, choice, results.workload, wording.holds(results), compared)
+
+
+def map_of(drawn: DecisionMap, choice: str, workload: Workload, holds: Sequence[str], compared: str) -> Picture:
+    """`holds`: how far the choice does; `compared`: who took part."""
+    names = winners(drawn, choice)
+    own = sum(1 for cell in drawn.cells if cell.winner == choice)
     title = "Decision map over context and concurrency"
-    summary = f"{results.verdict.choice} is advised at {own} of {len(drawn.cells)} points. {' '.join(wording.holds(results))}"
-    marks = {name: (LETTERS[place], colour(place, name, results)) for place, name in enumerate(names)}
+    summary = f"{choice} is advised at {own} of {len(drawn.cells)} points. {' '.join(holds)}"
+    marks = {
+        name: (LETTERS[place], "c-choice" if name == choice else f"c{min(place, OTHERS)}") for place, name in enumerate(names)
+    }
+    objective = OBJECTIVE[workload.objective]
     wide, narrow = (
-        _grid(width, f"{title}. {summary}", drawn, results, lambda cell, *box: _winner(cell, marks, results, *box))
+        _grid(width, f"{title}. {summary}", drawn, workload, lambda cell, *box: _winner(cell, marks, objective, *box))
         for width in (WIDE, NARROW)
     )
     legend = [Legend(style, f"{letter}: {name}") for name, (letter, style) in marks.items()]
     return Picture(
         "map", title, summary, wide, narrow,
-        ("Context, tokens", "In flight", "Advised", "Candidates that fit", objective_name(results), "Class"),
-        tuple(_map_row(cell, results) for cell in drawn.cells),
+        ("Context, tokens", "In flight", "Advised", "Candidates that fit", OBJECTIVE_NAMES[workload.objective], "Class"),
+        tuple(_map_row(cell, workload) for cell in drawn.cells),
         (*legend, Legend("c-none", "–: nothing fits"), Legend("c-declared", "declared")),
-        f"Modelled. {drawn.basis[:1].upper()}{drawn.basis[1:]}. {compared(drawn)}",
+        f"Modelled. {drawn.basis[:1].upper()}{drawn.basis[1:]}. {compared}",
     )  # fmt: skip
 
 
-def compared(drawn: DecisionMap) -> str:
-    """How many took part; the others were not measured, or are outside the quality budget."""
-    able = sum(1 for item in drawn.candidates if item.outside is None)
-    return f"{able} measured candidates inside the quality budget take part."
-
-
-def objective_name(results: Results) -> str:
-    return {"latency": "Request latency", "throughput": "Output", "concurrency": "Users at that context"}[
-        results.workload.objective
-    ]
-
-
-def winners(drawn: DecisionMap, choice: str | None) -> list[str]:
+def winners(drawn: DecisionMap, choice: str) -> list[str]:
     """The advice first, then the others by how many points they win."""
     counts: dict[str, int] = {}
     for cell in drawn.cells:
@@ -65,27 +64,24 @@ def winners(drawn: DecisionMap, choice: str | None) -> list[str]:
     return order[: len(LETTERS)]
 
 
-def colour(place: int, name: str, results: Results) -> str:
-    return "c-choice" if name == results.verdict.choice else f"c{min(place, OTHERS)}"
-
-
-def _map_row(cell: MapCell, results: Results) -> tuple[str, ...]:
-    mark = ", declared" if wording.at_declared(cell, results) else ""
+def _map_row(cell: MapCell, workload: Workload) -> tuple[str, ...]:
+    mark = ", declared" if wording.at_declared(cell, workload.traffic) else ""
     return (
         f"{cell.context_tokens:,}",
         f"{cell.concurrency:,}{mark}",
         cell.winner or "nothing fits",
         str(cell.fits),
-        OBJECTIVE[results.workload.objective](cell.objective),
+        OBJECTIVE[workload.objective](cell.objective),
         "modelled",
     )
 
 
+Unit = Callable[[float | None], str]
 Draw = Callable[[MapCell, float, float, float, float], list[Markup]]
 """Parts of one cell in its box: x, y, width, height."""
 
 
-def _grid(width: float, label: str, drawn: DecisionMap, results: Results, draw: Draw) -> Markup:
+def _grid(width: float, label: str, drawn: DecisionMap, workload: Workload, draw: Draw) -> Markup:
     """Contexts across, concurrencies upwards; the declared cell framed."""
     step_x = (width - LEFT - 2) / max(1, len(drawn.contexts))
     step_y = 38.0 if width > 400 else 30.0
@@ -103,15 +99,15 @@ def _grid(width: float, label: str, drawn: DecisionMap, results: Results, draw: 
         x = LEFT + drawn.contexts.index(cell.context_tokens) * step_x
         y = bottom - (drawn.concurrencies.index(cell.concurrency) + 1) * step_y
         parts += draw(cell, x + 1, y + 1, step_x - 2, step_y - 2)
-        if wording.at_declared(cell, results):
+        if wording.at_declared(cell, workload.traffic):
             frame.append(rect(x, y, step_x, step_y, "declared"))
     return drawing(width, bottom + BELOW, label, *parts, *frame)
 
 
 def _winner(
-    cell: MapCell, marks: Mapping[str, tuple[str, str]], results: Results, x: float, y: float, width: float, height: float
+    cell: MapCell, marks: Mapping[str, tuple[str, str]], objective: Unit, x: float, y: float, width: float, height: float
 ) -> list[Markup]:
-    value = OBJECTIVE[results.workload.objective](cell.objective)
+    value = objective(cell.objective)
     where = f"{cell.context_tokens:,} tokens, {cell.concurrency:,} in flight"
     if cell.winner is None:
         return [
@@ -129,27 +125,30 @@ def _winner(
 
 def memory_grid(results: Results) -> Picture | None:
     """The advised candidate's memory."""
-    return _memory(results, results.verdict.choice, "memory-grid", "the advice")
+    return _memory_in(results, results.verdict.choice, "memory-grid", "the advice")
 
 
 def memory_grid_before(results: Results) -> Picture | None:
     """The baseline's, where it is another one."""
     if results.profile.baseline == results.verdict.choice:
         return None
-    return _memory(results, results.profile.baseline, "memory-grid-before", "the baseline")
+    return _memory_in(results, results.profile.baseline, "memory-grid-before", "the baseline")
 
 
-def _memory(results: Results, name: str | None, key: str, whose: str) -> Picture | None:
+def _memory_in(results: Results, name: str | None, key: str, whose: str) -> Picture | None:
     drawn, known = results.decision_map, facts.on_map(results, name)
-    if drawn is None or known is None:
-        return None
+    return None if drawn is None or known is None else memory_of(drawn, known, results.workload, key, whose)
+
+
+def memory_of(drawn: DecisionMap, known: MapCandidate, workload: Workload, key: str, whose: str) -> Picture:
+    """One candidate's memory by tensor at every point of a map."""
     limit = drawn.limit_bytes
     inside = sum(1 for cell in drawn.cells if known.held_bytes(cell.context_tokens, cell.concurrency) <= limit)
     title = f"Memory of {whose} over context and concurrency"
     summary = f"{known.name} stays under {units.size(limit)} at {inside} of {len(drawn.cells)} points; "
     summary += f"a cached token takes {units.size(known.cache_bytes_per_token)}."
     wide, narrow = (
-        _grid(width, f"{title}. {summary}", drawn, results, lambda cell, *box: _held(cell, known, limit, *box))
+        _grid(width, f"{title}. {summary}", drawn, workload, lambda cell, *box: _held(cell, known, limit, *box))
         for width in (WIDE, NARROW)
     )
     head = (

@@ -45,7 +45,7 @@ def section(results: Results, level: str) -> str:
     numbers = [(item.label, item.value, item.detail, item.kind) for item in verdict.key_numbers(results)]
     said = [
         f"{level} {escaped(verdict.headline(results))}",
-        escaped(f"{results.workload.model} · {results.device.name} · {facts.traffic_words(results)}"),
+        escaped(f"{results.workload.model} · {results.device.name} · {facts.traffic_words(results.workload.traffic)}"),
         escaped(verdict.reason(results)),
         table(("", "", "", "class"), numbers) if numbers else "",
         "\n".join(f"- {escaped(line)}" for line in wording.boundaries(results)),

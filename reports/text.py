@@ -33,7 +33,7 @@ def verdict_lines(results: Results) -> list[str]:
 def render_text(results: Results) -> str:
     """The whole report: verdict, diagnosis, ranking with reasons, predictions, environment."""
     blocks = [
-        [f"QuantAdvisor · {results.workload.model} · {results.device.name}", facts.traffic_words(results)],
+        [f"QuantAdvisor · {results.workload.model} · {results.device.name}", facts.traffic_words(results.workload.traffic)],
         verdict_lines(results),
         ["What the advice rests on", *_advice(results)],
         ["Diagnosis", *_diagnosis(results)],

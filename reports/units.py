@@ -48,6 +48,11 @@ def duration(seconds: float | None) -> str:
     return _scaled(seconds, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))
 
 
+def joules(energy: float | None) -> str:
+    """Joules as mJ, J or kJ."""
+    return _scaled(energy, ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ")))
+
+
 def size(count: float | None) -> str:
     """Bytes as KiB, MiB or GiB; GiB from 1,000 MiB on."""
     return _scaled(count, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")), 1000 / 1024)

@@ -47,6 +47,8 @@ def action_words(chosen: Candidate) -> str:
     """What to do, in a clause."""
     runtime = facts.runtime_words(chosen.runtime)
     options = f" ({', '.join(chosen.options)})" if chosen.options else ""
+    if chosen.url:
+        return f"Use the server at {chosen.url}, on {runtime}{options}"
     if chosen.checkpoint:
         return f"Serve the checkpoint {chosen.checkpoint} as it is on {runtime}{options}"
     if facts.unquantized(chosen.scheme):

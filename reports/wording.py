@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantadvisor.documents import Diagnosis, MapCell, MapEdge, Results
+from quantadvisor.documents import DecisionMap, Diagnosis, MapCell, MapEdge, Results, Traffic
 
 from . import facts, units, verdict
 
@@ -128,9 +128,14 @@ def holds(results: Results) -> list[str]:
     drawn, traffic = results.decision_map, results.workload.traffic
     if drawn is None or results.verdict.choice is None:
         return []
-    here = next(c for c in (*drawn.cells, None) if c is None or at_declared(c, results))
+    here = next(c for c in (*drawn.cells, None) if c is None or at_declared(c, traffic))
     if here is None or here.winner != results.verdict.choice:
         return [_contested(results, here.winner if here else None)]
+    return reaches(drawn, traffic)
+
+
+def reaches(drawn: DecisionMap, traffic: Traffic) -> list[str]:
+    """The same of a map whose advice holds at the declared point."""
     axes = (
         ("concurrency", "requests in flight", traffic.concurrency, drawn.concurrencies),
         ("context_tokens", "tokens of context", traffic.context_length, drawn.contexts),
@@ -140,8 +145,7 @@ def holds(results: Results) -> list[str]:
     ]
 
 
-def at_declared(cell: MapCell, results: Results) -> bool:
-    traffic = results.workload.traffic
+def at_declared(cell: MapCell, traffic: Traffic) -> bool:
     return (cell.context_tokens, cell.concurrency) == (traffic.context_length, traffic.concurrency)
 
 
@@ -296,7 +300,7 @@ def workload_rows(results: Results) -> list[tuple[str, str]]:
             f"{held.architecture}, {held.layers} layers, {units.digits(held.parameters / 1e6)} M parameters",
         ),
         ("Checkpoint, SHA-256", results.profile.source.sha256 or units.ABSENT),
-        ("Traffic", facts.traffic_words(results)),
+        ("Traffic", facts.traffic_words(results.workload.traffic)),
         ("Longest context", f"{work.traffic.context_length:,} tokens"),
         ("Objective", facts.OBJECTIVES[work.objective]),
         ("Constraints", "; ".join(constraints(results)) or "none"),
@@ -316,7 +320,7 @@ def column(results: Results) -> list[tuple[str, str]]:
     chosen = facts.choice(results)
     rows = [
         ("Model", results.workload.model),
-        ("Workload", facts.traffic_words(results)),
+        ("Workload", facts.traffic_words(results.workload.traffic)),
         ("Objective", facts.OBJECTIVES[results.workload.objective]),
         ("Constraints", "; ".join(constraints(results)) or "none"),
         ("Device", results.device.name),

@@ -40,3 +40,9 @@ def link_folder(source: Path, out: Path) -> None:
         for path in sorted(source.iterdir()):
             if path.is_file():
                 link_or_copy(path, work / path.name)
+
+
+def link_file(source: Path, out: Path, name: str) -> None:
+    """A folder `out` that holds `source` again under `name`."""
+    with new_folder(out) as work:
+        link_or_copy(source, work / name)

@@ -102,7 +102,30 @@ def last_position(scoring: Any) -> Any:
     return graph
 
 
-class Rewrite:
+class Reader:
+    """The graph of a folder and its tensors, mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = load_graph(folder)
+        self.old = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self._map = np.memmap(folder / DATA, np.uint8, "r") if (folder / DATA).stat().st_size else np.zeros(0, np.uint8)
+
+    def tensor(self, name: str) -> Array:
+        """A view into the mapped file where it can be."""
+        import onnx
+
+        proto = self.old[name]
+        if proto.data_location != onnx.TensorProto.EXTERNAL:
+            value: Array = onnx.numpy_helper.to_array(proto)
+            return value
+        where = {entry.key: entry.value for entry in proto.external_data}
+        start = int(where.get("offset", 0))
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+        mapped: Array = self._map[start : start + int(where["length"])].view(dtype).reshape(tuple(proto.dims))
+        return mapped
+
+
+class Rewrite(Reader):
     """One folder being made from another: a context manager that holds the new data file.
 
     Edit `.nodes` in place, `drop` tensors and `add` new ones; what is not dropped is carried over. `factors` multiply
@@ -112,11 +135,9 @@ class Rewrite:
     def __init__(self, base: Path, out: Path, factors: Factors | None = None) -> None:
         self.base, self.out = base, out
         self.factors = dict(factors or {})
-        self.model = load_graph(base)
+        super().__init__(base)
         self.nodes: list[Any] = list(self.model.graph.node)
-        self.old = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.new: list[Any] = []
-        self._map = np.memmap(base / DATA, np.uint8, "r") if (base / DATA).stat().st_size else np.zeros(0, np.uint8)
         self._file: BinaryIO
 
     def __enter__(self) -> Rewrite:
@@ -142,16 +163,7 @@ class Rewrite:
 
     def tensor(self, name: str) -> Array:
         """A tensor of the base, scaled by its factor; a view into the mapped file where it can be."""
-        import onnx
-
-        proto = self.old[name]
-        if proto.data_location != onnx.TensorProto.EXTERNAL:
-            value: Array = onnx.numpy_helper.to_array(proto)
-        else:
-            where = {entry.key: entry.value for entry in proto.external_data}
-            start = int(where.get("offset", 0))
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
-            value = self._map[start : start + int(where["length"])].view(dtype).reshape(tuple(proto.dims))
+        value = super().tensor(name)
         for factor in self.factors.get(name, ()):
             value = value * factor
         return value

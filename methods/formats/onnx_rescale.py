@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,22 @@ def fused(given: Mapping[str, Callable[[], Grouped]], known: Iterable[str]) -> d
         return Grouped(*map(np.concatenate, zip(*(bring() for bring in parts[name]), strict=True)))
 
     return {name: partial(stacked, name) for name in parts}
+
+
+def unfused(found: Mapping[str, Grouped], folder: Path) -> dict[str, Grouped]:
+    """Integers by names of the graph -> by Hugging Face names: a fused linear's rows cut into q, k and v again."""
+    sizes = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    heads, kv_heads, width = (sizes[key] for key in ("num_attention_heads", "num_key_value_heads", "head_size"))
+    ends = np.cumsum([heads * width, kv_heads * width])
+    names: dict[str, Grouped] = {}
+    for name, whole in found.items():
+        stem, last = name.replace(".attn.", ".self_attn.").rsplit(".", 1)
+        if last != "qkv_proj":
+            names[f"{stem}.{last}"] = whole
+            continue
+        for part, *arrays in zip("qkv", *(np.split(array, ends) for array in whole), strict=True):
+            names[f"{stem}.{part}_proj"] = Grouped(*map(np.ascontiguousarray, arrays))
+    return names
 
 
 def rescaled(base: Path, chosen: Iterable[tuple[Pair, Scale]], config: Mapping[str, Any]) -> Factors:

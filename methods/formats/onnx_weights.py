@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantadvisor.documents.errors import CandidateFailed
-from quantadvisor.kernels.packing import pack_nbits
+from quantadvisor.documents.errors import BadInput, CandidateFailed
+from quantadvisor.kernels.packing import pack_nbits, unpack_nbits
 from quantadvisor.methods.affine import Codes, Floats, Grouped, quantize_channels, quantize_groups
 
-from .onnx_base import Array, Factors, Rewrite, linears
+from .onnx_base import Array, Factors, Reader, Rewrite, linears
 
 LinearFormat = tuple[int, int, bool]
 """(bits, group size, symmetric)"""
@@ -112,6 +112,31 @@ def packed(given: Grouped, chosen: LinearFormat) -> tuple[Codes, Floats, Codes |
     padded[:, :wide] = given.codes
     blocks = pack_nbits(padded.reshape(tall, -1, group), bits)
     return blocks, given.scales, None if symmetric else pack_nbits(given.zeros, bits)
+
+
+def read_integers(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
+    """Integers of every MatMulNBits but lm_head by Hugging Face names, and their format; BadInput where formats differ."""
+    from .onnx_rescale import unfused
+
+    reader, found, formats = Reader(folder), dict[str, Grouped](), set[LinearFormat]()
+    for node in reader.model.graph.node:
+        if node.op_type != "MatMulNBits" or "lm_head" in node.name:
+            continue
+        sizes = {entry.name: entry.i for entry in node.attribute}
+        bits, group, wide, tall = (sizes[key] for key in ("bits", "block_size", "K", "N"))
+        codes = unpack_nbits(reader.tensor(node.input[1]), bits, group).reshape(tall, -1)[:, :wide]
+        scales = reader.tensor(node.input[2]).reshape(tall, -1)
+        symmetric = len(node.input) < 4 or not node.input[3]
+        if symmetric:
+            zeros = np.full(scales.shape, 1 << (bits - 1), np.uint8)
+        else:
+            zeros = unpack_nbits(reader.tensor(node.input[3]).reshape(tall, -1), bits, scales.shape[1])
+        formats.add((bits, group, symmetric))
+        name = node.name.split("/MatMul")[0].strip("/").replace("/", ".")
+        found[name] = Grouped(np.ascontiguousarray(codes), np.array(scales), zeros)
+    if len(formats) != 1:
+        raise BadInput(str(folder), f"its linears have {len(formats)} integer formats", "one is read at a time")
+    return unfused(found, folder), formats.pop()
 
 
 def embedding(edit: Rewrite, head: str) -> list[Any] | None:

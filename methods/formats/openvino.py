@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quantadvisor.documents.errors import BadInput
 from quantadvisor.methods.affine import Grouped
 from quantadvisor.methods.rescale import Pair, Scale
 
@@ -344,6 +345,45 @@ def integers(codes: Any, bits: int, symmetric: bool) -> Any:
         shifted = shifted[::2] | shifted[1::2] << 4  # the first of a pair in the low half of its byte
     tensor.data.view(np.uint8).reshape(-1)[:] = shifted
     return ops.constant(tensor)
+
+
+def read_integers(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
+    """Integers of every linear in groups but the output layer, by Hugging Face names, and their format."""
+    import numpy as np
+
+    model = read(folder / MODEL, folder / WEIGHTS)
+    head, found, formats = output_layer(model), dict[str, Grouped](), set[LinearFormat]()
+    for node in model.get_ordered_ops():
+        table = node.input_value(1).get_node() if node.get_type_name() == "MatMul" else None
+        if table is None or table.get_type_name() != "Reshape" or node.get_friendly_name() == head.get_friendly_name():
+            continue
+        scaled = table.input_value(0).get_node()
+        inner, scales = (scaled.input_value(at).get_node() for at in (0, 1))
+        symmetric = inner.get_type_name() == "Convert"
+        codes, bits = unsigned((inner if symmetric else inner.input_value(0).get_node()).input_value(0).get_node())
+        rows, groups, group = codes.shape
+        zeros = np.full((rows, groups), 1 << (bits - 1), np.uint8)
+        if not symmetric:
+            zeros = unsigned(inner.input_value(1).get_node().input_value(0).get_node())[0].reshape(rows, groups)
+        name = node.get_friendly_name().removeprefix("__module.").split("/")[0]
+        found[name] = Grouped(codes.reshape(rows, -1), np.array(scales.data, np.float32).reshape(rows, groups), zeros)
+        formats.add((bits, group, symmetric))
+    if len(formats) != 1:
+        raise BadInput(str(folder), f"its linears have {len(formats)} integer formats", "one is read at a time")
+    return found, formats.pop()
+
+
+def unsigned(constant: Any) -> tuple[Any, int]:
+    """(codes as `integers` was given them, uint8, bits) of a constant of i4, u4, i8 or u8."""
+    import numpy as np
+
+    number, shape = constant.get_element_type(), tuple(constant.get_output_shape(0))
+    bits = number.bitwidth
+    raw = np.array(constant.data).view(np.uint8).reshape(-1)  # 4-bit numbers come packed, the first of a pair low
+    if bits == 4:
+        raw = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[: int(np.prod(shape))]
+    signed = number.get_type_name().startswith("i")
+    return (raw ^ np.uint8(1 << (bits - 1)) if signed else raw).reshape(shape), bits
 
 
 def convert_tokenizer(model_folder: Path, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """ONNX Runtime, raw sessions on a GroupQueryAttention graph with one cache buffer shared by past and present.
 
-Loads the folder of `methods/formats/onnx.py`: `model.onnx` (last logits) and `scoring.onnx` (all logits). The cache is
-float32 or, where the graph says so, int8. Attention and cache layout: keys and values [batch, kv_heads, capacity, head_dim].
+Loads the folder of `methods/formats/onnx.py`: `model.onnx` (last logits) and `scoring.onnx` (all logits), or one of
+onnxruntime-genai's builder with all logits in `model.onnx`. The cache is float32 or, where the graph says so, int8.
+Attention and cache layout: keys and values [batch, kv_heads, capacity, head_dim].
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 NAME = "onnxruntime"
+FILES = ("model.onnx", "genai_config.json")
+FED = ("input_ids", "attention_mask", "past_key_values")
+"""Inputs of a graph that a session brings."""
 
 LINEARS = (
     "MatMul",
@@ -39,8 +43,8 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return "onnxruntime is not installed: pip install 'quantadvisor[cpu]'"
     if options:
         return f"onnxruntime has no option {options[0]!r}"
-    if path is not None and not (Path(path) / "model.onnx").exists():
-        return f"{path} holds no model.onnx"
+    if path is not None and (missing := [name for name in FILES if not (Path(path) / name).exists()]):
+        return f"{path} holds no {missing[0]}: it reads folders as onnxruntime-genai's builder writes them"
     return None
 
 
@@ -61,6 +65,8 @@ class OnnxSession:
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder, self.threads = folder, threads
         self.session = self._open("model.onnx")
+        if odd := [value.name for value in self.session.get_inputs() if not value.name.startswith(FED)]:
+            raise ValueError(f"the graph asks for {odd[0]}, which nobody gives it: export it with onnxruntime-genai's builder")
         self.cache = Cache(self.session, json.loads((folder / "genai_config.json").read_text()))
         self.buffers: list[Any] = []
         self.binding: Any = None
@@ -95,7 +101,7 @@ class OnnxSession:
             self.buffers[i] = rows
 
     def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
-        session = self._open("scoring.onnx")
+        session = self._open("scoring.onnx" if (self.folder / "scoring.onnx").exists() else "model.onnx")
         buffers = self.cache.allocate(1, len(tokens))
         step = chunk or len(tokens)
         for at in range(0, len(tokens), step):

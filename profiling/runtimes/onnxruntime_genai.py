@@ -63,7 +63,7 @@ class GenaiSession:
     def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
         import numpy as np
 
-        model = self._open("scoring.onnx")
+        model = self._open("scoring.onnx" if (self.folder / "scoring.onnx").exists() else "model.onnx")
         generator = self._generator(model, 1, len(tokens) + 1)
         step = chunk or len(tokens)
         for at in range(0, len(tokens), step):

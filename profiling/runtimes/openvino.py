@@ -100,7 +100,8 @@ class OpenvinoSession:
             self.decoder.replicate(batch)
 
     def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
-        self.scorer = self.scorer or Decoder(self._compile("openvino_scoring.xml"))
+        name = "openvino_scoring.xml" if (self.folder / "openvino_scoring.xml").exists() else "openvino_model.xml"
+        self.scorer = self.scorer or Decoder(self._compile(name))
         scorer, step = self.scorer, chunk or len(tokens)
         scorer.reset()
         for at in range(0, len(tokens), step):

@@ -15,6 +15,7 @@ RUNTIMES = {
     "openvino": "openvino.py",
     "llama.cpp": "llama_cpp.py",
     "vllm": "vllm.py",
+    "triton": "triton.py",
 }
 
 

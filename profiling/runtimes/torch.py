@@ -1,16 +1,34 @@
-"""torch through transformers, eager: the baseline that most people run. float32 or bfloat16 safetensors folders.
+"""torch through transformers, eager: the baseline that most people run. Safetensors folders in float32 or bfloat16, and
+quantized ones of whatever transformers reads, with the package that brings the format's kernels.
 
-A decode step grows a DynamicCache by concatenation, as `generate` does: the copy is part of what this runtime costs.
+A linear counts as quantized where it holds codes when it runs: a format that transformers expands again at load (FP8 on a
+CPU) loads and runs unquantized. A decode step grows a DynamicCache by concatenation, as `generate` does: the copy is part
+of what this runtime costs.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 NAME = "torch"
+PACKAGES = {
+    "bitsandbytes": ("bitsandbytes", "accelerate"),
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel", "accelerate"),
+    "compressed-tensors": ("compressed_tensors",),
+    "fp8": ("accelerate",),
+    "torchao": ("torchao",),
+    "hqq": ("hqq",),
+    "quanto": ("optimum.quanto",),
+}
+"""quant_method of config.json -> the modules that transformers needs to load it."""
+DISTRIBUTIONS = {"compressed_tensors": "compressed-tensors", "optimum.quanto": "optimum-quanto"}
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
@@ -23,6 +41,23 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return f"torch has no option {options[0]!r}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
+    return missing_package(path) if path is not None else None
+
+
+def missing_package(path: str) -> str | None:
+    """The first package that the folder's format takes and that is not installed here, with the command that adds it."""
+    from importlib.util import find_spec
+
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"{path}/config.json is not JSON: {error}"
+    method = str((config.get("quantization_config") or {}).get("quant_method", ""))
+    for module in PACKAGES.get(method, ()):
+        parents = [module.rsplit(".", 1)[0]] if "." in module else []
+        if any(find_spec(name) is None for name in (*parents, module)):
+            package = DISTRIBUTIONS.get(module, module)
+            return f"a {method} checkpoint needs {package}, which is not installed: pip install {package}"
     return None
 
 
@@ -109,17 +144,44 @@ class TorchSession:
                 parts.append(watch.parts(time.perf_counter() - start))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
-        linears = sum(isinstance(module, torch.nn.Linear) for module in self.model.modules())
+        kinds = linear_kinds(self.model)
         median = {key: sorted(part[key] for part in parts)[len(parts) // 2] for key in parts[0]}
         return {
             "operators": operator_counts(profile, str(next(self.model.parameters()).dtype).removeprefix("torch.")),
-            "linears": linears,
-            "quantized_linears": 0,
+            "linears": sum(kinds.values()),
+            "quantized_linears": sum(count for (_, codes), count in kinds.items() if codes),
             "wall_s": sorted(walls)[len(walls) // 2],
             "walls_s": walls,
-            "notes": [],
+            "notes": [f"{count} linears by {kind}" + f" over {codes}" * bool(codes) for (kind, codes), count in kinds.items()],
             **median,
         }
+
+
+def is_linear(module: Any) -> bool:
+    """torch's own linear, or one of a quantization package: those name their sizes alike and hold no other linear."""
+    import torch
+
+    sized = isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "out_features", None), int)
+    return isinstance(module, torch.nn.Linear) or (sized and not list(module.children()))
+
+
+def linear_kinds(model: Any) -> Counter[tuple[str, str]]:
+    """(class, what its codes are stored as, empty where it holds none) -> how many of the model's linears."""
+    return Counter((type(module).__name__, codes_of(module)) for module in model.modules() if is_linear(module))
+
+
+def codes_of(module: Any) -> str:
+    """The element type of a linear's low-bit codes, or the tensor class that hides them (torchao); empty: floats only."""
+    import torch
+
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    for _, tensor in sorted((pair for pair in tensors if pair[0] != "bias"), key=lambda pair: -pair[1].numel()):
+        data = tensor.data
+        if type(data) not in (torch.Tensor, torch.nn.Parameter) and hasattr(data, "__tensor_flatten__"):
+            return type(data).__name__
+        name = str(data.dtype).removeprefix("torch.")
+        return "" if name in FLOATS else name
+    return ""
 
 
 def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
@@ -140,7 +202,7 @@ def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
 
 
 class Stopwatch:
-    """Times every nn.Linear, every attention call and every cache update of a model while it is entered."""
+    """Times every linear, every attention call and every cache update of a model while it is entered."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -152,7 +214,7 @@ class Stopwatch:
         from transformers import DynamicCache
 
         for module in self.model.modules():
-            if isinstance(module, torch.nn.Linear):
+            if is_linear(module):
                 self._wrap(module, "forward", "linears")
         self._wrap(torch.nn.functional, "scaled_dot_product_attention", "attention")
         self._wrap(DynamicCache, "update", "cache")

@@ -7,8 +7,11 @@ environment that `make runtime-vllm` makes, or in the user's. Its GPU path has n
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +32,35 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return f"vllm has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
+    return driver_refusal(cuda_built_for(), cuda_of_driver())
+
+
+def cuda_built_for() -> str | None:
+    """The CUDA version that this environment's torch, and so its vLLM, is built for; read without importing it."""
+    found = importlib.util.find_spec("torch")
+    text = Path(found.origin).with_name("version.py").read_text() if found and found.origin else ""
+    said = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return said[1] if said else None
+
+
+def cuda_of_driver() -> str | None:
+    """The newest CUDA version that the NVIDIA driver runs (cuDriverGetVersion: 1000 major + 10 minor); None without one."""
+    try:
+        number = ctypes.c_int()
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return None if failed or not number.value else f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def driver_refusal(built_for: str | None, newest: str | None) -> str | None:
+    """A build runs on every driver of its major version or of a later one (CUDA's minor version compatibility)."""
+    if built_for is None:
+        return None
+    if newest is None:
+        return f"this vLLM is built for CUDA {built_for}, and no NVIDIA driver is here: make runtime-vllm installs its CPU build"
+    if int(newest.split(".")[0]) < int(built_for.split(".")[0]):
+        return f"the NVIDIA driver runs CUDA up to {newest}, this vLLM is built for CUDA {built_for}: update the driver"
     return None
 
 
@@ -44,6 +76,25 @@ def warm_imports() -> None:
     from vllm import LLM, SamplingParams  # noqa: F401
 
 
+def server(
+    path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int, threads: int
+) -> tuple[list[str], dict[str, str]]:
+    """Arguments after the interpreter, and variables, of an OpenAI-compatible server with a cache of so many bytes (on a CPU;
+    on a GPU vLLM takes what is free). Its module, not `vllm serve`: that command of the CPU build looks for a package vllm."""
+    cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
+    arguments = [
+        "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
+    ]  # fmt: skip
+    gib = max(1, math.ceil(cache_bytes / 2**30))
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": str(gib), "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+
+
+def cores_of(threads: int) -> str:
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+
+
 def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -56,8 +107,7 @@ class VllmSession:
     """See docs/architecture.md for the methods of a session."""
 
     def __init__(self, path: str, options: tuple[str, ...], threads: int) -> None:
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(threads)
         from vllm import LLM
 
         settings: dict[str, Any] = {}
@@ -174,6 +224,8 @@ class VllmSession:
             run()
         operators = operator_counts(profile)
         total, quantized, notes = linear_layers(self.model)
+        stored = ", ".join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))
+        notes.append(f"cache stored as {stored} (kv_cache_dtype {self.engine.vllm_config.cache_config.cache_dtype})")
         wall = sorted(walls)[len(walls) // 2]
         parts = {part: sum(o["time_s"] for o in operators if o["part"] == part) for part in ("linears", "attention", "cache")}
         for operator in operators:
@@ -222,7 +274,11 @@ def operator_counts(profile: Any) -> list[dict[str, Any]]:
             "name": event.key,
             "count": event.count,
             "provider": "CPU",
-            "precision": "int8" if any(mark in event.key for mark in QUANTIZED) else "bfloat16",
+            "precision": "int4"
+            if "int4" in event.key
+            else "int8"
+            if any(mark in event.key for mark in QUANTIZED)
+            else "bfloat16",
             "time_s": event.self_cpu_time_total / 1e6,
             "linear": part_of(event.key) == "linears",
             "quantized": any(mark in event.key for mark in QUANTIZED),

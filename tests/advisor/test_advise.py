@@ -1,8 +1,9 @@
 """The shortlist on planted predictions."""
 
-from quantadvisor.advisor.advise import closest, ghosts_to_run, overlooked
+from quantadvisor.advisor.advise import closest, exclude_by_quality, ghosts_to_run, overlooked
+from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import Probes
-from quantadvisor.documents import Candidate, Predicted
+from quantadvisor.documents import Candidate, Interval, Predicted, Quality
 
 from .documents import candidate, workload
 from .test_diagnose import INVENTORY
@@ -53,6 +54,18 @@ def test_what_is_predicted_to_tie_with_the_best_measured_is_measured_too() -> No
     assert overlooked([held, turned, smoothed], workload()) == [smoothed]  # the same kernels, better quality
 
 
+def test_a_simulation_excludes_only_with_its_whole_interval() -> None:
+    def simulated(low: float, high: float) -> Quality:
+        kl, top1 = Interval(mean=(low + high) / 2, low=low, high=high), Interval(mean=0.9, low=0.88, high=0.92)
+        return Quality(perplexity=20.0, kl=kl, top1=top1, tokens=512, text="planted", simulated=True)
+
+    over, straddling = candidate("rtn-w4-g64@onnxruntime", 1.0), candidate("rtn-w8-g64@onnxruntime", 1.0)
+    quality = {"rtn-w4-g64": simulated(0.06, 0.08), "rtn-w8-g64": simulated(0.046, 0.07)}
+    excluded, kept = exclude_by_quality([over, straddling], quality, workload())
+    assert excluded.excluded and "simulated mean KL 0.07 is over the budget of 0.05" in excluded.excluded
+    assert kept.excluded is None
+
+
 def test_both_halves_of_an_open_mixture_get_a_ghost() -> None:
     excluded = {"excluded": "simulated mean KL 0.7 is over the budget of 0.05"}
     four = candidate("rtn-w4-g64@onnxruntime", 1.0).model_copy(update=excluded)
@@ -65,3 +78,10 @@ def test_both_halves_of_an_open_mixture_get_a_ghost() -> None:
     assert ghosts(four, elsewhere, eight, mixture) == {four.name, eight.name}
     assert ghosts(four, eight) == {eight.name}
     assert ghosts(four, eight, mixture.model_copy(update=excluded)) == {eight.name}
+
+
+def test_llm_int8_gets_a_ghost_of_its_own() -> None:
+    plain, split = candidate("dynamic_int8-w8a8@onnxruntime", 1.0), candidate("llm_int8-w8a8-outlier@onnxruntime", 1.0)
+    probes = Probes((), INVENTORY, 0.5)
+    assert ghosts_to_run([plain, split], probes, workload(), cache_binds=False) == [plain, split]
+    assert ghost_method("llm_int8", split.scheme) == "llm_int8"

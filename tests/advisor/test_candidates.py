@@ -19,9 +19,9 @@ PLAIN = Device(name="d", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="
 
 
 def test_every_method_says_what_it_costs() -> None:
-    costs = {name: method(name).COST for name in METHODS}
-    assert set(costs.values()) <= {"rounding", "calibration", "search", "training"}
-    assert (costs["rtn"], costs["gptq"], costs["kv_int8"]) == ("rounding", "search", "calibration")
+    assert all(len(method(name).COST.split()) > 3 for name in METHODS)
+    assert "calibration samples" in method("gptq").COST
+    assert "no calibration" in method("rtn").COST
 
 
 @pytest.mark.parametrize("seconds", [0, 60])

@@ -6,12 +6,14 @@ import sys
 
 import pytest
 
-from quantadvisor.advisor.catalogue import methods_here, runtimes_here
+from quantadvisor.advisor.catalogue import devices_here, methods_here, runtimes_here, slow_path
 from quantadvisor.advisor.kernel_truth import crossing, probes_here, truth
-from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape
+from quantadvisor.advisor.predict import Probes
+from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, LinearShape
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 from .documents import figure
@@ -51,14 +53,46 @@ def test_a_slow_path_is_measured_not_believed() -> None:
     assert schemes["none-fp32@onnxruntime"].status == "ready"
 
 
+def test_a_kernel_that_crashed_is_refused_with_the_option_that_avoids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stock llama.cpp build with gcc 12 crashes on AMX tiles: its rows say so, and no other runtime's do."""
+    monkeypatch.setattr("quantadvisor.profiling.runtimes.llama_cpp.refuse", lambda *_: None)
+
+    def probed(option: str, refused: str | None) -> KernelTiming:
+        made = {"probe": "q4_0_llama_cpp", "scheme": scheme("q4_0"), "runtime": "llama.cpp", "m": 1, "n": 64, "k": 64}
+        return KernelTiming.model_validate(
+            made | {"option": option, "refused": refused, "time_s": None if refused else figure(1e-3)}
+        )
+
+    kernels = [probed("", "its process died at q4_0_llama_cpp (signal SIGSEGV)"), probed("plain", None)]
+    found = {one.name: one for one in runtimes_here(PLAIN, None, kernels, INVENTORY)}
+    schemes = {one.name: one for one in found["llama.cpp"].schemes}
+    for name in ("gguf-q4_0@llama.cpp", "gguf-q4_0@llama.cpp+fa"):
+        assert schemes[name].status == "refused"
+        assert "SIGSEGV" in str(schemes[name].refused) and "the option plain avoids it" in str(schemes[name].refused)
+    assert schemes["none-bf16@llama.cpp"].refused is None
+    assert not any("crashes here" in str(one.refused) for one in found["onnxruntime"].schemes)
+
+
+def test_where_nothing_runs_in_fp32_slow_is_slower_than_bf16() -> None:
+    def probed(name: str, m: int, seconds: float) -> KernelTiming:
+        return timing(name, name, m, seconds).model_copy(update={"runtime": "vllm"})
+
+    kernels = [probed("bf16", 1, 1e-3), probed("bf16", 512, 0.1), probed("w8a8-bf16", 1, 2e-3), probed("w8a8-bf16", 512, 0.05)]
+    probes = Probes(kernels, INVENTORY, 0.5)
+    one = Candidate(name="x", method="dynamic_int8", scheme=scheme("w8a8-bf16"), runtime="vllm")
+    found = slow_path(one, probes)
+    assert found is not None and found.startswith("decode (M = 1)") and "2.00x" in found and "prefill" not in found
+
+
 def test_every_method_says_where_it_can_write() -> None:
     found = {one.name: one for one in methods_here(PLAIN)}
     assert list(found) == list(METHODS)
     for one in found.values():
         assert list(one.runtimes) == list(RUNTIMES)
-        assert one.schemes and one.what
+        assert one.schemes and one.what and one.cost
     assert found["rtn"].runtimes["torch"] is not None
-    assert "writes nothing for torch" in (found["rtn"].runtimes["torch"] or "")
+    assert "pip install gptqmodel" in (found["rtn"].runtimes["torch"] or "")
+    assert "writes nothing for torch" in (found["mixed"].runtimes["torch"] or "")
     assert found["none"].runtimes["torch"] is None
 
 
@@ -72,7 +106,7 @@ def test_every_probe_is_listed() -> None:
 def test_the_winner_changes_where_the_lines_cross() -> None:
     flat = [timing("flat", "fp32", m, 8.0) for m in (1, 16, 256)]
     steep = [timing("steep", "w4-g64", m, m / 4) for m in (1, 16, 256)]
-    (found,) = truth([SHAPE], [*flat, *steep])
+    (found,) = truth([SHAPE], [*flat, *steep], (1, 16, 256))
     assert [row.kernel for row in found.winners] == ["steep", "steep", "flat"]
     assert found.winners[0].over_runner_up == pytest.approx(32)
     (change,) = found.changes
@@ -85,13 +119,15 @@ def test_without_both_lines_the_change_is_at_the_measured_m() -> None:
 
 
 def test_a_cliff_is_named() -> None:
-    (found,) = truth([SHAPE], [timing("k", "fp32", 16, 1.0), timing("k", "fp32", 64, 12.0), timing("k", "fp32", 256, 40.0)])
+    timings = [timing("k", "fp32", m, seconds) for m, seconds in ((16, 1.0), (64, 12.0), (256, 40.0))]
+    (found,) = truth([SHAPE], timings, (16, 256))
+    assert [row.m for row in found.winners] == [16, 256]
     (cliff,) = found.cliffs
     assert (cliff.kernel, cliff.after_m, cliff.m) == ("k", 16, 64)
     assert cliff.factor == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("command", ["runtimes", "methods", "kernels"])
+@pytest.mark.parametrize("command", ["runtimes", "methods", "kernels", "devices"])
 def test_json_is_one_document(command: str) -> None:
     run = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", command]
     done = subprocess.run([*run, "--json"], capture_output=True, text=True, check=True, timeout=120)
@@ -107,3 +143,13 @@ def test_an_unknown_model_is_one_line() -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "no such model" in done.stderr
+
+
+def test_devices_are_this_machine_and_those_to_plan_for() -> None:
+    this, *others = devices_here(describe_device())
+    assert (this.here, this.refused) == (True, None)
+    known = {one.name: one for one in others}
+    assert {"a100_sxm", "l40s", "h100_sxm", "h200_sxm", "b200_sxm", "rtx_pro_6000_server"} <= known.keys()
+    assert all("advisor plan --device" in str(one.refused) for one in others)
+    assert "fp8" not in known["a100_sxm"].flops_per_s
+    assert "vllm" in known["b200_sxm"].kernels["nvfp4"]

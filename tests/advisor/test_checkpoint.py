@@ -6,13 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantadvisor.advisor.checkpoint import (
-    check_quantized,
-    check_same_model,
-    existing_checkpoints,
-    inspect,
-    of_quantization_config,
-)
+from quantadvisor.advisor.checkpoint import check_quantized, check_same_model, described, existing_checkpoints, inspect
+from quantadvisor.advisor.stored_transformers import of_quantization_config
 from quantadvisor.documents import BadInput, Checkpoint, Device, Inventory
 
 from .documents import workload
@@ -104,15 +99,49 @@ def test_openvino_weights_are_followed_to_their_constant(tmp_path: Path, element
     [
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "w4-g128"),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "w8"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "w4-g64"),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}, "w4-g64"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "fp4-b64"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4-b64"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "w8a8-outlier"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-static"),
+        ({"quant_method": "fp8"}, "fp8-tensor"),
+        ({"quant_method": "fbgemm_fp8"}, "fp8"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}, "w8"),
         (
-            {"config_groups": {"group_0": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8, "dynamic": True}}}},
-            "w8a8",
+            {
+                "quant_method": "torchao",
+                "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 32}}},
+            },
+            "w4-g32",
+        ),
+        ({"config_groups": {"group_0": {"weights": {"num_bits": 8}, "input_activations": {"dynamic": True}}}}, "w8a8"),
+        ({"config_groups": {"g": {"weights": {"num_bits": 4, "group_size": 128}, "input_activations": None}}}, "w4-g128"),
+        (
+            {
+                "config_groups": {
+                    "g": {
+                        "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+                        "input_activations": {"dynamic": True, "strategy": "token"},
+                    }
+                }
+            },
+            "fp8",
         ),
     ],
 )
 def test_quantization_configs(given: dict[str, object], name: str) -> None:
-    assert of_quantization_config(given, "here").name == name
+    found = of_quantization_config(given, "here")
+    assert found.name == name
+    assert found.lm_head is None
+    assert of_quantization_config(given, "here", head_quantized=True).lm_head == found.weights
+
+
+def test_a_quantization_config_nobody_knows_is_one_line() -> None:
+    with pytest.raises(BadInput, match="'odd' says nothing about bits") as caught:
+        of_quantization_config({"quant_method": "odd"}, "here")
+    assert "\n" not in str(caught.value)
 
 
 def test_bf16_is_a_format_and_fp32_is_none(tmp_path: Path) -> None:
@@ -133,12 +162,108 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "openvino_model.xml").write_text("<net><layers>")
     for name, said in (
-        ("nowhere", "no such folder"), ("file", "is not a folder"), ("empty", "holds no model.onnx"),
+        ("nowhere", "no such file or folder"), ("file", "is neither a folder nor"), ("empty", "holds no model.onnx"),
         ("broken", "is not an ONNX graph"), ("torn", "is not an OpenVINO graph"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=said) as caught:
             inspect(str(tmp_path / name), None, ())
         assert "\n" not in str(caught.value)
+
+
+def gguf_file(path: Path, types: dict[str, str], layers: int = 1) -> Path:
+    """A GGUF file with those tensors: name -> type, each [64, 64], rounded by the `gguf` package itself."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    for name, kind in types.items():
+        number = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, gguf.quantize(weights, number), raw_dtype=number)
+    writer.add_tensor("output_norm.weight", weights[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_types_by_linear(tmp_path: Path) -> None:
+    inside = {"blk.0.attn_q.weight": "Q4_0", "blk.0.attn_k.weight": "Q4_0", "blk.0.ffn_up.weight": "Q5_1"}
+    one = described(str(gguf_file(tmp_path / "a.gguf", inside | {"token_embd.weight": "Q8_0"})))
+    assert (one.format, one.runtime, one.plain, one.scheme.name) == ("gguf", "llama.cpp", "bf16", "q4_0")
+    assert (one.linears, one.stored_quantized, one.layers, one.vocabulary) == (4, 4, 1, 64)
+    assert one.scheme.weights is not None and one.scheme.weights.bits == 4.5
+    assert one.scheme.lm_head is not None and one.scheme.lm_head.bits == 8.5
+    head = described(str(gguf_file(tmp_path / "b.gguf", inside | {"token_embd.weight": "Q8_0", "output.weight": "F16"})))
+    assert (head.linears, head.stored_quantized, head.scheme.lm_head) == (4, 3, None)
+    plain = described(str(gguf_file(tmp_path / "c.gguf", {"blk.0.ffn_up.weight": "F16", "token_embd.weight": "F16"})))
+    assert (plain.scheme.name, plain.stored_quantized) == ("bf16", 0)
+
+
+def test_gguf_files_that_cannot_be_candidates_are_one_line(tmp_path: Path) -> None:
+    gguf_file(tmp_path / "m-00001-of-00002.gguf", {"blk.0.ffn_up.weight": "F16", "token_embd.weight": "F16"})
+    gguf_file(tmp_path / "norms.gguf", {})
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF")
+    for name, said in (
+        ("m-00001-of-00002.gguf", "llama-gguf-split --merge"), ("norms.gguf", "no weights of a decoder"),
+        ("torn.gguf", "truncated"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=said) as caught:
+            described(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_codes_are_counted_in_the_safetensors(tmp_path: Path) -> None:
+    """What the config leaves open (whether lm_head is quantized, how many linears are) the headers say."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    names = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
+    tensors = {f"{name}.qweight": torch.zeros(2, 2, dtype=torch.int32) for name in names}
+    tensors |= {f"{names[0]}.g_idx": torch.zeros(2, dtype=torch.int32), "lm_head.weight": torch.zeros(2, 2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}, "dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = described(str(tmp_path))
+    assert (found.scheme.name, found.stored_quantized, found.plain) == ("w4-g32", 3, "bf16")
+    assert found.scheme.lm_head is None
+    save_file(tensors | {"lm_head.weight": torch.zeros(2, 2, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    assert described(str(tmp_path)).scheme.lm_head is not None
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00not JSON here")
+    with pytest.raises(BadInput, match="corrupt or truncated safetensors"):
+        described(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "pip install bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "pip install gptqmodel"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32}, "pip install gptqmodel"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8}}}},
+            "pip install compressed-tensors",
+        ),
+    ],
+)
+def test_a_missing_package_is_one_line_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, object], command: str
+) -> None:
+    """As a candidate it is refused and the run goes on; `explain`, which has nothing else to do, ends there."""
+    import importlib.util
+
+    absent = ("bitsandbytes", "gptqmodel", "compressed_tensors")
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name in absent else found(name, *more))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": given}))
+    inventory = INVENTORY.model_copy(update={"vocabulary": 256})
+    asked = workload(checkpoints=[str(tmp_path)], runtimes=["torch"])
+    (candidate,) = existing_checkpoints(asked, inventory, DEVICE)
+    assert (candidate.method, candidate.target) == ("given", "weights")
+    assert candidate.refused is not None and candidate.refused.endswith(command)
+    with pytest.raises(BadInput, match=command) as caught:
+        inspect(str(tmp_path), "torch", ())
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("place", "said"), [("tensorrt", "unknown runtime"), ("openvino", "does not read")])
@@ -182,7 +307,7 @@ def test_a_checkpoint_of_another_model_or_none_at_all_is_bad_input(tmp_path: Pat
     mine = str(onnx_folder(tmp_path / "m", 4, head=False))
     with pytest.raises(BadInput, match="256 tokens in its vocabulary"):
         existing_checkpoints(workload(checkpoints=[mine]), INVENTORY, DEVICE)
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(BadInput, match="no such file or folder"):
         existing_checkpoints(workload(checkpoints=[str(tmp_path / "gone")]), INVENTORY, DEVICE)
     (tmp_path / "x").mkdir()
     twice = str(onnx_folder(tmp_path / "x" / "m", 4, head=False))

@@ -12,12 +12,11 @@ from quantadvisor.advisor.decision_map import (
     breach,
     decision_map,
     field_of,
-    first_beyond,
-    lines,
     look,
     memory_line,
     users_at,
 )
+from quantadvisor.advisor.map_edges import first_beyond, lines
 from quantadvisor.documents import Candidate, DecisionMap, Measured, Results, Workload
 from quantadvisor.profiling.ledger import bytes_of_cache
 
@@ -147,8 +146,8 @@ def test_the_edge_is_where_walking_every_context_finds_it() -> None:
 def test_first_beyond_finds_the_neighbour(declared: int, end: int, last: int) -> None:
     inside = (lambda n: n <= last) if end > declared else (lambda n: n >= last)
     expected = None if declared == end else last + 1 if end > declared else last - 1
-    assert first_beyond(declared, end, inside) == expected
-    assert first_beyond(declared, end, lambda n: True) is None
+    assert first_beyond(declared, end, lambda numbers: [inside(n) for n in numbers]) == expected
+    assert first_beyond(declared, end, lambda numbers: [True] * len(numbers)) is None
 
 
 def test_where_memory_ends_the_advice_it_is_said() -> None:

@@ -214,6 +214,40 @@ def test_what_the_format_can_reach_is_the_roofline() -> None:
     assert found.request.unquantized_s == pytest.approx((1680 + 15 * 21) * MS)
 
 
+def test_attention_far_from_its_roof_is_slow_itself() -> None:
+    """One row of 2,000 tokens: 92 MB of cache, 3 ms of reading at 30 GB/s. 60 ms of attention is not that reading."""
+    slow, near = (
+        Case(None, "w4-g64", Side((320, 60, 25), (4, ms, 1), LINEARS), Side((320, 60, 25), (17, ms, 1)), "", traffic(2000, 256))
+        for ms in (60, 20)
+    )
+    found = explained(slow)
+    assert found.largest == "attention"
+    assert "flash attention" in found.change
+    assert explained(near).largest == "wrong_tensor"
+    assert explained(slow, None).largest == "wrong_tensor"  # without roofs nobody knows
+
+
+def test_llama_cpp_s_own_mends_are_named() -> None:
+    """Each by what was seen: no flash attention, weights in no repacked buffer, repacking turned off."""
+    side = Side((320, 60, 25), (4, 60, 1), LINEARS)
+
+    def changes(cause: str, options: tuple[str, ...], provider: str = "CPU") -> str:
+        checkpoint = Checkpoint(
+            path="planted", format="gguf", runtime="llama.cpp", options=options, scheme=scheme("q5_1"), linears=LINEARS,
+            stored_quantized=LINEARS, plain="bf16",
+        )  # fmt: skip
+        seen = observation(side, "planted")
+        rows = tuple(row.model_copy(update={"provider": provider}) for row in seen.decode_operators.operators)
+        seen = seen.model_copy(update={"decode_operators": seen.decode_operators.model_copy(update={"operators": rows})})
+        return change_for(cause, "decode", checkpoint, seen, "weights")  # type: ignore[arg-type]
+
+    assert "llama.cpp+fa" in changes("attention", ())
+    assert "llama.cpp+fa" not in changes("attention", ("fa",))
+    assert "no repacked kernel for q5_1" in changes("fallback_or_slow_kernel", ())
+    assert "without the option plain" in changes("fallback_or_slow_kernel", ("plain",))
+    assert "another format or runtime" in changes("fallback_or_slow_kernel", (), "CPU_REPACK")
+
+
 def test_the_document_survives_json() -> None:
     found = explained(CASES["long prompts"])
     assert Explanation.model_validate_json(found.model_dump_json(by_alias=True)) == found

@@ -149,3 +149,21 @@ def test_a_mixture_lies_between_the_ghosts_of_its_halves() -> None:
     assert found
     assert found.tpot_s == pytest.approx(0.75 * 0.4 + 0.25 * (2 * SECONDS["w8-g64"] + REST_S))
     assert found.ttft_s == pytest.approx(0.75 * 0.3 + 0.25 * (2 * SECONDS["w8-g64"] * 512 + REST_S))
+
+
+def test_llm_int8_has_a_product_more_than_plain_w8a8_and_only_its_own_ghost_shows_it() -> None:
+    def ran(name: str, tpot_s: float) -> Ghost:
+        return ghost().model_copy(update={"scheme": name, "tpot_s": figure(tpot_s)})
+
+    known = {name: scheme(name) for name in ("fp32", "w8a8", "w8a8-outlier")}
+    probes = Probes(kernels(), INVENTORY, 0.5)
+
+    def tpot(name: str, *ghosts: Ghost) -> float | None:
+        found = predict(candidate(name, 1.0), workload(), probes, ghosts, known)
+        return found.tpot_s if found else None
+
+    plain, split = ran("w8a8", 0.5), ran("w8a8-outlier", 0.6)
+    assert tpot("llm_int8-w8a8-outlier@onnxruntime", plain) is None
+    assert tpot("llm_int8-w8a8-outlier@onnxruntime", plain, split) == 0.6
+    assert tpot("dynamic_int8-w8a8@onnxruntime", split, plain) == 0.5
+    assert tpot("dynamic_int8-w8a8@onnxruntime", split) is None

@@ -1,9 +1,25 @@
-"""Which candidates more tokens are spent on."""
+"""Which candidates more tokens are spent on; whoever breaks is a reason, and the others are measured."""
 
-from quantadvisor.advisor.prove import undecided
-from quantadvisor.documents import Candidate, Interval
+from contextlib import ExitStack
+from itertools import chain, repeat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantadvisor.advisor.prove import BLOCKS, Trial, run_blocks, start_workers, undecided
+from quantadvisor.advisor.survey import run_baseline
+from quantadvisor.documents import BadInput, Candidate, Interval, Traffic
+from quantadvisor.profiling.measure import interleave
+from quantadvisor.profiling.workers import RunningWorker
 
 from .documents import candidate, workload
+
+RUNTIME = Path(__file__).parents[1] / "profiling" / "virtual_runtime.py"
+PROMPTS = np.arange(16, dtype=np.int64).reshape(2, 8)
+TRAFFIC = {"prompt_tokens": 8, "output_tokens": 4, "concurrency": 2}
 
 BUDGET = {"kl_mean_max": 0.05}
 
@@ -37,3 +53,59 @@ def test_more_users_win_where_users_count() -> None:
     sure = candidate("none-fp32-kv8@onnxruntime", 40.0, users=40)
     more, fewer = unsure("rtn-w8-g64-kv8@onnxruntime", 50.0, users=50), unsure("rtn-w8-g64@onnxruntime", 20.0, users=20)
     assert set(undecided([sure, more, fewer], spec)) == {more.name}
+
+
+def worker(*options: str) -> RunningWorker:
+    return RunningWorker(RUNTIME, Path("nowhere"), options, 1, memory_limit_bytes=300 << 20)
+
+
+def test_whoever_breaks_is_a_reason_and_the_run_goes_on() -> None:
+    faults = {
+        "crash": "SIGSEGV",
+        "hang": "no answer to generate within 1 s",
+        "garbage": "printed garbage",
+        "partial": "no answer to generate within 1 s",
+        "nan": "NaN",
+        "hog": "more than the worker's limit",
+        "no-load": "another runtime",
+    }
+    with ExitStack() as stack:
+        starting = {fault: worker(fault) for fault in faults} | {"whole": worker()}
+        workers, refused = start_workers(starting, stack)
+        for name in ("hang", "partial"):
+            workers[name].time_limit_s = 1.0  # not before: a start may take longer on a busy machine
+        rows, failed = interleave(workers, PROMPTS, Traffic.model_validate(TRAFFIC), 2)
+    assert set(refused) == {"no-load"}
+    assert set(rows) == {"whole"}
+    assert len(rows["whole"]) == 2
+    for name, reason in (refused | failed).items():
+        assert faults[name] in reason
+    assert set(refused | failed) == set(faults)
+
+
+def context(*options: tuple[str, ...]) -> Any:
+    """A context whose workers have these options, one after the other, and then none."""
+    following = chain(options, repeat(()))
+    return SimpleNamespace(
+        worker_of=lambda _: worker(*next(following)),
+        prompts=PROMPTS,
+        workload=workload(traffic=TRAFFIC),
+        progress=SimpleNamespace(say=lambda _: None),
+    )
+
+
+def test_a_fresh_process_that_breaks_leaves_what_the_others_measured() -> None:
+    trial = Trial(name="rtn-w8-g64@onnxruntime", load_s=(0.1,))
+    seen = run_blocks(context((), ("crash",), ("no-load",)), candidate(trial.name, 1.0), trial)
+    assert [one.block for one in seen.rounds] == [1, 4]
+    assert len(seen.load_s) == BLOCKS - 1  # the crash came after its load
+    assert [note.split(":")[0] for note in seen.notes] == ["process 3 of 5 failed", "process 4 of 5 failed"]
+
+
+def test_a_baseline_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    build = SimpleNamespace(out=tmp_path)
+    monkeypatch.setattr("quantadvisor.advisor.survey.build_all", lambda builds, say: {tmp_path: SimpleNamespace(failed=None)})
+    stub = context()
+    stub.build, stub.worker = (lambda *_: build), (lambda *_: worker("crash"))
+    with pytest.raises(BadInput, match=r"^baseline: none-bf16@torch cannot be measured here: the worker died \(signal SIGSEGV\)"):
+        run_baseline(stub, "none-bf16@torch")

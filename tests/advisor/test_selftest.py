@@ -22,10 +22,32 @@ def test_the_record_is_large_and_cited() -> None:
 
 
 def test_regret_does_not_rise() -> None:
-    found = summary([replay(one, SHIPPED) for one in verdicts()])
+    replays = [replay(one, SHIPPED) for one in verdicts()]
+    found = summary(replays)
     assert found["right"] >= RIGHT
     assert found["mean_regret"] <= MEAN_REGRET
-    assert found["worst_regret"] <= WORST_REGRET
+    assert summary([one for one in replays if not one.verdict.contradicts])["worst_regret"] <= WORST_REGRET
+
+
+def test_what_contradicts_is_kept_on_both_sides() -> None:
+    """Two versions of one benchmark page, and of one runtime: same model, GPU, lengths and batch, another winner."""
+    by_id = {one.id: one for one in verdicts()}
+    pairs = [(one, by_id[one.contradicts]) for one in by_id.values() if one.contradicts]
+    assert len(pairs) >= 6
+    for one, other in pairs:
+        assert other.contradicts == one.id
+        assert (one.model, one.concurrency, one.prompt_tokens) == (other.model, other.concurrency, other.prompt_tokens)
+        assert len({max(each.candidates, key=lambda c: c.value).scheme for each in (one, other)}) == 2
+
+
+def test_some_say_that_nothing_should_change() -> None:
+    quantized_for_nothing = [
+        one
+        for one in verdicts()
+        if "bf16" in {c.scheme for c in one.candidates}
+        and max(c.value for c in one.candidates) <= 1.05 * next(c.value for c in one.candidates if c.scheme == "bf16")
+    ]
+    assert len(quantized_for_nothing) >= 5
 
 
 def test_a_wrong_choice_is_a_regret_with_its_reason() -> None:

@@ -18,6 +18,8 @@ from quantadvisor.kernels.gpu_schemes import FORMATS
 DATA = Path(__file__).parent.parent / "data" / "serving_points.csv"
 SHIPPED = Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json"
 
+SHIPPED_PARAMETERS = Parameters.read(SHIPPED)
+
 Row = dict[str, Any]
 
 
@@ -47,7 +49,12 @@ def test_groups_left_out(rows: list[Row]) -> None:
     """The bars of the issue: MAPE 13 %, median 10 %, FP4 over FP8 10 %, 70 to 90 % of the points inside the interval."""
     groups = [group_of(one) for one in rows]
     assert len(set(groups)) == 5
-    tpot, inside = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    tpot, inside, ttft, first_inside = (
+        np.zeros(len(rows)),
+        np.zeros(len(rows), dtype=bool),
+        np.zeros(len(rows)),
+        np.zeros(len(rows)),
+    )
     for group in set(groups):
         parameters = calibrate([one for one, own in zip(rows, groups, strict=True) if own != group])
         for i, one in enumerate(rows):
@@ -55,11 +62,15 @@ def test_groups_left_out(rows: list[Row]) -> None:
                 found = predict(parameters, blind(one))
                 tpot[i] = found.tpot_ms
                 inside[i] = found.low <= float(one["silicon_tpot_ms"]) <= found.high
+                first = float(one["silicon_ttft_ms"])
+                ttft[i], first_inside[i] = abs(found.ttft_ms / first - 1), found.ttft_low <= first <= found.ttft_high
     measured = np.array([float(one["silicon_tpot_ms"]) for one in rows])
     error = np.abs(tpot / measured - 1)
     assert error.mean() <= 0.13
     assert np.median(error) <= 0.10
     assert 0.70 <= inside.mean() <= 0.90
+    assert np.median(ttft) <= 0.40
+    assert 0.65 <= first_inside.mean() <= 0.90
     points = {
         (one["precision"], *(one[k] for k in ("system", "isl", "osl", "batch_size", "tp_size"))): i for i, one in enumerate(rows)
     }
@@ -141,6 +152,14 @@ def test_order_of_things(fitted: Parameters) -> None:
     assert predict(fitted, row(isl=4096)).ttft_ms > predict(fitted, row()).ttft_ms
 
 
+def test_no_cache_is_read_faster_than_the_memory() -> None:
+    """Long contexts of many requests: at the least the bytes over the bandwidth, whatever was fitted."""
+    eager = SHIPPED_PARAMETERS.model_copy(update={"physical": SHIPPED_PARAMETERS.physical | {"cache_read": 9.0}})
+    case = case_of(row(model_path="meta-llama/Llama-3.1-8B", isl=32_000, batch_size=8))
+    read = 8 * (32_000 + 128) * 131_072 / case.placement.gpu.read_bytes_per_s
+    assert predict_cases(eager, [case])[0].tpot_ms > 1e3 * read
+
+
 def test_a_mixture_reads_only_the_experts_that_its_tokens_meet(fitted: Parameters) -> None:
     """One request of Qwen3-30B-A3B reads 3 of its 30 billion weights; 512 read nearly all."""
     one, many = (predict(fitted, row(model_path="Qwen/Qwen3-30B-A3B", batch_size=c, isl=64)) for c in (1, 128))
@@ -155,11 +174,12 @@ def test_few_rows_stay_near_the_priors(rows: list[Row]) -> None:
     assert found.low < 1 < found.high
 
 
-def test_ten_thousand_points(fitted: Parameters) -> None:
-    start = time.perf_counter()
+def test_ten_thousand_rows_take_two_seconds(fitted: Parameters) -> None:
+    """Of the processor, which other programs do not lengthen."""
+    start = time.process_time()
     found = predict_cases(fitted, [case_of(row(isl=64 + i, batch_size=1 + i % 256)) for i in range(10_000)])
     assert len(found) == 10_000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,17 @@ def test_a_grid_comes_back(build: ModuleType) -> None:
     assert looked(grid, (1, 512)) is None
 
 
+def test_the_share_of_a_cache_is_that_of_streamed_grouped_ones(build: ModuleType) -> None:
+    """Large caches at 0.75 of a bandwidth of 1e12; small ones and those of ungrouped queries, at other speeds, do not count."""
+    batch, context, kept = np.array([64, 256, 64, 1, 64]), np.array([8192, 8192, 16384, 128, 8192]), 8
+    heads = np.array([32, 64, 32, 32, 8])
+    size = batch * context * 2.0 * kept * 128
+    seconds = size / 1e12 / np.array([0.75, 0.75, 0.75, 0.01, 0.3])
+    columns = {"batch_size": batch, "context": context, "num_heads": heads, "num_key_value_heads": np.full(5, kept),
+               "seconds": seconds}  # fmt: skip
+    assert build.cache_share({"read_bytes_per_s": 1e12}, "128 8", columns) == 0.75
+
+
 def test_newest_first(build: ModuleType) -> None:
     assert sorted(["1.0.0rc3", "1.0.0", "0.24.0", "1.3.0rc20", "0.5.14"], key=build.number_of) == [
         "0.5.14", "0.24.0", "1.0.0rc3", "1.0.0", "1.3.0rc20",

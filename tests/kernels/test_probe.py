@@ -1,5 +1,6 @@
 """The sweep's own logic against children that crash, hang or answer; the real runtimes once, at a toy size."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from quantadvisor.documents import CandidateFailed, Device, LinearShape, Peaks
 from quantadvisor.kernels import probe as module
+from quantadvisor.kernels import timing_cache
+from quantadvisor.kernels.cliffs import cliffs
 from quantadvisor.kernels.probe import NOT_REACHED, probe_kernels, request_of, roof_s
 from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.registry import PROBES
@@ -30,7 +33,7 @@ HANGS = "import sys, time\nsys.stdin.readline()\ntime.sleep(60)"
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "child.py"
-    monkeypatch.setattr(module, "ProbeProcess", lambda threads: ProbeProcess(threads, path))
+    monkeypatch.setattr(module, "ProbeProcess", lambda threads, python: ProbeProcess(threads, path, python))
     return path
 
 
@@ -41,15 +44,32 @@ def test_a_crash_is_a_refusal_with_its_reason(child: Path) -> None:
     assert all(timing.time_s is None for timing in found)
     assert "SIGSEGV" in str(found[0].refused)
     assert "bad tile" in str(found[0].refused)
-    assert "died 3 times" in str(found[3].refused)
+    assert not any("died 2 times" in str(timing.refused) for timing in found)
+    more = probe_kernels([*SHAPES, SHAPES[0]], [1, 2], CPU, probes=["fp32_torch", "bf16_torch"], budget_s=20)
+    twice = [timing for timing in more if "died 2 times, first: its process died at" in str(timing.refused)]
+    assert {timing.probe for timing in twice} == {"fp32_torch", "bf16_torch"}, "a kernel's deaths are its own"
+
+
+def test_a_runtime_of_another_interpreter_is_timed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the interpreter: it answers as a child, and as one that is asked for versions."""
+    (tmp_path / "child.py").write_text(ANSWERS)
+    other = tmp_path / "python"
+    asked = """echo '{"vllm": "7"}'"""
+    other.write_text(f'#!/bin/sh\ncase "$*" in *metadata*) {asked};; *) exec {sys.executable} {tmp_path}/child.py;; esac\n')
+    other.chmod(0o755)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)  # not here
+    options = {"probes": ["w8a8_vllm"], "budget_s": 20, "cache": tmp_path / "kept"}
+    assert "make runtime-vllm" in str(probe_kernels(SHAPES, [1], CPU, **options)[0].refused)  # type: ignore[arg-type]
+    found = probe_kernels(SHAPES, [1], CPU, pythons={"vllm": str(other)}, **options)  # type: ignore[arg-type]
+    assert [timing.operator for timing in found] == ["op", "op"]
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert timing_cache.versions("vllm", str(other)) == {"vllm": "7"}
 
 
 def test_a_hang_is_ended(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(HANGS)
-    with ProbeProcess(1, tmp_path / "child.py") as process:
-        with pytest.raises(CandidateFailed, match="no answer"):
-            process.ask({"probe": "x"}, timeout_s=0.5)
-        assert process.deaths == 1
+    with ProbeProcess(1, tmp_path / "child.py") as process, pytest.raises(CandidateFailed, match="no answer"):
+        process.ask({"probe": "x"}, timeout_s=0.5)
 
 
 def test_budget_is_kept_and_said(child: Path) -> None:
@@ -73,10 +93,34 @@ def test_points_heads_extras_and_cache(child: Path, tmp_path: Path) -> None:
     assert all("not available" in str(timing.refused) for timing in refused)
     assert len(seen) == 8
     child.write_text(CRASHES)
+    crashed = {"probes": ["fp32_torch"], "budget_s": 30, "cache": tmp_path / "crashed"}
+    first = probe_kernels(SHAPES, [1], CPU, **crashed)  # type: ignore[arg-type]
+    assert all("SIGSEGV" in str(timing.refused) for timing in first)
+    child.write_text(ANSWERS)
+    assert probe_kernels(SHAPES, [1], CPU, **crashed) == first, "a crash of the same build is remembered"  # type: ignore[arg-type]
+    child.write_text(CRASHES)
     again = probe_kernels(SHAPES, [512, 1], CPU, extra_ms=[8], **options)  # type: ignore[arg-type]
     assert [timing.time_s for timing in again] == [timing.time_s for timing in found]
     other = CPU.model_copy(update={"fingerprint": "g"})
     assert probe_kernels(SHAPES, [1], other, **options)[0].refused  # type: ignore[arg-type]
+
+
+def test_cliffs_are_searched_while_timing_and_kept(child: Path, tmp_path: Path) -> None:
+    """A child whose products cost a hundred times more from M = 20 on; a second look starts no process."""
+    child.write_text(
+        "import json, sys\nfor line in sys.stdin:\n    m = json.loads(line)['m']\n"
+        "    print(json.dumps({'samples': [m * (0.1 if m >= 20 else 0.001)] * 5, 'operator': 'op'}), flush=True)"
+    )
+    options = {"probes": ["fp32_torch"], "budget_s": 30, "cache": tmp_path / "cache", "search_cliffs": True}
+    found = probe_kernels(SHAPES[:1], [1, 16, 256], CPU, **options)  # type: ignore[arg-type]
+    curve = {timing.m: timing.time_s for timing in found if timing.time_s}
+    assert [(low, high) for low, high, _ in cliffs(curve)] == [(19, 20)]
+    child.write_text(CRASHES)
+    assert probe_kernels(SHAPES[:1], [1, 16, 256], CPU, **options) == found  # type: ignore[arg-type]
+    next((tmp_path / "cache").glob("*-m20-*")).unlink()
+    less = probe_kernels(SHAPES[:1], [1, 16, 256], CPU, **options)  # type: ignore[arg-type]
+    assert 20 not in {timing.m for timing in less}
+    assert not any(timing.refused for timing in less)
 
 
 def test_an_absent_runtime_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

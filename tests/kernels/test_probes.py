@@ -1,12 +1,19 @@
 """Every probe against the product in float64 of the weights that it was given, at shapes that fit no block size."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from quantadvisor.documents import Device
+from quantadvisor.documents import Device, LinearShape
+from quantadvisor.kernels.probe import MODULES, probe_kernels
 from quantadvisor.kernels.problem import Problem
+from quantadvisor.kernels.processes import DIED, PACKAGE_ROOT
 from quantadvisor.kernels.registry import PROBES
+from quantadvisor.profiling.environments import interpreter_of
 
 CPU = Device(name="x", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="x")
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "int8": 1.5e-2}
@@ -32,6 +39,7 @@ def test_probe_multiplies_what_it_says(name: str, option: str, shape: Problem) -
     if reason := probe.refuse(CPU, shape):
         assert "not available" in reason or "no multiple" in reason
         return
+    pytest.importorskip(MODULES.get(probe.runtime, probe.runtime), reason=f"{probe.runtime} is not in this environment")
     prepared = probe.prepare(shape)
     true = probe.reference(shape)()
     assert prepared.run().shape == (shape.m, shape.n)
@@ -64,3 +72,52 @@ def test_registered_probes_have_their_own_file() -> None:
 
     for name, probe in PROBES.items():
         assert Path(probe.__file__).stem == name  # type: ignore[attr-defined]
+
+
+@pytest.mark.runtime
+def test_llama_cpp_s_kernels_in_a_process_of_their_own() -> None:
+    """Each is right where it runs. Some builds crash in the AMX layout: that is found here, and `plain` runs all the same."""
+    pytest.importorskip("llama_cpp")
+    found = probe_kernels(
+        [LinearShape(name="x", n=64, k=256, count=2)], [1, 40], CPU, probes=["q4_0_llama_cpp", "q8_0_llama_cpp"], budget_s=60
+    )
+    plain = [timing for timing in found if timing.option == "plain"]
+    assert len(plain) == 4
+    assert all(timing.operator.endswith("in CPU") for timing in plain)
+    for timing in (timing for timing in found if timing.option == ""):
+        assert timing.time_s or DIED in str(timing.refused), timing
+
+
+@pytest.mark.runtime
+def test_vllm_s_kernels_in_its_own_interpreter() -> None:
+    """Timed through the process protocol, and right: the check runs there too."""
+    python = interpreter_of("vllm")
+    if python == sys.executable and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm has no environment here: make runtime-vllm")
+    names = ["bf16_vllm", "w8a8_vllm"]
+    shape = LinearShape(name="x", n=64, k=256, count=2)
+    found = probe_kernels([shape], [1, 40], CPU, probes=names, budget_s=120, pythons={"vllm": python})
+    assert [timing.refused for timing in found] == [None] * 4
+    assert {timing.operator for timing in found} <= {
+        "onednn_mm",
+        "weight_packed_linear",
+        "int8_scaled_mm_with_quant",
+        "onednn_scaled_mm",
+    }
+    check = """
+import sys
+import numpy as np
+from quantadvisor.kernels.problem import Problem
+from quantadvisor.kernels.processes import DIED, PACKAGE_ROOT
+from quantadvisor.kernels.registry import PROBES
+from quantadvisor.profiling.environments import interpreter_of
+for m, n, k in ((1, 40, 192), (7, 33, 200), (40, 64, 256)):
+    shape = Problem(m=m, n=n, k=k, threads=2, copies=2)
+    for name, most in (("bf16_vllm", 1e-2), ("w8a8_vllm", 1.5e-2)):
+        true = PROBES[name].reference(shape)()
+        error = np.linalg.norm(PROBES[name].prepare(shape).run() - true) / np.linalg.norm(true)
+        assert error < most, (name, m, n, k, error)
+"""
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE_ROOT)}
+    done = subprocess.run([python, "-P", "-c", check], env=environment, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr[-500:]

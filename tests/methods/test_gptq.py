@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_are_named(tokens: np.ndarray, tmp_path: Pat
 def test_refusals(tmp_path: Path, llama: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
     assert "gemma2" in str(gptq.refuse(tmp_path, scheme("w4-g64"), "onnxruntime"))
-    assert "writes nothing for torch" in str(gptq.refuse(llama, scheme("w4-g64"), "torch"))
+    assert "is not for torch" in str(gptq.refuse(llama, scheme("w4-g64"), "torch"))
     assert "does not offer w4-g64-kv8" in str(gptq.refuse(llama, scheme("w4-g64-kv8"), "onnxruntime"))
     assert "do not divide" in str(gptq.refuse(llama, scheme("w4-g128"), "openvino"))
     assert gptq.refuse(llama, scheme("w4-g64"), "openvino") is None

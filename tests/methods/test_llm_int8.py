@@ -73,3 +73,21 @@ def test_refusals(tmp_path: Path, llama: Path) -> None:
     assert "gemma2" in str(llm_int8.refuse(tmp_path, scheme("w8a8-outlier"), "onnxruntime"))
     assert llm_int8.refuse(llama, scheme("w8a8-outlier"), "onnxruntime") is None
     assert "writes nothing for openvino" in str(llm_int8.refuse(llama, scheme("w8a8-outlier"), "openvino"))
+
+
+def test_its_ghost_has_random_weights_and_the_models_own_outlier_channels(
+    planted: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    from quantadvisor.methods.formats import onnx
+    from quantadvisor.methods.formats.onnx_base import load_graph
+
+    onnx.export_base(planted, tmp_path / "base")
+    onnx.randomise(tmp_path / "base", tmp_path / "random")
+    llm_int8.apply(planted, scheme("w8a8-outlier"), "onnxruntime", tokens, tmp_path / "ghost", base=tmp_path / "random")
+    llm_int8.apply(planted, scheme("w8a8-outlier"), "onnxruntime", tokens, tmp_path / "real", base=tmp_path / "base")
+    shapes = [
+        {tensor.name: tuple(tensor.dims) for tensor in load_graph(tmp_path / name).graph.initializer}
+        for name in ("ghost", "real")
+    ]
+    assert shapes[0] == shapes[1]
+    assert any(name.endswith("_outlier_rows") for name in shapes[0])

@@ -60,8 +60,8 @@ def test_torch_folders(wanted: str, llama: Path, tokens: np.ndarray, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "wanted", "runtime", "reason"),
     [
-        ("none", "bf16", "onnxruntime", "torch, vllm and llama.cpp"),
-        ("rtn", "w4-g32", "torch", "writes nothing for torch"),
+        ("none", "bf16", "onnxruntime", "torch, vllm, triton and llama.cpp"),
+        ("rtn", "w4-g32", "torch", "is not for torch"),
         ("rtn", "w4-g64-kv8", "openvino", "an option for it"),
         ("rtn", "w8a8", "onnxruntime", "does not offer w8a8"),
         ("dynamic_int8", "w8a8", "openvino", "writes nothing for openvino"),

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from quantadvisor.documents import Peaks
+from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling import device as module
-from quantadvisor.profiling.device import describe_device, measure_peaks
+from quantadvisor.profiling.device import describe_device, kept_peaks, measure_peaks
 
 
 def test_identity_is_stable_and_plausible() -> None:
@@ -59,6 +61,28 @@ def test_peaks_have_samples_and_sources() -> None:
         assert one.source
     assert set(peaks.flops_per_s) | set(peaks.refused) == {"fp32", "bf16", "int8"}
     assert peaks.flops_per_s["fp32"].median > 1e9
+
+
+def test_roofs_are_kept_by_device_threads_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def measure(threads: int) -> Peaks:
+        measured.append(threads)
+        return Peaks(read_bytes_per_s=figure([float(len(measured))]), flops_per_s={})
+
+    monkeypatch.setattr(module, "measure_peaks", measure)
+    here = describe_device(threads=1)
+    first = kept_peaks(here, tmp_path)
+    assert kept_peaks(here, tmp_path) == first
+    assert measured == [1]
+    assert kept_peaks(here.model_copy(update={"fingerprint": "other"}), tmp_path) != first
+    monkeypatch.setattr(module, "versions", lambda name: {name: "another"})
+    kept_peaks(here, tmp_path)
+    assert len(measured) == 3
+    for path in tmp_path.iterdir():
+        path.write_text("torn")
+    kept_peaks(here, tmp_path)
+    assert len(measured) == 4
 
 
 def test_import_is_light() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.environments import interpreter_of, refusal, versions_of
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -44,6 +44,12 @@ def test_an_environment_answers_for_itself(bare: Path) -> None:
     there = refusal("torch", python, None, (), ())
     assert here is None
     assert there == f"in {python}: torch is not installed: pip install torch"
+
+
+def test_versions_are_those_of_the_environment(bare: Path) -> None:
+    assert versions_of(sys.executable, ("numpy", "no-such-package")) == {"numpy": np.__version__}
+    assert versions_of(str(bare / "bin" / "python"), ("numpy",)) == {}
+    assert versions_of("/bin/true", ("numpy",)) == {}
 
 
 def test_what_is_no_interpreter_is_a_reason() -> None:

@@ -125,6 +125,25 @@ def test_nested_text_config() -> None:
     assert inventory.parameters == inventory_from_config(nested["text_config"]).parameters  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("outer", "inner", "more"), [
+    ("qwen3_vl", "qwen3_vl_text", {"head_dim": 32}),
+    ("qwen3_vl_moe", "qwen3_vl_moe_text", {"head_dim": 32, "num_experts": 4, **MOE}),
+])  # fmt: skip
+def test_vision_towers_are_skipped_with_a_word(outer: str, inner: str, more: dict[str, Any]) -> None:
+    """The text part as transformers builds it, and a head that is not tied."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    text = {**SMALL, **more}
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        built = AutoModel.from_config(AutoConfig.for_model(inner, **text))
+    inventory = inventory_from_config({"model_type": outer, "text_config": {**text, "model_type": inner}, "vision_config": {}})
+    head = SMALL["vocab_size"] * SMALL["hidden_size"]
+    assert inventory.parameters == sum(parameter.numel() for parameter in built.parameters()) + head
+    assert "no vision" in inventory.notes[0]
+
+
 def test_an_unknown_architecture_is_a_noted_estimate() -> None:
     assert "approximate" in inventory_from_config({**SMALL, "model_type": "new"}).notes[0]
 

@@ -5,6 +5,7 @@ from quantadvisor.kernels.problem import matrix_bytes
 from quantadvisor.profiling.ledger import (
     bytes_of_cache,
     bytes_of_weights,
+    gguf_bytes,
     memory_ledger,
     smallest_weights_bytes,
 )
@@ -50,6 +51,19 @@ def test_a_tied_head_in_another_format_is_stored_twice() -> None:
     assert bytes_of_weights(one, Scheme(name="h", lm_head=W8C)) - plain == 331 * 96 + 331 * 4
     both = Scheme(name="b", lm_head=W8C, embeddings=W8C)
     assert bytes_of_weights(one, both) == plain - 331 * 96 * 4 + 331 * 96 + 331 * 4
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
+def test_gguf_is_counted_by_its_blocks(name: str) -> None:
+    """The oracle is the gguf package's own table of block sizes."""
+    import gguf
+
+    from quantadvisor.methods.schemes import scheme
+
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+    number = scheme(name).weights
+    assert number is not None
+    assert gguf_bytes(512, 2048, number) == 512 * 2048 // block * size
 
 
 def test_cache() -> None:

@@ -1,22 +1,29 @@
 """How rounds become figures: TPOT's definition, recorded caches, the search for the largest batch, the linear check."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 
 from quantadvisor.documents import Traffic
+from quantadvisor.profiling import measure
 from quantadvisor.profiling.measure import (
     Round,
     clear_losers,
     interleave,
     largest_batch,
     linear_check,
+    measured_from_rounds,
     next_guess,
     objective_value,
     prompt_batch,
     recorded,
+    run_round,
 )
+from quantadvisor.profiling.rapl import Counter
 from quantadvisor.profiling.workers import Steady
 
+from ..advisor.documents import workload
 from .test_workers import PROMPT, worker
 
 TRAFFIC = Traffic(prompt_tokens=8, output_tokens=4, concurrency=2)
@@ -66,6 +73,21 @@ def test_candidates_are_interleaved_and_a_fault_is_a_reason() -> None:
     assert len(rows["good"]) == 3
     assert "NaN" in failed["bad"]
     assert "bad" not in rows
+
+
+def test_energy_is_of_whole_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counter that goes on by 3 J at each look: 1.5 J for each of the two requests of a round."""
+    values = count(0, 3_000_000)
+    monkeypatch.setattr(measure, "counters", lambda: {"intel-rapl:0": Counter(next(values), 1 << 40)})
+    with worker() as running:
+        whole = run_round(running, np.repeat(PROMPT, 2, 0), TRAFFIC)
+        short = run_round(running, np.repeat(PROMPT, 2, 0), TRAFFIC, 2)
+    assert whole.request_j == pytest.approx(1.5)
+    assert short.request_j is None
+    spec = workload(traffic=TRAFFIC.model_dump())
+    energy = measured_from_rounds([whole, whole], spec, [0.2]).request_j
+    assert energy and (energy.median, energy.source) == (1.5, "RAPL, all CPU packages")
+    assert measured_from_rounds([short], spec, [0.2]).request_j is None
 
 
 def rounds_of(*seconds: float) -> list[Round]:

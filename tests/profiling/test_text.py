@@ -75,8 +75,14 @@ def test_a_users_text(folder: Path, tmp_path: Path) -> None:
 def test_a_users_text_that_is_too_short(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "short.txt"
     file.write_text("Hello.")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
     with pytest.raises(BadInput, match=r"quality.text .*too short: 6 tokens, 100 needed"):
         text.evaluation_tokens(folder, 100, file)
+    with pytest.raises(BadInput, match=r"calibration.text .*too short: 0 tokens"):
+        text.calibration_tokens(folder, 4, 32, empty)
+    with pytest.raises(BadInput, match=r"quality.text .*too short: 0 tokens"):
+        text.evaluation_tokens(folder, 100, empty)
     with pytest.raises(BadInput, match=r"calibration.text .*too short: 6 tokens, 4 samples of 32 need 35"):
         text.calibration_tokens(folder, 4, 32, file)
 
@@ -105,6 +111,8 @@ def test_a_text_that_cannot_be_read(folder: Path, tmp_path: Path, content: bytes
     file = tmp_path / "bad.txt"
     if content is not None:
         file.write_bytes(content)
+    with pytest.raises(BadInput, match=r"calibration.text .*(not UTF-8 at byte 0|no such file)"):
+        text.calibration_tokens(folder, 1, 10, file)
     with pytest.raises(BadInput, match=r"quality.text .*(not UTF-8 at byte 0|no such file)") as caught:
         text.evaluation_tokens(folder, 10, file)
     assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,6 +141,47 @@ def test_sorting_filtering_scales_and_links(tmp_path: Path) -> None:
     assert seen["hint"]
     assert (seen["closed"], seen["opened"]) == (False, True)
     assert seen["printed"] == 0
+
+
+WITHOUT_SCRIPT = """
+  const shown = (item) => item.checkVisibility() && item.getBoundingClientRect().height > 0;
+  const dead = all("button, input, select").filter(shown).map((item) => item.outerHTML.slice(0, 80));
+  all("details").forEach((item) => (item.open = true));
+  const pictures = all("figure.picture").filter((item) => !Array.from(item.querySelectorAll("svg")).some(shown));
+  const rows = all("tr");
+  return {dead, blank: pictures.map((item) => item.id), rows: rows.filter((item) => !shown(item)).length, all: rows.length};
+"""
+KEYBOARD = """
+  all("details").forEach((item) => (item.open = true));
+  const stops = all("a[href], button, input, select, summary, [tabindex]").filter((item) => item.checkVisibility());
+  const bare = stops.filter((item) => {
+    item.focus();
+    const style = view.getComputedStyle(item);
+    return frame.activeElement !== item || style.outlineStyle === "none" || parseFloat(style.outlineWidth) === 0;
+  });
+  const wide = all(".scroll").filter((item) => item.scrollWidth > item.clientWidth + 1 && item.tabIndex < 0);
+  return {stops: stops.length, bare: bare.map((item) => item.outerHTML.slice(0, 80)), wide: wide.length,
+    jumps: stops.filter((item) => item.tabIndex > 0).length};
+"""
+
+
+@pytest.mark.slow
+@chromium.needed
+def test_complete_without_javascript(tmp_path: Path) -> None:
+    """Each picture and each row is there, and nothing that only a script could answer is offered."""
+    page = re.sub(r"<script>.*?</script>", "", render_html([sample.complete()]), flags=re.DOTALL)
+    seen, _ = chromium.look(page, tmp_path, 1024, WITHOUT_SCRIPT)
+    assert seen["all"] > 50
+    assert (seen["dead"], seen["blank"], seen["rows"]) == ([], [], 0)
+
+
+@pytest.mark.slow
+@chromium.needed
+@pytest.mark.parametrize("width", [390, 1600])
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(tmp_path: Path, width: int) -> None:
+    seen, _ = chromium.look(render_html([sample.complete()]), tmp_path, width, KEYBOARD)
+    assert seen["stops"] > 30
+    assert (seen["bare"], seen["wide"], seen["jumps"]) == ([], 0, 0)
 
 
 @pytest.mark.slow

@@ -11,8 +11,6 @@ from .plan import (
     DevicePlan,
     FamilyMember,
     GpuModel,
-    MapPoint,
-    PlanBoundary,
     PlanCandidate,
     PlanMemory,
 )
@@ -55,9 +53,11 @@ from .results import (
     Shares,
     SourceQuality,
     Speedup,
+    TaskScore,
     Verdict,
 )
 from .scheme import Format, Scheme
+from .selfcheck import KernelCheck, SelfCheck, compared
 from .workload import SLO, Lengths, RuntimeChoice, Traffic, Workload
 
 __all__ = [
@@ -98,6 +98,7 @@ __all__ = [
     "Interrupted",
     "Interval",
     "Inventory",
+    "KernelCheck",
     "KernelTiming",
     "LayerActivations",
     "LedgerItem",
@@ -107,7 +108,6 @@ __all__ = [
     "MapCandidate",
     "MapCell",
     "MapEdge",
-    "MapPoint",
     "Measured",
     "MemoryLedger",
     "MetricKind",
@@ -120,7 +120,6 @@ __all__ = [
     "Peaks",
     "PhaseDiagnosis",
     "PhaseTime",
-    "PlanBoundary",
     "PlanCandidate",
     "PlanMemory",
     "Predicted",
@@ -132,6 +131,7 @@ __all__ = [
     "RunnerUp",
     "RuntimeChoice",
     "Scheme",
+    "SelfCheck",
     "Serve",
     "Shares",
     "SourceCheckpoint",
@@ -139,11 +139,13 @@ __all__ = [
     "Speedup",
     "StepTimes",
     "Target",
+    "TaskScore",
     "Traffic",
     "Unavailable",
     "Verdict",
     "Workload",
     "canonical",
+    "compared",
     "overall",
     "write_text",
 ]

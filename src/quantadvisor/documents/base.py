@@ -16,10 +16,6 @@ from pydantic import AllowInfNan, BaseModel, ConfigDict
 Target = Literal["weights", "activations", "kv_cache", "none"]
 """The tensor that a method shrinks; `none` changes only the runtime or the float type."""
 
-Cost = Literal["rounding", "calibration", "search", "training"]
-"""What applying a method takes: one pass over the weights; forward passes over calibration text too; a search in every layer
-on top; or gradient steps, as many as `budget.train_s` allows."""
-
 NumberClass = Literal["measured", "modelled", "cited"]
 
 Finite = Annotated[float, AllowInfNan(False)]

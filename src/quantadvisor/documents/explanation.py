@@ -23,13 +23,15 @@ Cause = Literal[
 
 
 class Checkpoint(OpenDocument):
-    """What a folder says about itself, before anything runs."""
+    """What a file or folder says about itself, before anything runs."""
 
     path: str
-    format: Literal["onnx", "openvino", "transformers"]
+    format: Literal["onnx", "openvino", "transformers", "gguf"]
     runtime: str
     options: tuple[str, ...] = ()
     scheme: Scheme
+    plain: Literal["fp32", "bf16"] = "fp32"
+    """Float type of the unquantized model that it is set against."""
     linears: int
     stored_quantized: int
     """Linears whose weights lie in the files as low-bit codes."""

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from .base import Document, Finite, OpenDocument
+from .decision_map import DecisionMap
+from .workload import Workload
 
 
 class GpuModel(Document):
@@ -67,29 +69,12 @@ class PlanCandidate(OpenDocument):
     tokens_per_s_per_gpu: float = 0.0
     cost_per_million_tokens: float | None = None
     objective: float | None = None
+    """Seconds of a request; or output tokens per second and GPU; or users per GPU."""
     kernels: Literal["measured", "interpolated", "roofline"] = "roofline"
     """The least certain class among its kernels' isolated times in the runtime's tables, at the declared concurrency."""
     kernels_ms: float | None = None
     """Their sum over a decode step, without lm_head; the model's own time has what a server makes of it."""
     notes: tuple[str, ...] = ()
-
-
-class MapPoint(Document):
-    """Who wins at a context and a concurrency, and by how much over unquantized."""
-
-    context_tokens: int
-    concurrency: int
-    winner: str | None
-    over_unquantized: float | None
-
-
-class PlanBoundary(Document):
-    """Along an axis from the declared point, the first value where another one wins."""
-
-    axis: Literal["concurrency", "context"]
-    at: int
-    factor: float
-    winner: str
 
 
 class DevicePlan(OpenDocument):
@@ -99,8 +84,11 @@ class DevicePlan(OpenDocument):
     choice: str | None
     reason: str
     candidates: tuple[PlanCandidate, ...]
-    map: tuple[MapPoint, ...] = ()
-    boundaries: tuple[PlanBoundary, ...] = ()
+    tied_with: tuple[str, ...] = ()
+    """Within a tie of the best by the objective, as the choice is."""
+    unquantized: str | None = None
+    """The best candidate that quantizes nothing: what the effects are over."""
+    decision_map: DecisionMap | None = None
     speed_effect: float | None = None
     """TPOT of the best unquantized candidate over that of the choice, at the declared concurrency."""
     capacity_effect: float | None = None
@@ -112,6 +100,8 @@ class FamilyMember(Document):
 
     model: str
     scheme: str
+    bits: int
+    """Of a weight."""
     weights_bytes: int
     fits: bool
     rank: int | None
@@ -122,9 +112,7 @@ class CapacityPlan(OpenDocument):
     """Everything that `advisor plan` found."""
 
     schema_: Literal["quantadvisor/plan/1"] = Field("quantadvisor/plan/1", alias="schema")
-    model: str
-    context_tokens: int
-    concurrency: int
+    workload: Workload
     devices: tuple[DevicePlan, ...]
     family: tuple[FamilyMember, ...] = ()
     notes: tuple[str, ...] = ()

@@ -61,6 +61,17 @@ class Interval(OpenDocument):
     high: Finite
 
 
+class TaskScore(OpenDocument):
+    """A task of lm-evaluation-harness through the runtime: mean scores 0..1 over the same items, and the drop against fp32."""
+
+    task: str
+    metric: str
+    items: int
+    score: Finite
+    reference: Finite
+    drop: Interval
+
+
 class Quality(OpenDocument):
     """Against the fp32 logits of the same model on the same tokens, through the runtime itself."""
 
@@ -70,6 +81,7 @@ class Quality(OpenDocument):
     tokens: int
     text: str
     passkey_found: bool | None = None
+    tasks: tuple[TaskScore, ...] = ()
     chunk_tokens: int | None = None
     """Tokens per forward pass of the scoring; set where the cache is quantized, so that it is really read."""
     simulated: bool = False
@@ -94,6 +106,8 @@ class Measured(OpenDocument):
     peak_bytes: Figure | None = None
     max_concurrency: Figure | None = None
     load_s: Figure | None = None
+    request_j: Figure | None = None
+    """Energy of the CPU packages per request, joules; None where RAPL cannot be read."""
     objective: Figure | None = None
 
 
@@ -111,6 +125,8 @@ class Candidate(OpenDocument):
     """Feasible to run, but outside SLO, memory or quality budget: why."""
     checkpoint: str | None = None
     """Folder of an existing checkpoint that competes as it is (method `given`)."""
+    url: str | None = None
+    """A running server of the user's that competes as it is: what it runs is not known."""
     predicted: Predicted | None = None
     measured: Measured | None = None
     quality: Quality | None = None

@@ -74,6 +74,11 @@ class SLO(Document):
     percentile: Annotated[float, Field(gt=0, lt=100)] = Field(95, description="of requests that must meet it, percent")
 
 
+class TaskBudget(Document):
+    max_drop: Annotated[float, Field(ge=0, le=1)] = Field(description="largest fall of the mean score (0..1) against fp32")
+    items: Positive = Field(200, description="items of the task that are asked")
+
+
 class QualityBudget(Document):
     kl_mean_max: Annotated[float, Field(gt=0)] | None = Field(
         0.05, description="largest mean KL divergence against the fp32 logits of the same model, nats per token"
@@ -82,7 +87,9 @@ class QualityBudget(Document):
         None, description="smallest share of tokens whose most likely next token is the fp32 model's"
     )
     text: str | None = Field(None, description="UTF-8 text file to evaluate on; null: the built-in text")
-    tasks: dict[str, Any] = Field(default_factory=dict, description="{NAME: {max_drop: }}: not run yet, refused if set")
+    tasks: dict[str, TaskBudget] = Field(
+        default_factory=dict, description="{FILE.yaml: {max_drop, items}}: lm-evaluation-harness tasks over local files; off"
+    )
 
 
 class Calibration(Document):
@@ -107,7 +114,8 @@ class RuntimeChoice(Document):
 
     name: str
     python: str | None = Field(None, description="interpreter of the environment it lives in")
-    url: str | None = Field(None, description="a running server")
+    url: str | None = Field(None, description="a running server, measured as it is (OpenAI-compatible, streaming)")
+    model: str | None = Field(None, description="the model's name over there, where the server has several")
 
 
 class Workload(Document):
@@ -116,7 +124,9 @@ class Workload(Document):
     schema_: Literal["quantadvisor/workload/1"] = Field(alias="schema", description="format of this file")
     model: str = Field(min_length=1, description="builtin:smollm2-135m, a local folder, a GGUF file, or a hub id")
     family: tuple[str, ...] = Field((), description="other sizes of the model, of which one may be advised instead")
-    checkpoints: tuple[str, ...] = Field((), description="existing quantized checkpoints, which compete as they are")
+    checkpoints: tuple[str, ...] = Field(
+        (), description="existing quantized checkpoints (GGUF files, folders), which compete as they are"
+    )
     device: str = Field("auto", description="auto, cpu or cuda:0")
     runtimes: Literal["auto"] | tuple[str | RuntimeChoice, ...] = Field("auto", description="auto, or a list of names")
     baseline: str = Field("auto", description="what runs today: auto, or a candidate's name such as none-bf16@torch")

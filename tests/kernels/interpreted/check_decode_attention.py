@@ -6,27 +6,46 @@ float16 also loses what is below its smallest subnormal, 2^-24, half of it a ter
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from quantadvisor.kernels import triton_decode_attention as kernel
+from quantadvisor.kernels import turbo_tables
+from quantadvisor.methods import turboquant
 
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+FORMATS = ["int8", "int4", "fp8", "turbo"]
 # The interpreter computes with numpy, which warns of NaN and infinities; the check that plants one looks at the result.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-def quantized(x: torch.Tensor, bits: int) -> tuple[Part, torch.Tensor, torch.Tensor]:
-    """(what the kernel reads, exact values, the integers)"""
-    if bits == 8:
-        codes, scales = kernel.quantize_int8(x)
-        return (codes, scales, None), codes.double() * scales.double()[..., None], codes.double()
-    packed, scales, zeros = kernel.quantize_int4(x)
-    codes = torch.cat([packed & 15, packed >> 4], -1).double() - zeros.double()[..., None]
-    return (packed, scales, zeros), codes * scales.double()[..., None], codes
+def quantized(x: torch.Tensor, kind: str, dtype: Any) -> tuple[kernel.Cached, torch.Tensor, torch.Tensor]:
+    """(what the kernel reads, its exact values, what multiplies the scales); turbo: in the rotated basis."""
+    if kind == "int8":
+        cached = kernel.quantize_int8(x)
+        codes = cached.codes.double()
+    elif kind == "fp8":
+        cached = kernel.quantize_fp8(x, peak=x.abs().max().item())
+        codes = cached.codes.double()
+        return cached, codes * cached.scales.double(), codes
+    elif kind == "int4":
+        cached = kernel.quantize_int4(x)
+        codes = nibbles(cached).double() - cached.zeros.double()[..., None]
+    else:
+        cached = replace(kernel.quantize_turbo(x, values_of(4), turbo_tables.rotation(x.shape[-1])), turn=None)
+        codes = cached.codebook.to(dtype).double()[nibbles(cached).long()]
+    return cached, codes * cached.scales.double()[..., None], codes
+
+
+def nibbles(cached: kernel.Cached) -> torch.Tensor:
+    return torch.cat([cached.codes & 15, cached.codes >> 4], -1)
+
+
+def values_of(bits: int) -> torch.Tensor:
+    return torch.from_numpy(turbo_tables.codebook(bits)).float()
 
 
 def checked(found: torch.Tensor, q: torch.Tensor, k: Any, v: Any, codes: Any, lengths: torch.Tensor) -> None:
@@ -47,16 +66,16 @@ def checked(found: torch.Tensor, q: torch.Tensor, k: Any, v: Any, codes: Any, le
         assert ((found[b].double() - true).abs() <= inner + lost + unit * true.abs() + 2.0**-25).all()
 
 
-def problem(bits: int, heads: tuple[int, int], dim: int, tokens: int, lengths: list[int], dtype: Any) -> tuple[Any, ...]:
+def problem(kind: str, heads: tuple[int, int], dim: int, tokens: int, lengths: list[int], dtype: Any) -> tuple[Any, ...]:
     torch.manual_seed(dim + tokens)
     hq, hkv = heads
     q = torch.randn(len(lengths), hq, dim).to(dtype)
-    keys, k, _ = quantized(torch.randn(len(lengths), hkv, tokens, dim), bits)
-    values, v, codes = quantized(torch.randn(len(lengths), hkv, tokens, dim) + 0.3, bits)
+    keys, k, _ = quantized(torch.randn(len(lengths), hkv, tokens, dim), kind, dtype)
+    values, v, codes = quantized(torch.randn(len(lengths), hkv, tokens, dim) + 0.3, kind, dtype)
     return q, keys, values, torch.tensor(lengths, dtype=torch.int32), k, v, codes
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
     ("heads", "dim", "tokens", "lengths", "parts"),
     [
@@ -69,23 +88,24 @@ def problem(bits: int, heads: tuple[int, int], dim: int, tokens: int, lengths: l
     ],
     ids=str,
 )
-def test_against_float64(bits: int, heads: tuple[int, int], dim: int, tokens: int, lengths: list[int], parts: int) -> None:
+def test_against_float64(kind: str, heads: tuple[int, int], dim: int, tokens: int, lengths: list[int], parts: int) -> None:
     dtype = [torch.float16, torch.bfloat16][parts % 2]
-    q, keys, values, at, k, v, codes = problem(bits, heads, dim, tokens, lengths, dtype)
+    q, keys, values, at, k, v, codes = problem(kind, heads, dim, tokens, lengths, dtype)
     checked(kernel.decode_attention(q, keys, values, at, parts=parts), q, k, v, codes, at)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_places_beyond_the_length_are_not_read(bits: int) -> None:
-    q, keys, values, at, k, v, codes = problem(bits, (4, 2), 64, 128, [70], torch.bfloat16)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_places_beyond_the_length_are_not_read(kind: str) -> None:
+    q, keys, values, at, k, v, codes = problem(kind, (4, 2), 64, 128, [70], torch.bfloat16)
     for one in (keys, values):
-        one[0][:, :, 70:] = 99
-        one[1][:, :, 70:] = float("nan")
+        one.codes[:, :, 70:] = 99
+        if kind != "fp8":
+            one.scales[:, :, 70:] = float("nan")
     checked(kernel.decode_attention(q, keys, values, at), q, k, v, codes, at)
 
 
 def test_an_infinite_query_spoils_its_own_head_alone() -> None:
-    q, keys, values, at, *_ = problem(8, (4, 2), 64, 64, [64], torch.bfloat16)
+    q, keys, values, at, *_ = problem("int8", (4, 2), 64, 64, [64], torch.bfloat16)
     q[0, 1, 3] = float("inf")
     found = kernel.decode_attention(q, keys, values, at)
     assert not found[0, 1].isfinite().any()
@@ -93,6 +113,53 @@ def test_an_infinite_query_spoils_its_own_head_alone() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    q, keys, values, at, *_ = problem(8, (4, 2), 64, 64, [64], torch.bfloat16)
+    q, keys, values, at, *_ = problem("int8", (4, 2), 64, 64, [64], torch.bfloat16)
     with pytest.raises(ValueError, match="do not fit"):
         kernel.decode_attention(q[:, :3].contiguous(), keys, values, at)
+    with pytest.raises(ValueError, match=r"values .* int4 do not fit"):
+        kernel.decode_attention(q, keys, kernel.quantize_int4(torch.randn(1, 2, 64, 64)), at)
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+def test_e4m3_is_read_exactly_by_bits_and_by_the_targets_conversion(monkeypatch: pytest.MonkeyPatch, sm: int) -> None:
+    """All 256 codes as values under a weight of 1: one token, whose value comes out as it is."""
+    monkeypatch.setattr(kernel, "target", lambda _: sm)
+    codes = torch.arange(256, dtype=torch.uint8).reshape(2, 1, 1, 128).view(torch.float8_e4m3fn)
+    one = torch.ones(1)
+    values, keys = kernel.Cached("fp8", codes, one), kernel.Cached("fp8", torch.zeros_like(codes), one)
+    for dtype in (torch.bfloat16, torch.float16):
+        q = torch.zeros(2, 1, 128, dtype=dtype)
+        found = kernel.decode_attention(q, keys, values, torch.ones(2, dtype=torch.int32))
+        assert torch.equal(found.float().nan_to_num(777), codes.float().reshape(2, 1, 128).nan_to_num(777))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_turbo_codes_are_those_of_the_method(bits: int) -> None:
+    torch.manual_seed(bits)
+    x, turn = torch.randn(2, 3, 50, 64), turbo_tables.rotation(64)
+    x[0, 0, 0] = 0
+    cached = kernel.quantize_turbo(x, values_of(bits), turn)
+    norms, codes = turboquant.encode(x, bits, turn)
+    assert torch.equal(nibbles(cached), codes.to(torch.uint8))
+    assert torch.equal(cached.scales, norms[..., 0] / 8)
+
+
+@pytest.mark.parametrize("dtype", UNIT)
+def test_turbo_in_the_basis_of_the_model(dtype: Any) -> None:
+    """Against attention over what methods/turboquant.py decodes. Beyond the bound in the rotated basis: q' and the codebook
+    are rounded to q's type, which moves scores by at most 2 u |q| |k| / sqrt(D), and the codebook's rounding values by u."""
+    torch.manual_seed(5)
+    dim, tokens, turn = 64, 90, turbo_tables.rotation(64)
+    q, k, v = torch.randn(1, 4, dim).to(dtype), torch.randn(1, 2, tokens, dim), torch.randn(1, 2, tokens, dim)
+    cached = [kernel.quantize_turbo(one, values_of(4), turn) for one in (k, v)]
+    found = kernel.decode_attention(q, *cached, torch.tensor([tokens], dtype=torch.int32))[0].double()
+    keys, values = (turboquant.decode(*turboquant.encode(one, 4, turn), 4, turn)[0].double() for one in (k, v))
+    keys, values = keys.repeat_interleave(2, 0), values.repeat_interleave(2, 0)
+    weights = torch.softmax(torch.einsum("hd,hsd->hs", q[0].double(), keys) / math.sqrt(dim), -1)
+    true = torch.einsum("hs,hsd->hd", weights, values)
+    unit, single = UNIT[dtype], 2.0**-24
+    score = (2 * unit + (dim + 16) * single) * (q[0].double().norm(dim=-1) * keys.norm(dim=-1).amax(-1)) / math.sqrt(dim)
+    length = torch.einsum("hs,hs->h", weights, values.norm(dim=-1))  # of a vector that no rotation makes longer
+    allowed = (2 * unit + 2 * score + (tokens + 2 * dim) * single) * length
+    assert ((found - true).norm(dim=-1) <= allowed * (1 + unit) + unit * true.norm(dim=-1)).all()
+    assert (found - true).norm() > 0

@@ -46,8 +46,8 @@ def test_the_library_reads_the_config_as_w8a8(written: Path) -> None:
     library = pytest.importorskip("compressed_tensors.quantization")
     config = library.QuantizationConfig.model_validate(json.loads((written / "config.json").read_text())["quantization_config"])
     group = config.config_groups["group_0"]
-    assert (group.weights.num_bits, group.weights.strategy.value) == (8, "channel")
-    assert (group.input_activations.num_bits, group.input_activations.strategy.value) == (8, "token")
+    assert (group.weights.num_bits, group.weights.strategy) == (8, "channel")
+    assert (group.input_activations.num_bits, group.input_activations.strategy) == (8, "token")
     assert group.input_activations.dynamic is True
 
 

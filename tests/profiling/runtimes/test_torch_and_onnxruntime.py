@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai")
 
+from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes.registry import runtime, runtime_file
@@ -119,3 +121,35 @@ def test_another_runtimes_artifact_is_refused(name: str, reason: str, tmp_path: 
     assert reason in str(runtime(name).refuse(str(tmp_path), (), ()))
     assert "no option" in str(runtime(name).refuse(None, ("f32",), ()))
     assert runtime(name).refuse(None, (), ()) is None
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-genai"])
+def test_a_folder_of_the_builders_own_scores_too(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """One graph, with all logits: what onnxruntime-genai's builder writes. With the last only, the reason is said."""
+    theirs, short = tmp_path / "theirs", tmp_path / "short"
+    for folder, graph in ((theirs, "scoring.onnx"), (short, "model.onnx")):
+        shutil.copytree(folders["onnxruntime"], folder)
+        shutil.copyfile(folders["onnxruntime"] / graph, folder / "model.onnx")
+        (folder / "scoring.onnx").unlink()
+    with opened("torch", folders["torch"]) as worker:
+        worker.write_reference(TOKENS, tmp_path / "reference.npy")
+    with opened(name, theirs) as worker:
+        assert np.abs(worker.score(TOKENS, tmp_path / "reference.npy", None)[1]).max() < 1e-4
+        assert len(worker.generate(TOKENS, 3).generated) == 2
+    with opened(name, short) as worker, pytest.raises(CandidateFailed, match="gives the last one's only"):
+        worker.score(TOKENS, tmp_path / "reference.npy", None)
+
+
+def test_a_graph_that_wants_more_than_we_bring_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Optimum's exports ask for position_ids."""
+    import onnx
+
+    folder = tmp_path / "optimum"
+    shutil.copytree(folders["onnxruntime"], folder)
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["b", "s"]))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CandidateFailed, match="asks for position_ids"), opened("onnxruntime", folder):
+        pass
+    (folder / "genai_config.json").unlink()
+    assert "holds no genai_config.json" in str(runtime("onnxruntime").refuse(str(folder), (), ()))

@@ -1,0 +1,96 @@
+"""Servers: the user's own as candidates, and those that are started here where a runtime that serves is asked for by name.
+
+Both are measured beside the others under the declared traffic; the user's is left running. What that one runs is not known:
+nothing is predicted of it, its operators are unknown, and its quality is what its log-probabilities tell. One that does
+not tell them is measured, and never chosen. Of ours the times are the server's, quality and operators those of the same
+artifact in the same runtime in a worker, for which the server makes room.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
+from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling.environments import interpreter_of
+from quantadvisor.profiling.ledger import bytes_of_cache
+from quantadvisor.profiling.quality import quality_of
+from quantadvisor.profiling.runtimes import vllm
+from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
+from quantadvisor.profiling.served_quality import LOWER_BOUND, pool_tokens, server_scores
+from quantadvisor.profiling.server import RunningServer
+
+from .candidates import session_options
+from .context import EVALUATION_TOKENS, Context
+from .survey import make_reference
+
+SERVING = ("vllm",)
+"""Runtimes whose server is started here where the spec names them; `runtimes: auto` runs their engine in a worker."""
+ROOM = 2
+"""Of a server's cache over the declared contexts: blocks are not full, and a step more is scheduled ahead."""
+UNKNOWN = Scheme(name="unknown", compute="bf16")
+START_LIMIT_S = 600.0
+IN_A_WORKER = "timed through a server of its own; quality and operators of the same artifact in the same engine, in a worker"
+UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown"
+
+
+def given_servers(workload: Workload) -> tuple[Candidate, ...]:
+    """A candidate for each `url` of the spec, refused where nobody answers there; BadInput where it is no server's URL."""
+    found: list[Candidate] = []
+    for choice in choices(workload):
+        assert choice.url
+        before = sum(c.runtime == choice.name for c in found)
+        name = f"given-server{before + 1 if before else ''}@{choice.name}"
+        refused = None
+        try:
+            RunningServer(choice.url, 1, choice.model or "", seed=0, side="").ready()
+        except CandidateFailed as error:
+            refused = f"{choice.url} {error}"
+        found.append(Candidate(name=name, method="given", scheme=UNKNOWN, runtime=choice.name, url=choice.url, refused=refused))
+    return tuple(found)
+
+
+def choices(workload: Workload) -> list[RuntimeChoice]:
+    named = () if workload.runtimes == "auto" else workload.runtimes
+    return [choice for choice in named if isinstance(choice, RuntimeChoice) and choice.url]
+
+
+def serves_here(workload: Workload, candidate: Candidate) -> bool:
+    return workload.runtimes != "auto" and candidate.runtime in SERVING and candidate.url is None
+
+
+def own_server(context: Context, candidate: Candidate) -> Served:
+    """The candidate's artifact under the server of its runtime, on a free port of 127.0.0.1; not started yet."""
+    traffic, python = context.workload.traffic, context.interpreter(candidate.runtime)
+    need = bytes_of_cache(context.inventory, candidate.scheme, traffic.context_length, traffic.concurrency, plain_bytes=2)
+    port, model = free_port(), f"quantadvisor-{secrets.token_hex(4)}"
+    options = session_options(candidate.runtime, candidate.options, candidate.scheme.quantizes_cache)
+    path, threads = str(context.build_of(candidate).out), context.device.threads
+    launch = Launch(*vllm.server(path, options, port, model, ROOM * need, threads), port, model)
+    server = OwnServer(python, launch, threads, START_LIMIT_S, context.worker_memory_bytes)
+    return Served(server, context.model_folder, model, python=python)
+
+
+def session_with(context: Context, candidate: Candidate) -> Served:
+    """A client of the candidate's server, with the load generator of the environment that vLLM lives in."""
+    choice = next(choice for choice in choices(context.workload) if choice.url == candidate.url)
+    assert choice.url
+    python = choice.python or interpreter_of("vllm")
+    return Served(choice.url, context.model_folder, choice.model or "", python=python)
+
+
+def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple[Figure | None, Quality | None, list[str]]:
+    """Users whose whole contexts its cache holds, and its quality, where it tells them; and what it does not."""
+    notes = [UNSEEN, *served.asked.notes]
+    held = pool_tokens(served.asked)
+    users = None
+    if held is not None:
+        count = held // context.workload.traffic.context_length
+        users = figure([float(count)], "modelled", f"whole contexts in the {held:,} tokens of the server's cache")
+    context.progress.say(f"{candidate.name}: quality")
+    try:
+        scores = server_scores(served.asked, context.windows(EVALUATION_TOKENS), make_reference(context))
+    except CandidateFailed as error:
+        return users, None, [*notes, f"its quality is not known, so it is not chosen: {error}"]
+    text = context.evaluation[1]
+    return users, quality_of(scores, f"{text.name} ({text.licence})"), [*notes, LOWER_BOUND]

@@ -1,0 +1,147 @@
+"""GPTQ and AWQ against llm-compressor on the embedded model: mean KL and seconds, same settings, in turns in one run.
+
+    python benchmarks/against_llmcompressor.py [--methods gptq awq] [--rounds 2] [--samples 64] [--tokens 2048]
+
+INT4, asymmetric, groups of 64, lm_head left alone; the same calibration tokens; GPTQ in act-order with groups in place and
+damping 0.01 on both sides. Seconds are of quantizing alone: ours reads the weights from disk within them, theirs has the
+model in memory before. Both are scored by one code, in fp32, against the fp32 model. Wanted: at most 1.02 times the KL, in
+a third of the time. It needs llmcompressor and compressed-tensors, in an environment of their own beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantadvisor.advisor.builtin_model import NAME, resolve
+from quantadvisor.advisor.context import CALIBRATION_LENGTH, WINDOW, cache_folder
+from quantadvisor.profiling.text import calibration_tokens, evaluation_tokens
+
+GROUP, SCHEME = 64, "w4-g64"
+SIDES = ("ours", "llm-compressor")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=["gptq", "awq"], choices=["gptq", "awq"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--layers", type=int, help="of the first layers alone: does it run, in minutes; its KL is no model's")
+    parser.add_argument("--child", nargs=3, metavar=("SIDE", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        print(json.dumps(child(asked.child[0], asked.child[1], Path(asked.child[2]))))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        prepare(Path(scratch), asked.samples, asked.tokens, asked.layers)
+        for method in asked.methods:
+            compare(method, asked.rounds, Path(scratch))
+
+
+def prepare(scratch: Path, samples: int, tokens: int, layers: int | None) -> None:
+    """What both sides read: the model, calibration tokens, windows, and the fp32 model's log-probabilities of them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder, _ = resolve(NAME, cache_folder(), lambda _: None)
+    windows = evaluation_tokens(folder, tokens)[0].reshape(-1, WINDOW)
+    np.save(scratch / "calibration.npy", calibration_tokens(folder, samples, CALIBRATION_LENGTH)[0])
+    shutil.copytree(folder, scratch / "model")
+    if layers:
+        config = json.loads((folder / "config.json").read_text())
+        (scratch / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    model = AutoModelForCausalLM.from_pretrained(scratch / "model", dtype=torch.float32).eval()
+    with torch.no_grad():
+        parts = [torch.log_softmax(model(torch.from_numpy(w[None])).logits[0], -1).numpy() for w in windows]
+    np.save(scratch / "windows.npy", windows)
+    np.save(scratch / "reference.npy", np.concatenate(parts).astype(np.float16))
+
+
+def compare(method: str, rounds: int, scratch: Path) -> None:
+    """Each side once a round, in turning order; prints every round and the ratio of medians."""
+    seen: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for number in range(rounds):
+        for side in SIDES if number % 2 == 0 else SIDES[::-1]:
+            done = subprocess.run(
+                [sys.executable, __file__, "--child", side, method, str(scratch)], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise SystemExit(f"{side} {method}: {done.stderr.strip().splitlines()[-1]}")
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+            seen[side].append(found)
+            print(f"{method} {side:15} KL {found['kl']:.4f}  top-1 {found['top1']:.3f}  {found['seconds']:.1f} s", flush=True)
+    kl, seconds = (ratio(seen, key) for key in ("kl", "seconds"))
+    held = "holds" if kl <= 1.02 and 1 / seconds >= 3 else "does not hold"
+    print(f"{method}: KL {kl:.3f} times theirs, {1 / seconds:.1f} times as fast (wanted: at most 1.02, at least 3): {held}")
+
+
+def ratio(seen: dict[str, list[dict[str, float]]], key: str) -> float:
+    ours, theirs = (float(np.median([found[key] for found in seen[side]])) for side in SIDES)
+    return ours / theirs
+
+
+def child(side: str, method: str, scratch: Path) -> dict[str, float]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from quantadvisor.advisor.risk import score
+    from quantadvisor.methods.fake import Fake, forward
+
+    folder, tokens = scratch / "model", np.load(scratch / "calibration.npy")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    seconds = (ours if side == "ours" else theirs)(method, folder, model, tokens)
+    reference = np.load(scratch / "reference.npy", mmap_mode="r")
+    with torch.no_grad():
+        rows = score(lambda window: forward(Fake(model), window), np.load(scratch / "windows.npy"), reference)
+    return {"kl": float(rows[1].mean()), "top1": float(rows[2].mean()), "seconds": seconds}
+
+
+def ours(method: str, folder: Path, model: Any, tokens: np.ndarray) -> float:
+    import torch
+
+    from quantadvisor.methods.registry import method as method_named
+    from quantadvisor.methods.schemes import scheme
+
+    module: Any = method_named(method)
+    start = time.monotonic()
+    found = module.rounded(folder, scheme(SCHEME), tokens)
+    seconds = time.monotonic() - start
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, w in found.items():
+            modules[name].weight.copy_(torch.from_numpy(w))
+    return seconds
+
+
+def theirs(method: str, folder: Path, model: Any, tokens: np.ndarray) -> float:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": GROUP, "dynamic": False}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    recipes = {
+        "gptq": lambda: [GPTQModifier(config_groups=groups, ignore=["lm_head"], dampening_frac=0.01, actorder="static")],
+        "awq": lambda: [AWQModifier(n_grid=20), QuantizationModifier(config_groups=groups, ignore=["lm_head"])],
+    }
+    data = Dataset.from_dict({"input_ids": tokens.tolist(), "attention_mask": np.ones_like(tokens).tolist()})
+    start = time.monotonic()
+    oneshot(model=model, dataset=data, recipe=recipes[method](), num_calibration_samples=len(tokens),
+            max_seq_length=tokens.shape[1], processor=str(folder))  # fmt: skip
+    return time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()

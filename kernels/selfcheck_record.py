@@ -1,0 +1,45 @@
+"""The last `advisor selfcheck` of each GPU model, kept beside timings: what was wrong or too slow there is never picked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from quantadvisor.documents import SelfCheck
+
+
+def place(device: str) -> Path:
+    """`device`: as SelfCheck has it, name and capability."""
+    root = Path(os.environ.get("QUANTADVISOR_CACHE") or Path.home() / ".cache" / "quantadvisor")
+    return root / "selfcheck" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+
+
+def keep(found: SelfCheck) -> None:
+    """Of a GPU only: the interpreter says nothing of a device."""
+    if found.proof == "gpu":
+        place(found.device).parent.mkdir(parents=True, exist_ok=True)
+        found.write(place(found.device))
+
+
+def refusal(device: str, kernels: Iterable[str], versions: dict[str, str]) -> str | None:
+    """Why none of these kernels may be picked on the device; None where all passed, with these versions."""
+    try:
+        found = SelfCheck.read(place(device))
+    except (OSError, ValidationError):
+        return f"its kernels were never checked on {device}: advisor selfcheck"
+    if found.versions != versions:
+        return f"its kernels were checked on {device} with other versions ({found.versions}): advisor selfcheck"
+    for kernel in kernels:
+        checks = [one for one in found.kernels if one.name == kernel]
+        if not checks:
+            return f"{kernel} was not checked on {device}: advisor selfcheck"
+        if wrong := next((one for one in checks if not one.right), None):
+            return f"{kernel} is wrong on {device} ({wrong.shape}): {wrong.reason}"
+        timed = [one for one in checks if one.speed is not None]
+        if timed and all(one.speed == "slower" for one in timed):
+            return f"{kernel} is slower on {device} than the 16-bit operator that it replaces, at every size that was timed"
+    return None

@@ -1,0 +1,259 @@
+"""The Triton kernels as transformers takes them: linears of a compressed-tensors checkpoint, an attention, a static cache.
+
+`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and symmetric `pack-quantized` (4 bits in groups) weights.
+`Layer` is one layer of a transformers `Cache`: buffers for `capacity` tokens, written at `Places`, which live on the device, so
+that a CUDA graph of a decode step holds. A first prefill attends its own fresh keys; all else reads what is stored.
+`attention` is registered with transformers' AttentionInterface under NAME. Nothing of this ever ran on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from .triton_decode_attention import Cached
+
+Tensor = Any
+NAME = "quantadvisor_triton"
+CACHES = {"kvint8": "int8", "kvint4": "int4", "kvfp8": "fp8", "kvturbo": "turbo"}
+"""Option -> format of the cache; none of them: 16 bits."""
+SCHEMES = ("int-quantized", "float-quantized", "pack-quantized")
+
+
+@contextmanager
+def launches() -> Iterator[Counter[str]]:
+    """Names of the Triton kernels that are launched inside the block, as triton launches them. A graph's replay launches none."""
+    from triton.runtime.jit import KernelInterface
+
+    seen: Counter[str] = Counter()
+    shipped = KernelInterface.__getitem__
+
+    def counted(self: Any, grid: Any) -> Any:
+        seen[str(self.fn.__name__)] += 1
+        return shipped(self, grid)
+
+    KernelInterface.__getitem__ = counted
+    try:
+        yield seen
+    finally:
+        KernelInterface.__getitem__ = shipped
+
+
+def refusal(config: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint with that `quantization_config` has no kernel here; None: it has. An empty one is 16 bits."""
+    if not config:
+        return None
+    if config.get("quant_method") != "compressed-tensors":
+        return f"quantized by {config.get('quant_method')!r}; the triton runtime reads compressed-tensors"
+    if config.get("format") not in SCHEMES:
+        return f"compressed-tensors format {config.get('format')!r}; the triton runtime reads {', '.join(SCHEMES)}"
+    for group in config.get("config_groups", {}).values():
+        weights, inputs = group["weights"], group.get("input_activations")
+        if not weights.get("symmetric", True):
+            return "asymmetric weights; the triton runtime reads symmetric ones of compressed-tensors"
+        if config["format"] == "pack-quantized":
+            if weights["num_bits"] != 4 or weights.get("group_size") not in (32, 64, 128):
+                return f"{weights['num_bits']} bits in groups of {weights.get('group_size')}; INT4 in 32, 64 or 128 is read"
+        elif not (
+            weights.get("strategy") == "channel" and inputs and inputs.get("dynamic") and inputs.get("strategy") == "token"
+        ):
+            return "8-bit weights are read per channel, with activations per token and dynamic"
+    return None
+
+
+def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
+    """Names, as `triton_subjects.py` has them, of the kernels that a checkpoint and a cache take."""
+    found = [f"decode-attention-{CACHES[one]}" for one in options]
+    if config.get("format") == "pack-quantized":
+        groups = sorted({one["weights"]["group_size"] for one in config["config_groups"].values()})
+        return [*(f"w4a16-g{group}" for group in groups), *found]
+    return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
+
+
+def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | None) -> Any:
+    """tensors: of one linear, by their names in compressed-tensors (weight, weight_scale, or weight_packed)."""
+    import torch
+
+    run, kernel = _product(tensors, group)
+
+    class Linear(torch.nn.Module):  # type: ignore[misc, unused-ignore]
+        """y = x @ w.T + bias by one of our kernels; x: [..., K]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = kernel
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = run(x.reshape(-1, x.shape[-1]).contiguous())
+            y = rows.reshape(*x.shape[:-1], rows.shape[-1])
+            return y if bias is None else y + bias
+
+    return Linear()
+
+
+def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable[[Tensor], Tensor], str]:
+    import torch
+
+    from . import triton_fp8, triton_w4a16, triton_w8a8
+
+    if group is not None:
+        codes, scales = unpacked(tensors["weight_packed"]), tensors["weight_scale"]
+        w, rows, _ = triton_w4a16.pack(codes, scales, None, group)
+        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), None, group), "w4a16"
+    weight = tensors["weight"].contiguous()
+    scales = tensors["weight_scale"].float().reshape(-1).contiguous()
+    if weight.dtype == torch.int8:
+        return lambda x: triton_w8a8.w8a8(*triton_w8a8.quantize(x), weight, scales, x.dtype), "w8a8"
+    return lambda x: triton_fp8.fp8(*triton_fp8.quantize(x), weight, scales, x.dtype), "fp8"
+
+
+def unpacked(packed: Tensor) -> Tensor:
+    """int32 [N, K / 8], eight codes each from the lowest bits up -> uint8 [N, K] below 16, 8 standing for zero."""
+    import torch
+
+    shifts = torch.arange(0, 32, 4, device=packed.device)
+    codes = (packed[..., None] >> shifts) & 15
+    return codes.reshape(len(packed), -1).to(torch.uint8)
+
+
+@dataclass
+class Places:
+    """Where this step writes, on the device: int64 [q] along the tokens, and int32 [B], tokens held after it."""
+
+    at: Tensor
+    lengths: Tensor
+    fresh: bool = False
+    """The first tokens of a sequence: they attend what they bring."""
+    seen: int = 0
+    """Tokens held after the step, as the host knows them; a decode step in a graph does not look."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a layer's cache gives to `attention` in place of a tensor."""
+
+    cached: Cached
+    places: Places
+
+
+def layer_of(kind: str, places: Places, batch: int, capacity: int) -> Any:
+    """One layer of a transformers Cache; kind: "16 bit" or a format of `triton_decode_attention`."""
+    from transformers.cache_utils import CacheLayerMixin
+
+    class Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
+        """keys and values: `Cached` with buffers of `capacity` tokens, or plain 16-bit buffers."""
+
+        def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+            self.keys, self.values = (room(kind, one, batch, capacity) for one in (key_states, value_states))
+            self.is_initialized = True
+
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            for held, new in ((self.keys, key_states), (self.values, value_states)):
+                for buffer, piece in zip(parts(held), parts(quantized(kind, new, held)), strict=True):
+                    buffer.index_copy_(2, places.at, piece)
+            if places.fresh:
+                return key_states, value_states
+            return Stored(self.keys, places), Stored(self.values, places)
+
+        def repeat(self, times: int) -> None:
+            """Every row gets a copy of its own."""
+            self.keys, self.values = (
+                with_parts(one, [p.repeat_interleave(times, 0) for p in parts(one)]) for one in (self.keys, self.values)
+            )
+
+        def get_seq_length(self) -> int:
+            return places.seen
+
+        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+            return places.seen + query_length, 0
+
+        def get_max_cache_shape(self) -> int:
+            return capacity
+
+    return Layer()
+
+
+def quantized(kind: str, x: Tensor, like: Any) -> Any:
+    """x: [B, H, q, D] as the cache stores it; `like` brings the tables of turbo."""
+    from . import triton_decode_attention as kernel
+
+    if kind == "16 bit":
+        return x
+    if kind == "turbo":
+        return kernel.quantize_turbo(x, like.codebook, like.turn)
+    return {"int8": kernel.quantize_int8, "int4": kernel.quantize_int4, "fp8": kernel.quantize_fp8}[kind](x)
+
+
+def room(kind: str, x: Tensor, batch: int, capacity: int) -> Any:
+    """Empty buffers for keys or values like x: [B, H, q, D]."""
+    import torch
+
+    from .triton_decode_attention import Cached
+    from .turbo_tables import codebook, rotation
+
+    like = None
+    if kind == "turbo":
+        tables = (torch.from_numpy(codebook(4)).float(), rotation(x.shape[-1]))
+        like = Cached("turbo", x, x, codebook=tables[0].to(x.device), turn=tables[1].to(x.device))
+    one = quantized(kind, x[:, :, :1], like)
+    sizes = [(batch, part.shape[1], capacity, *part.shape[3:]) for part in parts(one)]
+    return with_parts(one, [part.new_zeros(size) for part, size in zip(parts(one), sizes, strict=True)])
+
+
+def parts(one: Any) -> list[Tensor]:
+    """The tensors [B, H, tokens, …] of a cache, FP8 as bytes, which more of torch can move; turbo's tables are not among them."""
+    import torch
+
+    if not hasattr(one, "codes"):
+        return [one]
+    if one.format == "fp8":
+        return [one.codes.view(torch.uint8)]
+    return [one.codes, one.scales, *([] if one.zeros is None else [one.zeros])]
+
+
+def with_parts(one: Any, new: list[Tensor]) -> Any:
+    """The cache with other tensors in their places."""
+    import torch
+
+    if not hasattr(one, "codes"):
+        return new[0]
+    if one.format == "fp8":
+        return replace(one, codes=new[0].view(torch.float8_e4m3fn))
+    return replace(one, **dict(zip(("codes", "scales", "zeros"), new, strict=False)))
+
+
+def attention(
+    module: Any, query: Tensor, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [B, HQ, q, D] -> [B, q, HQ, D]."""
+    import torch
+
+    from . import triton_decode_attention as kernel
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    if not isinstance(key, Stored):
+        fresh = sdpa(query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=True)
+        return fresh.transpose(1, 2), None
+    places, held_keys, held_values = key.places, key.cached, value.cached
+    if hasattr(held_keys, "codes") and query.shape[2] == 1:
+        found = kernel.decode_attention(query[:, :, 0].contiguous(), held_keys, held_values, places.lengths)
+        return found[:, None], None
+    keys, values = (plain(one, query.dtype) for one in (held_keys, held_values))
+    reach = torch.arange(keys.shape[2], device=query.device)[None, :] <= places.at[:, None]
+    return sdpa(query, keys, values, attn_mask=reach, scale=scaling, enable_gqa=True).transpose(1, 2), None
+
+
+def plain(one: Any, dtype: Any) -> Tensor:
+    """A stored cache in 16 bits: what a chunk of several tokens reads, through torch."""
+    from . import triton_decode_attention as kernel
+
+    if not hasattr(one, "codes"):
+        return one
+    exact = kernel.dequantized(one, dtype).to(one.scales.dtype)
+    return cast(Tensor, exact if one.turn is None else exact @ one.turn).to(dtype)

@@ -1,0 +1,355 @@
+"""What `advisor selfcheck` puts each Triton kernel through: inputs, the float64 truth, the error that formats allow, rivals.
+
+A subject runs everything that a step of a model would: the activation's quantizer counts, packing of weights does not.
+`allowed` bounds each element by the formats alone: u |y| for the rounding of the output and (additions + 4) v |x| |w| for
+its sums, where v is 2^-24 in the interpreter; on a GPU 2^-23, as matrix instructions truncate (Fasi et al. 2021,
+10.7717/peerj-cs.330), and 2^-13 for FP8, whose sums keep 14 bits on sm_90 between float32 additions (arXiv:2412.19437,
+section 3.3.2). Nothing is tuned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+Tensor = Any
+Call = Callable[[], Any]
+
+UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+Sizes = tuple[int, int, int]
+"""M, N, K"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    shape: str
+    run: Call
+    true: Call
+    """float64"""
+    allowed: Callable[[Tensor], Tensor]
+    """Of the truth: the largest error of each element."""
+    plain: Call | None = None
+    """The 16-bit operator that it replaces: cuBLAS through torch.matmul, or torch's attention; None: nothing."""
+    problem: tuple[str, Tensor, Tensor] | None = None
+    """(kind, x [M, K], w [N, K] in 16 bits) for other packages' kernels of that kind (`rivals.py`)."""
+
+
+SMALL: tuple[Sizes, ...] = ((1, 40, 192), (17, 72, 200))
+"""For the numbers: a single row, odd rows, tails of every kind."""
+DECODE: tuple[Sizes, ...] = ((1, 4096, 4096), (16, 4096, 4096))
+PREFILL: tuple[Sizes, ...] = ((512, 4096, 4096),)
+Cache = tuple[int, int, int, int, int]
+"""batch, query heads, cache heads, head width, tokens"""
+SMALL_CACHES: tuple[Cache, ...] = ((2, 4, 2, 64, 150),)
+CACHES: tuple[Cache, ...] = ((16, 32, 8, 128, 2048),)
+
+
+def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Subject]]:
+    """Name and shape -> what builds the subject. `small`: where numbers go wrong; else shapes of models, timed as well."""
+    decode, prefill = (SMALL, SMALL) if small else (DECODE, PREFILL)
+    made: dict[str, Callable[[], Subject]] = {}
+    for sizes in decode:
+        at = " {}x{}x{}".format(*sizes)
+        for group in (32, 64, 128):
+            made[f"w4a16-g{group}{at}"] = partial(_int4, device, sizes, group, asymmetric=False)
+        made["w4a16-g64-asymmetric" + at] = partial(_int4, device, sizes, 64, asymmetric=True)
+        made["w8a16" + at] = partial(_int8_weights, device, sizes)
+        made["codebook-nf4" + at] = partial(_codebook, device, sizes)
+        made["dequantize-int4" + at] = partial(_dequantize, device, sizes)
+    for sizes in prefill:
+        at = " {}x{}x{}".format(*sizes)
+        made["w8a8" + at] = partial(_int8, device, sizes)
+        made["llm-int8" + at] = partial(_llm_int8, device, sizes)
+        made["hadamard-int8" + at] = partial(_hadamard, device, sizes)
+        if sm >= 89 or device == "cpu":
+            made["fp8" + at] = partial(_fp8, device, sizes)
+    for cache in SMALL_CACHES if small else CACHES:
+        for kind in ("int8", "int4", "fp8", "turbo"):
+            made[f"decode-attention-{kind} " + "x".join(map(str, cache))] = partial(_attention, device, cache, kind)
+    return made
+
+
+COMPILED = {
+    "w4a16-g32": "w4a16/g32",
+    "w4a16-g64": "w4a16/g64",
+    "w4a16-g64-asymmetric": "w4a16/g64",
+    "w4a16-g128": "w4a16/g128",
+    "w8a16": "w8a16/channel",
+    "codebook-nf4": "codebook/g64",
+    "dequantize-int4": "dequantize/symmetric-g64",
+    "w8a8": "w8a8/",
+    "llm-int8": "llm-int8/",
+    "hadamard-int8": "hadamard/int8",
+    "fp8": "fp8/",
+    **{f"decode-attention-{kind}": f"decode-attention/{kind}" for kind in ("int8", "int4", "fp8", "turbo")},
+}
+"""Subject -> how the names of its code in the golden table begin."""
+
+
+def excess(found: Tensor, subject: Subject) -> float:
+    """Largest error over what is allowed: at most 1 is right; infinite where one is no number and the other is."""
+    true = subject.true()
+    if found.shape != true.shape or not bool(found.isfinite().all()):
+        return math.inf
+    error, allowed = (found.double() - true).abs(), subject.allowed(true)
+    return float((error / allowed.clamp_min(1e-300)).max()) if error.numel() else 0.0
+
+
+def _drawn(device: str, sizes: Sizes, dtype: str = "bfloat16") -> tuple[Tensor, Tensor]:
+    """x: [M, K] standard normal, w: [N, K] with variance 1 / K, both exact in 16 bits; the same on every device."""
+    import torch
+
+    m, n, k = sizes
+    draw = torch.Generator().manual_seed(m + n + k)
+    kind = getattr(torch, dtype)
+    x = torch.randn(m, k, generator=draw).to(kind)
+    w = torch.randn(n, k, generator=draw).div(math.sqrt(k)).to(kind)
+    return x.to(device), w.to(device)
+
+
+def _product(name: str, run: Call, x: Tensor, w: Tensor, additions: int, plain: Tensor, kind: str) -> Subject:
+    """x: float64 [M, K], w: float64 [N, K], both as the kernel's formats have them exactly. plain: w in 16 bits."""
+    (m, k), n, device = x.shape, w.shape[0], str(x.device)
+    v = 2.0**-24 if device == "cpu" else 2.0**-13 if kind == "fp8" else 2.0**-23
+
+    def allowed(true: Tensor) -> Tensor:
+        sums = (additions + 4) * v * (x.abs() @ w.abs().T)
+        return UNIT["bfloat16"] * (true.abs() + sums) + sums
+
+    half = x.to(plain.dtype)
+    return Subject(name, f"M {m}, N {n}, K {k}", run, lambda: x @ w.T, allowed, lambda: half @ plain.T, (kind, half, plain))
+
+
+def _codes(w: Tensor, group: int, levels: int) -> tuple[Tensor, Tensor]:
+    """w: [N, K] -> unsigned codes around levels / 2, scales [N, groups] in w's type."""
+    import torch
+
+    n, k = w.shape
+    groups = -(-k // group)
+    blocks = torch.nn.functional.pad(w.float(), (0, groups * group - k)).reshape(n, groups, group)
+    scales = (blocks.abs().amax(-1) / (levels / 2 - 1)).clamp_min(1e-6).to(w.dtype)
+    codes = ((blocks / scales.float()[..., None]).round() + levels // 2).clamp(0, levels - 1)
+    return codes.reshape(n, -1)[:, :k].to(torch.uint8).contiguous(), scales
+
+
+def _spread(scales: Tensor, group: int, k: int) -> Tensor:
+    return scales.double().repeat_interleave(group, 1)[:, :k]
+
+
+def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool) -> Subject:
+    import torch
+
+    from . import triton_w4a16
+
+    x, w = _drawn(device, sizes)
+    codes, scales = _codes(w, group, 16)
+    zeros = (torch.arange(scales.numel(), device=device) % 16).to(torch.uint8).reshape(scales.shape) if asymmetric else None
+    packed = triton_w4a16.pack(codes, scales, zeros, group)
+    values = (codes.double() - (8 if zeros is None else _spread(zeros, group, sizes[2]))) * _spread(scales, group, sizes[2])
+    name = f"w4a16-g{group}{'-asymmetric' if asymmetric else ''}"
+    return _product(name, lambda: triton_w4a16.w4a16(x, *packed, group), x.double(), values, sizes[2], w, "w4a16")
+
+
+def _int8_weights(device: str, sizes: Sizes) -> Subject:
+    import torch
+
+    from . import triton_w8a16
+
+    x, w = _drawn(device, sizes)
+    scales = (w.float().abs().amax(1, keepdim=True) / 127).to(w.dtype)
+    codes = (w.float() / scales.float()).round().clamp(-127, 127).to(torch.int8)
+    rows = scales.T.contiguous()
+    values = codes.double() * scales.double()
+    return _product("w8a16", lambda: triton_w8a16.w8a16(x, codes, rows, 0), x.double(), values, sizes[2], w, "w8a16")
+
+
+def _codebook(device: str, sizes: Sizes) -> Subject:
+    import torch
+
+    from . import triton_codebook
+
+    x, w = _drawn(device, sizes)
+    codes, scales = _codes(w, 64, 16)
+    nf4 = torch.tensor(triton_codebook.NF4, device=device)
+    packed = triton_codebook.pack(codes, scales, 64)
+    values = nf4.to(x.dtype).double()[codes.long()] * _spread(scales, 64, sizes[2])
+
+    def run() -> Tensor:
+        return triton_codebook.codebook_product(x, packed[0], nf4, packed[1], 64)
+
+    return _product("codebook-nf4", run, x.double(), values, sizes[2], w, "codebook")
+
+
+def _dequantize(device: str, sizes: Sizes) -> Subject:
+    """The slow path itself: nothing that it replaces, so no verdict on its speed."""
+    from . import triton_dequantize, triton_w4a16
+
+    x, w = _drawn(device, sizes)
+    codes, scales = _codes(w, 64, 16)
+    packed = triton_w4a16.pack(codes, scales, None, 64)
+    values = ((codes.double() - 8) * _spread(scales, 64, sizes[2])).to(w.dtype).double()
+
+    def run() -> Tensor:
+        return x @ triton_dequantize.dequantize_int4(*packed, 64, sizes[2]).T
+
+    made = _product("dequantize-int4", run, x.double(), values, sizes[2], w, "dequantize")
+    return Subject(made.name, made.shape, made.run, made.true, made.allowed)
+
+
+def _int8(device: str, sizes: Sizes) -> Subject:
+    import torch
+
+    from . import triton_w8a8
+
+    x, w = _drawn(device, sizes)
+    w_scales = w.float().abs().amax(1) / 127
+    codes = (w.float() / w_scales[:, None]).round().to(torch.int8)
+    x_scales = x.float().abs().amax(1, keepdim=True) / 127
+    rounded = (x.float() / x_scales).round().double() * x_scales.double()
+
+    def run() -> Tensor:
+        return triton_w8a8.w8a8(*triton_w8a8.quantize(x), codes, w_scales, x.dtype)
+
+    values = codes.double() * w_scales.double()[:, None]
+    made = _product("w8a8", run, rounded, values, 16, w, "w8a8")
+    return _with_own_inputs(made, x, w)
+
+
+def _fp8(device: str, sizes: Sizes) -> Subject:
+    import torch
+
+    from . import triton_fp8
+
+    x, w = _drawn(device, sizes)
+
+    def split(one: Tensor) -> tuple[Tensor, Tensor]:
+        scales = one.float().abs().amax(1) / 448
+        return (one.float() / scales[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn), scales
+
+    (x_codes, x_scales), (codes, w_scales) = split(x), split(w)
+
+    def run() -> Tensor:
+        return triton_fp8.fp8(*triton_fp8.quantize(x), codes, w_scales, x.dtype)
+
+    rounded, values = x_codes.double() * x_scales.double()[:, None], codes.double() * w_scales.double()[:, None]
+    return _with_own_inputs(_product("fp8", run, rounded, values, sizes[2], w, "fp8"), x, w)
+
+
+def _llm_int8(device: str, sizes: Sizes) -> Subject:
+    import torch
+
+    from . import triton_llm_int8
+
+    x, w = _drawn(device, sizes)
+    x[:, 3 :: max(sizes[2] // 4, 1)] = 20.0
+    w_scales = w.float().abs().amax(1) / 127
+    codes = (w.float() / w_scales[:, None]).round().to(torch.int8)
+    loud = (x.abs() >= triton_llm_int8.THRESHOLD).any(0)
+    bound = x.float().abs().masked_fill(x.abs() >= triton_llm_int8.THRESHOLD, 0).amax(1, keepdim=True)
+    factor = torch.full_like(bound, 127) / bound
+    quiet = (x.float() * factor).round().double() * (bound / 127).double()
+
+    def run() -> Tensor:
+        return triton_llm_int8.llm_int8(triton_llm_int8.decompose(x), codes, w_scales)
+
+    values = codes.double() * w_scales.double()[:, None]
+    made = _product("llm-int8", run, x.double().where(loud, quiet), values, int(loud.sum()) + 16, w, "llm_int8")
+    return _with_own_inputs(made, x, w)
+
+
+def _with_own_inputs(made: Subject, x: Tensor, w: Tensor) -> Subject:
+    """The 16-bit product and the rivals take x as it is, not its rounded values."""
+    kind = made.problem[0] if made.problem else ""
+    return Subject(
+        made.name, made.shape, made.run, made.true, made.allowed, lambda: x @ w.T, (kind, x, w)
+    )  # fmt: skip
+
+
+def _hadamard(device: str, sizes: Sizes) -> Subject:
+    """Codes times scales against the rotated values: half a step, and what sums may move codes and scale."""
+    import torch
+
+    from . import triton_hadamard
+
+    m, _, k = sizes
+    block, k = 64, k - k % 64
+    x, _ = _drawn(device, (m, sizes[1], k))
+    at = torch.arange(block, device=device)
+    parity = sum(((at[:, None] & at[None, :]) >> bit) & 1 for bit in range(7)) % 2
+    turn = (1 - 2 * parity).double() / math.sqrt(block)
+    blocks = x.double().reshape(m, -1, block)
+    turned = (blocks @ turn).reshape(m, k)
+    step = turned.abs().amax(1, keepdim=True) / 127
+    v = 2.0**-24 if device == "cpu" else 2.0**-23
+    sums = (block + 8) * v * blocks.abs().sum(-1).amax(-1)[:, None] / math.sqrt(block)
+
+    def run() -> Tensor:
+        codes, scales = triton_hadamard.rotate_quantize(x, block, 8)
+        return codes.float() * scales[:, None]
+
+    def plain() -> Tensor:
+        rotated = (x.reshape(-1, block) @ turn.to(x.dtype)).reshape(m, k).float()
+        scales = rotated.abs().amax(1, keepdim=True) / 127
+        return (rotated / scales).round().to(torch.int8)
+
+    return Subject(
+        "hadamard-int8", f"M {m}, K {k}, blocks of {block}", run, lambda: turned,
+        lambda true: 0.5 * step + 3 * sums + 8 * v * true.abs(), plain,
+    )  # fmt: skip
+
+
+def _attention(device: str, cache: Cache, kind: str) -> Subject:
+    """One step over a cache; the last sequence is short. Truth and bound are in the kernel's basis."""
+    import torch
+
+    from . import triton_decode_attention as kernel
+    from .triton_codebook import quantile_codebook
+
+    batch, hq, hkv, dim, tokens = cache
+    draw = torch.Generator().manual_seed(dim + tokens)
+    q, k, v = (
+        torch.randn(batch, heads, rows, dim, generator=draw).to(torch.bfloat16).to(device)
+        for heads, rows in ((hq, 1), (hkv, tokens), (hkv, tokens))
+    )
+    q = q[:, :, 0].contiguous()
+    lengths = torch.full((batch,), tokens, dtype=torch.int32, device=device)
+    lengths[-1] = max(1, tokens // 3)
+    if kind == "turbo":
+        values = torch.tensor(quantile_codebook(torch.randn(4096, generator=draw).numpy()), device=device).float() * 2.5
+        turn = torch.linalg.qr(torch.randn(dim, dim, generator=draw))[0].to(device).contiguous()
+        keys, held = (kernel.quantize_turbo(one, values, turn) for one in (k, v))
+    else:
+        make = {"int8": kernel.quantize_int8, "int4": kernel.quantize_int4, "fp8": kernel.quantize_fp8}[kind]
+        keys, held = make(k), make(v)
+    exact_k, exact_v = (kernel.dequantized(one, q.dtype).repeat_interleave(hq // hkv, 1) for one in (keys, held))
+    real = torch.arange(tokens, device=device) < lengths[:, None, None]
+    query = (q if keys.turn is None else (q.float() @ keys.turn.T).to(q.dtype)).double()
+    scores = torch.einsum("bhd,bhsd->bhs", query, exact_k) / math.sqrt(dim)
+    weights = torch.softmax(scores.masked_fill(~real, -math.inf), -1)
+    single = 2.0**-24 if device == "cpu" else 2.0**-23
+    unit = UNIT["bfloat16"]
+    longest = torch.einsum("bhd,bhsd->bhs", query.abs(), exact_k.abs()).amax(-1) / math.sqrt(dim)
+    score = (dim + 8) * single * longest
+
+    def true() -> Tensor:
+        found = torch.einsum("bhs,bhsd->bhd", weights, exact_v)
+        return found if held.turn is None else found @ held.turn.double()
+
+    def allowed(exact: Tensor) -> Tensor:
+        sizes = torch.einsum("bhs,bhsd->bhd", weights, exact_v.abs())
+        inner = (unit + 2 * score[..., None] + (tokens + 64) * single) * sizes
+        if held.turn is not None:
+            inner = inner @ held.turn.double().abs() + 2 * dim * single * sizes.sum(-1, keepdim=True)
+        return inner * (1 + unit) + unit * exact.abs() + 2.0**-25
+
+    def plain() -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True)
+
+    return Subject(
+        f"decode-attention-{kind}", f"B {batch}, heads {hq}/{hkv}, D {dim}, S {tokens}", 
+        lambda: kernel.decode_attention(q, keys, held, lengths), true, allowed, plain, ("attention", q, torch.stack([k, v])),
+    )  # fmt: skip

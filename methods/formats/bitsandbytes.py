@@ -1,0 +1,150 @@
+"""bitsandbytes' state dict: NF4 (with or without double quantization) and INT8 linears, written and read.
+
+NF4 per linear [N, K], flat in blocks of `block`:  weight uint8 [N K / 2, 1], two codes a byte, the first in the high
+nibble; weight.absmax; weight.quant_map [16]; weight.quant_state.bitsandbytes__nf4, a JSON text in bytes. Double quantization
+(QLoRA, arXiv:2305.14314): absmax less its mean in 8-bit dynamic codes, blocks of 256 with float32 weight.nested_absmax.
+INT8:  weight int8 [N, K] = round(127 w / max|row|); SCB float32 [N] = max|row|; weight_format uint8, 0: rows as they are.
+https://github.com/bitsandbytes-foundation/bitsandbytes, functional.py: QuantState.as_dict
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantadvisor.documents.errors import BadInput
+
+from ..affine import Codes, Floats
+from ..codebooks import dynamic, nearest
+from .huggingface import Change, in_half, read_linears, rewrite, settings_of
+
+BLOCK, NESTED_BLOCK = 64, 256
+NF4_VALUES = np.array([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+])  # fmt: skip
+"""As printed in QLoRA's appendix E: those of `codebooks.normal_floats`, which differ in the seventh digit."""
+STATE = "weight.quant_state.bitsandbytes__nf4"
+NF4_SUFFIXES = ("weight", "weight.absmax", "weight.quant_map", STATE, "weight.nested_absmax", "weight.nested_quant_map")
+INT8_SUFFIXES = ("SCB", "weight", "weight_format")
+
+
+class NF4(NamedTuple):
+    """codes [N, K]; absmax float32 [N K / block] as it is read back, of every block of the flat weight."""
+
+    codes: Codes
+    absmax: Floats
+
+
+def write(base: Path, out: Path, linears: Iterable[str], kind: str, double: bool = True) -> None:
+    """`linears` in `kind` (nf4 or int8), everything else in bfloat16 (int8: float16, which its kernels compute in)."""
+    import torch
+
+    chosen = {f"{name}.weight" for name in linears}
+    half = "bfloat16" if kind == "nf4" else "float16"
+
+    def change(name: str, weight: Any) -> Iterable[tuple[str, Any]]:
+        if name not in chosen:
+            return [in_half(name, weight, half)]
+        w = weight.float().numpy()
+        arrays = stored_nf4(w, double) if kind == "nf4" else stored_int8(w)
+        stem = name.removesuffix("weight")
+        return [(stem + suffix, torch.from_numpy(array)) for suffix, array in arrays.items()]
+
+    checked: Change = change
+    rewrite(base, out, checked, {"dtype": half, "quantization_config": settings(kind, double)})
+
+
+def settings(kind: str, double: bool) -> dict[str, Any]:
+    if kind not in ("nf4", "int8"):
+        raise BadInput("bitsandbytes", f"number type {kind!r} is not written", "use nf4 or int8")
+    if kind == "int8":
+        return {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False, "llm_int8_threshold": 6.0,
+                "llm_int8_skip_modules": ["lm_head"]}  # fmt: skip
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": double,
+        "bnb_4bit_compute_dtype": "bfloat16",
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": ["lm_head"],
+    }
+
+
+def stored_nf4(w: Floats, double: bool = True, dtype: str = "bfloat16") -> dict[str, NDArray[Any]]:
+    """w: [N, K], N K divisible by the block. `dtype`: what readers dequantize to."""
+    import torch
+
+    if w.size % BLOCK:
+        raise BadInput(
+            "bitsandbytes", f"{w.shape[0]} x {w.shape[1]} weights are no whole blocks of {BLOCK}", "use another format"
+        )
+    blocks = w.reshape(-1, BLOCK)
+    absmax = np.abs(blocks).max(axis=1).astype(np.float32)
+    unit = (blocks * (1 / np.where(absmax > 0, absmax, np.float32(1)))[:, None]).astype(np.float32)
+    codes = nearest(unit, NF4_VALUES).reshape(-1)
+    state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": dtype, "shape": list(w.shape)}
+    arrays = {"weight": (codes[0::2] << 4 | codes[1::2])[:, None], "weight.quant_map": NF4_VALUES.astype(np.float32)}
+    if not double:
+        return arrays | {"weight.absmax": absmax, STATE: as_bytes(state)}
+    offset = torch.from_numpy(absmax).mean().numpy()  # codes hang on the order in which it is summed
+    nested = np.zeros(-(-len(absmax) // NESTED_BLOCK) * NESTED_BLOCK, np.float32)
+    nested[: len(absmax)] = absmax - offset
+    rows = nested.reshape(-1, NESTED_BLOCK)
+    bound = np.abs(rows).max(axis=1)
+    inner = (rows * (1 / np.where(bound > 0, bound, np.float32(1)))[:, None]).astype(np.float32)
+    state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": float(offset)}
+    return arrays | {
+        "weight.absmax": nearest(inner, dynamic(8)).reshape(-1)[: len(absmax)],
+        "weight.nested_absmax": bound,
+        "weight.nested_quant_map": dynamic(8).astype(np.float32),
+        STATE: as_bytes(state),
+    }
+
+
+def restored_nf4(arrays: Mapping[str, Any]) -> NF4:
+    state = json.loads(bytes(arrays[STATE]))
+    packed = arrays["weight"].reshape(-1)
+    codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(state["shape"])
+    absmax = arrays["weight.absmax"]
+    if "nested_blocksize" in state:
+        step = np.repeat(arrays["weight.nested_absmax"], state["nested_blocksize"])[: len(absmax)]
+        absmax = arrays["weight.nested_quant_map"][absmax] * step + np.float32(state["nested_offset"])
+    return NF4(codes, absmax.astype(np.float32))
+
+
+def weights_of(found: NF4) -> Floats:
+    """float32 [N, K]: what the codes stand for."""
+    values = NF4_VALUES.astype(np.float32)[found.codes.reshape(len(found.absmax), -1)] * found.absmax[:, None]
+    return values.reshape(found.codes.shape)
+
+
+def stored_int8(w: Floats) -> dict[str, NDArray[Any]]:
+    bound = np.abs(w).max(axis=1)
+    inverse = np.float32(127) * (np.float32(1) / np.where(bound > 0, bound, np.float32(1)))  # as torch divides a number
+    codes = np.rint(w * inverse[:, None]).astype(np.int8)
+    return {"weight": codes, "SCB": bound, "weight_format": np.array(0, np.uint8)}
+
+
+def as_bytes(state: Mapping[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(dict(state)).encode(), np.uint8).copy()
+
+
+def read(folder: Path) -> dict[str, Floats]:
+    """{linear: what its codes stand for, float32 [N, K]} of a folder of either kind."""
+    found = settings_of(folder)
+    if found.get("quant_method") != "bitsandbytes":
+        raise BadInput(str(folder), "is no bitsandbytes checkpoint", "see quantization_config in its config.json")
+    if found.get("load_in_8bit"):
+        stored = read_linears(folder, INT8_SUFFIXES)
+        return {n: a["weight"].astype(np.float32) * (a["SCB"] / np.float32(127))[:, None] for n, a in stored.items()}
+    stored = {n: a for n, a in read_linears(folder, NF4_SUFFIXES).items() if STATE in a}
+    return {name: weights_of(restored_nf4(arrays)) for name, arrays in stored.items()}

@@ -1,0 +1,95 @@
+"""The layout of AutoGPTQ and GPTQModel (GPTQ-for-LLaMA's): integer weights in groups, written and read.
+
+Per linear [N, K]:  qweight int32 [K bits / 32, N]: codes little end first along K; qzeros int32 [G, N bits / 32]: zeros along
+N, less one in `gptq` (v1), as they are in `gptq_v2`; scales float16 [G, N]; g_idx int32 [K]: the group of every column.
+A zero of 0 has no v1 form that every reader agrees on, so weights with one are written as v2. Columns whose groups are no
+neighbours (act-order without static groups) come back in their places, with one group for each column.
+https://github.com/ModelCloud/GPTQModel
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantadvisor.documents.errors import BadInput
+from quantadvisor.kernels.packing import pack_words, unpack_words
+
+from ..affine import Grouped
+from ..rescale import Pair, Scale
+from .huggingface import read_linears, settings_of, write_integers
+
+LinearFormat = tuple[int, int, bool]
+"""(bits, group size, symmetric)"""
+SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+V1, V2 = "gptq", "gptq_v2"
+
+
+def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], chosen: LinearFormat,
+          moves: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
+    """Linears of `given` in integers, everything else in float16; `moves`: scales that are moved first."""
+    bits, group, symmetric = chosen
+    version = V1 if symmetric else V2
+    settings = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": group,
+        "sym": symmetric,
+        "desc_act": False,
+        "checkpoint_format": version,
+        "format": version,
+        "pack_dtype": "int32",
+        "lm_head": False,
+        "meta": {"quantizer": ["quantadvisor:0.1"]},
+    }
+
+    def store(linear: Grouped) -> dict[str, Any]:
+        return stored(linear, bits, group, version)
+
+    write_integers(base, out, given, store, "float16", {"quantization_config": settings}, moves)
+    (out / "quantize_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def stored(given: Grouped, bits: int, group: int, version: str) -> dict[str, Any]:
+    rows, width = given.codes.shape
+    if width * bits % 32 or rows * bits % 32:
+        raise BadInput("gptq layout", f"{rows} x {width} codes of {bits} bits fill no whole words", "use another format")
+    zeros = given.zeros if version == V2 else given.zeros - np.uint8(1)
+    return {
+        "qweight": np.ascontiguousarray(pack_words(given.codes, bits).T),
+        "qzeros": pack_words(np.ascontiguousarray(zeros.T) & np.uint8((1 << bits) - 1), bits),
+        "scales": given.scales.T.astype(np.float16),
+        "g_idx": (np.arange(width) // group).astype(np.int32),
+    }
+
+
+def restored(arrays: Mapping[str, Any], bits: int, group: int, version: str) -> Grouped:
+    qweight, scales = arrays["qweight"], arrays["scales"]
+    width, rows = qweight.shape[0] * 32 // bits, qweight.shape[1]
+    codes = unpack_words(np.ascontiguousarray(qweight.T), bits, width)
+    stored_zeros = unpack_words(arrays["qzeros"], bits, rows)
+    zeros = (stored_zeros if version == V2 else stored_zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    found = Grouped(codes, np.ascontiguousarray(scales.T.astype(np.float32)), np.ascontiguousarray(zeros.T))
+    places = arrays.get("g_idx")
+    if places is None or np.array_equal(places, np.arange(width) // group):
+        return found
+    return Grouped(codes, found.scales[:, places], found.zeros[:, places])
+
+
+def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
+    """Integers of every linear, and their format. A group size of 1: every column's own, of a checkpoint in act-order."""
+    settings = settings_of(folder)
+    if settings.get("quant_method") != "gptq":
+        raise BadInput(str(folder), "is no GPTQ checkpoint", "its config has no quantization_config of quant_method gptq")
+    bits, group = int(settings["bits"]), int(settings["group_size"])
+    version = str(settings.get("checkpoint_format") or settings.get("format") or V1)
+    found = {}
+    for name, arrays in read_linears(folder, SUFFIXES).items():
+        width = arrays["qweight"].shape[0] * 32 // bits
+        found[name] = restored(arrays, bits, group if group > 0 else width, version)
+    alone = any(linear.scales.shape[1] == linear.codes.shape[1] for linear in found.values())
+    return found, (bits, 1 if alone else group, bool(settings.get("sym", False)))

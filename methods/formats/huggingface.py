@@ -1,0 +1,127 @@
+"""Hugging Face folders rewritten tensor by tensor, shard by shard: what every format of safetensors is written through.
+
+One shard of the source is one of the result, so that no more than a shard is in memory; its config gets new settings.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..affine import Floats, Grouped
+from ..rescale import Pair, Scale, pairs, tensor_factors
+from .folders import new_folder
+
+Named = tuple[str, Any]
+"""(name, torch tensor)"""
+Change = Callable[[str, Any], Iterable[Named]]
+"""(name, tensor) -> what is stored in its place"""
+INDEX = "model.safetensors.index.json"
+LEFT_BEHIND = (INDEX, "built.json")
+
+
+def rewrite(
+    source: Path, out: Path, change: Change, settings: Mapping[str, Any], moves: Iterable[tuple[Pair, Scale]] = ()
+) -> None:
+    """The folder again: scales of `moves` moved, every tensor through `change`, the config with `settings`
+    (None: without that key)."""
+    from safetensors.torch import save_file
+
+    factors = tensor_factors(moves)
+    with new_folder(out) as work:
+        places: dict[str, str] = {}
+        for path in shards(source):
+            made = dict(new for name, w in tensors(path) for new in change(name, factors(name, w)))
+            save_file({name: w.contiguous() for name, w in made.items()}, work / path.name, metadata={"format": "pt"})
+            places |= dict.fromkeys(made, path.name)
+        if len(shards(source)) > 1:
+            (work / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2) + "\n")
+        for path in sorted(source.iterdir()):
+            if path.name == "config.json":
+                config = json.loads(path.read_text()) | dict(settings)
+                config = {key: value for key, value in config.items() if value is not None or key not in settings}
+                (work / path.name).write_text(json.dumps(config, indent=2) + "\n")
+            elif path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
+                shutil.copyfile(path, work / path.name)
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
+def tensors(path: Path) -> Iterator[Named]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            yield name, file.get_tensor(name)
+
+
+def in_half(name: str, weight: Any, kind: str) -> Named:
+    """A float tensor in 16 bit (`bfloat16` or `float16`), any other as it is."""
+    import torch
+
+    return name, weight.to(getattr(torch, kind)) if weight.is_floating_point() else weight
+
+
+def linear_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Callable[[], Floats]]:
+    """{linear of the decoder: a function that reads its weight, float32 [N, K]}."""
+    from safetensors import safe_open
+
+    wanted = {f"{name}.weight": name for pair in pairs(config) for name in pair.targets}
+    places: dict[str, Path] = {}
+    for path in shards(folder):
+        with safe_open(path, "pt") as file:
+            places |= {wanted[name]: path for name in file.keys() if name in wanted}  # noqa: SIM118 (no mapping)
+
+    def read(name: str) -> Floats:
+        with safe_open(places[name], "pt") as file:
+            weight: Floats = file.get_tensor(f"{name}.weight").float().numpy()
+        return weight
+
+    return {name: partial(read, name) for name in places}
+
+
+Store = Callable[[Grouped], dict[str, Any]]
+"""integers of one linear -> {suffix: array}"""
+
+
+def write_integers(source: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], store: Store, kind: str,
+                   settings: Mapping[str, Any], moves: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
+    """Linears of `given` become what `store` makes of their integers, every other tensor is rounded to `kind`."""
+    import numpy as np
+    import torch
+
+    def change(name: str, weight: Any) -> Iterable[Named]:
+        linear = name.removesuffix(".weight")
+        if linear not in given:
+            return [in_half(name, weight, kind)]
+        stored = store(given[linear]())
+        return [in_half(f"{linear}.{suffix}", torch.from_numpy(np.ascontiguousarray(w)), kind) for suffix, w in stored.items()]
+
+    rewrite(source, out, change, {"dtype": kind, **settings}, moves)
+
+
+def read_linears(folder: Path, suffixes: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{linear: {suffix: numpy array}} of a folder whose linears are stored as these; bfloat16 comes as float32."""
+    import torch
+
+    wanted, found = tuple(suffixes), dict[str, dict[str, Any]]()
+    for path in shards(folder):
+        for name, value in tensors(path):
+            for suffix in wanted:
+                if name.endswith(f".{suffix}"):
+                    array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+                    found.setdefault(name.removesuffix(f".{suffix}"), {})[suffix] = array
+    first = wanted[0]
+    return {name: arrays for name, arrays in found.items() if first in arrays}
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """`quantization_config` of a folder; empty where it has none."""
+    found: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text()).get("quantization_config") or {}
+    return found

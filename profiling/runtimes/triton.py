@@ -1,0 +1,261 @@
+"""transformers with our Triton kernels swapped in: compressed-tensors linears, a static quantized cache, CUDA graphs in decode.
+
+Options `kvint8`, `kvint4`, `kvfp8`, `kvturbo` choose the cache; without one it is 16 bits wide, read by torch's attention.
+Needs an NVIDIA GPU. Never run on one: what holds is what the interpreter shows on tiny models, which is no speed.
+It lives in the environment of the advisor, so unlike the others it imports ours, inside functions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAME = "triton"
+OPTIONS = ("kvint8", "kvint4", "kvfp8", "kvturbo")
+ELSEWHERE = "advisor selfcheck --interpreted checks its kernels' numbers here"
+
+
+def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    from importlib.util import find_spec
+
+    for package in ("torch", "transformers", "triton"):
+        if find_spec(package) is None:
+            return f"{package} is not installed: pip install {package}"
+    if unknown := [one for one in options if one not in OPTIONS]:
+        return f"triton has no option {unknown[0]!r}; its caches are {', '.join(OPTIONS)}"
+    if len(options) > 1:
+        return f"one cache at a time, not {' and '.join(options)}"
+    from quantadvisor.kernels import triton_modules
+
+    quantization: dict[str, Any] = {}
+    if path is not None:
+        if not (Path(path) / "config.json").exists():
+            return f"{path} is not a Hugging Face folder: no config.json"
+        quantization = settings(path).get("quantization_config") or {}
+        if reason := triton_modules.refusal(quantization):
+            return reason
+    return no_gpu() or unchecked(triton_modules.needed(quantization, options))
+
+
+def unchecked(kernels: list[str]) -> str | None:
+    """None where `advisor selfcheck` found these kernels right on this GPU, and not slower everywhere."""
+    from quantadvisor.kernels import gpu_timing, selfcheck_record
+
+    return selfcheck_record.refusal(gpu_timing.gpu_name(), kernels, gpu_timing.versions())
+
+
+def no_gpu() -> str | None:
+    """None where torch sees an NVIDIA GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    built = "torch is built without CUDA" if torch.version.cuda is None else "its driver cannot be used, or there is none"
+    return f"needs an NVIDIA GPU, which torch does not find here ({built}); never run on one; {ELSEWHERE}"
+
+
+def settings(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def warm_imports() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, Cache  # noqa: F401
+
+    torch.set_grad_enabled(False)
+
+
+def open_session(path: str, options: tuple[str, ...], threads: int) -> TritonSession:
+    return TritonSession(path, options, threads, "cuda")
+
+
+def swapped(path: str, device: str) -> Any:
+    """The model in 16 bits on the device, each quantized linear by a kernel."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+    from quantadvisor.kernels import triton_modules
+
+    AttentionInterface.register(triton_modules.NAME, triton_modules.attention)
+    config = AutoConfig.from_pretrained(path)
+    quantization = settings(path).get("quantization_config") or {}
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    dtype = torch.float16 if settings(path).get("dtype", settings(path).get("torch_dtype")) == "float16" else torch.bfloat16
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=triton_modules.NAME)
+    state: dict[str, Any] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        state |= load_file(file)
+    group = None
+    if quantization.get("format") == "pack-quantized":
+        group = next(iter(quantization["config_groups"].values()))["weights"]["group_size"]
+    for name in sorted(one.removesuffix(".weight_scale") for one in state if one.endswith(".weight_scale")):
+        own = {key.rsplit(".", 1)[1]: state.pop(key).to(device) for key in list(state) if key.rsplit(".", 1)[0] == name}
+        bias = own.pop("bias", None)
+        parent, _, last = name.rpartition(".")
+        made = triton_modules.linear_of(own, group, None if bias is None else bias.to(dtype))
+        setattr(model.get_submodule(parent), last, made)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if unexpected or set(missing) - tied:
+        raise ValueError(
+            f"{path}: tensors do not fit the model: missing {sorted(set(missing) - tied)[:3]}, more {unexpected[:3]}"
+        )
+    model.tie_weights()
+    return model.to(device).eval()
+
+
+class TritonSession:
+    """See docs/architecture.md for the methods of a session. `device` "cpu": triton's interpreter, for tests."""
+
+    def __init__(self, path: str, options: tuple[str, ...], threads: int, device: str) -> None:
+        import torch
+
+        from quantadvisor.kernels.triton_modules import CACHES
+
+        torch.set_num_threads(threads)
+        self.device = device
+        self.kind = CACHES[options[0]] if options else "16 bit"
+        self.model = swapped(path, device)
+        self.places: Any = None
+        self.cache: Any = None
+        self.graph: Any = None
+
+    def prefill(self, tokens: Any, capacity: int) -> Any:
+        self._new(len(tokens), capacity)
+        return self._step(tokens, fresh=True)[:, -1].float().cpu().numpy()
+
+    def decode(self, tokens: Any) -> Any:
+        if self.device == "cuda":
+            return self._replayed(tokens)
+        return self._step(tokens, fresh=False)[:, -1].float().cpu().numpy()
+
+    def fill(self, batch: int, capacity: int) -> None:
+        for layer in self.cache.layers:
+            layer.repeat(batch)
+        self.places.lengths = self.places.lengths.repeat_interleave(batch)
+        self.graph = None
+
+    def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
+        step = chunk or len(tokens)
+        self._new(1, len(tokens))
+        for at in range(0, len(tokens), step):
+            yield self._step(tokens[None, at : at + step], fresh=at == 0, keep=0)[0].float().cpu().numpy()
+
+    def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
+        import numpy as np
+
+        logits = self.prefill(tokens, tokens.shape[1] + 8)
+        following = logits.argmax(-1)[:, None].astype(np.int64)
+        if batch:
+            self.fill(batch, tokens.shape[1] + 8)
+            following = np.repeat(following, batch, 0)
+        decode = self._observe(lambda: self.decode(following))
+        return {"prefill": self._observe(lambda: self.prefill(tokens, tokens.shape[1] + 8)), "decode": decode}
+
+    def close(self) -> None:
+        self.cache = self.graph = None
+
+    def _new(self, batch: int, capacity: int) -> None:
+        import torch
+        from transformers import Cache
+
+        from quantadvisor.kernels.triton_modules import Places, layer_of
+
+        self.cache = self.graph = None
+        self.capacity = capacity
+        lengths = torch.zeros(batch, dtype=torch.int32, device=self.device)
+        self.places = Places(torch.zeros(1, dtype=torch.int64, device=self.device), lengths)
+        layers = self.model.config.num_hidden_layers
+        self.cache = Cache(layers=[layer_of(self.kind, self.places, batch, capacity) for _ in range(layers)])
+
+    def _room(self, count: int) -> None:
+        """Before a place beyond the buffers is written, which on a GPU would end the process."""
+        if self.places.seen + count > self.capacity:
+            raise ValueError(f"the cache was made for {self.capacity} tokens; {self.places.seen} are held and {count} come")
+
+    def _step(self, tokens: Any, *, fresh: bool, keep: int = 1) -> Any:
+        """tokens: [B, q] appended to each row -> logits."""
+        import torch
+
+        count, before = tokens.shape[1], self.places.seen
+        self._room(count)
+        self.places.fresh = fresh
+        self.places.at = torch.arange(before, before + count, device=self.device)
+        self.places.lengths += count
+        found = self._run(torch.from_numpy(tokens).to(self.device), keep)
+        self.places.seen = before + count
+        return found
+
+    def _run(self, tokens: Any, keep: int) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self.model(
+                tokens, position_ids=self.places.at[None], past_key_values=self.cache, use_cache=True, logits_to_keep=keep
+            ).logits
+
+    def _replayed(self, tokens: Any) -> Any:
+        """A decode step as one CUDA graph, captured at the first one; what it reads and writes stays where it is."""
+        import torch
+
+        self._room(1)
+        if self.graph is None:
+            self.places.fresh = False
+            self.places.at = torch.full((1,), self.places.seen, dtype=torch.int64, device=self.device)
+            self.places.lengths.fill_(self.places.seen + 1)
+            self.tokens = torch.from_numpy(tokens).to(self.device)
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # each writes the same token to the same place
+                    self._run(self.tokens, 1)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits = self._run(self.tokens, 1)
+        self.tokens.copy_(torch.from_numpy(tokens))
+        self.places.at.fill_(self.places.seen)
+        self.places.lengths.fill_(self.places.seen + 1)
+        self.graph.replay()
+        self.places.seen += 1
+        return self.logits[:, -1].float().cpu().numpy()
+
+    def _observe(self, run: Any) -> dict[str, Any]:
+        """Which of our kernels are launched, and how often; a graph is captured anew for it, since a replay launches nothing."""
+        import torch
+
+        from quantadvisor.kernels.triton_modules import launches
+
+        linears = [one for one in self.model.modules() if isinstance(one, torch.nn.Linear)]
+        ours = [one for one in self.model.modules() if hasattr(one, "kernel")]
+        began = time.perf_counter()
+        run()
+        wall = time.perf_counter() - began
+        self.graph = None
+        with launches() as seen:
+            run()
+        return {
+            "operators": [
+                {"name": name, "count": count, "provider": self.device, "precision": self.kind if "attend" in name else "",
+                 "time_s": 0.0, "linear": name in LINEAR}
+                for name, count in sorted(seen.items())
+            ],
+            "linears": len(linears) + len(ours),
+            "quantized_linears": len(ours),
+            "wall_s": wall,
+            "walls_s": [wall],
+            "linears_s": 0.0,
+            "attention_s": 0.0,
+            "cache_s": 0.0,
+            "other_s": wall,
+            "notes": ["kernels as triton launched them; their times are not taken apart"],
+        }  # fmt: skip
+
+
+LINEAR = frozenset({"w4a16_kernel", "w8a8_kernel", "fp8_kernel"})

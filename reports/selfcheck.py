@@ -1,0 +1,62 @@
+"""One `advisor selfcheck` as a page that loads nothing and runs nothing, to be sent by who has the GPU."""
+
+from __future__ import annotations
+
+import html
+
+from quantadvisor.documents import KernelCheck, SelfCheck
+
+from . import units
+from .gate import CSS, POLICY
+
+OURS, PLAIN = "triton", "16 bit"
+
+
+def page(found: SelfCheck) -> str:
+    safe = html.escape
+    heads = ("numbers", "kernel", "shape", "error / allowed", "times, cold L2", "against 16 bit", "clock", "machine code for")
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>advisor selfcheck: {safe(found.device)}</title>",
+            f"<style>{CSS}</style>\n</head>\n<body>\n<main>",
+            f"<h1>{safe(headline(found))}</h1>",
+            '<div class="table" tabindex="0" role="region" aria-label="Kernels">\n<table>\n<thead><tr>',
+            "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead>\n<tbody>",
+            *(f"<tr>{''.join(cells(one))}</tr>" for one in found.kernels),
+            "</tbody>\n</table>\n</div>",
+            f'<p class="soft">{safe(found.note)}</p>',
+            f'<p class="soft">{safe(found.device)}; {safe(versions)}; {found.proof}</p>',
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def headline(found: SelfCheck) -> str:
+    wrong, slow = sum(not one.right for one in found.kernels), sum(one.speed == "slower" for one in found.kernels)
+    numbers = f"{len(found.kernels) - wrong} of {len(found.kernels)} checks give the right numbers"
+    if found.proof == "interpreted":
+        return f"{numbers}, interpreted; never run on a GPU"
+    return f"{numbers} on {found.device}; {slow} slower than what they replace"
+
+
+def cells(one: KernelCheck) -> list[str]:
+    state = "pass" if one.right else "regression"
+    error = units.ABSENT if one.error is None else f"{one.error:.2f}"
+    times = [f"{name}: {units.spread(figure, units.duration)}" for name, figure in one.times_s.items()]
+    times += [f"{name}: {reason}" for name, reason in one.refused.items()]
+    clock = units.ABSENT if one.sm_mhz is None else f"{one.sm_mhz[0]}–{one.sm_mhz[2]} MHz"
+    clock += "".join(f", {reason}" for reason in one.throttling or ())
+    speed = {"slower": "regression", "faster": "pass"}.get(one.speed or "", "soft")
+    code = " ".join(f"sm_{sm}" for sm in one.compiled_for) or units.ABSENT
+    safe = html.escape
+    return [
+        f'<td class="{state}">{"✓ right" if one.right else f"✗ wrong: {safe(one.reason)}"}</td>',
+        *(f"<td>{safe(text)}</td>" for text in (one.name, one.shape, error)),
+        f"<td>{'<br>'.join(map(safe, times)) or units.ABSENT}</td>",
+        f'<td class="{speed}">{one.speed or units.ABSENT}</td>',
+        *(f"<td>{safe(text)}</td>" for text in (clock, code)),
+    ]

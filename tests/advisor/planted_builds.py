@@ -1,0 +1,165 @@
+"""Real checkpoints with one known cause each for being no faster: a random Llama of SmolLM2's widths, built and run here.
+
+Sizes are such that the planted cause outweighs all others by far, so that a busy machine does not hide it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantadvisor.methods.formats import onnx as onnx_format
+from quantadvisor.methods.formats.onnx_base import Rewrite, linears
+from quantadvisor.methods.formats.onnx_weights import channel_weight, replace
+from quantadvisor.methods.registry import method
+from quantadvisor.methods.schemes import scheme
+
+from ..methods.conftest import write_llama
+
+TOKENS = np.random.default_rng(1).integers(3, 250, (2, 32)).astype(np.int64)
+WIDTHS = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 8192, "max_position_embeddings": 8192,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "small": WIDTHS,
+    "wide head": WIDTHS | {"num_hidden_layers": 1, "vocab_size": 49152},
+    "flat": {"intermediate_size": 8192, "num_hidden_layers": 4, "max_position_embeddings": 8192},
+    "blocks": WIDTHS | {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2},
+}
+"""Linears are most of `small`, lm_head is most of `wide head`; `flat` writes 128 values for each that it
+reads, so that rounding them outweighs the products; 128 divides what `blocks` has."""
+SHORT, PROMPT, LONG = (32, 48, 1), (256, 2, 1), (2048, 2000, 16)
+"""(prompt tokens, output tokens, concurrency)"""
+
+Build = Callable[[Path, Path, Path], None]
+"""(model folder, its fp32 export for the runtime, folder to write)"""
+
+
+@dataclass(frozen=True)
+class Planted:
+    cause: str
+    said: str
+    """What the change must speak of."""
+    build: Build
+    traffic: tuple[int, int, int]
+    model: str = "small"
+    place: str = "onnxruntime"
+    package: str = "onnxruntime_genai"
+
+
+def make(name: str, scheme_name: str, runtime: str = "onnxruntime", **more: Any) -> Build:
+    def build(model: Path, base: Path, out: Path) -> None:
+        method(name).apply(model, scheme(scheme_name), runtime, TOKENS, out, base=base, **more)
+
+    return build
+
+
+def left_out(wanted: Callable[[str], bool]) -> Build:
+    """INT4 in groups of 64 but for the linears that are `wanted` left in fp32."""
+
+    def build(model: Path, base: Path, out: Path) -> None:
+        plan = {name: (8 if name == "lm_head" else 4, 64, False) for name in onnx_format.linear_names(base) if not wanted(name)}
+        onnx_format.quantize_weights(base, out, plan)
+
+    return build
+
+
+def static_qdq(model: Path, base: Path, out: Path) -> None:
+    """Every linear between QuantizeLinear and DequantizeLinear with fixed scales, as quantize_static writes it."""
+    import onnx
+
+    make = onnx.helper.make_node
+    with Rewrite(base, out) as edit:
+        edit.add("step", np.array(0.1, np.float32))
+        edit.add("middle", np.array(128, np.uint8))
+        for name, node in linears(edit.model).items():
+            if name == "lm_head":
+                continue
+            source, target = node.input[0], node.output[0]
+            weight, scales, zeros = channel_weight(edit, node)
+            parts = {key: f"{name}_{key}" for key in ("x_codes", "x", "w", "y", "y_codes")}
+            rounded = [
+                make("QuantizeLinear", [source, "step", "middle"], [parts["x_codes"]], name=parts["x_codes"]),
+                make("DequantizeLinear", [parts["x_codes"], "step", "middle"], [parts["x"]], name=parts["x"]),
+                make("DequantizeLinear", [weight, scales, zeros], [parts["w"]], name=parts["w"], axis=1),
+                make("MatMul", [parts["x"], parts["w"]], [parts["y"]], name=node.name),
+                make("QuantizeLinear", [parts["y"], "step", "middle"], [parts["y_codes"]], name=parts["y_codes"]),
+                make("DequantizeLinear", [parts["y_codes"], "step", "middle"], [target], name=parts["y_codes"] + "_float"),
+            ]
+            replace(edit, [node], rounded)
+
+
+def blocks_of_fp8(model: Path, base: Path, out: Path) -> None:
+    """Weights in E4M3, one scale per block of 128 x 128, as DeepSeek-V3's checkpoints: transformers expands them on a CPU."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, out)
+    tensors = load_file(model / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        n, k = tensors[name].shape
+        tiles = tensors[name].reshape(n // 128, 128, k // 128, 128)
+        scale = tiles.abs().amax((1, 3)) / 448
+        tensors[name] = (tiles / scale[:, None, :, None]).reshape(n, k).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    described = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    (out / "config.json").write_text(json.dumps(config | {"quantization_config": described}))
+
+
+def bitsandbytes_nf4(model: Path, base: Path, out: Path) -> None:
+    import shutil
+
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    made = AutoModelForCausalLM.from_pretrained(model, quantization_config=settings, device_map="cpu")
+    made.save_pretrained(out)
+    for path in model.glob("tokenizer*"):
+        shutil.copyfile(path, out / path.name)
+
+
+PLANTED = {
+    "ONNX Runtime INT4 without accuracy_level": Planted(
+        "fallback_or_slow_kernel", "accuracy_level 4", make("rtn", "w4-g64", accuracy_level=0), SHORT
+    ),
+    "MatMulNBits at large M": Planted("wrong_phase", "w8a8", make("rtn", "w8-g64"), PROMPT),
+    "static QDQ in DequantizeLinear": Planted("activation_quantization", "float", static_qdq, PROMPT, "flat"),
+    "activations rounded by operators of their own": Planted(
+        "activation_quantization", "float", make("dynamic_int8", "w8a8"), PROMPT, "flat"
+    ),
+    "lm_head left in fp32": Planted(
+        "layers_left_unquantized", "the 1 linear that", left_out(lambda name: name == "lm_head"), SHORT, "wide head"
+    ),
+    "the MLPs left in fp32": Planted("layers_left_unquantized", "the 18 linears", left_out(lambda name: ".mlp." in name), SHORT),
+    "weights quantized where the cache binds": Planted("wrong_tensor", "KV cache", make("rtn", "w4-g64"), LONG),
+    "cache quantized where the weights bind": Planted("wrong_tensor", "quantize the weights", make("kv_int8", "fp32-kv8"), SHORT),
+    "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", make("kv_int8", "w8-g64-kv8"), (1024, 2, 1)),
+    "FP8 that is expanded at load": Planted(
+        "fallback_or_slow_kernel", "no quantized kernel ran", blocks_of_fp8, SHORT, "blocks", "torch", "accelerate"
+    ),
+    "bitsandbytes NF4 at large M": Planted(
+        "fallback_or_slow_kernel", "fast at these sizes", bitsandbytes_nf4, PROMPT, place="torch", package="bitsandbytes"
+    ),
+    "llama.cpp without its repacked kernels": Planted(
+        "fallback_or_slow_kernel", "without the option plain", make("gguf", "q4_0", "llama.cpp"), SHORT,
+        place="llama.cpp+plain", package="llama_cpp",
+    ),
+    "llama.cpp without flash attention": Planted(
+        "attention", "llama.cpp+fa", make("gguf", "q8_0", "llama.cpp"), (2048, 500, 1), place="llama.cpp+plain",
+        package="llama_cpp",
+    ),
+}  # fmt: skip
+
+
+def write_model(name: str, folder: Path) -> Path:
+    return write_llama(folder, **MODELS[name])

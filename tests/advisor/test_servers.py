@@ -1,0 +1,154 @@
+"""Servers as candidates: the user's by URL, and ours where vLLM is named; with stand-ins of vLLM as real processes."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantadvisor.advisor import prove
+from quantadvisor.advisor.candidates import asked_runtimes, recipe, session_options
+from quantadvisor.advisor.decide import best_unquantized, decide, ranked
+from quantadvisor.advisor.servers import given_servers, serves_here
+from quantadvisor.documents import BadInput, Candidate, Inventory, Workload
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.measure import interleave
+from quantadvisor.profiling.runtimes import vllm
+from quantadvisor.profiling.served import Served, free_port
+from quantadvisor.profiling.workers import RunningWorker
+
+from ..profiling.test_guardian import alive
+from ..profiling.test_served import ITL_S, TTFT_S, running
+from .documents import candidate, quality, workload
+from .test_decide import DIAGNOSIS
+from .test_prove import RUNTIME
+
+TRAFFIC = {"prompt_tokens": 6, "output_tokens": 4, "concurrency": 2}
+
+
+def spec(*runtimes: object) -> Workload:
+    return workload(runtimes=runtimes, traffic=TRAFFIC)
+
+
+def context(tmp_path: Path, python: str, asked: Workload) -> Any:
+    """Workers are of the virtual runtime; the model is a text of uniform windows."""
+    inventory = Inventory.model_construct(kv_values_per_token=64, head_dim=8)
+    return SimpleNamespace(
+        workload=asked, inventory=inventory, model_folder=tmp_path, prompts=np.zeros((2, 6), np.int64),
+        device=SimpleNamespace(threads=1, memory_bytes=1 << 30), worker_memory_bytes=1 << 30,
+        interpreter=lambda _: python, build_of=lambda _: SimpleNamespace(out=tmp_path),
+        worker_of=lambda _: RunningWorker(RUNTIME, Path("nowhere"), (), 1),
+        windows=lambda end, start=0: np.arange(64, dtype=np.int64).reshape(1, 64) % 8,
+        evaluation=(None, SimpleNamespace(name="text", licence="none")), progress=SimpleNamespace(say=lambda _: None),
+    )  # fmt: skip
+
+
+def test_a_url_is_a_candidate_and_not_a_runtime_to_start(tmp_path: Path, python: str) -> None:
+    with running(python, tmp_path) as url:
+        nobody = f"http://127.0.0.1:{free_port()}"
+        asked = spec("torch", {"name": "vllm", "url": url}, {"name": "vllm", "url": nobody})
+        found = given_servers(asked)
+    assert set(asked_runtimes(asked)) == {"torch"}
+    assert [c.name for c in found] == ["given-server@vllm", "given-server2@vllm"]
+    assert found[0].refused is None
+    assert found[1].refused == f"{nobody} does not answer: Connection refused"
+    assert not serves_here(asked, found[0])
+
+
+def test_a_url_that_is_none_is_one_line() -> None:
+    with pytest.raises(BadInput, match="give one such as http"):
+        asked_runtimes(spec({"name": "vllm", "url": "localhost:8000"}))
+
+
+@pytest.mark.parametrize("no_logprobs", [False, True])
+def test_a_given_server_is_measured_and_judged_by_what_it_tells(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch, no_logprobs: bool
+) -> None:
+    """Uniform over the 8 tokens that it tells, as the reference is: no KL; where it tells none it is measured, not chosen."""
+    np.save(tmp_path / "reference.npy", np.full((64, 8), np.log(1 / 8), np.float16))
+    monkeypatch.setattr("quantadvisor.advisor.servers.make_reference", lambda _: tmp_path / "reference.npy")
+    with running(python, tmp_path, no_logprobs=no_logprobs) as url:
+        asked = spec({"name": "vllm", "url": url, "python": python})
+        (given,) = given_servers(asked)
+        (trial,) = prove.run_trials(context(tmp_path, python, asked), [given], None, 2).trials  # type: ignore[arg-type]
+    assert trial.failed is None
+    seen = prove.with_trial(given, trial, context(tmp_path, python, asked))
+    assert seen.measured and seen.measured.ttft_s and seen.measured.tpot_s
+    assert TTFT_S <= seen.measured.ttft_s.median < TTFT_S + 0.1
+    assert ITL_S * 0.9 <= seen.measured.tpot_s.median < ITL_S * 5
+    assert seen.measured.peak_bytes is None
+    assert seen.measured.max_concurrency and seen.measured.max_concurrency.median == 19  # 12 blocks of 16 tokens, 10 each
+    assert seen.operators is None
+    assert "operators are unknown" in seen.notes[0]
+    others = [seen, candidate("none-bf16@torch", 9.0, target="none")]
+    if no_logprobs:
+        assert seen.quality is None
+        assert "its quality is not known, so it is not chosen: its log-probabilities cannot be had" in seen.notes[-1]
+        assert [c.name for c in ranked(others, asked)] == ["none-bf16@torch"]
+    else:
+        assert seen.quality and seen.quality.kl.mean == pytest.approx(0.0, abs=1e-3)
+        assert "lower bound" in seen.notes[-1]
+        assert [c.name for c in ranked(others, asked)] == ["given-server@vllm", "none-bf16@torch"]
+    plain = best_unquantized(others, None, asked)
+    assert plain and plain.name == "none-bf16@torch"  # what a server quantizes is not known
+
+
+def test_our_server_is_timed_and_makes_room_for_the_worker(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = spec("vllm")
+    mine = Candidate.model_validate(candidate("none-bf16@vllm", 1.0).model_dump() | {"measured": None})
+    assert serves_here(asked, mine)
+    assert not serves_here(workload(), mine)  # `auto`: the engine in a worker
+    made = context(tmp_path, python, asked)
+    (tmp_path / "faults.json").write_text(json.dumps({"engine": True}))
+    processes: list[int] = []
+
+    def worker(_: Candidate) -> RunningWorker:
+        assert not any(map(alive, processes))
+        return RunningWorker(RUNTIME, Path("nowhere"), (), 1)
+
+    made.worker_of = worker
+    monkeypatch.setattr(prove, "quality_of_candidate", lambda *_: quality(0.01))
+    with ExitStack() as stack:
+        sessions, failed = prove.start_workers({mine.name: prove.session_of(made, mine)}, stack)
+        assert not failed
+        session = sessions[mine.name]
+        assert isinstance(session, Served) and session.own and session.own._process
+        processes += [session.own._process.pid, int((tmp_path / "engine").read_text())]
+        assert all(map(alive, processes))
+        rows, _ = interleave(sessions, made.prompts, asked.traffic, 2)
+        baseline = SimpleNamespace(name="none-bf16@torch")
+        trial = prove.evidence(made, mine, session, rows[mine.name], None, 0.0, baseline)  # type: ignore[arg-type]
+    assert trial.failed is None
+    assert all(one.served for one in trial.rounds)
+    assert trial.operators and trial.operators.linears == 1  # the virtual runtime's
+    assert "in a worker" in trial.notes[0]
+    measured = prove.with_trial(mine, trial, made).measured
+    assert measured and measured.load_s and measured.load_s.source == "until the server answers"
+    assert measured.peak_bytes and "imports too" in measured.peak_bytes.source
+
+
+def test_a_chosen_server_is_said_to_be_one() -> None:
+    given = candidate("given-server@vllm".replace("server", "bf16"), 1.0, target="none").model_copy(
+        update={"name": "given-server@vllm", "url": "http://127.0.0.1:8000"}
+    )
+    found = decide([given, candidate("none-bf16@torch", 2.0, target="none")], "none-bf16@torch", spec("torch"), DIAGNOSIS, None)
+    assert found.choice == "given-server@vllm"
+    assert "Use the server at http://127.0.0.1:8000" in found.reason
+    assert "what it quantizes is not known" in found.reason
+
+
+def test_an_fp8_cache_is_an_option_of_vllm_and_its_server() -> None:
+    """The artifact is that of the plain scheme; engine and server are told alike."""
+    for name, method, plain in (("bf16", "none", "bf16"), ("w8a8-bf16", "dynamic_int8", "w8a8-bf16")):
+        assert recipe("kv_fp8", scheme(f"{name}-kvf8-unit"), "vllm") == (method, scheme(plain))
+    options = session_options("vllm", (), scheme("bf16-kvf8-unit").quantizes_cache)
+    assert options == ("kvfp8",)
+    assert session_options("vllm", (), False) == ()
+    arguments, _ = vllm.server("folder", options, 8000, "m", 1 << 20, 1)
+    assert vllm.OPTIONS["kvfp8"] == {"kv_cache_dtype": "fp8"}
+    assert "--kv-cache-dtype=fp8" in arguments

@@ -1,0 +1,194 @@
+"""The triton runtime on a tiny llama in the interpreter, against transformers in float32 on the very same stored numbers.
+
+No bound follows from the formats through a whole model, so torch's own bfloat16 is the measure: the same linears (exact
+integers, activations rounded per token) and the same rounded cache, in plain torch bfloat16, are off by some amount; the
+kernels may be off by twice that. A wrong kernel is off by the logits' own size.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from quantadvisor.kernels import triton_decode_attention as kernel
+from quantadvisor.kernels import triton_modules, turbo_tables
+from quantadvisor.methods.formats import compressed
+from quantadvisor.profiling.runtimes import triton as runtime
+
+PROMPT = np.random.default_rng(3).integers(0, 96, (1, 5))
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 96}
+FORMATS = ["int-quantized", "float-quantized", "pack-quantized"]
+CACHES = ["kvint8", "kvint4", "kvfp8", "kvturbo"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base in float32, and the three formats; ours writes the first, the test the others by their published layout."""
+    root = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL, num_key_value_heads=1, head_dim=32, max_position_embeddings=64, tie_word_embeddings=True)
+    model = LlamaForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(0, 0.7 if "embed" in name else 0.125)
+    model.save_pretrained(root / "base")
+    compressed.quantize_w8a8(root / "base", root / "int-quantized")
+    state = load_file(root / "base" / "model.safetensors")
+    for name in FORMATS[1:]:
+        write(root / name, state, json.loads((root / "base" / "config.json").read_text()), name)
+    return {name: root / name for name in ("base", *FORMATS)}
+
+
+def write(folder: Path, state: dict[str, torch.Tensor], config: dict[str, Any], layout: str) -> None:
+    stored: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        stem = name.removesuffix("weight")
+        if not name.endswith("_proj.weight"):
+            stored[name] = value.to(torch.bfloat16)
+        elif layout == "float-quantized":
+            scale = value.abs().amax(1, keepdim=True) / 448
+            stored[name] = (value / scale).to(torch.float8_e4m3fn)
+            stored[stem + "weight_scale"] = scale
+        else:
+            blocks = value.reshape(len(value), -1, 32)
+            scale = (blocks.abs().amax(-1) / 7).to(torch.bfloat16)
+            codes = ((blocks / scale.float()[..., None]).round().clamp(-8, 7) + 8).reshape(len(value), -1).to(torch.int64)
+            packed = sum(codes[:, i::8] << 4 * i for i in range(8))
+            stored[stem + "weight_packed"] = torch.as_tensor(packed).to(torch.int32)
+            stored[stem + "weight_scale"] = scale
+            stored[stem + "weight_shape"] = torch.tensor(value.shape)
+    eight = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+    group = {
+        "weights": eight
+        if layout == "float-quantized"
+        else {"num_bits": 4, "symmetric": True, "strategy": "group", "group_size": 32},
+        "input_activations": {"num_bits": 8, "strategy": "token", "dynamic": True} if layout == "float-quantized" else None,
+    }
+    folder.mkdir()
+    settings = {"quant_method": "compressed-tensors", "format": layout, "config_groups": {"group_0": group}}
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "quantization_config": settings}))
+    save_file(stored, folder / "model.safetensors")
+
+
+def plain(folder: Path, layout: str, dtype: Any) -> Any:
+    """transformers in `dtype` on the stored numbers, activations rounded as the format says: the oracle in float32."""
+    stored = load_file(folder / "model.safetensors")
+    state = {}
+    for name, value in stored.items():
+        stem = name.rsplit(".", 1)[0]
+        if name.endswith("weight_packed"):
+            codes = torch.stack([(value >> 4 * i) & 15 for i in range(8)], -1).reshape(len(value), -1).float() - 8
+            state[f"{stem}.weight"] = codes * stored[f"{stem}.weight_scale"].float().repeat_interleave(32, 1)
+        elif f"{stem}.weight_scale" in stored and name.endswith(".weight"):
+            state[name] = value.float() * stored[f"{stem}.weight_scale"].float()
+        elif not name.endswith(("weight_scale", "weight_shape")):
+            state[name] = value.float()
+    config = LlamaConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    most = {"int-quantized": 127.0, "float-quantized": 448.0}.get(layout)
+
+    def rounded(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        x = given[0].float()
+        scale = x.abs().amax(-1, keepdim=True) / most
+        codes = (x / scale).round() if most == 127 else (x / scale).to(torch.float8_e4m3fn).float()
+        return ((codes * scale).to(given[0].dtype),)
+
+    for name, module in model.named_modules():
+        if most and name.endswith("_proj"):
+            module.register_forward_pre_hook(rounded)
+    return model.to(dtype).eval()
+
+
+class Rounded(DynamicCache):
+    """Stores what the kernel's quantizer would, and gives it back in float32 once something was stored before."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__()
+        self.option = option
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *more: Any, **options: Any) -> Any:
+        fresh = self.get_seq_length(layer_idx) == 0
+        stored = super().update(self.stored(key_states), self.stored(value_states), layer_idx, *more, **options)
+        return (key_states, value_states) if fresh else stored
+
+    def stored(self, x: torch.Tensor) -> torch.Tensor:
+        kind = triton_modules.CACHES[self.option]
+        if kind == "turbo":
+            codebook, turn = torch.from_numpy(turbo_tables.codebook(4)).float(), turbo_tables.rotation(x.shape[-1])
+            one = kernel.quantize_turbo(x, codebook, turn)
+            codes = torch.cat([one.codes & 15, one.codes >> 4], -1).long()
+            return (one.scales[..., None] * codebook[codes] @ turn).to(x.dtype)
+        one = getattr(kernel, f"quantize_{kind}")(x)
+        return kernel.dequantized(one, torch.float32).to(x.dtype)
+
+
+def decoded(model: Any, cache: Any, tokens: list[int]) -> list[np.ndarray[Any, Any]]:
+    """Logits after the prompt and after each further token."""
+    with torch.inference_mode():
+        found = [model(torch.from_numpy(PROMPT), past_key_values=cache).logits[0, -1]]
+        found += [model(torch.tensor([[one]]), past_key_values=cache).logits[0, -1] for one in tokens]
+    return [one.float().numpy() for one in found]
+
+
+@pytest.mark.parametrize(("layout", "option"), [(FORMATS[0], CACHES[0]), (FORMATS[1], CACHES[2]), (FORMATS[2], CACHES[1]),
+                                                (FORMATS[2], CACHES[3])])  # fmt: skip
+def test_logits_are_off_by_no_more_than_torchs_own_rounding(folders: dict[str, Path], layout: str, option: str) -> None:
+    tokens = [5]
+    session = runtime.TritonSession(str(folders[layout]), (option,), 1, "cpu")
+    found = [session.prefill(PROMPT, 16)[0], *(session.decode(np.array([[one]]))[0] for one in tokens)]
+    exact = decoded(plain(folders[layout], layout, torch.float32), Rounded(option), tokens)
+    half = decoded(plain(folders[layout], layout, torch.bfloat16), Rounded(option), tokens)
+    for ours, theirs, true in zip(found, half, exact, strict=True):
+        off, allowed = np.linalg.norm(ours - true), np.linalg.norm(theirs - true)
+        assert off <= 2 * allowed, (
+            f"{off / np.linalg.norm(true):.4f} of the logits; torch bfloat16 {allowed / np.linalg.norm(true):.4f}"
+        )
+        assert allowed < 0.2 * np.linalg.norm(true)
+
+
+def test_a_sixteen_bit_cache_too(folders: dict[str, Path]) -> None:
+    session = runtime.TritonSession(str(folders["base"]), (), 1, "cpu")
+    found = [session.prefill(PROMPT, 16)[0], session.decode(np.array([[5]]))[0]]
+    model = AutoModelForCausalLM.from_pretrained(folders["base"], dtype=torch.float32)
+    for ours, true in zip(found, decoded(model, DynamicCache(), [5]), strict=True):
+        assert np.linalg.norm(ours - true) < 0.03 * np.linalg.norm(true)
+
+
+def test_what_is_launched_is_written_down(folders: dict[str, Path]) -> None:
+    session = runtime.TritonSession(str(folders["int-quantized"]), ("kvint8",), 1, "cpu")
+    seen = session.operators(PROMPT, batch=2)
+    assert (seen["decode"]["linears"], seen["decode"]["quantized_linears"]) == (15, 14)
+    counts = {one["name"]: one["count"] for one in seen["decode"]["operators"]}
+    assert counts["w8a8_kernel"] == counts["quantize_int8_kernel"] == 14
+    assert counts["attend_kernel"] == counts["join_kernel"] == 2
+    assert "attend_kernel" not in {one["name"] for one in seen["prefill"]["operators"]}
+
+
+def test_a_full_cache_is_said(folders: dict[str, Path]) -> None:
+    session = runtime.TritonSession(str(folders["base"]), ("kvfp8",), 1, "cpu")
+    session.prefill(PROMPT, 5)
+    with pytest.raises(ValueError, match="made for 5 tokens; 5 are held and 1 come"):
+        session.decode(np.array([[5]]))
+
+
+def test_every_row_has_a_cache_of_its_own_and_chunks_read_the_stored_one(folders: dict[str, Path]) -> None:
+    session = runtime.TritonSession(str(folders["base"]), ("kvint8",), 1, "cpu")
+    session.prefill(PROMPT, 16)
+    session.fill(2, 16)
+    same = session.decode(np.array([[5], [5]]))
+    assert np.array_equal(same[0], same[1])
+    other = session.decode(np.array([[7], [8]]))
+    assert not np.array_equal(other[0], other[1])
+    whole = np.concatenate(list(session.score(PROMPT[0], None)))
+    chunked = np.concatenate(list(session.score(PROMPT[0], 3)))
+    assert whole.shape == chunked.shape == (5, 96)
+    assert np.array_equal(whole[:3], chunked[:3])
+    assert 0 < np.abs(whole[3:] - chunked[3:]).max() < 0.2 * np.abs(whole).max()

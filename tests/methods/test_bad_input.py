@@ -1,0 +1,194 @@
+"""Models that are hard or broken, against every method: a clear refusal, or finite logits; nothing half written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantadvisor.documents import CandidateFailed
+from quantadvisor.methods import awq, gptq
+from quantadvisor.methods.affine import dequantize_groups, quantize_channels, quantize_groups
+from quantadvisor.methods.fake import applied, with_weights
+from quantadvisor.methods.formats import bridges, pack_quantized
+from quantadvisor.methods.layerwise import Grid, hessian
+from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.methods.schemes import scheme
+
+from .conftest import write_llama
+
+VLLM = (("rtn", "w4-g32-bf16"), ("gptq", "w4-g32-bf16"), ("awq", "w4-g32-bf16"), ("dynamic_int8", "w8a8-bf16"),
+        ("smoothquant", "w8a8-bf16"))  # fmt: skip
+"""Methods that write without an export: a failure of theirs is of the method alone."""
+
+
+def changed(folder: Path, out: Path, change: Any) -> Path:
+    shutil.copytree(folder, out)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file({name: w.contiguous() for name, w in state.items()}, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+@pytest.fixture(scope="module")
+def dead(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows, columns and a whole linear of zeros; a norm that silences channels, so that Hessians are singular."""
+
+    def silence(state: dict[str, Any]) -> None:
+        for layer in (0, 1):
+            root = f"model.layers.{layer}"
+            state[f"{root}.mlp.up_proj.weight"][7] = 0
+            state[f"{root}.self_attn.q_proj.weight"][:, 9] = 0
+            state[f"{root}.input_layernorm.weight"][20:40] = 0
+        state["model.layers.1.self_attn.k_proj.weight"].zero_()
+
+    return changed(llama, tmp_path_factory.mktemp("dead") / "hf", silence)
+
+
+@pytest.fixture(scope="module")
+def dead_model(dead: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(dead, dtype=torch.float32).eval()
+
+
+FAKED = [name for name in METHODS if hasattr(method(name), "fake") or hasattr(method(name), "rounded")]
+
+
+@pytest.mark.parametrize("name", FAKED)
+def test_dead_channels_never_give_nan(name: str, dead: Path, dead_model: Any, tokens: np.ndarray) -> None:
+    if name.startswith("gguf"):
+        pytest.importorskip("llama_cpp")
+    module: Any = method(name)
+    chosen = [one for one in module.schemes() if one.compute == "fp32"]
+    for one in (chosen[0], chosen[-1]):
+        if hasattr(module, "fake"):
+            fake = module.fake(dead_model, one, tokens[:2])
+        else:
+            fake = with_weights(dead_model, module.rounded(dead, one, tokens[:2]))
+        with applied(fake) as logits:
+            assert bool(torch.isfinite(logits(tokens[2])).all()), one.name
+
+
+@pytest.mark.parametrize(("name", "wanted"), VLLM)
+def test_dead_channels_are_written_finite(name: str, wanted: str, dead: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    method(name).apply(dead, scheme(wanted), "vllm", tokens[:2], tmp_path / "out")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(bool(torch.isfinite(w.float()).all()) for w in state.values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("name", "wanted"), VLLM)
+def test_weights_that_are_not_finite_are_refused(
+    name: str, wanted: str, bad: float, llama: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    def break_one(state: dict[str, Any]) -> None:
+        state["model.layers.1.mlp.down_proj.weight"][3, 5] = bad
+
+    folder = changed(llama, tmp_path / "hf", break_one)
+    with pytest.raises(CandidateFailed, match="not finite") as caught:
+        method(name).apply(folder, scheme(wanted), "vllm", tokens[:2], tmp_path / "made" / "out")
+    assert "\n" not in str(caught.value)
+    left = tmp_path / "made"
+    assert not (left / "out").exists()
+    assert not [path for path in left.glob(".out.*") if "kept" not in path.name]
+
+
+def test_not_finite_in_a_group_or_a_row() -> None:
+    w = np.ones((2, 64), np.float32)
+    w[1, 40] = np.nan
+    with pytest.raises(CandidateFailed, match="not finite"):
+        quantize_groups(w, 4, 32, False)
+    with pytest.raises(CandidateFailed, match="not finite"):
+        quantize_channels(w)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_groups_of_one_element(symmetric: bool) -> None:
+    """Every weight its own scale: it comes back to a rounding of the scale, zeros exactly."""
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((8, 16)).astype(np.float32), rng.standard_normal((64, 16)).astype(np.float32)
+    w[2, 3] = 0
+    grid = Grid(4, 1, symmetric)
+    for found in (quantize_groups(w, *grid), gptq.solve(w, hessian(x), grid)):
+        assert found.scales.shape == (8, 16)
+        if not symmetric:
+            np.testing.assert_allclose(dequantize_groups(*found, 1), w, rtol=0.5, atol=1e-6)
+        assert np.isfinite(dequantize_groups(*found, 1)).all()
+    plain = dequantize_groups(*quantize_groups(w, *grid), 1)
+    np.testing.assert_allclose(plain, w, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_that_groups_do_not_divide_are_padded_or_refused(llama: Path) -> None:
+    """The tiny Llama's rows are 64 and 128 wide: ONNX Runtime's last group is short, the others say so."""
+    for name in ("gptq", "awq"):
+        refuse = method(name).refuse
+        assert refuse(llama, scheme("w4-g128"), "onnxruntime") is None
+        assert "do not divide" in str(refuse(llama, scheme("w4-g128"), "openvino"))
+    odd = write_llama(llama.parent / "odd", hidden_size=80, intermediate_size=96, head_dim=20)
+    assert "do not divide" in str(gptq.refuse(odd, scheme("w4-g64-bf16"), "vllm"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_or_not_the_output_layer_stays(tied: bool, tokens: np.ndarray, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "hf", tied=tied)
+    method("rtn").apply(folder, scheme("w4-g32-bf16"), "vllm", tokens, tmp_path / "out")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert ("lm_head.weight" in state) == (not tied)
+    bridges.dequantized(tmp_path / "out", tmp_path / "plain")
+    assert ("lm_head.weight" in load_file(tmp_path / "plain" / "model.safetensors")) == (not tied)
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "smoothquant", "llm_int8"])
+def test_an_architecture_without_a_map_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
+    module = method(name)
+    refused = module.refuse(tmp_path, module.schemes()[0], "onnxruntime")
+    assert "'gemma2'" in str(refused)
+
+
+@pytest.mark.parametrize("stop", range(8))
+def test_awq_interrupted_at_any_group_resumes_to_the_same_bytes(
+    stop: int, llama: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = scheme("w4-g32-bf16")
+    awq.apply(llama, chosen, "vllm", tokens[:2], tmp_path / "whole")
+    real, calls = awq.best_scale, iter(range(100))
+
+    def interrupted(*given: Any) -> Any:
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(awq, "best_scale", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        awq.apply(llama, chosen, "vllm", tokens[:2], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(awq, "best_scale", real)
+    notes = awq.apply(llama, chosen, "vllm", tokens[:2], tmp_path / "out")
+    assert any("interrupted run" in note for note in notes) == (stop > 0)
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    pack_quantized.read(tmp_path / "out")
+
+
+def test_a_dead_reader_does_not_stop_smoothquants_search(dead: Path, tokens: np.ndarray) -> None:
+    """The zeroed k_proj shares its input with q and v, whose loud channel is still worth moving."""
+    from quantadvisor.methods.smoothquant import fake_tokens, search
+
+    found = search(dead, tokens[:2], fake_tokens, linear=True)
+    assert "model.layers.1.input_layernorm" in {pair.source for pair, _ in found.scales}
+
+
+def test_blocks_of_zeros_stay_zero() -> None:
+    from quantadvisor.methods.codebooks import normal_floats, quantize_blocks
+
+    w = np.zeros((4, 128), np.float32)
+    w[1] = 1
+    got = quantize_blocks(w, normal_floats(4), 64)
+    np.testing.assert_array_equal(got[0], 0)

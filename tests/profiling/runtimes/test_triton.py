@@ -1,0 +1,90 @@
+"""What the triton runtime refuses, and why. Its sessions run in tests/kernels/interpreted/check_triton_runtime.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quantadvisor.documents import KernelCheck, SelfCheck
+from quantadvisor.kernels import gpu_timing, selfcheck_record
+from quantadvisor.kernels.triton_modules import refusal, unpacked
+from quantadvisor.methods.formats.compressed import W8A8
+from quantadvisor.profiling.runtimes import triton
+
+NO_GPU = not torch.cuda.is_available()
+PACKED: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": {"weights": {"num_bits": 4, "symmetric": True, "strategy": "group", "group_size": 64}}},
+}
+
+
+def weights(**change: Any) -> dict[str, Any]:
+    group = {"weights": PACKED["config_groups"]["group_0"]["weights"] | change}
+    return PACKED | {"config_groups": {"group_0": group}}
+
+
+@pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so_and_what_can_be_done() -> None:
+    reason = triton.refuse(None, (), ())
+    assert reason is not None
+    assert "needs an NVIDIA GPU" in reason
+    assert "never run on one" in reason
+    assert "advisor selfcheck --interpreted" in reason
+
+
+def test_with_a_gpu_its_kernels_must_have_passed_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_timing, "gpu_name", lambda: "Made-up GPU, sm_90")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": W8A8}))
+    assert "never checked on Made-up GPU" in str(triton.refuse(str(tmp_path), ("kvint8",), ()))
+    kernels = [KernelCheck(name=name, shape="M 1", right=True) for name in ("w8a8", "decode-attention-int8")]
+    found = SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions=gpu_timing.versions(), note="", kernels=tuple(kernels))
+    selfcheck_record.keep(found)
+    assert triton.refuse(str(tmp_path), ("kvint8",), ()) is None
+    assert "decode-attention-int4 was not checked" in str(triton.refuse(str(tmp_path), ("kvint4",), ()))
+
+
+@pytest.mark.parametrize("options", [("kvint2",), ("kvint8", "kvint4")])
+def test_options_that_it_does_not_have(options: tuple[str, ...]) -> None:
+    reason = triton.refuse(None, options, ())
+    assert reason is not None
+    assert options[-1] in reason
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"quant_method": "gptq"}, "reads compressed-tensors"),
+        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
+        (weights(symmetric=False), "asymmetric"),
+        (weights(num_bits=8), "8 bits in groups of 64"),
+        (weights(group_size=48), "groups of 48"),
+        (W8A8 | {"config_groups": {"group_0": {"weights": {"num_bits": 8, "strategy": "tensor"}}}}, "per channel"),
+    ],
+)
+def test_checkpoints_without_a_kernel(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    said = triton.refuse(str(tmp_path), (), ())
+    assert said is not None
+    assert reason in said
+
+
+def test_checkpoints_with_one() -> None:
+    assert refusal({}) is None
+    assert refusal(W8A8) is None
+    assert refusal(PACKED) is None
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    assert "no config.json" in str(triton.refuse(str(tmp_path), (), ()))
+
+
+def test_codes_come_out_of_words_from_the_lowest_bits_up() -> None:
+    """The highest nibble is the sign bit of the word."""
+    codes = torch.arange(16).repeat(2)[None]
+    words = sum(codes[:, i::8] << 4 * i for i in range(8))
+    assert torch.equal(unpacked(torch.as_tensor(words).to(torch.int32)), codes.to(torch.uint8))
