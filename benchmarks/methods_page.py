@@ -56,6 +56,9 @@ ORACLES: dict[str, tuple[str, str]] = {
     "fp8": ("ml_dtypes", "test_fp8.py::test_granularities_like_ml_dtypes"),
     "fpq_activations": ("the paper's equation of the shifts", "test_fpq_activations.py::test_shifts_are_the_papers"),
     "rotation": ("scipy.linalg.hadamard", "test_rotation.py::test_hadamard_like_scipy"),
+    "lkd": ("hidden states of transformers", "test_lkd.py::test_each_layer_comes_nearer_to_itself_alone"),
+    "qlora": ("PEFT's own merge", "test_qlora.py::test_merged_as_peft_merges"),
+    "llm_qat": ("generate of transformers", "test_llm_qat.py::test_texts_start_greedily_as_generate_does"),
 }
 """method -> (the oracle, the test that holds it)"""
 

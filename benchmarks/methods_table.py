@@ -50,6 +50,8 @@ PLACES = ("onnxruntime", "openvino+f32", "llama.cpp", "vllm", "torch")
 """Runtimes by preference: the first that can run a scheme runs its row."""
 TRAFFIC = Traffic(prompt_tokens=128, output_tokens=32, concurrency=1)
 ROUNDS = 5
+TRAIN_S = 600.0
+"""What each method that trains may take."""
 GUESS_S = {"measured": 60.0, "simulated": 60.0, "refused": 0.1, "failed": 30.0}
 """Seconds of a row of a kind of which none is known yet."""
 
@@ -169,7 +171,9 @@ def known_rows(path: Path, model_sha256: str) -> dict[str, Row]:
 
 def context_of(model: str, out: Path) -> Context:
     out.mkdir(parents=True, exist_ok=True)
-    workload = Workload.model_validate({"schema": "quantadvisor/workload/1", "model": model, "traffic": TRAFFIC})
+    workload = Workload.model_validate(
+        {"schema": "quantadvisor/workload/1", "model": model, "traffic": TRAFFIC, "budget": {"train_s": TRAIN_S}}
+    )
     loaded = load_model(workload, Quiet())
     return Context(workload, describe_device(), loaded.inventory, loaded.source, loaded.folder, out, Lines())
 
@@ -190,7 +194,7 @@ def row_of(context: Context, method_name: str, made: Scheme) -> Row:
         chosen, refused = place_of(context, method_name, made)
         if chosen is not None:
             return measured(context, chosen, row)
-        if schemes_at_risk([(method_name, made)]):
+        if schemes_at_risk([(method_name, made)], trained=True):
             return simulated(context, method_name, made, row.model_copy(update={"reason": refused}))
         return row.model_copy(update={"kind": "refused", "reason": refused})
     except AdvisorError as error:
@@ -265,7 +269,9 @@ def gain(plain: Sequence[Round], ours: Sequence[Round], what: str) -> Figure | N
 def simulated(context: Context, method_name: str, made: Scheme, row: Row) -> Row:
     """Fake quantization; `apply_s` holds the scoring too."""
     name = f"{method_name}-{made.name}"
-    job = Job(context.model_folder, {name: made}, context.calibration_file(context.workload.calibration.samples))
+    work = context.workload
+    calibration = context.calibration_file(work.calibration.samples)
+    job = Job(context.model_folder, {name: made}, calibration, train_s=work.budget.train_s)
     reference = make_reference(context)
     start = time.monotonic()
     quality = simulate_all([job], context.windows(EVALUATION_TOKENS), reference, context.evaluation[1].name)[0][name]
