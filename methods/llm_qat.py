@@ -11,7 +11,7 @@ through.
 
 Only the linears of the decoder are trained; embeddings, norms and the output layer stay. Their weights twice, gradients and
 two moments: about five times the linears in float32. Simulated on SmolLM2-135M (1,024 tokens): 6 steps take the KL of 4-8-8
-from 2.26 to 1.53, 7 steps that of 8-8-8 from 0.049 to 0.043.
+from 2.26 to 1.53, 15 (at a rate of 3e-4) that of 4-8-4 from 2.79 to 1.69, 7 that of 8-8-8 from 0.049 to 0.043.
 """
 
 from __future__ import annotations

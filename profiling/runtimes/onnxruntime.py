@@ -30,6 +30,8 @@ LINEARS = (
     "QLinearMatMul",
 )
 QUANTIZED = ("MatMulNBits", "MatMulBnb4", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
+BESIDE = ("_lora_A", "_lora_B", "_outlier_product")
+"""Nodes whose float product is added to a quantized one, by the method: time of linears, but none of the model's linears."""
 TOKENS_PER_PASS = 8192
 """A larger batch is prefilled row group by row group: bounds the activations, as a scheduler does."""
 
@@ -219,13 +221,15 @@ def phase_of_runs(runs: list[list[dict[str, Any]]], repeats: int, walls: list[fl
     parts = {"linears_s": 0.0, "attention_s": 0.0, "cache_s": 0.0, "other_s": 0.0}
     for event in (event for run in runs for event in run):
         name, seconds = event["args"]["op_name"], event["dur"] / 1e6 / repeats
-        linear = name in LINEARS or name in QUANTIZED
+        product = name in LINEARS or name in QUANTIZED
+        beside = product and str(event["name"]).removesuffix("_kernel_time").endswith(BESIDE)
+        linear, name = product and not beside, f"{name} beside a quantized one" if beside else name
         new = {"name": name, "count": 0, "provider": event["args"].get("provider", ""), "time_s": 0.0}
         row = rows.setdefault(name, new | {"linear": linear, "quantized": name in QUANTIZED})
         row["count"] += 1
         row["time_s"] += seconds
         helper = name in ("DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")
-        part = "linears_s" if linear or helper else "attention_s" if "Attention" in name else "other_s"
+        part = "linears_s" if product or helper else "attention_s" if "Attention" in name else "other_s"
         parts[part] += seconds
     forwards = max(1, len(runs))
     for row in rows.values():

@@ -24,6 +24,21 @@ TOKENS = np.random.default_rng(3).integers(3, 250, (2, 24)).astype(np.int64)
 RUNTIMES = ("torch", "onnxruntime", "onnxruntime-genai")
 
 
+def test_an_adapters_products_are_no_linears_of_the_model() -> None:
+    """Two linears in NF4, one with LoRA beside it: both ran quantized, and the thin products' time is that of linears."""
+    from quantadvisor.profiling.runtimes.onnxruntime import phase_of_runs
+
+    def event(node: str, operator: str) -> dict[str, object]:
+        return {"name": f"{node}_kernel_time", "dur": 2e6, "args": {"op_name": operator, "provider": "CPU"}}
+
+    run = [event("/a/MatMul_NF4", "MatMulBnb4"), event("/b/MatMul_NF4", "MatMulBnb4"), event("/b/MatMul_lora_A", "MatMul"),
+           event("/b/MatMul_lora_B", "MatMul"), event("/norm", "Mul")]  # fmt: skip
+    found = phase_of_runs([run], 1, [10.0])
+    assert (found["linears"], found["quantized_linears"]) == (2, 2)
+    assert (found["linears_s"], found["other_s"]) == (8.0, 2.0)
+    assert {row["name"]: row["count"] for row in found["operators"]}["MatMul beside a quantized one"] == 2
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runtimes")
