@@ -31,7 +31,7 @@ PLACES = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino+f32", "openvino+bf16"),
     "transformers": ("torch", "vllm"),
-    "gguf": ("llama.cpp", "llama.cpp+fa"),
+    "gguf": ("llama.cpp", "llama.cpp+fa", "llama.cpp+fa+plain"),
 }
 """Runtimes with options on which a checkpoint of the format competes."""
 CACHES = ("kvu8", "kvf16", "kvq8")

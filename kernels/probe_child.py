@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from quantadvisor.kernels.problem import Problem
@@ -22,8 +23,9 @@ from quantadvisor.kernels.timing import time_callable
 TIGHT = 0.02
 
 
+@lru_cache(maxsize=1)
 def flusher(size: int) -> Callable[[], object] | None:
-    """Reads `size` bytes, so that nothing else is left in the caches; None for 0."""
+    """Reads `size` bytes, so that nothing else is left in the caches; None for 0. To make them costs more than many a timing."""
     if size <= 0:
         return None
     import numpy as np

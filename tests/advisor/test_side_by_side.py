@@ -44,7 +44,7 @@ def test_the_least_disturbed_look_counts_and_fits_the_wall() -> None:
 @pytest.mark.parametrize(
     ("checkpoint", "more", "said"),
     [
-        ("/nowhere", (), "no such folder"),
+        ("/nowhere", (), "no such file or folder"),
         (".", (), "holds no model.onnx"),
         (".", ("--workload", "nosuch.yaml"), "no such file"),
     ],

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from quantadvisor.methods.formats import compressed
+from quantadvisor.methods import rtn
+from quantadvisor.methods.formats import bridges, compressed
 from quantadvisor.methods.none import half_precision
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes import vllm as runtime
 from quantadvisor.profiling.runtimes.registry import runtime_file
@@ -36,7 +38,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_llama(root / "hf", **SIZES)
     half_precision(root / "hf", root / "bf16")
     compressed.quantize_w8a8(root / "hf", root / "w8a8")
-    return {name: root / name for name in ("hf", "bf16", "w8a8")}
+    rtn.apply(root / "hf", scheme("w4-g32-bf16"), "vllm", TOKENS, root / "w4")
+    return {name: root / name for name in ("hf", "bf16", "w8a8", "w4")}
 
 
 def worker(folder: Path, *options: str) -> RunningWorker:
@@ -131,3 +134,17 @@ class TestVllm:
         for phase in phases.values():
             parts = sum(phase[key] for key in ("linears_s", "attention_s", "cache_s", "other_s"))
             assert parts == pytest.approx(phase["wall_s"])
+
+    def test_int4_in_groups_runs_as_int4_and_computes_what_the_integers_say(
+        self, folders: dict[str, Path], tmp_path: Path
+    ) -> None:
+        bridges.dequantized(folders["w4"], tmp_path / "plain")
+        exact = np.concatenate([torch_logits(tmp_path / "plain", row) for row in TOKENS])
+        reference = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+        np.save(tmp_path / "reference.npy", reference.astype(np.float16))
+        with worker(folders["w4"]) as running:
+            _, kl, _ = running.score(TOKENS, tmp_path / "reference.npy", None)
+            seen = running.operators(TOKENS)["decode"]
+        assert kl.mean() < 0.02  # the CPU kernel rounds activations to 8 bits
+        assert seen["quantized_linears"] == seen["linears"] - 1  # all but lm_head
+        assert any(row["precision"] == "int4" and row["quantized"] for row in seen["operators"])

@@ -1,6 +1,7 @@
 """A server that streams tokens by a clock; `faults.json` in the model's folder says what is wrong with it."""
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -40,13 +41,13 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         faults, tokens = self.server.faults, asked["max_tokens"]
-        self.server.asked += 1
+        number = next(self.server.asked)
         with open(self.server.folder / "asked", "a") as record:
             print(json.dumps(asked), file=record)
-        if self.server.asked > faults.get("dies_after", 1 << 30):
+        if number > faults.get("dies_after", 1 << 30):
             print("RuntimeError: the engine is dead", file=sys.stderr, flush=True)
             os._exit(1)
-        if self.server.asked > faults.get("refuses_after", 1 << 30):
+        if number > faults.get("refuses_after", 1 << 30):
             return self.plain(b'{"error": "overloaded"}', 503)
         if "prompt_logprobs" in asked:
             if faults.get("no_logprobs"):
@@ -94,7 +95,7 @@ def main():
         threading.Timer(0.2, lambda: setattr(main, "kept", bytearray(os.urandom(1 << 20) * 500))).start()
     server = ThreadingHTTPServer((asked.host, int(asked.port)), Answers)
     server.daemon_threads = True
-    server.faults, server.asked, server.folder, server.named = faults, 0, folder, asked.served_model_name
+    server.faults, server.asked, server.folder, server.named = faults, itertools.count(1), folder, asked.served_model_name
     server.serve_forever()
 
 
