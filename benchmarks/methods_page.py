@@ -59,9 +59,6 @@ ORACLES: dict[str, tuple[str, str]] = {
     "llm_qat": ("transformers' greedy generate", "test_llm_qat.py::test_texts_start_greedily_as_generate_does"),
     "qlora": ("PEFT's merge", "test_qlora.py::test_merged_as_peft_merges"),
     "rotation": ("scipy.linalg.hadamard", "test_rotation.py::test_hadamard_like_scipy"),
-    "lkd": ("hidden states of transformers", "test_lkd.py::test_each_layer_comes_nearer_to_itself_alone"),
-    "qlora": ("PEFT's own merge", "test_qlora.py::test_merged_as_peft_merges"),
-    "llm_qat": ("generate of transformers", "test_llm_qat.py::test_texts_start_greedily_as_generate_does"),
 }
 """method -> (the oracle, the test that holds it)"""
 
