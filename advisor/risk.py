@@ -111,9 +111,11 @@ def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> dict[str
 
 
 def plain_of(name: str, scheme: Scheme) -> str | None:
-    """`method-scheme` of the plain rounding that a search starts from; None for what does not search."""
+    """`method-scheme` of the plain rounding that a search starts from; None for what does not search. Weights alone are the
+    same integers whatever the float type of the rest is."""
     plain = SEARCHED.get(name.removesuffix(f"-{scheme.name}"))
-    return f"{plain}-{scheme.name}" if plain else None
+    alike = scheme.name.removesuffix("-bf16") if scheme.activations is None else scheme.name
+    return f"{plain}-{alike}" if plain else None
 
 
 def within_reach(plain_kl: float, kl_budget: float | None) -> bool:

@@ -139,6 +139,7 @@ def test_a_search_that_starts_too_far_from_the_budget_is_not_simulated(llama: Pa
     assert f"{plain:.3g}" in reason
     assert not_searched("gptq", scheme("w4-g32"), known, near) is None
     assert not_searched("rtn", scheme("w4-g32"), known, far) is None
+    assert "no search takes off that much" in str(not_searched("awq", scheme("w4-g32-bf16"), known, far))
 
 
 def test_what_trains_is_simulated_within_its_seconds(llama: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_vision_transformer() -> None:
     model = ViTForImageClassification(ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=8,
         intermediate_size=96, patch_size=2, num_channels=1, num_labels=10))  # fmt: skip
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(400):
+    for step in range(700):
         batch = torch.from_numpy(np.random.default_rng(step).integers(0, 1300, 64))
         model(pixel_values=pixels[batch], labels=labels[batch]).loss.backward()
         optimiser.step()
