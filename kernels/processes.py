@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ class ProbeProcess:
         self._threads = threads
         self._python = python
         self._child = child
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
 
     def __enter__(self) -> Self:
@@ -49,23 +50,28 @@ class ProbeProcess:
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
+        deadline, answer = time.monotonic() + timeout_s, b""
         try:
-            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
             raise self._died("before it was asked") from None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout_s):
+        while not answer.endswith(b"\n"):
+            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 self._stop()
                 raise CandidateFailed(f"no answer within {timeout_s:.0f} s")
-        line = process.stdout.readline()
-        if not line.endswith("\n"):
-            raise self._died(f"at {request.get('probe')}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            piece = os.read(process.stdout.fileno(), 1 << 16)
+            if not piece:
+                raise self._died(f"at {request.get('probe')}")
+            answer += piece
+        try:
+            found: dict[str, Any] = json.loads(answer)
+        except ValueError:
+            self._stop()
+            raise CandidateFailed(f"its process printed garbage: {answer[:80]!r}") from None
+        return found
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> subprocess.Popen[bytes]:
         paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(self._threads),
@@ -76,7 +82,6 @@ class ProbeProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            text=True,
             env=environment,
         )
         return self._process
