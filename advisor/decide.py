@@ -216,11 +216,12 @@ def speedup(base: Candidate | None, plain: Candidate | None, choice: Candidate, 
 
 
 def capacity(choice: Candidate, base: Candidate | None, candidates: Sequence[Candidate], workload: Workload) -> Capacity | None:
-    """Users inside the memory limit, over the baseline's and over the fastest candidate with an unquantized cache."""
+    """Users inside the memory limit, over the baseline's and over the fastest candidate with an unquantized cache that serves
+    anybody there."""
     figure = users(choice)
     if figure is None or figure.median < 1:
         return None
-    plain = [c for c in candidates if not c.scheme.quantizes_cache and users(c) and tpot_s(c)]
+    plain = [c for c in candidates if not c.scheme.quantizes_cache and (held := users(c)) and held.median >= 1 and tpot_s(c)]
     plain = [c for c in plain if c.quality is None or budget_breach(c.quality, workload) is None]
     fastest = min(plain, key=lambda c: tpot_s(c) or 0.0) if plain else None
     theirs, step, mine = (users(fastest), tpot_s(fastest), tpot_s(choice)) if fastest else (None, None, None)
@@ -228,7 +229,7 @@ def capacity(choice: Candidate, base: Candidate | None, candidates: Sequence[Can
     return Capacity(
         max_concurrency=int(figure.median),
         over_baseline=figure.median / max(1.0, before.median) if before else 1.0,
-        over_best_unquantized_cache=figure.median / max(1.0, theirs.median) if theirs else None,
+        over_best_unquantized_cache=figure.median / theirs.median if theirs else None,
         step_over_best_unquantized_cache=step / mine if step and mine else None,
         best_unquantized_cache=fastest.name if fastest else None,
         kind="measured" if figure.kind == "measured" else "modelled",

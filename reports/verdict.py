@@ -163,7 +163,7 @@ def _users(results: Results) -> KeyNumber | None:
     if capacity is not None:
         detail = f"{units.times(capacity.over_baseline)} the baseline"
         if capacity.over_best_unquantized_cache is not None:
-            detail += f"; {units.times(capacity.over_best_unquantized_cache)} the best without a quantized cache"
+            detail += f"; {units.times(capacity.over_best_unquantized_cache)} the fastest without a quantized cache"
         return KeyNumber("Users at once", units.whole(capacity.max_concurrency), detail, capacity.kind)
     if known is None:
         fit = facts.users(chosen)

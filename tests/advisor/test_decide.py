@@ -91,6 +91,15 @@ def test_concurrency_is_maximised_and_says_capacity_not_speed() -> None:
     assert "capacity, not speed" in found.reason
 
 
+def test_capacity_is_compared_with_who_serves_somebody() -> None:
+    spec = {"objective": "concurrency", "memory_limit_gib": 1.5}
+    fast_and_large = candidate("none-bf16@vllm", 0, target="none", users=0, tpot=0.05)
+    cache = candidate("kv_int8-fp32-kv8@onnxruntime", 40, target="kv_cache", users=40, tpot=0.1)
+    found = verdict(candidate(BASE, 20, target="none", users=20, tpot=0.5), fast_and_large, cache, **spec).capacity
+    assert found
+    assert (found.best_unquantized_cache, found.over_best_unquantized_cache) == (BASE, pytest.approx(2.0))
+
+
 def test_a_measured_breach_is_kept_as_the_reason() -> None:
     worse = with_breach(candidate("rtn-w4-g64@onnxruntime", 1.0, kl=0.5), workload())
     assert worse.excluded == "mean KL 0.5 is over the budget of 0.05"
