@@ -31,7 +31,8 @@ COMMANDS = {
         "print({prompt!r} + m({prompt!r}, max_tokens=12, temperature=0)['choices'][0]['text'])"
     ),
     "vllm": (
-        "from vllm import LLM, SamplingParams as P; m = LLM({path!r}, max_model_len=512); "
+        "from vllm import LLM, SamplingParams as P; "
+        "m = LLM({path!r}, max_model_len=512, enforce_eager=True, gpu_memory_utilization=0.5); "
         "print({prompt!r} + m.generate({prompt!r}, P(max_tokens=12, temperature=0))[0].outputs[0].text)"
     ),
     "torch": (
