@@ -18,13 +18,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,12 +210,17 @@ def differences(golden: Mapping[str, Entry], found: Mapping[str, Entry]) -> list
 
 
 def table(only: str = "") -> dict[str, Entry]:
-    """name/sm_N -> entry, for every case whose name matches."""
+    """name/sm_N -> entry, for every case whose name matches; targets beside each other."""
+    with ProcessPoolExecutor(min(len(TARGETS), os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        parts = pool.map(of_target, TARGETS, [only] * len(TARGETS))
+        return {name: entry for part in parts for name, entry in part.items()}
+
+
+def of_target(sm: int, only: str) -> dict[str, Entry]:
     found = {}
-    for sm in TARGETS:
-        for case in cases(sm):
-            if re.search(only, name := f"{case.name}/sm_{sm}"):
-                found[name] = compiled(case, sm)
+    for case in cases(sm):
+        if re.search(only, name := f"{case.name}/sm_{sm}"):
+            found[name] = compiled(case, sm)
     return found
 
 
