@@ -155,18 +155,33 @@ def test_minilm(tmp_path: Path, one_thread: None) -> None:
 
 @pytest.mark.slow
 def test_a_vision_transformer() -> None:
-    """Trained here on scikit-learn's digits: FPQ's W4A4 is nearer to it than min-max, and about as often right."""
+    """Trained here on scikit-learn's digits, two draws: FPQ's W4A4 is nearer to it than min-max, and about as often right."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        plain, ours, fp, quantized = np.mean([vision_transformer(seed) for seed in (0, 1)], axis=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert ours < plain
+    assert fp > 0.85
+    assert quantized > fp - 0.05
+
+
+def vision_transformer(seed: int) -> tuple[float, float, float, float]:
+    """Errors of its logits (min-max, FPQ), and how often it is right (as trained, FPQ)."""
     from sklearn.datasets import load_digits
     from transformers import ViTConfig, ViTForImageClassification
+
+    from quantadvisor.methods.fake import applied
 
     digits = load_digits()
     pixels = torch.from_numpy(digits.images[:, None].astype(np.float32) / 8 - 1)
     labels = torch.from_numpy(digits.target)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = ViTForImageClassification(ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=8,
         intermediate_size=96, patch_size=2, num_channels=1, num_labels=10))  # fmt: skip
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(700):
+    for step in range(400):
         batch = torch.from_numpy(np.random.default_rng(step).integers(0, 1300, 64))
         model(pixel_values=pixels[batch], labels=labels[batch]).loss.backward()
         optimiser.step()
@@ -174,9 +189,6 @@ def test_a_vision_transformer() -> None:
     model.eval()
     calibration, held_out = ({"pixel_values": pixels[part]} for part in (slice(0, 128), slice(1300, None)))
     plain, ours = output_errors(model, calibration, held_out, "logits")
-    assert ours < plain
-
-    from quantadvisor.methods.fake import applied
 
     def run() -> None:
         model(**calibration)
@@ -186,9 +198,8 @@ def test_a_vision_transformer() -> None:
             return float((model(**held_out).logits.argmax(-1) == labels[1300:]).float().mean())
 
     fp = right()
-    assert fp > 0.85
     with applied(fpq.searched(model, (4, 4), run)):
-        assert right() > fp - 0.05
+        return plain, ours, fp, right()
 
 
 def test_refusals(llama: Path) -> None:
