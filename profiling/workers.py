@@ -25,9 +25,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantadvisor.documents import CandidateFailed, Finite, OperatorCount
 
+from .environments import WORKER
 from .guardian import Guarded
+from .memory import ProcessMemory
+from .nvml import Summary
 
-WORKER = Path(__file__).with_name("worker.py")
 LONGEST_REPLY = 1 << 28
 """Bytes of one line."""
 
@@ -37,9 +39,12 @@ class Reply(BaseModel):
 
 
 class Loaded(Reply):
+    """`memory_from`: who told the bytes, see profiling/memory.py."""
+
     load_s: Finite
     base_bytes: int
     loaded_bytes: int
+    memory_from: str = ProcessMemory.source
 
 
 class Generated(Reply):
@@ -49,6 +54,9 @@ class Generated(Reply):
     itl_s: list[Finite]
     generated: list[list[int]]
     peak_bytes: int
+    memory_from: str = ProcessMemory.source
+    gpu: Summary | None = None
+    """What the GPU did meanwhile; None on a CPU."""
 
 
 class Steady(Reply):
@@ -56,6 +64,8 @@ class Steady(Reply):
     itl_s: list[Finite]
     peak_bytes: int
     rows_equal: bool
+    memory_from: str = ProcessMemory.source
+    gpu: Summary | None = None
 
 
 class Observed(Reply):
@@ -249,7 +259,8 @@ class RunningWorker:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """The environment of a worker: thread counts pinned alike for every runtime, no hub, no GPU surprise."""
+    """The environment of a worker: thread counts pinned alike for every runtime, no hub, GPUs numbered as NVML does."""
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    pinned["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     return os.environ | pinned | quiet | {"PYTHONWARNINGS": "ignore"}

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import torch_cuda
+
 NAME = "triton"
 OPTIONS = ("kvint8", "kvint4", "kvfp8", "kvturbo")
 ELSEWHERE = "advisor selfcheck --interpreted checks its kernels' numbers here"
@@ -55,6 +57,11 @@ def no_gpu() -> str | None:
         return None
     built = "torch is built without CUDA" if torch.version.cuda is None else "its driver cannot be used, or there is none"
     return f"needs an NVIDIA GPU, which torch does not find here ({built}); never run on one; {ELSEWHERE}"
+
+
+def on_gpu(options: tuple[str, ...]) -> bool:
+    """Always: its kernels are for nothing else."""
+    return True
 
 
 def settings(path: str) -> dict[str, Any]:
@@ -120,6 +127,7 @@ class TritonSession:
 
         torch.set_num_threads(threads)
         self.device = device
+        self.allocator = torch_cuda.Allocator() if device == "cuda" else None
         self.kind = CACHES[options[0]] if options else "16 bit"
         self.model = swapped(path, device)
         self.places: Any = None
