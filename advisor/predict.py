@@ -207,7 +207,7 @@ def same_linears(a: Scheme, b: Scheme) -> bool:
 
 
 def bits_of_weights(scheme: Scheme) -> float:
-    return scheme.weights.bits if scheme.weights else 16.0 if scheme.compute == "bf16" else 32.0
+    return scheme.weights.bits if scheme.weights else 32.0 if scheme.compute == "fp32" else 16.0
 
 
 def shifted(

@@ -13,6 +13,8 @@ class Gpu(OpenDocument):
     memory_bytes: int
     compute_capability: str | None = None
     driver: str | None = None
+    place: str = ""
+    """What CUDA_VISIBLE_DEVICES says of it, in PCI order."""
 
 
 class Peaks(OpenDocument):
@@ -25,7 +27,8 @@ class Peaks(OpenDocument):
 
 
 class Device(OpenDocument):
-    """Identity of the machine. `fingerprint` holds identity only, never a measured speed."""
+    """Identity of the machine, or of one of its GPUs: then name and memory are the GPU's, and `gpus` is that one.
+    `fingerprint` holds identity only, never a measured speed."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     name: str
@@ -33,6 +36,8 @@ class Device(OpenDocument):
     cores: int
     threads: int
     memory_bytes: int
+    host_memory_bytes: int | None = None
+    """Of the machine around a GPU; None: `memory_bytes` is the machine's."""
     last_level_cache_bytes: int = 0
     gpus: tuple[Gpu, ...] = ()
     fingerprint: str
