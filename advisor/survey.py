@@ -24,6 +24,7 @@ from quantadvisor.kernels.registry import PROBES
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
+from quantadvisor.profiling.gpu_peaks import with_peaks
 from quantadvisor.profiling.ledger import memory_ledger, plain_cache_bytes
 from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
@@ -61,6 +62,8 @@ class Statistics(Document):
 
 
 def peaks_of(device: Device) -> Device:
+    if device.kind == "cuda":
+        return with_peaks(device)
     return device.model_copy(update={"peaks": measure_peaks(device.threads)})
 
 
