@@ -111,7 +111,9 @@ class Run:
         )
         name = baseline_name(context.workload, device, context.source.already_quantized, "float32")
         base = stages.run("baseline", f"Baseline {name}", BaselineRun, lambda: survey.run_baseline(context, name))
-        kernels = stages.run("kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.probe(context, device))
+        kernels = stages.run(
+            "kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.kernels_of(context, device, base)
+        )
         profile = Profile(
             device=device,
             inventory=context.inventory,
@@ -121,6 +123,7 @@ class Run:
             phases=base.phases,
             activations=statistics.activations,
             kernels=kernels.timings,
+            calibration=kernels.calibration,
         )
         schemes = {entry.scheme: scheme(entry.scheme) for entry in catalogue_of(device)}
         return Surveyed(profile=profile, diagnosis=diagnose(profile, context.workload, schemes.values())), base

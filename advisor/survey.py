@@ -13,6 +13,7 @@ from quantadvisor.documents import (
     CandidateFailed,
     Device,
     Document,
+    KernelFactors,
     KernelTiming,
     MemoryLedger,
     Operators,
@@ -30,8 +31,10 @@ from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
+from .candidates import GPU_CATALOGUE
 from .context import EVALUATION_TOKENS, Context
-from .diagnose import options_of, split
+from .diagnose import options_of, phase_sizes, split
+from .gpu_kernels import calibrated, sheet_of, table_rows, table_timings
 
 BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
@@ -43,6 +46,7 @@ PROBED = tuple(name for name, probe in PROBES.items() if probe.runtime in ("torc
 
 class Kernels(Document):
     timings: tuple[KernelTiming, ...]
+    calibration: KernelFactors | None = None
 
 
 class BaselineRun(Document):
@@ -195,6 +199,26 @@ def memory_of(
         measured_peak_bytes=peak,
         cache_element_bytes=plain_cache_bytes(runtime),
     )
+
+
+def kernels_of(context: Context, device: Device, base: BaselineRun) -> Kernels:
+    """The kernels' times on the device: probed on a CPU; of a GPU also looked up, and calibrated on the baseline."""
+    if device.kind == "cuda":
+        return gpu_kernels_of(context, device, base)
+    return probe(context, device)
+
+
+def gpu_kernels_of(context: Context, device: Device, base: BaselineRun) -> Kernels:
+    sheet = sheet_of(device)
+    if sheet is None:
+        return Kernels(timings=())
+    runtime, scheme_name = split(base.name)
+    mine = (scheme(scheme_name), runtime, options_of(base.name))
+    by = calibrated(sheet, context.inventory, mine, base.phases)
+    places = ((scheme(entry.scheme), *place.split("+")) for entry in GPU_CATALOGUE for place in entry.runtimes)
+    uses = [mine, *((made, name, tuple(options)) for made, name, *options in places)]
+    rows = (*table_rows(phase_sizes(context.workload)), *(n for phase in base.phases for n in (phase.tokens, phase.batch)))
+    return Kernels(timings=table_timings(sheet, context.inventory.linears, uses, rows, by), calibration=by)
 
 
 def probe(context: Context, device: Device) -> Kernels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .base import Document, Figure, NumberClass, OpenDocument
+from .base import Document, Figure, KernelSource, NumberClass, OpenDocument
 from .scheme import Scheme
 
 
@@ -188,6 +188,18 @@ class KernelTiming(OpenDocument):
     refused: str | None = None
     operator: str = ""
     roofline_share: float | None = None
+    source: KernelSource = "measured"
+    """Measured here; of a GPU also from published tables (measured by others, or interpolated) or from the roofline."""
+
+
+class KernelFactors(Document):
+    """What kernels take on this device over what tables and roofline say of them."""
+
+    reading: float
+    """Of those that are bound by reading."""
+    arithmetic: float
+    """Of those that are bound by arithmetic."""
+    source: str
 
 
 class Ghost(OpenDocument):
@@ -214,4 +226,6 @@ class Profile(OpenDocument):
     phases: tuple[PhaseTime, ...]
     activations: ActivationStats | None = None
     kernels: tuple[KernelTiming, ...] = ()
+    calibration: KernelFactors | None = None
+    """On a GPU: of what its kernels' times before any was timed."""
     ghosts: tuple[Ghost, ...] = ()
