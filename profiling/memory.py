@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,56 +35,28 @@ def visible_gpu() -> int | str:
     return int(first) if first.isdigit() else first or 0
 
 
-class ProcessMemory:
-    """Resident size of this process above what it was after the imports."""
+PROCESS = "VmHWM above imports"
+ALLOCATOR = "the runtime's allocator of GPU memory, without the CUDA context"
+BOARD = "NVML: what the use of the GPU grew by while this worker ran, with its CUDA context"
 
-    source = "VmHWM above imports"
 
-    def __init__(self) -> None:
+class Memory:
+    """Of one worker, from before its artifact is loaded. `nvml`: the module beside this one where a GPU computes, else None."""
+
+    def __init__(self, nvml: Any = None) -> None:
         gc.collect()
-        self.base_bytes = status_bytes("VmRSS")
-        reset_peak()
-
-    def ask(self, session: Any) -> None:
-        """The session is open now."""
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        yield
-
-    def now(self) -> int:
-        return status_bytes("VmRSS") - self.base_bytes
-
-    def peak(self) -> int:
-        return status_bytes("VmHWM") - self.base_bytes
-
-    def record(self) -> None:
-        """There is no GPU that did anything."""
-
-
-class GpuMemory:
-    """Memory on one GPU, and its clocks, power and throttling during the last `watching`. `nvml`: the module beside this one."""
-
-    def __init__(self, nvml: Any) -> None:
         self.nvml, self.which, self.base_bytes = nvml, visible_gpu(), status_bytes("VmRSS")
         self.held = self.highest = 0
-        self.allocator: Any = None
         self.summary: Any = None
-
-    @property
-    def source(self) -> str:
-        if self.allocator is not None:
-            return str(self.allocator.source)
-        return "NVML: what the use of the GPU grew by while this worker ran, its CUDA context with it"
-
-    def ask(self, session: Any) -> None:
-        """The runtime's own allocator, where the session has one; ValueError where nobody tells the memory."""
-        self.allocator = getattr(session, "allocator", None)
-        if self.allocator is None and (self.summary is None or self.summary.memory_used_bytes is None):
-            raise ValueError(f"the GPU's memory cannot be read: {self.nvml.why_not() or 'NVML does not tell it'}")
+        self.allocated: Callable[[], tuple[int, int] | None] = lambda: None
+        reset_peak()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
+        """Around each request: the GPU's memory, clocks and power meanwhile."""
+        if self.nvml is None:
+            yield
+            return
         with self.nvml.watching(self.which) as seen:
             yield
         self.summary = seen.summary()
@@ -93,12 +65,23 @@ class GpuMemory:
             self.highest = max(self.highest, self.held + max(used) - used[0])
             self.held += used[-1] - used[0]
 
-    def now(self) -> int:
-        return int(self.allocator.now()) if self.allocator is not None else self.held
+    def opened(self, session: Any) -> None:
+        """The session tells what its allocator holds, where it can. ValueError where nobody tells a GPU's memory."""
+        self.allocated = getattr(session, "allocated", self.allocated)
+        told = self.summary is not None and self.summary.memory_used_bytes is not None
+        if self.nvml is not None and self.allocated() is None and not told:
+            raise ValueError(f"the GPU's memory cannot be read: {self.nvml.why_not() or 'NVML does not tell it'}")
 
-    def peak(self) -> int:
-        return int(self.allocator.peak()) if self.allocator is not None else self.highest
+    @property
+    def source(self) -> str:
+        return ALLOCATOR if self.allocated() is not None else PROCESS if self.nvml is None else BOARD
+
+    def used(self) -> tuple[int, int]:
+        """Bytes now, and at most so far."""
+        if self.nvml is not None:
+            return self.allocated() or (self.held, self.highest)
+        return self.allocated() or (status_bytes("VmRSS") - self.base_bytes, status_bytes("VmHWM") - self.base_bytes)
 
     def record(self) -> dict[str, Any] | None:
-        """Of the last `watching`: the fields of nvml.Summary; None where NVML cannot be used."""
+        """What the GPU did during the last `watching`: the fields of nvml.Summary; None on a CPU or without NVML."""
         return None if self.summary is None else dataclasses.asdict(self.summary)

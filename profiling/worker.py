@@ -62,17 +62,16 @@ class Worker:
     def load(self, path: str, options: list[str], threads: int) -> dict[str, Any]:
         on_gpu = getattr(self.runtime, "on_gpu", None)
         gpu = on_gpu is not None and on_gpu(tuple(options))
-        nvml = load_file(Path(__file__).with_name("nvml.py")) if gpu else None
-        self.memory = memory.GpuMemory(nvml) if gpu else memory.ProcessMemory()
+        self.memory = memory.Memory(load_file(Path(__file__).with_name("nvml.py")) if gpu else None)
         with self.memory.watching():
             start = time.perf_counter()
             self.session = self.runtime.open_session(path, tuple(options), threads)
             load_s = time.perf_counter() - start
-        self.memory.ask(self.session)
+        self.memory.opened(self.session)
         return {
             "load_s": load_s,
             "base_bytes": self.memory.base_bytes,
-            "loaded_bytes": self.memory.now(),
+            "loaded_bytes": self.memory.used()[0],
             "memory_from": self.memory.source,
         }
 
@@ -120,7 +119,7 @@ class Worker:
 
     def spent(self) -> dict[str, Any]:
         """Memory so far, who told it, and what the GPU did during the request."""
-        return {"peak_bytes": self.memory.peak(), "memory_from": self.memory.source, "gpu": self.memory.record()}
+        return {"peak_bytes": self.memory.used()[1], "memory_from": self.memory.source, "gpu": self.memory.record()}
 
     def reference(self, tokens: str, out: str) -> dict[str, Any]:
         import numpy as np

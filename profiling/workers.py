@@ -27,7 +27,7 @@ from quantadvisor.documents import CandidateFailed, Finite, OperatorCount
 
 from .environments import WORKER
 from .guardian import Guarded
-from .memory import ProcessMemory
+from .memory import PROCESS
 from .nvml import Summary
 
 LONGEST_REPLY = 1 << 28
@@ -44,7 +44,7 @@ class Loaded(Reply):
     load_s: Finite
     base_bytes: int
     loaded_bytes: int
-    memory_from: str = ProcessMemory.source
+    memory_from: str = PROCESS
 
 
 class Generated(Reply):
@@ -54,7 +54,7 @@ class Generated(Reply):
     itl_s: list[Finite]
     generated: list[list[int]]
     peak_bytes: int
-    memory_from: str = ProcessMemory.source
+    memory_from: str = PROCESS
     gpu: Summary | None = None
     """What the GPU did meanwhile; None on a CPU."""
 
@@ -64,7 +64,7 @@ class Steady(Reply):
     itl_s: list[Finite]
     peak_bytes: int
     rows_equal: bool
-    memory_from: str = ProcessMemory.source
+    memory_from: str = PROCESS
     gpu: Summary | None = None
 
 
@@ -259,8 +259,7 @@ class RunningWorker:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """The environment of a worker: thread counts pinned alike for every runtime, no hub, GPUs numbered as NVML does."""
+    """The environment of a worker: thread counts pinned alike for every runtime, no hub, no GPU surprise."""
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    pinned["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     return os.environ | pinned | quiet | {"PYTHONWARNINGS": "ignore"}

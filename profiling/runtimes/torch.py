@@ -99,7 +99,8 @@ class TorchSession:
 
         torch.set_num_threads(threads)
         self.device = device
-        self.allocator = torch_cuda.Allocator() if device == "cuda" else None
+        if device == "cuda":
+            torch_cuda.reset_memory()
         placed = {"device_map": {"": 0}} if device == "cuda" else {}
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation="sdpa", **placed).eval()
         self.cache: Any = None
@@ -136,6 +137,9 @@ class TorchSession:
         decode = self._observe(lambda: self.decode(following), rounds=5)
         prefill = self._observe(lambda: self.prefill(tokens, tokens.shape[1] + 8), rounds=2)
         return {"prefill": prefill, "decode": decode}
+
+    def allocated(self) -> tuple[int, int] | None:
+        return torch_cuda.allocated() if self.device == "cuda" else None
 
     def close(self) -> None:
         self.cache = None

@@ -34,25 +34,18 @@ class Logits:
         return made if dtype is None else made.astype(dtype, copy=False)
 
 
-class Allocator:
-    """Memory that torch's CUDA allocator holds of the GPU, bytes: the CUDA context and what libraries take beside it left out."""
+def reset_memory() -> None:
+    """The allocator's peak starts again from what it holds now."""
+    import torch
 
-    source = "torch's CUDA allocator (reserved), without the CUDA context"
+    torch.cuda.reset_peak_memory_stats()
 
-    def __init__(self) -> None:
-        import torch
 
-        torch.cuda.reset_peak_memory_stats()
+def allocated() -> tuple[int, int]:
+    """Bytes that torch's allocator holds on the GPU, and held at most since `reset_memory`."""
+    import torch
 
-    def now(self) -> int:
-        import torch
-
-        return int(torch.cuda.memory_reserved())
-
-    def peak(self) -> int:
-        import torch
-
-        return int(torch.cuda.max_memory_reserved())
+    return int(torch.cuda.memory_allocated()), int(torch.cuda.max_memory_allocated())
 
 
 @contextmanager

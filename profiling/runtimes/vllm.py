@@ -97,7 +97,8 @@ class VllmSession:
         from vllm import LLM
 
         self.gpu = on_gpu(options)
-        self.allocator = torch_cuda.Allocator() if self.gpu else None
+        if self.gpu:
+            torch_cuda.reset_memory()
         settings: dict[str, Any] = cache_on_gpu() if self.gpu else {}
         for option in options:
             settings |= OPTIONS[option]
@@ -170,6 +171,9 @@ class VllmSession:
         if batch:
             self.fill(batch, capacity)
         return {"prefill": prefill, "decode": self._observe(self._step, rounds=5)}
+
+    def allocated(self) -> tuple[int, int] | None:
+        return torch_cuda.allocated() if self.gpu else None
 
     def close(self) -> None:
         self._drop()
