@@ -215,8 +215,8 @@ def gpu_kernels_of(context: Context, device: Device, base: BaselineRun) -> Kerne
     runtime, scheme_name = split(base.name)
     mine = (scheme(scheme_name), runtime, options_of(base.name))
     by = calibrated(sheet, context.inventory, mine, base.phases)
-    places = ((scheme(entry.scheme), *place.split("+")) for entry in GPU_CATALOGUE for place in entry.runtimes)
-    uses = [mine, *((made, name, tuple(options)) for made, name, *options in places)]
+    places = [(scheme(entry.scheme), place.split("+")) for entry in GPU_CATALOGUE for place in entry.runtimes]
+    uses = [mine, *((made, words[0], tuple(words[1:])) for made, words in places)]
     rows = (*table_rows(phase_sizes(context.workload)), *(n for phase in base.phases for n in (phase.tokens, phase.batch)))
     return Kernels(timings=table_timings(sheet, context.inventory.linears, uses, rows, by), calibration=by)
 
