@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
+from quantadvisor.kernels.llama_layouts import crash
 from quantadvisor.methods.refusals import COMPRESSED
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
@@ -27,6 +28,8 @@ ONNX = ("onnxruntime", "onnxruntime-genai")
 OPENVINO = ("openvino+f32", "openvino+bf16")
 
 LLAMA = ("llama.cpp", "llama.cpp+fa")
+LLAMA_WEIGHTS = (*LLAMA, "llama.cpp+plain", "llama.cpp+fa+plain")
+"""Of quantized weights: `plain` keeps them out of the layouts of fast kernels, which crash in some builds."""
 CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "openvino": (("kvf16",), {"-kv8": "kvu8"}),
     "llama.cpp": ((), {"-kv8": "kvq8"}),
@@ -63,12 +66,12 @@ CATALOGUE = (
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8-bf16", "activations", COMPRESSED),
-    Entry("gguf", "q8_0", "weights", LLAMA),
-    Entry("gguf", "q4_0", "weights", LLAMA),
-    Entry("gguf", "q4_k", "weights", LLAMA),
-    Entry("gguf_imatrix", "q4_0", "weights", LLAMA),
+    Entry("gguf", "q8_0", "weights", LLAMA_WEIGHTS),
+    Entry("gguf", "q4_0", "weights", LLAMA_WEIGHTS),
+    Entry("gguf", "q4_k", "weights", LLAMA_WEIGHTS),
+    Entry("gguf_imatrix", "q4_0", "weights", LLAMA_WEIGHTS),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
-    Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa",)),
+    Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa", "llama.cpp+fa+plain")),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
     Entry("kv_int4", "fp32-kv4", "kv_cache", ("onnxruntime",)),
     Entry("kv_int4", "w8-g64-kv4", "kv_cache", ("onnxruntime",)),
@@ -140,12 +143,23 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
             name, *options = place.split("+")
             if name in asked:
                 made = candidate(entry, name, tuple(options), model_folder, device, asked[name])
-                found.append(made.model_copy(update={"excluded": untrained(entry.method, workload)}))
+                excluded = untrained(entry.method, workload) or needless(made, device.isa, asked[name])
+                found.append(made.model_copy(update={"excluded": excluded}))
     return tuple(found)
 
 
 def catalogue_of(device: Device) -> tuple[Entry, ...]:
     return GPU_CATALOGUE if device.kind == "cuda" else CATALOGUE
+
+
+def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
+    """Why the option `plain` is no candidate: what it avoids does not happen here."""
+    if made.refused or "plain" not in made.options:
+        return None
+    fast = tuple(option for option in made.options if option != "plain")
+    if crash(made.scheme, made.runtime, fast, isa, python):
+        return None
+    return "llama.cpp's fast layouts of weights run here: plain only avoids builds that crash in them"
 
 
 def untrained(method_name: str, workload: Workload) -> str | None:
@@ -160,6 +174,7 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
     made = scheme(entry.scheme)
     refused = no_arithmetic(made, device)
     refused = refused or refusal(name, python, None, session_options(name, options, made), device.isa)
+    refused = refused or crash(made, name, options, device.isa, python)
     if refused is None:
         method_name, made_of = recipe(entry.method, made, name)
         refused = method(method_name).refuse(model_folder, made_of, name)
