@@ -12,7 +12,7 @@ from types import ModuleType
 import pynvml
 import pytest
 
-from quantadvisor.advisor import cli, pipeline
+from quantadvisor.advisor import cli, first_contact, pipeline
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import Results
 from quantadvisor.kernels.gpu_fractions import reached
@@ -62,7 +62,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("QA_REAL_TORCH", str(runtime_file("torch")))
     monkeypatch.setenv("QA_ROOFS", json.dumps([virtual_cuda.READ_BYTES_PER_S, virtual_cuda.FLOPS_PER_S]))
+    monkeypatch.setenv("QA_GPU", "NVIDIA Virtual V1, sm_90")
+    monkeypatch.setenv("QA_CHECKED", str(tmp_path / "checked"))
     monkeypatch.setattr(gpu_peaks, "CHILD", Path(__file__).with_name("virtual_peaks.py"))
+    monkeypatch.setattr(first_contact, "CHILD", Path(__file__).with_name("virtual_selfcheck.py"))
     files = {name: tmp_path / "runtimes" / f"{name}.py" for name in virtual_cuda.FIXED_S}
     (tmp_path / "runtimes").mkdir()
     for file in files.values():
@@ -116,6 +119,8 @@ def the_planted_times_decide(found: Results) -> None:
     int4 = [one for one in found.candidates if one.runtime == "vllm" and one.scheme.name == "w4-g64-bf16" and one.measured]
     assert int4
     assert all("mean KL" in (one.excluded or "") for one in int4)
+    wrong = by_name["dynamic_int8-w8a8-bf16@triton"]
+    assert "w8a8 is wrong on NVIDIA Virtual V1" in (wrong.refused or "")
     crashed = by_name["rtn-w8-g64-bf16@vllm+cuda"]
     assert "illegal memory access" in (crashed.refused or "")
     assert found.verdict.speedup
