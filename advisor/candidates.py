@@ -37,6 +37,16 @@ artifact says it are not here."""
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
 
+TRITON_CACHES = (
+    ("kv_int8", "kv8-head", "kvint8"),
+    ("kv_int4", "kv4-head", "kvint4"),
+    ("kv_fp8", "kvf8-unit", "kvfp8"),
+    ("turboquant", "kv4-turbo", "kvturbo"),
+)
+"""Method, cache of the scheme, and the option of the triton runtime that stores it so."""
+WRITES = {"bf16": "none", "w4-g64-bf16": "gptq", "w8a8-bf16": "dynamic_int8", "fp8-bf16": "fp8"}
+"""Weights under a cache that is an option of vllm or triton -> the method that writes their artifact."""
+
 CATALOGUE = (
     Entry("none", "bf16", "none", ("torch", *LLAMA, *COMPRESSED)),
     Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
@@ -46,8 +56,8 @@ CATALOGUE = (
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
-    Entry("gptq", "w4-g64-bf16", "weights", ("vllm", "torch")),
-    Entry("awq", "w4-g64-bf16", "weights", ("vllm", "torch")),
+    Entry("gptq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
+    Entry("awq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("qlora", "nf4-b64-dq", "weights", ("onnxruntime",)),
@@ -77,6 +87,7 @@ CATALOGUE = (
     Entry("llm_qat", "w4a8-kv8-token", "activations", SIMULATED),
     Entry("zeroquant", "w4a8-g64", "activations", SIMULATED),
     Entry("fp8", "fp8", "activations", SIMULATED),
+    Entry("fp8", "fp8-bf16", "activations", ("triton",)),
     Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),
     Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
     Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
@@ -85,6 +96,11 @@ CATALOGUE = (
     Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
+    *(
+        Entry(method_name, f"{weights}-{cache}", "kv_cache", (f"triton+{option}",))
+        for weights in WRITES
+        for method_name, cache, option in TRITON_CACHES
+    ),
 )
 
 
@@ -134,9 +150,9 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
     """(method, scheme) of the artifact to build: outside ONNX a quantized cache is an option of the runtime, not of the
     artifact."""
-    if runtime_name == "vllm" and wanted.name.endswith("-kvf8-unit"):
-        plain = scheme(wanted.name.removesuffix("-kvf8-unit"))
-        return ("none" if plain.weights is None else "dynamic_int8"), plain
+    if runtime_name in COMPRESSED and wanted.quantizes_cache:
+        plain = scheme(wanted.name.partition("-kv")[0])
+        return WRITES.get(plain.name, method_name), plain
     if runtime_name in CACHE_OPTIONS and wanted.name.endswith("-kv8"):
         plain = scheme(wanted.name.removesuffix("-kv8"))
         writes = "gguf" if runtime_name == "llama.cpp" else "rtn"

@@ -3,8 +3,10 @@
 export_base   Hugging Face folder -> the same, in float32
 randomise     that folder -> the same with random weights: what ghosts are made of
 quantize_w8a8 that folder -> int8 weights per output channel; activations int8 per token while it runs; lm_head bfloat16
+quantize_fp8  the same in E4M3
 
-Format `int-quantized` of vllm-project/compressed-tensors 0.17: `weight` int8 [N, K] and `weight_scale` [N, 1] beside it.
+Formats `int-quantized` and `float-quantized` of vllm-project/compressed-tensors 0.17: `weight` int8 or float8_e4m3fn [N, K] and
+`weight_scale` [N, 1] beside it.
 """
 
 from __future__ import annotations
@@ -51,18 +53,41 @@ def stored(name: str, weight: Any) -> list[Named]:
     return [(name, torch.from_numpy(codes)), (f"{stem}weight_scale", torch.from_numpy(scale[:, None]).to(torch.bfloat16))]
 
 
+def quantize_fp8(base: Path, out: Path) -> None:
+    rewrite(base, out, stored_fp8, {"dtype": "bfloat16", "quantization_config": FP8})
+
+
+def stored_fp8(name: str, weight: Any) -> list[Named]:
+    """S = max|w| / 448 of each row, in float32; every other tensor in bfloat16."""
+    import torch
+
+    if not name.endswith("_proj.weight"):
+        return [in_half(name, weight, "bfloat16")]
+    scale = (weight.float().abs().amax(1, keepdim=True) / 448).clamp(min=torch.finfo(torch.float32).tiny)
+    codes = (weight.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return [(name, codes), (f"{name.removesuffix('weight')}weight_scale", scale)]
+
+
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
-W8A8 = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "quantization_status": "compressed",
-    "ignore": ["lm_head"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": INT8 | {"strategy": "channel", "dynamic": False},
-            "input_activations": INT8 | {"strategy": "token", "dynamic": True},
-        }
-    },
-}
+E4M3 = INT8 | {"type": "float"}
+
+
+def settings(form: str, number: dict[str, Any]) -> dict[str, Any]:
+    """Weights per channel, activations per token while it runs."""
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": number | {"strategy": "channel", "dynamic": False},
+                "input_activations": number | {"strategy": "token", "dynamic": True},
+            }
+        },
+    }
+
+
+W8A8, FP8 = settings("int-quantized", INT8), settings("float-quantized", E4M3)
 """Its words: https://github.com/vllm-project/compressed-tensors, quantization/quant_args.py and quant_config.py."""
