@@ -84,9 +84,8 @@ def try_serve(server: str, folder: Path, choice: Candidate, python: str) -> Serv
     cache = "".join(f" --cache {option}" for option in choice.options if choice.runtime == server == "triton")
     code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint, cache=cache)
     shown = "python" if python == sys.executable else shlex.quote(python)
-    command = (
-        f"{shown} {code}" if code.startswith("-m ") else f'{shown} -c "{code}"'
-    )  # COMMANDS hold nothing that a shell reads between double quotes
+    called = code if code.startswith("-m ") else f'-c "{code}"'  # COMMANDS hold nothing that a shell reads in double quotes
+    command = f"{shown} {called}"
     line = shlex.quote(python) + command.removeprefix(shown)
     try:
         done = subprocess.run(
