@@ -13,6 +13,7 @@ from quantadvisor.documents import Artifact, Candidate, Serve
 from quantadvisor.methods.formats.folders import link_or_copy
 from quantadvisor.profiling.environments import interpreter_of
 
+from .candidates import session_options
 from .model_cache import sha256_of
 
 PROMPT = "The capital of France is"
@@ -81,7 +82,8 @@ def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python
 def try_serve(server: str, folder: Path, choice: Candidate, python: str) -> Serve:
     """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt."""
     hint = "bf16" if "bf16" in choice.options else "f32"
-    cache = "".join(f" --cache {option}" for option in choice.options if choice.runtime == server == "triton")
+    options = session_options(choice.runtime, choice.options, choice.scheme)
+    cache = "".join(f" --cache {option}" for option in options if choice.runtime == server == "triton")
     code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint, cache=cache)
     shown = "python" if python == sys.executable else shlex.quote(python)
     called = code if code.startswith("-m ") else f'-c "{code}"'  # COMMANDS hold nothing that a shell reads in double quotes

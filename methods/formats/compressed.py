@@ -5,8 +5,8 @@ randomise     that folder -> the same with random weights: what ghosts are made 
 quantize_w8a8 that folder -> int8 weights per output channel; activations int8 per token while it runs; lm_head bfloat16
 quantize_fp8  the same in E4M3
 
-Formats `int-quantized` and `float-quantized` of vllm-project/compressed-tensors 0.17: `weight` int8 or float8_e4m3fn [N, K] and
-`weight_scale` [N, 1] beside it.
+Formats `int-quantized` and `float-quantized` of vllm-project/compressed-tensors 0.17: `weight` int8 or float8_e4m3fn
+[N, K] and `weight_scale` [N, 1] beside it.
 """
 
 from __future__ import annotations
@@ -58,25 +58,26 @@ def quantize_fp8(base: Path, out: Path) -> None:
 
 
 def stored_fp8(name: str, weight: Any) -> list[Named]:
-    """S = max|w| / 448 of each row, in float32; every other tensor in bfloat16."""
+    """A linear's weight in E4M3 with S = max|w| / 448 of each row; every other tensor in bfloat16."""
     import torch
 
     if not name.endswith("_proj.weight"):
         return [in_half(name, weight, "bfloat16")]
-    scale = (weight.float().abs().amax(1, keepdim=True) / 448).clamp(min=torch.finfo(torch.float32).tiny)
-    codes = (weight.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    scale = (weight.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / E4M3_MAX).to(torch.bfloat16)
+    codes = (weight.float() / scale.float()).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     return [(name, codes), (f"{name.removesuffix('weight')}weight_scale", scale)]
 
 
+E4M3_MAX = 448.0
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
-E4M3 = INT8 | {"type": "float"}
+FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
 
 
-def settings(form: str, number: dict[str, Any]) -> dict[str, Any]:
-    """Weights per channel, activations per token while it runs."""
+def settings(format_name: str, number: dict[str, Any]) -> dict[str, Any]:
+    """`quantization_config` of weights per channel and activations per token, both in that number format."""
     return {
         "quant_method": "compressed-tensors",
-        "format": form,
+        "format": format_name,
         "quantization_status": "compressed",
         "ignore": ["lm_head"],
         "config_groups": {
@@ -89,5 +90,6 @@ def settings(form: str, number: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-W8A8, FP8 = settings("int-quantized", INT8), settings("float-quantized", E4M3)
+W8A8 = settings("int-quantized", INT8)
+FP8 = settings("float-quantized", FLOAT8)
 """Its words: https://github.com/vllm-project/compressed-tensors, quantization/quant_args.py and quant_config.py."""

@@ -83,7 +83,7 @@ def test_floats_shrug_at_planted_outliers(planted: Path, tokens: np.ndarray) -> 
 def test_triton_gets_a_folder_and_no_one_else_does(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     form = scheme("fp8-bf16")
     assert fp8.refuse(llama, form, "triton") is None
-    assert "writes nothing for triton" in str(fp8.refuse(llama, scheme("fp8-block"), "triton"))
+    assert "fp8-bf16 is written for triton" in str(fp8.refuse(llama, scheme("fp8-block"), "triton"))
     fp8.apply(llama, form, "triton", tokens, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["format"] == "float-quantized"
     with pytest.raises(CandidateFailed, match="multiplies no FP8"):

@@ -38,10 +38,10 @@ def test_fp8_codes_are_torchs_own_and_the_library_reads_them(llama: Path, tmp_pa
     exact, state = load_file(llama / "model.safetensors"), load_file(tmp_path / "fp8" / "model.safetensors")
     for name in [name for name in exact if name.endswith("_proj.weight")]:
         codes, scale = state[name], state[name.removesuffix("weight") + "weight_scale"]
-        assert (codes.dtype, scale.dtype, tuple(scale.shape)) == (torch.float8_e4m3fn, torch.float32, (len(codes), 1))
-        assert (codes.float().abs().amax(1) == 448).all()  # the largest of a row is the largest code
-        error = (codes.float() * scale - exact[name]).abs()
-        assert (error <= exact[name].abs() * 2**-4 * 1.001 + scale * 2**-10).all()  # half of 2^-3, or half a subnormal
+        assert (codes.dtype, scale.dtype, tuple(scale.shape)) == (torch.float8_e4m3fn, torch.bfloat16, (len(codes), 1))
+        assert (codes.float().abs().amax(1) >= 416).all()  # the largest of a row: 448, or its neighbour as the scale was rounded
+        error = (codes.float() * scale.float() - exact[name]).abs()
+        assert (error <= exact[name].abs() * (2**-4 + 2**-8) + scale * 2**-10).all()  # half of 2^-3, clipping, half a subnormal
     library = pytest.importorskip("compressed_tensors.quantization")
     settings = json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]
     group = library.QuantizationConfig.model_validate(settings).config_groups["group_0"]
