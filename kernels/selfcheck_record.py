@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from quantadvisor.documents import SelfCheck
 
-SHIPPED = Path(__file__).parent / "gpu" / "selfcheck"
+SHIPPED = Path(__file__).parent / "gpu_reports"
 """Reports that users sent: `selfcheck.json` of `advisor selfcheck` on a GPU, one file a GPU model."""
 
 
