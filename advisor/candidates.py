@@ -165,6 +165,15 @@ def catalogue_of(device: Device) -> tuple[Entry, ...]:
     return GPU_CATALOGUE if device.kind == "cuda" else CATALOGUE
 
 
+def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
+    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda`."""
+    if device.kind != "cuda":
+        return tuple(places)
+    there = {place for entry in GPU_CATALOGUE for place in entry.runtimes}
+    moved = ("+".join((name, "cuda", *options)) for name, *options in (place.split("+") for place in places))
+    return tuple(place for place in moved if place in there)
+
+
 def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
     """Why the option `plain` is no candidate: what it avoids does not happen here."""
     if made.refused or "plain" not in made.options:
