@@ -212,10 +212,11 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 
 def no_arithmetic(made: Scheme, device: Device) -> str | None:
-    """Why a GPU has no products of a scheme; None where it has, and for a CPU, of which its runtimes know."""
-    if device.kind != "cuda":
+    """Why a GPU has no products of a scheme; None where it has or does not tell, and for a CPU, of which its runtimes know."""
+    has = capability(device)
+    if not has:
         return None
-    has, known = capability(device), device.gpus[0].compute_capability
+    known = device.gpus[0].compute_capability
     if made.activations is not None and made.activations.number == "float" and has < FIRST_FP8:
         return f"{device.name} (compute capability {known}) has no FP8 products: those begin with 8.9"
     if made.compute == "bf16" and has < FIRST_BF16:
@@ -299,7 +300,7 @@ def baseline_name(workload: Workload, device: Device, already_quantized: str | N
     if workload.baseline != "auto":
         return workload.baseline
     if device.kind == "cuda":
-        return candidate_name("none", "bf16" if capability(device) >= FIRST_BF16 else "fp16", "torch", ("cuda",))
+        return candidate_name("none", "fp16" if 0 < capability(device) < FIRST_BF16 else "bf16", "torch", ("cuda",))
     hardware = {"amx_bf16", "avx512_bf16"} & set(device.isa)
     half = hardware and (already_quantized is not None or dtype in ("float32", "bfloat16"))
     return candidate_name("none", "bf16" if half else "fp32", "torch")
