@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -60,13 +61,12 @@ class Home:
 
     def begin_import(self) -> None:
         """Lets the process import its runtime; `end_import` waits for that. What fails there shows again when it is asked."""
-        self.process.send({"import": module_of(self.runtime)})
+        with suppress(CandidateFailed):
+            self.process.send({"import": module_of(self.runtime)})
 
     def end_import(self) -> None:
-        try:
+        with suppress(CandidateFailed):
             self.process.receive("its import", IMPORT_LIMIT_S)
-        except CandidateFailed:
-            return
 
     def take(self, points: Sequence[Point], end: float) -> list[KernelTiming]:
         """Timings or refusals of points of one kernel and one M; an answer is waited for a little beyond `end`."""

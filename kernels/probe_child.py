@@ -17,8 +17,8 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from quantadvisor.kernels.problem import Prepared, Problem, inputs
@@ -29,19 +29,23 @@ TIGHT = 0.02
 MOST_FLUSHING_THREADS = 8
 
 
-@lru_cache(maxsize=1)
-def flusher(size: int, threads: int) -> Callable[[], object] | None:
-    """Reads `size` bytes, which leaves little else in the caches; None for 0. To make them costs more than many a timing."""
-    if size <= 0:
-        return None
-    from concurrent.futures import ThreadPoolExecutor
+class Flusher:
+    """Reads bytes of a buffer that grows, with several threads: the making costs more than many a timing."""
 
-    import numpy as np
+    def __init__(self) -> None:
+        self._buffer: Any = ()
+        self._pool = ThreadPoolExecutor(MOST_FLUSHING_THREADS)
 
-    threads = min(threads, MOST_FLUSHING_THREADS)
-    parts = np.array_split(np.ones(size // 8, dtype=np.int64), threads)
-    pool = ThreadPoolExecutor(threads)
-    return lambda: list(pool.map(np.max, parts))
+    def reading(self, size: int, threads: int) -> Callable[[], object] | None:
+        """Reads `size` bytes, which leaves little else in the caches; None for 0."""
+        import numpy as np
+
+        if size <= 0:
+            return None
+        if len(self._buffer) < size // 8:
+            self._buffer = np.ones(size // 8, dtype=np.int64)
+        parts = np.array_split(self._buffer[: size // 8], min(threads, MOST_FLUSHING_THREADS))
+        return lambda: list(self._pool.map(np.max, parts))
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Bench:
     kernel: tuple[str, str] = ("", "")
     prepared: dict[Problem, Prepared] = field(default_factory=dict)
     operators: dict[tuple[int, int], str] = field(default_factory=dict)
+    flusher: Flusher = field(default_factory=Flusher)
 
     def turn_to(self, kernel: tuple[str, str]) -> None:
         if kernel != self.kernel:
@@ -84,7 +89,7 @@ def time_probe(request: dict[str, Any], bench: Bench) -> dict[str, Any]:
         limit_s=request["limit_s"],
         tight=TIGHT,
         once=request["cold"],
-        before_round=flusher(request["flush_bytes"], request["threads"]),
+        before_round=bench.flusher.reading(request["flush_bytes"], request["threads"]),
     )
     return {
         "timings": [

@@ -69,7 +69,8 @@ class ProbeProcess:
     def receive(self, what: str, timeout_s: float) -> dict[str, Any]:
         """The answer to what was sent, which `what` names."""
         process = self._process
-        assert process is not None
+        if process is None:
+            raise CandidateFailed(f"{DIED} before it answered")
         assert process.stdout is not None
         deadline, answer = time.monotonic() + timeout_s, b""
         while not answer.endswith(b"\n"):
