@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 PARTS = ("linears", "attention", "cache")
 RANGE = "quantadvisor."
-LINEAR = frozenset({"w4a16_kernel", "w8a8_kernel", "fp8_kernel"})
+LINEAR = frozenset({"w4a16_kernel", "w8a8_kernel"})
 """Kernels that multiply quantized weights."""
 UNSEEN = "torch's profiler saw no kernel on the device (CUPTI not permitted?): counts are of launches, and no time is known"
 

@@ -121,6 +121,18 @@ def swapped(path: str, device: str) -> Any:
     return model.to(device).eval()
 
 
+def problems_of(model: Any, kind: str) -> list[tuple[str, tuple[int, int, int]]]:
+    """What is timed on a GPU that has not met it before: each linear and its cache's attention, at several numbers of rows."""
+    from quantadvisor.kernels.triton_tuning import ATTENDING, ATTENTION_ROWS, ROWS
+
+    config = model.config
+    heads, held = config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    linears = dict.fromkeys(one.problem for one in model.modules() if hasattr(one, "problem"))
+    attending = [] if kind == "16 bit" else [(f"{ATTENDING}{kind}", (rows, heads // held, width)) for rows in ATTENTION_ROWS]
+    return [*((name, (rows, n, k)) for name, n, k in linears for rows in ROWS), *attending]
+
+
 class TritonSession:
     """See docs/architecture.md for the methods of a session. `device` "cpu": triton's interpreter, for tests."""
 
@@ -135,6 +147,10 @@ class TritonSession:
         self.device = device
         self.kind = CACHES[options[0]] if options else "16 bit"
         self.model = swapped(path, device)
+        if device == "cuda":
+            from quantadvisor.kernels.triton_tuning import tune_here
+
+            tune_here(problems_of(self.model, self.kind))
         self.places: Any = None
         self.cache: Any = None
         self.graph: Any = None

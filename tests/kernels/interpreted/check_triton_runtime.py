@@ -207,7 +207,7 @@ def test_what_is_launched_is_written_down(folders: dict[str, Path]) -> None:
     seen = session.operators(PROMPT, batch=2)
     assert (seen["decode"]["linears"], seen["decode"]["quantized_linears"]) == (15, 14)
     counts = {one["name"]: one["count"] for one in seen["decode"]["operators"]}
-    assert counts["w8a8_kernel"] == counts["quantize_int8_kernel"] == 14
+    assert counts["w8a8_kernel"] == counts["quantize_rows_kernel"] == 14
     assert counts["attend_kernel"] == counts["join_kernel"] == 2
     assert "attend_kernel" not in {one["name"] for one in seen["prefill"]["operators"]}
     precision = {one["name"]: one["precision"] for one in seen["decode"]["operators"] if one["precision"]}
