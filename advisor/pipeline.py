@@ -42,6 +42,7 @@ from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
 from .device_choice import chosen_device
 from .diagnose import diagnose, options_of, split
+from .first_contact import check_kernels, proven
 from .ghosts import ghost_of
 from .model_source import resolve_model
 from .predict import EIGHT_BIT_SHARE, Probes
@@ -96,6 +97,9 @@ class Run:
         writable(out)
         with progress.stage("Device"):
             device = chosen_device(workload)
+        if device.kind == "cuda":
+            with progress.stage("Triton kernels on this GPU"):
+                check_kernels(workload, device, progress.say)
         check_runtimes(workload, device)
         with progress.stage("Model"):
             model = load_model(workload, progress)
@@ -131,8 +135,8 @@ class Run:
     def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...], BaselineRun]:
         """The last: the baseline with its rounds beside the ghosts, where it could run there."""
         context, stages = self.context, self.stages
-        candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
-        candidates += self.given
+        candidates = enumerate_candidates(context.workload, context.model_folder, context.device) + self.given
+        candidates = proven(candidates, context.device)
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)

@@ -63,6 +63,11 @@ def no_gpu() -> str | None:
     return f"needs an NVIDIA GPU, which torch does not find here ({built}); never run on one; {ELSEWHERE}"
 
 
+def on_gpu(options: tuple[str, ...]) -> bool:
+    """Always: its kernels are for nothing else."""
+    return True
+
+
 def settings(path: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     return found
