@@ -49,8 +49,8 @@ def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
     found = [f"decode-attention-{CACHES[one]}" for one in options]
     if config.get("format") == "pack-quantized":
         weights = [one["weights"] for one in config["config_groups"].values()]
-        zeros = [] if all(one.get("symmetric", True) for one in weights) else ["w4a16-g64-asymmetric"]
-        return [*(f"w4a16-g{group}" for group in sorted({one["group_size"] for one in weights})), *zeros, *found]
+        kinds = {f"w4a16-g{one['group_size']}{'' if one.get('symmetric', True) else '-asymmetric'}" for one in weights}
+        return [*sorted(kinds), *found]
     return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
 
 

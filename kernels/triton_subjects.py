@@ -56,7 +56,7 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
         at = " {}x{}x{}".format(*sizes)
         for group in (32, 64, 128):
             made[f"w4a16-g{group}{at}"] = partial(_int4, device, sizes, group, asymmetric=False)
-        made["w4a16-g64-asymmetric" + at] = partial(_int4, device, sizes, 64, asymmetric=True)
+            made[f"w4a16-g{group}-asymmetric{at}"] = partial(_int4, device, sizes, group, asymmetric=True)
         made["w8a16" + at] = partial(_int8_weights, device, sizes)
         made["codebook-nf4" + at] = partial(_codebook, device, sizes)
         made["dequantize-int4" + at] = partial(_dequantize, device, sizes)
@@ -81,10 +81,7 @@ def product(name: str, device: str, sizes: Sizes) -> Subject:
 
 
 COMPILED = {
-    "w4a16-g32": "w4a16/g32",
-    "w4a16-g64": "w4a16/g64",
-    "w4a16-g64-asymmetric": "w4a16/g64",
-    "w4a16-g128": "w4a16/g128",
+    **{f"w4a16-g{group}{kind}": f"w4a16/g{group}" for group in (32, 64, 128) for kind in ("", "-asymmetric")},
     "w8a16": "w8a16/channel",
     "codebook-nf4": "codebook/g64",
     "dequantize-int4": "dequantize/symmetric-g64",
