@@ -330,5 +330,5 @@ def cases(sm: int) -> list[Case]:
 
 def tried(sm: int) -> list[Case]:
     """What timing on a device may choose instead (`triton_tuning.py`), for heads 128 wide."""
-    tiles = Tile(16, 128, 128, warps=8, stages=2), Tile(16, 64, 128, warps=8, stages=2)
-    return [case(f"decode-attention-{kind}/{tile.label}", kind, 128, 4, tile, sm) for kind in CODES for tile in tiles]
+    tile = Tile(16, 128, 128, warps=8, stages=2)
+    return [case(f"decode-attention-{kind}/{tile.label}", kind, 128, 4, tile, sm) for kind in CODES]

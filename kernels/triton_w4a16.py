@@ -103,12 +103,7 @@ def tile_for(m: int, group: int, sm: int) -> Tile:
 
 def tiles_tried(group: int) -> tuple[Tile, ...]:
     """What timing on a device may choose instead (`triton_tuning.py`)."""
-    return (
-        Tile(16, 128, group, warps=4, stages=3),
-        Tile(16, 32, group, warps=4, stages=4),
-        Tile(32, 128, group, warps=8, stages=3),
-        Tile(128, 128, group, warps=8, stages=2),
-    )
+    return Tile(16, 128, group, warps=4, stages=3), Tile(32, 128, group, warps=8, stages=3)
 
 
 def w4a16(
