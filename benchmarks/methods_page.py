@@ -11,15 +11,18 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 from methods_encoder import section
 from methods_rows import Known, Row, Speed
 
-from quantadvisor.documents import Device, Figure, Interval
+from quantadvisor.documents import Device, Figure, Interval, Inventory
 from quantadvisor.methods.registry import METHODS
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.ledger import bytes_of_cache
 from quantadvisor.profiling.text import TextSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,15 +79,15 @@ EXPECTED = (
 """(what the literature lets one expect on average, the better row, the worse row)"""
 
 
-def page(known: Known, device: Device, text: TextSource, tokens: int, wanted: int) -> str:
-    """Markdown. Grouped by the tensor that a method shrinks, in each group by bytes."""
+def page(known: Known, device: Device, inventory: Inventory, text: TextSource, tokens: int, wanted: int) -> str:
+    """Markdown. A table for each tensor that methods shrink, in it the smallest last."""
     rows = list(known.rows.values())
     speeds = speeds_of_one_machine(known, device.fingerprint)
     parts = [head(rows, speeds, text, tokens, wanted)]
     for target, title in TITLES.items():
-        chosen = [row for row in rows if row.target == target and row.quality]
-        if chosen:
-            parts.append(f"## {title}\n\n" + table(chosen, speeds))
+        sizes = {row.name: size_of(row, inventory) for row in rows if row.target == target and row.quality}
+        if sizes:
+            parts.append(f"## {title}\n\n" + table(known.rows, sizes, speeds))
     parts.append("## An encoder: all-MiniLM-L6-v2, simulated\n\n" + section(list(known.encoder.values())))
     parts.append("## Expected order, and what was seen\n\n" + expected(known.rows))
     if missing := [row for row in rows if row.kind in ("refused", "failed")]:
@@ -108,7 +111,8 @@ def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, tok
         f" {'; '.join(machines) or '-'}. Speeds: {timed or 'none yet'}.\n\n"
         "How to read it. Choose by bytes and by KL, the mean distance of the next token's distribution from the fp32 model's:"
         " below 0.01 nats nobody sees it, at 0.1 about one token in ten differs, from 0.5 the model is another one. *top-1* is"
-        " how often the most likely token stays the same.\n\n"
+        " how often the most likely token stays the same. **Bold**: no other row of the table that ran is as small and nearer to"
+        " the model.\n\n"
         "*measured*: the artifact was built and ran in the runtime named; *int* counts the linears that ran as quantized"
         " operators. *decode* and *prefill* are the unquantized model's time in the same runtime over this one's (above 1:"
         " faster), 128 tokens in and 32 out, in turns, on an idle machine. *simulated*: fake quantization in fp32, since no"
@@ -138,22 +142,48 @@ COLUMNS = ("method-scheme", "class", "runtime", "MB", "of plain", "KL, nats", "p
            "decode", "prefill", "int")  # fmt: skip
 
 
-def table(rows: Iterable[Row], speeds: Mapping[str, Speed]) -> str:
+class Size(NamedTuple):
+    """`share`: of the unquantized form."""
+
+    words: str
+    share: float
+
+
+def size_of(row: Row, inventory: Inventory) -> Size:
+    """Of the weights; where only the cache shrinks, of the cache for a token of context (modelled)."""
+    if row.target == "kv_cache":
+        made = scheme(row.scheme)
+        mine, plain = (bytes_of_cache(inventory, one, 1, 1) for one in (made, scheme("fp32")))
+        return Size(f"{mine / 1e3:.1f} kB a token", mine / plain)
+    if not row.bytes or not row.plain_bytes:
+        return Size("", 1.0)
+    return Size(f"{row.bytes / 1e6:.0f}", row.bytes / row.plain_bytes)
+
+
+def table(rows: Mapping[str, Row], sizes: Mapping[str, Size], speeds: Mapping[str, Speed]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 3 + "---:|" * (len(COLUMNS) - 3)]
-    return "\n".join([*lines, *(line(row, speeds.get(row.name)) for row in rows)]) + "\n"
+    best = undominated([rows[name] for name in sizes], sizes)
+    for name in sorted(sizes, key=lambda name: -sizes[name].share):
+        lines.append(line(rows[name], sizes[name], speeds.get(name), name in best))
+    return "\n".join(lines) + "\n"
 
 
-def line(row: Row, speed: Speed | None) -> str:
+def undominated(rows: Sequence[Row], sizes: Mapping[str, Size]) -> set[str]:
+    """Of the rows that ran: those than which none is both as small and nearer to the model."""
+    ran = [(row.name, sizes[row.name].share, row.quality.kl.mean) for row in rows if row.quality and row.kind == "measured"]
+    return {name for name, size, kl in ran if not any(other <= size and nearer < kl for _, other, nearer in ran)}
+
+
+def line(row: Row, size: Size, speed: Speed | None, best: bool) -> str:
     q = row.quality
     assert q is not None
     passkey = "" if q.passkey_found is None else (", passkey found" if q.passkey_found else ", **passkey lost**")
-    share = f"{row.bytes / row.plain_bytes:.2f}" if row.bytes and row.plain_bytes else ""
     cells = (
-        f"`{row.name}`",
+        f"**`{row.name}`**" if best else f"`{row.name}`",
         row.kind,
         row.place or "",
-        f"{row.bytes / 1e6:.0f}" if row.bytes else "",
-        share,
+        size.words,
+        f"{size.share:.2f}",
         f"{interval(q.kl)}{passkey}",
         f"{q.perplexity:.2f}",
         f"{q.top1.mean:.3f}",

@@ -86,7 +86,8 @@ def main() -> None:
     in_order = Known({n: known.rows[n] for m, s in wanted(()) if (n := f"{m}-{s.name}") in known.rows}, known.speeds,
                      known.encoder)  # fmt: skip
     write(beside, in_order)
-    write_text(asked.page, page(in_order, context.device, context.evaluation[1], EVALUATION_TOKENS, len(wanted(()))))
+    made = page(in_order, context.device, context.inventory, context.evaluation[1], EVALUATION_TOKENS, len(wanted(())))
+    write_text(asked.page, made)
     print(f"written to {asked.page}: {len(in_order.rows)} of {len(wanted(()))} rows")
 
 
@@ -172,8 +173,9 @@ def wanted(names: Sequence[str]) -> list[tuple[str, Scheme]]:
 
 
 def cheapest_first(pairs: Iterable[tuple[str, Scheme]]) -> list[tuple[str, Scheme]]:
-    """What rounds, then what goes through the model layer by layer, then what trains."""
-    return sorted(pairs, key=lambda pair: (trains(pair[0]), pair[0] in SEARCHED))
+    """What rounds, then what computes in bfloat16 (slow on a CPU that has no instructions for it), then what goes through
+    the model layer by layer, then what trains."""
+    return sorted(pairs, key=lambda pair: (trains(pair[0]), pair[0] in SEARCHED, pair[1].compute == "bf16"))
 
 
 def context_of(model: str, out: Path, threads: int | None = None) -> Context:
