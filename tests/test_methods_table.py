@@ -23,7 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/methods_table.py, which finds its neighbour in its own folder."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("methods_table", "methods_page", "methods_encoder", "methods_rows", "methods_simulation", "methods_speeds"):
+    for name in (
+        "methods_table",
+        "methods_page",
+        "methods_encoder",
+        "methods_rows",
+        "methods_simulation",
+        "methods_speeds",
+        "methods_oracles",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("methods_table", ROOT / "benchmarks" / "methods_table.py")
     assert spec and spec.loader
@@ -56,7 +64,7 @@ ENCODED = {"model": "e", "name": "rtn-w8-g64", "target": "weights", "distance": 
 
 
 def known(table: ModuleType, *records: Any) -> Any:
-    found = table.Known({}, {}, {})
+    found = table.Known({}, {}, {}, {})
     for record in records:
         found.add(record)
     return found
@@ -67,7 +75,7 @@ def asked(*names: str, **given: bool) -> Namespace:
 
 
 def test_every_method_has_an_oracle_and_its_test_exists(table: ModuleType) -> None:
-    oracles = sys.modules["methods_page"].ORACLES
+    oracles = sys.modules["methods_oracles"].ORACLES
     for name in METHODS:
         file, function = oracles[name][1].split("::")
         tree = ast.parse((ROOT / "tests" / "methods" / file).read_text())
@@ -207,13 +215,12 @@ def test_orders_that_do_not_hold_are_said(table: ModuleType) -> None:
 
 
 @pytest.fixture
-def written(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def written(table: ModuleType) -> Callable[..., str]:
     """The page of some records, as the machine "here" writes it."""
     page = sys.modules["methods_page"]
-    monkeypatch.setattr(page, "verdicts", lambda named: dict.fromkeys(named, "agrees"))
-    device = SimpleNamespace(fingerprint="here")
-    source = SimpleNamespace(name="text", licence="PSF")
-    return lambda *records: page.page(known(table, *records), device, SMOLLM2, source, 2048, 114)
+    context = SimpleNamespace(device=SimpleNamespace(fingerprint="here"), inventory=SMOLLM2,
+                              evaluation=(None, SimpleNamespace(name="text", licence="PSF")))  # fmt: skip
+    return lambda *records: page.page(known(table, *records), context, 114, "code")
 
 
 def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Callable[..., str]) -> None:
@@ -227,7 +234,7 @@ def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Cal
     assert "| **`rtn-w4-g64`** | measured | onnxruntime | 100 | 0.25 |" in text
     assert "| `kbit-nf4-b64` | simulated |" in text
     assert "- `obq-w4-g64` refused: 46 hours \\| at least" in text
-    assert text.count("| agrees |") == len(METHODS)
+    assert text.count("| not asked yet |") == len(METHODS)
 
 
 def test_a_cache_is_judged_by_its_own_bytes_and_what_is_beaten_is_not_bold(
@@ -287,11 +294,39 @@ def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str
 
 
 def test_verdicts_are_pytests(table: ModuleType) -> None:
-    page = sys.modules["methods_page"]
+    oracles = sys.modules["methods_oracles"]
     named = {
         "rtn": ("closed form", "test_affine.py::test_half_goes_to_even_and_zero_stays_zero"),
         "awq": ("", "test_affine.py::test_nowhere"),
     }
-    assert page.verdicts(named) == {"rtn": "**did not run**", "awq": "**did not run**"}  # pytest refuses a name that is not there
+    # pytest refuses a name that is not there
+    assert oracles.verdicts(named) == {"rtn": "**did not run**", "awq": "**did not run**"}
     del named["awq"]
-    assert page.verdicts(named) == {"rtn": "agrees"}
+    assert oracles.verdicts(named) == {"rtn": "agrees"}
+
+
+def test_an_oracle_is_asked_again_when_the_code_changed_or_it_was_skipped(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Callable[..., str]
+) -> None:
+    oracles = sys.modules["methods_oracles"]
+    asked: list[str] = []
+
+    def verdicts(named: dict[str, Any]) -> dict[str, str]:
+        asked.extend(named)
+        return {name: "skipped here: no llama.cpp" if name == "gguf" else "agrees" for name in named}
+
+    monkeypatch.setattr(oracles, "verdicts", verdicts)
+    monkeypatch.setattr(oracles, "code_digest", lambda: "code")
+    kept, found = tmp_path / "rows.jsonl", known(table)
+    oracles.fill(found, kept)
+    assert asked == list(METHODS)
+    again = sys.modules["methods_rows"].read((kept,), "m", "t")
+    assert again == found
+    oracles.fill(again, kept)
+    assert asked[len(METHODS) :] == ["gguf"]
+    text = written(*again.verdicts.values(), again.verdicts["rtn"].model_copy(update={"code": "older"}))
+    assert text.count("| agrees |") == len(METHODS) - 2
+    assert "| agrees (as the code was before) |" in text and "| skipped here: no llama.cpp |" in text
+    monkeypatch.setattr(oracles, "code_digest", lambda: "new code")
+    oracles.fill(again, kept)
+    assert asked[len(METHODS) + 1 :] == list(METHODS)
