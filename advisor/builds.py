@@ -131,7 +131,7 @@ def run_build(build: Build) -> Built:
     """In the child: apply the method; the reason instead of a traceback."""
     import numpy as np
 
-    from quantadvisor.profiling.worker import reset_peak, status_bytes
+    from quantadvisor.profiling.memory import reset_peak, status_bytes
 
     warm_libraries(build.runtime)
     calibration = np.load(build.calibration)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Scheme, SourceCheckpoint, Workload, canonical
+from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.measure import prompt_batch
 from quantadvisor.profiling.runtimes.registry import runtime_file
@@ -145,17 +146,18 @@ class Context:
         return RunningWorker(
             runtime_file(runtime),
             artifact,
-            session_options(runtime, options, scheme.quantizes_cache),
+            session_options(runtime, options, scheme),
             self.device.threads,
             time_limit_s=600.0,
             python=self.interpreter(runtime),
             memory_limit_bytes=self.worker_memory_bytes,
+            environment=gpus.environment(self.device),
         )
 
     @property
     def worker_memory_bytes(self) -> int:
-        """What one candidate may use before it is killed."""
-        return int(self.device.memory_bytes * 0.8)
+        """What one candidate may use of the machine's memory before it is killed; a GPU's own is not counted in it."""
+        return int((self.device.host_memory_bytes or self.device.memory_bytes) * 0.8)
 
     def worker_of(self, candidate: Candidate) -> RunningWorker:
         artifact = self.build_of(candidate).out

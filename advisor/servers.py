@@ -12,6 +12,7 @@ import secrets
 
 from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
 from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.ledger import bytes_of_cache
 from quantadvisor.profiling.quality import quality_of
@@ -64,9 +65,10 @@ def own_server(context: Context, candidate: Candidate) -> Served:
     traffic, python = context.workload.traffic, context.interpreter(candidate.runtime)
     need = bytes_of_cache(context.inventory, candidate.scheme, traffic.context_length, traffic.concurrency, plain_bytes=2)
     port, model = free_port(), f"quantadvisor-{secrets.token_hex(4)}"
-    options = session_options(candidate.runtime, candidate.options, candidate.scheme.quantizes_cache)
+    options = session_options(candidate.runtime, candidate.options, candidate.scheme)
     path, threads = str(context.build_of(candidate).out), context.device.threads
-    launch = Launch(*vllm.server(path, options, port, model, ROOM * need, threads), port, model)
+    arguments, variables = vllm.server(path, options, port, model, ROOM * need, threads)
+    launch = Launch(arguments, variables | gpus.environment(context.device), port, model)
     server = OwnServer(python, launch, threads, START_LIMIT_S, context.worker_memory_bytes)
     return Served(server, context.model_folder, model, python=python)
 

@@ -274,9 +274,12 @@ def test_the_page_says_why_there_is_no_encoder(table: ModuleType, written: Calla
 
 def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str]) -> None:
     """This one, else that which timed most; a row that it did not time says so, and what cannot be timed says nothing."""
-    rows = [planted(table, "rtn", "w4-g64", 0.5), planted(table, "rtn", "w8-g64", 0.1),
-            planted(table, "kbit", "nf4-b64", 0.2, kind="simulated"),
-            planted(table, "none", "fp32", 0.0, target="none")]  # fmt: skip
+    rows = [
+        planted(table, "rtn", "w4-g64", 0.5),
+        planted(table, "rtn", "w8-g64", 0.1),
+        planted(table, "kbit", "nf4-b64", 0.2, kind="simulated"),
+        planted(table, "none", "fp32", 0.0, target="none"),
+    ]
     there = [timed(table, "rtn-w4-g64", "there", 3.0), timed(table, "rtn-w8-g64", "there", 4.0)]
 
     def speeds(text: str) -> dict[str, str]:

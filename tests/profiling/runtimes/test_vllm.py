@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
-import venv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,35 +51,13 @@ def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "no config.json" in str(runtime.refuse(str(tmp_path), (), ()))
 
 
-@pytest.mark.parametrize(
-    ("built_for", "driver", "said"),
-    [
-        ("None", None, None),
-        ("'13.0'", None, "no NVIDIA driver is here: make runtime-vllm"),
-        ("'13.0'", 12040, "the NVIDIA driver runs CUDA up to 12.4, this vLLM is built for CUDA 13.0: update the driver"),
-        ("'12.8'", 12040, None),
-        ("'12.8'", 13000, None),
-    ],
-)
-@pytest.mark.skipif(shutil.which("cc") is None, reason="a stand-in for libcuda needs a C compiler")
-def test_a_driver_older_than_the_build_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_for: str, driver: int | None, said: str | None
-) -> None:
-    """Asked in an environment whose torch is built for CUDA, on a machine whose libcuda is a stand-in."""
-    venv.create(tmp_path / "environment")
-    site = next((tmp_path / "environment" / "lib").glob("python*/site-packages"))
-    for package in ("vllm", "torch"):
-        (site / package).mkdir()
-        (site / package / "__init__.py").touch()
-    (site / "torch" / "version.py").write_text(
-        f"from typing import Optional\n__version__ = '2'\ncuda: Optional[str] = {built_for}\n"
-    )
-    if driver:
-        (tmp_path / "cuda.c").write_text(f"int cuDriverGetVersion(int *version) {{ *version = {driver}; return 0; }}")
-        subprocess.run(["cc", "-shared", "-o", tmp_path / "libcuda.so.1", tmp_path / "cuda.c"], check=True)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    found = refusal("vllm", str(tmp_path / "environment" / "bin" / "python"), None, (), ())
-    assert (found is None) if said is None else said in str(found)
+def test_a_server_on_a_gpu_takes_the_cache_that_is_declared() -> None:
+    """On a CPU its size goes through the environment."""
+    arguments, environment = runtime.server("folder", ("kvfp8", "cuda"), 8000, "name", 3 << 30, 1)
+    assert {"--kv-cache-dtype=fp8", "--kv-cache-memory-bytes=3221225472"} <= set(arguments)
+    arguments, environment = runtime.server("folder", ("kvfp8",), 8000, "name", 3 << 30, 1)
+    assert not [one for one in arguments if "memory" in one]
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
 
 
 def test_every_operator_belongs_to_one_part_of_a_step() -> None:
