@@ -42,6 +42,8 @@ from .completed import completed
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
 from .diagnose import diagnose, options_of, split
+from .expected import Known, expected, reached_share
+from .ghost_runs import Ghosts, run_ghosts
 from .ghosts import ghost_of
 from .model_source import resolve_model
 from .predict import EIGHT_BIT_SHARE, Probes
@@ -138,18 +140,26 @@ class Run:
         cache_binds = surveyed.diagnosis.binds == "kv_cache" or context.workload.objective == "concurrency"
 
         chosen = ghosts_to_run(open_, probes, context.workload, cache_binds)
+        timings = surveyed.profile.kernels
+        known = Known(baseline_ghost(base, context), probes, surveyed.profile.device.peaks, reached_share(timings))
+        expectations = {c.name: expected(c, context.workload, known) for c in chosen}
         ghosts = stages.run(
-            "ghosts", "Ghosts in the real runtimes", prove.Ghosts,
-            lambda: prove.run_ghosts(context, chosen, prove.named(open_, base.name)),
+            "ghosts", "Ghosts in the real runtimes", Ghosts,
+            lambda: run_ghosts(context, chosen, prove.named(open_, base.name), expectations),
         )  # fmt: skip
         base = base.model_copy(update={"rounds": ghosts.baseline or base.rounds})
-        runtime, scheme_name = split(base.name)  # the baseline stands for its family: nothing about it need be random
-        ran = (ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds), *ghosts.ghosts)
+        ran = (baseline_ghost(base, context), *ghosts.ghosts)
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
             lambda: advise(context, open_, ran, probes, base.name, simulated.quality),
         )  # fmt: skip
         return advice, simulated, ran, base
+
+
+def baseline_ghost(base: BaselineRun, context: Context) -> Ghost:
+    """The baseline stands for its family: nothing about it need be random."""
+    runtime, scheme_name = split(base.name)
+    return ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds)
 
 
 def writable(out: Path) -> None:

@@ -13,21 +13,17 @@ import secrets
 from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling.environments import interpreter_of
-from quantadvisor.profiling.ledger import bytes_of_cache
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
 from quantadvisor.profiling.served_quality import LOWER_BOUND, pool_tokens, server_scores
 from quantadvisor.profiling.server import RunningServer
 
-from .candidates import session_options
 from .context import EVALUATION_TOKENS, Context
 from .survey import make_reference
 
 SERVING = ("vllm",)
 """Runtimes whose server is started here where the spec names them; `runtimes: auto` runs their engine in a worker."""
-ROOM = 2
-"""Of a server's cache over the declared contexts: blocks are not full, and a step more is scheduled ahead."""
 UNKNOWN = Scheme(name="unknown", compute="bf16")
 START_LIMIT_S = 600.0
 IN_A_WORKER = "timed through a server of its own; quality and operators of the same artifact in the same engine, in a worker"
@@ -61,12 +57,11 @@ def serves_here(workload: Workload, candidate: Candidate) -> bool:
 
 def own_server(context: Context, candidate: Candidate) -> Served:
     """The candidate's artifact under the server of its runtime, on a free port of 127.0.0.1; not started yet."""
-    traffic, python = context.workload.traffic, context.interpreter(candidate.runtime)
-    need = bytes_of_cache(context.inventory, candidate.scheme, traffic.context_length, traffic.concurrency, plain_bytes=2)
+    python = context.interpreter(candidate.runtime)
     port, model = free_port(), f"quantadvisor-{secrets.token_hex(4)}"
-    options = session_options(candidate.runtime, candidate.options, candidate.scheme.quantizes_cache)
+    options = context.options_of(candidate.runtime, candidate.options, candidate.scheme)
     path, threads = str(context.build_of(candidate).out), context.device.threads
-    launch = Launch(*vllm.server(path, options, port, model, ROOM * need, threads), port, model)
+    launch = Launch(*vllm.server(path, options, port, model, threads), port, model)
     server = OwnServer(python, launch, threads, START_LIMIT_S, context.worker_memory_bytes)
     return Served(server, context.model_folder, model, python=python)
 

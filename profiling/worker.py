@@ -6,7 +6,7 @@ library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as
 Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error": "..."}`:
 
     imports   runtime_file                                -> (the runtime's libraries are imported)
-    load      path, options, threads                      -> load_s, base_bytes, loaded_bytes
+    load      path, options, threads                      -> load_s, base_bytes, loaded_bytes; what was loaded before is closed
     generate  tokens [B, S], output_tokens                -> ttft_s, itl_s[output_tokens - 1], peak_bytes, generated [B][n]
     steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
@@ -19,6 +19,7 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import json
@@ -44,6 +45,12 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def return_free_memory() -> None:
+    """What the allocator holds of freed memory goes back to the kernel (glibc's malloc_trim; others keep it)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def load_runtime(path: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"runtime_{Path(path).stem}", path)
     assert spec and spec.loader
@@ -67,8 +74,12 @@ class Worker:
         return {}
 
     def load(self, path: str, options: list[str], threads: int) -> dict[str, Any]:
+        if self.session is not None:
+            self.session.close()
+            self.session = None
         gc.collect()
-        self.base_bytes = status_bytes("VmRSS")
+        return_free_memory()
+        self.base_bytes = self.base_bytes or status_bytes("VmRSS")
         reset_peak()
         start = time.perf_counter()
         self.session = self.runtime.open_session(path, tuple(options), threads)

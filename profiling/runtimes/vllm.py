@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import math
 import os
 import re
 import time
@@ -21,18 +20,30 @@ NAME = "vllm"
 STEP_TOKENS = 16_384
 """Prompt tokens of one step; longer batches are measured from recorded caches."""
 CACHE_SHARE = 0.25
-"""Of the machine's memory: the pool of cache blocks. vLLM touches all of it at load, so it is in every peak measured here."""
+"""Of the machine's memory: the pool of cache blocks where nobody says how much traffic is to come."""
 OPTIONS = {"kvfp8": {"kv_cache_dtype": "fp8"}}
+POOL = "pool="
+"""An option of a session, not of a candidate: bytes of the pool of cache blocks. vLLM touches all of it at load, so it is in
+every peak measured here."""
 
 
 def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed in this environment: make runtime-vllm, or runtimes: [{name: vllm, python: ...}]"
-    if unknown := [option for option in options if option not in OPTIONS]:
+    if unknown := [option for option in options if option not in OPTIONS and not option.startswith(POOL)]:
         return f"vllm has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
+    if "kvfp8" in options and cuda_built_for() is None and (reason := fp8_cache_refusal(isa)):
+        return reason
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
     return driver_refusal(cuda_built_for(), cuda_of_driver())
+
+
+def fp8_cache_refusal(isa: tuple[str, ...]) -> str | None:
+    """vLLM 0.32's attention on x86 decodes FP8 with AVX-512 or AMX only (v1/attention/backends/cpu_attn.py)."""
+    if "avx2" in isa and not any(flag.startswith(("avx512", "amx")) for flag in isa):
+        return "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither (AVX2)"
+    return None
 
 
 def cuda_built_for() -> str | None:
@@ -71,24 +82,32 @@ def warm_imports() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, int(memory_bytes() * CACHE_SHARE / 2**30))),
     }
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would go before the pool that is asked for
     from vllm import LLM, SamplingParams  # noqa: F401
 
 
-def server(
-    path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int, threads: int
-) -> tuple[list[str], dict[str, str]]:
-    """Arguments after the interpreter, and variables, of an OpenAI-compatible server with a cache of so many bytes (on a CPU;
-    on a GPU vLLM takes what is free). Its module, not `vllm serve`: that command of the CPU build looks for a package vllm."""
-    cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
+def settings_of(options: tuple[str, ...]) -> dict[str, Any]:
+    """The engine's arguments that the options stand for. Its longest sequence is what the pool holds: a model may allow more
+    tokens than the traffic needs, and vLLM would refuse to start with a pool for fewer."""
+    asked = [int(option.removeprefix(POOL)) for option in options if option.startswith(POOL)]
+    pool = asked[-1] if asked else int(memory_bytes() * CACHE_SHARE)
+    settings: dict[str, Any] = {"kv_cache_memory_bytes": pool, "max_model_len": -1}
+    for option in options:
+        settings |= OPTIONS.get(option, {})
+    return settings
+
+
+def server(path: str, options: tuple[str, ...], port: int, model: str, threads: int) -> tuple[list[str], dict[str, str]]:
+    """Arguments after the interpreter, and variables, of an OpenAI-compatible server. Its module, not `vllm serve`: that
+    command of the CPU build looks for a package vllm."""
+    cache = [text for name, value in settings_of(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
     ]  # fmt: skip
-    gib = max(1, math.ceil(cache_bytes / 2**30))
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": str(gib), "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
 
 
 def cores_of(threads: int) -> str:
@@ -110,9 +129,6 @@ class VllmSession:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(threads)
         from vllm import LLM
 
-        settings: dict[str, Any] = {}
-        for option in options:
-            settings |= OPTIONS[option]
         self.engine: Any = LLM(
             model=path,
             dtype="bfloat16",
@@ -120,7 +136,7 @@ class VllmSession:
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=256,
             disable_log_stats=True,
-            **settings,
+            **settings_of(options),
         ).llm_engine
         self.runner = self.engine.model_executor.driver_worker.worker.model_runner
         self.model = self.runner.model
@@ -184,7 +200,9 @@ class VllmSession:
         return {"prefill": prefill, "decode": self._observe(self._step, rounds=5)}
 
     def close(self) -> None:
+        """Gives the pool back: another engine may follow in this process."""
         self._drop()
+        self.engine.engine_core.shutdown()
 
     def _add(self, prompt: list[int], output_tokens: int, salt: str, **more: Any) -> str:
         from vllm import SamplingParams
