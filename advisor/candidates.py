@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
+from quantadvisor.kernels.llama_layouts import crash
 from quantadvisor.methods.refusals import COMPRESSED
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
+from quantadvisor.profiling.gpus import capability
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 from quantadvisor.profiling.server import split_url
 
@@ -26,13 +28,16 @@ ONNX = ("onnxruntime", "onnxruntime-genai")
 OPENVINO = ("openvino+f32", "openvino+bf16")
 
 LLAMA = ("llama.cpp", "llama.cpp+fa")
-CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "openvino": (("kvf16",), ("kvu8",)),
-    "llama.cpp": ((), ("kvq8",)),
-    "vllm": ((), ("kvfp8",)),
+LLAMA_WEIGHTS = (*LLAMA, "llama.cpp+plain", "llama.cpp+fa+plain")
+"""Of quantized weights: `plain` keeps them out of the layouts of fast kernels, which crash in some builds."""
+CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "openvino": (("kvf16",), {"-kv8": "kvu8"}),
+    "llama.cpp": ((), {"-kv8": "kvq8"}),
+    "vllm": ((), {"-kvf8-unit": "kvfp8"}),
+    "triton": ((), {"-kv8": "kvint8", "-kv4": "kvint4", "-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
 }
-"""runtime -> options of a session with a plain cache, and with a quantized one (vLLM's: FP8, its scales 1.0); runtimes whose
-artifact says it are not here."""
+"""runtime -> options of a session with a plain cache, and by the end of a scheme's name that of a quantized one (vLLM's FP8: its
+scales 1.0); runtimes whose artifact says it are not here."""
 
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
@@ -61,12 +66,12 @@ CATALOGUE = (
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8-bf16", "activations", COMPRESSED),
-    Entry("gguf", "q8_0", "weights", LLAMA),
-    Entry("gguf", "q4_0", "weights", LLAMA),
-    Entry("gguf", "q4_k", "weights", LLAMA),
-    Entry("gguf_imatrix", "q4_0", "weights", LLAMA),
+    Entry("gguf", "q8_0", "weights", LLAMA_WEIGHTS),
+    Entry("gguf", "q4_0", "weights", LLAMA_WEIGHTS),
+    Entry("gguf", "q4_k", "weights", LLAMA_WEIGHTS),
+    Entry("gguf_imatrix", "q4_0", "weights", LLAMA_WEIGHTS),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
-    Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa",)),
+    Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa", "llama.cpp+fa+plain")),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
     Entry("kv_int4", "fp32-kv4", "kv_cache", ("onnxruntime",)),
     Entry("kv_int4", "w8-g64-kv4", "kv_cache", ("onnxruntime",)),
@@ -88,6 +93,42 @@ CATALOGUE = (
 )
 
 
+LLAMA_GPU = ("llama.cpp+cuda", "llama.cpp+cuda+fa")
+ONNX_GPU = ("onnxruntime+cuda", "onnxruntime+tensorrt")
+
+GPU_CATALOGUE = (
+    Entry("none", "bf16", "none", ("torch+cuda", "vllm+cuda", "triton", *LLAMA_GPU)),
+    Entry("none", "fp16", "none", ("torch+cuda", "vllm+cuda", "triton")),
+    Entry("none", "fp32", "none", ("torch+cuda", *ONNX_GPU)),
+    Entry("rtn", "w4-g64", "weights", ("onnxruntime+cuda",)),
+    Entry("rtn", "w8-g64", "weights", ("onnxruntime+cuda",)),
+    Entry("gptq", "w4-g64", "weights", ("onnxruntime+cuda",)),
+    Entry("awq", "w4-g64", "weights", ("onnxruntime+cuda",)),
+    Entry("rtn", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
+    Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
+    Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
+    Entry("rtn", "w8-g64-bf16", "weights", ("vllm+cuda",)),
+    Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
+    Entry("smoothquant", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
+    Entry("fp8", "fp8-bf16", "activations", ("vllm+cuda", "triton")),
+    Entry("gguf", "q8_0", "weights", LLAMA_GPU),
+    Entry("gguf", "q4_0", "weights", LLAMA_GPU),
+    Entry("gguf", "q4_k", "weights", LLAMA_GPU),
+    Entry("gguf_imatrix", "q4_0", "weights", LLAMA_GPU),
+    Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+cuda+fa",)),
+    Entry("kv_int8", "bf16-kv8", "kv_cache", ("triton",)),
+    Entry("kv_int4", "bf16-kv4", "kv_cache", ("triton",)),
+    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
+    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
+    Entry("kv_fp8", "fp8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
+    Entry("turboquant", "bf16-kv4-turbo", "kv_cache", ("triton",)),
+)
+"""On a GPU: option `cuda` or `tensorrt` says where a runtime computes that could also do so on the CPU; triton cannot."""
+
+FIRST_FP8, FIRST_BF16 = 89, 80
+"""Compute capabilities from which on there are such products."""
+
+
 def candidate_name(method_name: str, scheme_name: str, runtime_name: str, options: Sequence[str] = ()) -> str:
     return f"{method_name}-{scheme_name}@" + "+".join((runtime_name, *options))
 
@@ -97,13 +138,28 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
     train excluded where the workload leaves them no time."""
     asked = asked_runtimes(workload)
     found = []
-    for entry in CATALOGUE:
+    for entry in catalogue_of(device):
         for place in entry.runtimes:
             name, *options = place.split("+")
             if name in asked:
                 made = candidate(entry, name, tuple(options), model_folder, device, asked[name])
-                found.append(made.model_copy(update={"excluded": untrained(entry.method, workload)}))
+                excluded = untrained(entry.method, workload) or needless(made, device.isa, asked[name])
+                found.append(made.model_copy(update={"excluded": excluded}))
     return tuple(found)
+
+
+def catalogue_of(device: Device) -> tuple[Entry, ...]:
+    return GPU_CATALOGUE if device.kind == "cuda" else CATALOGUE
+
+
+def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
+    """Why the option `plain` is no candidate: what it avoids does not happen here."""
+    if made.refused or "plain" not in made.options:
+        return None
+    fast = tuple(option for option in made.options if option != "plain")
+    if crash(made.scheme, made.runtime, fast, isa, python):
+        return None
+    return "llama.cpp's fast layouts of weights run here: plain only avoids builds that crash in them"
 
 
 def untrained(method_name: str, workload: Workload) -> str | None:
@@ -116,7 +172,9 @@ def untrained(method_name: str, workload: Workload) -> str | None:
 def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: Path, device: Device, python: str) -> Candidate:
     """`python`: the interpreter that the runtime lives in."""
     made = scheme(entry.scheme)
-    refused = refusal(name, python, None, session_options(name, options, made.quantizes_cache), device.isa)
+    refused = no_arithmetic(made, device)
+    refused = refused or refusal(name, python, None, session_options(name, options, made), device.isa)
+    refused = refused or crash(made, name, options, device.isa, python)
     if refused is None:
         method_name, made_of = recipe(entry.method, made, name)
         refused = method(method_name).refuse(model_folder, made_of, name)
@@ -131,32 +189,65 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
     )
 
 
+def no_arithmetic(made: Scheme, device: Device) -> str | None:
+    """Why a GPU has no products of a scheme; None where it has, and for a CPU, of which its runtimes know."""
+    if device.kind != "cuda":
+        return None
+    has, known = capability(device), device.gpus[0].compute_capability
+    if made.activations is not None and made.activations.number == "float" and has < FIRST_FP8:
+        return f"{device.name} (compute capability {known}) has no FP8 products: those begin with 8.9"
+    if made.compute == "bf16" and has < FIRST_BF16:
+        return f"{device.name} (compute capability {known}) has no bfloat16 products: those begin with 8.0"
+    return None
+
+
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
     """(method, scheme) of the artifact to build: outside ONNX a quantized cache is an option of the runtime, not of the
     artifact."""
-    if runtime_name == "vllm" and wanted.name.endswith("-kvf8-unit"):
-        plain = scheme(wanted.name.removesuffix("-kvf8-unit"))
-        return ("none" if plain.weights is None else "dynamic_int8"), plain
-    if runtime_name in CACHE_OPTIONS and wanted.name.endswith("-kv8"):
-        plain = scheme(wanted.name.removesuffix("-kv8"))
-        writes = "gguf" if runtime_name == "llama.cpp" else "rtn"
-        return ("none" if plain.weights is None else writes), plain
-    return method_name, wanted
+    end = cache_end(runtime_name, wanted)
+    if end is None:
+        return method_name, wanted
+    plain = scheme(wanted.name.removesuffix(end))
+    if plain.weights is None:
+        return "none", plain
+    if runtime_name in COMPRESSED:
+        return ("fp8" if plain.weights.number == "float" else "dynamic_int8"), plain
+    return ("gguf" if runtime_name == "llama.cpp" else "rtn"), plain
 
 
-def session_options(runtime_name: str, options: tuple[str, ...], cache_quantized: bool) -> tuple[str, ...]:
+def cache_end(runtime_name: str, wanted: Scheme) -> str | None:
+    """The end of the scheme's name that the runtime has an option for; None where its cache is plain, or in the artifact."""
+    _, quantized = CACHE_OPTIONS.get(runtime_name, ((), {}))
+    return next((end for end in quantized if wanted.name.endswith(end)), None)
+
+
+def session_options(runtime_name: str, options: tuple[str, ...], made: Scheme) -> tuple[str, ...]:
     """What the session is opened with: a cache's precision is never left to the runtime's default where it has an option."""
-    plain, quantized = CACHE_OPTIONS.get(runtime_name, ((), ()))
-    return (*options, *(quantized if cache_quantized else plain))
+    plain, quantized = CACHE_OPTIONS.get(runtime_name, ((), {}))
+    if not made.quantizes_cache or not quantized:
+        return (*options, *plain)
+    return (*options, quantized[cache_end(runtime_name, made) or next(iter(quantized))])
 
 
 def check_runtimes(workload: Workload, device: Device) -> None:
     """Before anything is measured: every runtime that is named is known, and one at least can run here."""
     asked = asked_runtimes(workload)
-    reasons = {name: refusal(name, asked[name], None, (), device.isa) for name in sorted(asked)}
+    reasons = {name: cannot_run(name, asked[name], device) for name in sorted(asked)}
     if reasons and all(reasons.values()):
         name, reason = next(iter(reasons.items()))
-        raise Unavailable("runtimes", f"none of {', '.join(reasons)} can run here: {name}: {reason}")
+        here = f"on {device.name}" if device.kind == "cuda" else "here"
+        raise Unavailable("runtimes", f"none of {', '.join(reasons)} can run {here}: {name}: {reason}")
+
+
+def cannot_run(name: str, python: str, device: Device) -> str | None:
+    """Why a runtime cannot compute on the device, whatever the artifact; None where it can."""
+    if device.kind != "cuda":
+        return refusal(name, python, None, (), device.isa)
+    places = dict.fromkeys(place for entry in GPU_CATALOGUE for place in entry.runtimes if place.split("+")[0] == name)
+    reasons = [refusal(name, python, None, tuple(place.split("+")[1:]), device.isa) for place in places]
+    if not reasons:
+        return "nothing is offered for it on a GPU: device: cpu"
+    return next((None for reason in reasons if reason is None), reasons[0])
 
 
 def asked_runtimes(workload: Workload) -> dict[str, str]:
@@ -181,10 +272,12 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
 def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:
     """What the user runs today: the spec's, else transformers on torch in the checkpoint's float type.
 
-    bf16 where the checkpoint is quantized or fp32 and the device computes bf16 in hardware.
+    bf16 where the checkpoint is quantized or fp32 and the device computes bf16 in hardware; on a GPU 16 bits in any case.
     """
     if workload.baseline != "auto":
         return workload.baseline
-    hardware = {"amx_bf16", "avx512_bf16"} & set(device.isa) or device.kind == "cuda"
+    if device.kind == "cuda":
+        return candidate_name("none", "bf16" if capability(device) >= FIRST_BF16 else "fp16", "torch", ("cuda",))
+    hardware = {"amx_bf16", "avx512_bf16"} & set(device.isa)
     half = hardware and (already_quantized is not None or dtype in ("float32", "bfloat16"))
     return candidate_name("none", "bf16" if half else "fp32", "torch")

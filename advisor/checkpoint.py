@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from quantadvisor.documents import BadInput, Candidate, Checkpoint, Device, Inventory, Scheme, Target, Workload
+from quantadvisor.kernels.llama_layouts import crash, layouts
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
-from .candidates import asked_runtimes
+from .candidates import asked_runtimes, needless
 from .stored_gguf import gguf_in, of_gguf
 from .stored_graphs import of_onnx, of_openvino
 from .stored_transformers import of_transformers
@@ -31,7 +32,7 @@ PLACES = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino+f32", "openvino+bf16"),
     "transformers": ("torch", "vllm"),
-    "gguf": ("llama.cpp", "llama.cpp+fa", "llama.cpp+fa+plain"),
+    "gguf": ("llama.cpp", "llama.cpp+fa", "llama.cpp+plain", "llama.cpp+fa+plain"),
 }
 """Runtimes with options on which a checkpoint of the format competes."""
 CACHES = ("kvu8", "kvf16", "kvq8")
@@ -42,12 +43,15 @@ def inspect(path: str, place: str | None, isa: tuple[str, ...]) -> Checkpoint:
     """The checkpoint as its files describe it, on the runtime `name+option` (None: the format's first), which can run it."""
     made = described(path)
     name, options = runtime_for(made.format, place, path)
-    refused = refusal(name, interpreter_of(name), made.path, options, isa)
+    python = interpreter_of(name)
+    refused = refusal(name, python, made.path, options, isa) or crash(made.scheme, name, options, isa, python)
     if refused:
         raise BadInput(path, f"cannot run on {name}: {refused}", "see advisor runtimes")
     cache = "kvu8" in options or "kvq8" in options
     options = tuple(option for option in options if option not in CACHES)  # the session gets them from the scheme
     update: dict[str, Any] = {"scheme": with_cache(made.scheme)} if cache else {}
+    if name == "llama.cpp":
+        update["layouts"] = layouts(python)
     if name == "vllm":  # it computes in bfloat16, whatever the file holds
         update["plain"] = "bf16"
     return made.model_copy(update={"runtime": name, "options": options, **update})
@@ -96,11 +100,12 @@ def given(checkpoint: Checkpoint, place: str, isa: tuple[str, ...], python: str)
     cache_only = made.quantizes_cache and made.weights is None
     target: Target = "activations" if made.activations else "weights" if made.weights else "kv_cache" if cache_only else "none"
     called = re.sub(r"[^\w.-]+", "-", Path(checkpoint.path).resolve().name.removesuffix(".gguf"))
-    return Candidate(
+    refused = refusal(name, python, checkpoint.path, tuple(options), isa) or crash(made, name, tuple(options), isa, python)
+    one = Candidate(
         name=f"given-{called}@{place}", method="given", scheme=made, runtime=name, options=tuple(options), target=target,
-        checkpoint=str(Path(checkpoint.path).resolve()),
-        refused=refusal(name, python, checkpoint.path, tuple(options), isa),
+        checkpoint=str(Path(checkpoint.path).resolve()), refused=refused,
     )  # fmt: skip
+    return one.model_copy(update={"excluded": needless(one, isa, python)})
 
 
 def runtime_for(kind: str, place: str | None, path: str) -> tuple[str, tuple[str, ...]]:

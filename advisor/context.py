@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Scheme, SourceCheckpoint, Workload, canonical
+from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.ledger import pool_bytes
 from quantadvisor.profiling.measure import prompt_batch
@@ -147,7 +148,7 @@ class Context:
         """What a session is opened with for so many requests of the declared context (None: as many as are declared)."""
         traffic = self.workload.traffic
         pool = pool_bytes(self.inventory, scheme, runtime, traffic.context_length, requests or traffic.concurrency)
-        return (*session_options(runtime, options, scheme.quantizes_cache), *([f"{POOL}{pool}"] if pool else ()))
+        return (*session_options(runtime, options, scheme), *([f"{POOL}{pool}"] if pool else ()))
 
     def worker(
         self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme, requests: int | None = None
@@ -160,12 +161,13 @@ class Context:
             time_limit_s=600.0,
             python=self.interpreter(runtime),
             memory_limit_bytes=self.worker_memory_bytes,
+            environment=gpus.environment(self.device),
         )
 
     @property
     def worker_memory_bytes(self) -> int:
-        """What one candidate may use before it is killed."""
-        return int(self.device.memory_bytes * 0.8)
+        """What one candidate may use of the machine's memory before it is killed; a GPU's own is not counted in it."""
+        return int((self.device.host_memory_bytes or self.device.memory_bytes) * 0.8)
 
     def worker_of(self, candidate: Candidate, requests: int | None = None) -> RunningWorker:
         artifact = self.build_of(candidate).out

@@ -47,7 +47,7 @@ def side_of_spec(where: str, workload: Workload, python: str | None, device: Dev
         raise BadInput(f"{where}: baseline", f"{name!r} is no candidate's name", "such as none-bf16@torch") from None
     if runtime_name not in RUNTIMES:
         raise BadInput(f"{where}: baseline", f"unknown runtime {runtime_name!r}", f"known here: {', '.join(RUNTIMES)}")
-    options = session_options(runtime_name, options, made.quantizes_cache)
+    options = session_options(runtime_name, options, made)
     inventory = inventory_from_config(json.loads((folder / "config.json").read_text()))
     context = Context(workload, device, inventory, source, folder, out, progress)
     own = context.interpreter(runtime_name) if python is None else named_interpreter(f"--{where}-env", python)

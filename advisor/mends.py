@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from quantadvisor.documents import Cause, CauseTime, Checkpoint, Observation, OperatorCount, Operators, PhaseTime, Target
+from quantadvisor.kernels.llama_layouts import REBUILD
+from quantadvisor.kernels.processes import DIED
 
 Phase = Literal["prefill", "decode"]
 
@@ -63,12 +65,8 @@ def kernel_change(phase: Phase, checkpoint: Checkpoint, quantized: Observation) 
         )
     if levels and levels != {4} and checkpoint.format == "onnx":
         return "export again with accuracy_level 4 (MatMulNBits then multiplies INT8 instead of dequantizing to fp32)"
-    if checkpoint.runtime == "llama.cpp" and "plain" in checkpoint.options:
-        return "run it without the option plain: llama.cpp then repacks the weights for its fast kernels"
-    if checkpoint.runtime == "llama.cpp" and not any(
-        row.provider.startswith(FAST_BUFFERS) for row in ran.operators if row.quantized
-    ):
-        return f"convert it to q4_0 or q8_0: llama.cpp has no repacked kernel for {checkpoint.scheme.name} on this CPU"
+    if checkpoint.runtime == "llama.cpp" and (change := layout_change(checkpoint, ran)):
+        return change
     if checkpoint.runtime == "openvino" and "bf16" in checkpoint.options and phase == "decode":
         return "run it with openvino+f32: under bf16 the quantized decode falls off its fast kernel"
     if checkpoint.runtime == "openvino" and "f32" in checkpoint.options and phase == "prefill":
@@ -76,6 +74,21 @@ def kernel_change(phase: Phase, checkpoint: Checkpoint, quantized: Observation) 
     return (
         "another format or runtime, with a kernel that is fast at these sizes: advisor kernels shows which, advisor run chooses"
     )
+
+
+def layout_change(checkpoint: Checkpoint, ran: Operators) -> str | None:
+    """How llama.cpp's weights get into the layout of a fast kernel; None where they lie there, or it has none here."""
+    kind, layouts = checkpoint.scheme.name.partition("-kv")[0], checkpoint.layouts
+    fast = [name for name, where in layouts.items() if where.startswith(FAST_BUFFERS)]
+    if "plain" in checkpoint.options:
+        if words := next((where for where in layouts.values() if where.startswith(DIED)), None):
+            return f"{REBUILD}; then run it without the option plain, which this build needs: its AMX path crashes ({words})"
+        if kind in fast or kind not in layouts:
+            return "run it without the option plain: llama.cpp then repacks the weights for its fast kernels"
+    if any(row.provider.startswith(FAST_BUFFERS) for row in ran.operators if row.quantized):
+        return None
+    other = " or ".join(name for name in fast if name != kind)
+    return f"convert it to {other}: llama.cpp has no repacked kernel for {kind} on this CPU" if other else None
 
 
 def evidence_for(

@@ -28,7 +28,6 @@ from quantadvisor.documents import (
     Workload,
 )
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.environments import versions_of
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
@@ -36,11 +35,12 @@ from quantadvisor.profiling.ledger import smallest_weights_bytes
 from . import prove, regret, survey
 from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooked
 from .boundaries import boundaries
-from .candidates import CATALOGUE, asked_runtimes, baseline_name, check_runtimes, enumerate_candidates
+from .candidates import asked_runtimes, baseline_name, catalogue_of, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
 from .completed import completed
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
+from .device_choice import chosen_device
 from .diagnose import diagnose, options_of, split
 from .expected import Known, expected, reached_share
 from .ghost_runs import Ghosts, run_ghosts
@@ -97,9 +97,7 @@ class Run:
         self.progress = progress
         writable(out)
         with progress.stage("Device"):
-            device = describe_device()
-            if workload.device not in ("auto", "cpu"):
-                raise BadInput("device", f"{workload.device!r} is not here: this machine has {device.name}", "use auto or cpu")
+            device = chosen_device(workload)
         check_runtimes(workload, device)
         with progress.stage("Model"):
             model = load_model(workload, progress)
@@ -115,7 +113,9 @@ class Run:
         )
         name = baseline_name(context.workload, device, context.source.already_quantized, "float32")
         base = stages.run("baseline", f"Baseline {name}", BaselineRun, lambda: survey.run_baseline(context, name))
-        kernels = stages.run("kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.probe(context, device))
+        kernels = stages.run(
+            "kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.kernels_of(context, device, base)
+        )
         profile = Profile(
             device=device,
             inventory=context.inventory,
@@ -125,8 +125,9 @@ class Run:
             phases=base.phases,
             activations=statistics.activations,
             kernels=kernels.timings,
+            calibration=kernels.calibration,
         )
-        schemes = {entry.scheme: scheme(entry.scheme) for entry in CATALOGUE}
+        schemes = {entry.scheme: scheme(entry.scheme) for entry in catalogue_of(device)}
         return Surveyed(profile=profile, diagnosis=diagnose(profile, context.workload, schemes.values())), base
 
     def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...], BaselineRun]:

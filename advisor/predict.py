@@ -13,8 +13,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import get_args
 
-from quantadvisor.documents import Candidate, Ghost, Inventory, KernelTiming, Predicted, Scheme, Workload
+from quantadvisor.documents import Candidate, Ghost, Inventory, KernelSource, KernelTiming, Predicted, Scheme, Workload
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, held_tokens, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value
 
@@ -59,6 +60,12 @@ def curves(kernels: Iterable[KernelTiming]) -> dict[tuple[str, str, str, int, in
     return {key: sorted(points) for key, points in found.items()}
 
 
+def certain(sources: Iterable[KernelSource]) -> KernelSource:
+    """The least certain of several; measured where there is none."""
+    order: tuple[KernelSource, ...] = get_args(KernelSource)
+    return max(sources, key=order.index, default="measured")
+
+
 EIGHT_BIT_SHARE = 0.5
 """Of the linears of a scheme that mixes 4 and 8 bits, before the layers are known."""
 FULL_RATE_ROWS = 256
@@ -84,7 +91,12 @@ class Probes:
     """The probed times of a model's linears, summed over one forward pass."""
 
     def __init__(self, kernels: Iterable[KernelTiming], inventory: Inventory, eight_bit_share: float) -> None:
+        kernels = tuple(kernels)
         self.curves = curves(kernels)
+        self.sources: dict[tuple[str, str, str], KernelSource] = {}
+        for one in kernels:
+            key = (one.runtime, one.option, kernel_class(one.scheme))
+            self.sources[key] = certain((one.source, self.sources.get(key, "measured")))
         self.inventory = inventory
         self.eight_bit_share = eight_bit_share
 
@@ -97,6 +109,10 @@ class Probes:
         kind = kernel_class(scheme)
         head = scheme.compute if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}"
         return self._sum(kind, head, runtime, options, m, head_m)
+
+    def source(self, scheme: Scheme, runtime: str, options: Sequence[str]) -> KernelSource:
+        """Of the times of the scheme's linears; of a mixed curve the least certain."""
+        return self.sources.get((*kernel_family(runtime, options), kernel_class(scheme)), "measured")
 
     def _sum(self, kind: str, head: str, runtime: str, options: Sequence[str], m: int, head_m: int) -> float | None:
         place = kernel_family(runtime, options)
@@ -133,7 +149,25 @@ def predict(
         return None
     peak = base.peak_bytes + weights_and_cache(probes.inventory, candidate.scheme, candidate.runtime, workload)
     peak -= weights_and_cache(probes.inventory, schemes[base.scheme], base.runtime, workload)
-    return predicted(workload, ttft, tpot, max(0, peak), f"ghost of {base.scheme} in this runtime, linears exchanged by probes")
+    source = exchanged(candidate, schemes[base.scheme], base, probes)
+    basis = f"ghost of {base.scheme} in this runtime, linears exchanged by {EXCHANGED[source]}"
+    return predicted(workload, ttft, tpot, max(0, peak), basis, source)
+
+
+EXCHANGED: dict[KernelSource, str] = {
+    "measured": "probes",
+    "interpolated": "published kernel tables (interpolated), calibrated on the baseline",
+    "roofline": "the roofline, calibrated on the baseline",
+}
+
+
+def exchanged(candidate: Candidate, base_scheme: Scheme, base: Ghost, probes: Probes) -> KernelSource:
+    """Where the times come from by which a ghost's linears were exchanged for the candidate's; measured where they are the
+    same."""
+    if same_linears(base_scheme, candidate.scheme):
+        return "measured"
+    mine = probes.source(candidate.scheme, candidate.runtime, candidate.options)
+    return certain((mine, probes.source(base_scheme, base.runtime, base.options)))
 
 
 def from_halves(candidate: Candidate, workload: Workload, probes: Probes, ghosts: Sequence[Ghost]) -> Predicted | None:
@@ -179,6 +213,7 @@ def through_twin(
         theirs.tpot_s * here.tpot_s.median / pair.tpot_s.median,
         theirs.peak_bytes + here.peak_bytes - pair.peak_bytes,
         f"{theirs.basis}, of {twin.runtime}, times the ratio of their ghosts of {here.scheme}",
+        theirs.kernels or "measured",
     )
 
 
@@ -207,7 +242,7 @@ def same_linears(a: Scheme, b: Scheme) -> bool:
 
 
 def bits_of_weights(scheme: Scheme) -> float:
-    return scheme.weights.bits if scheme.weights else 16.0 if scheme.compute == "bf16" else 32.0
+    return scheme.weights.bits if scheme.weights else 32.0 if scheme.compute == "fp32" else 16.0
 
 
 def shifted(
@@ -239,10 +274,14 @@ def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, worklo
     )
 
 
-def predicted(workload: Workload, ttft_s: float, tpot_s: float, peak_bytes: int, basis: str) -> Predicted:
+def predicted(
+    workload: Workload, ttft_s: float, tpot_s: float, peak_bytes: int, basis: str, kernels: KernelSource = "measured"
+) -> Predicted:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     value = objective_value(workload.objective, workload.traffic, ttft_s, tpot_s)
-    return Predicted(ttft_s=ttft_s, tpot_s=tpot_s, peak_bytes=peak_bytes, objective=value, basis=basis, written_at=now)
+    return Predicted(
+        ttft_s=ttft_s, tpot_s=tpot_s, peak_bytes=peak_bytes, objective=value, basis=basis, kernels=kernels, written_at=now
+    )
 
 
 def users_within(

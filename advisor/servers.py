@@ -12,6 +12,7 @@ import secrets
 
 from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
 from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.runtimes import vllm
@@ -61,7 +62,8 @@ def own_server(context: Context, candidate: Candidate) -> Served:
     port, model = free_port(), f"quantadvisor-{secrets.token_hex(4)}"
     options = context.options_of(candidate.runtime, candidate.options, candidate.scheme)
     path, threads = str(context.build_of(candidate).out), context.device.threads
-    launch = Launch(*vllm.server(path, options, port, model, threads), port, model)
+    arguments, variables = vllm.server(path, options, port, model, threads)
+    launch = Launch(arguments, variables | gpus.environment(context.device), port, model)
     server = OwnServer(python, launch, threads, START_LIMIT_S, context.worker_memory_bytes)
     return Served(server, context.model_folder, model, python=python)
 

@@ -107,9 +107,7 @@ def observe_both(context: Context, checkpoint: Checkpoint, peaks: Peaks) -> tupl
 
 def refuse_failed(checkpoint: Checkpoint, reason: str | None) -> None:
     if reason is not None:
-        crash = checkpoint.format == "gguf" and "plain" not in checkpoint.options
-        mend = f"some builds crash in their AMX path: try --runtime {checkpoint.place}+plain" if crash else "see advisor runtimes"
-        raise BadInput(checkpoint.path, f"does not run on {checkpoint.place}: {reason}", mend)
+        raise BadInput(checkpoint.path, f"does not run on {checkpoint.place}: {reason}", "see advisor runtimes")
 
 
 def look_in_turns(context: Context, workers: dict[str, RunningWorker]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:

@@ -13,6 +13,7 @@ from quantadvisor.documents import (
     CandidateFailed,
     Device,
     Document,
+    KernelFactors,
     KernelTiming,
     MemoryLedger,
     Operators,
@@ -24,13 +25,16 @@ from quantadvisor.kernels.registry import PROBES
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
+from quantadvisor.profiling.gpu_peaks import with_peaks
 from quantadvisor.profiling.ledger import memory_ledger, plain_cache_bytes, pool_bytes
 from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
+from .candidates import GPU_CATALOGUE
 from .context import EVALUATION_TOKENS, Context
-from .diagnose import options_of, split
+from .diagnose import options_of, phase_sizes, split
+from .gpu_kernels import calibrated, sheet_of, table_rows, table_timings
 
 BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
@@ -42,6 +46,7 @@ PROBED = tuple(name for name, probe in PROBES.items() if probe.runtime in ("torc
 
 class Kernels(Document):
     timings: tuple[KernelTiming, ...]
+    calibration: KernelFactors | None = None
 
 
 class BaselineRun(Document):
@@ -61,6 +66,8 @@ class Statistics(Document):
 
 
 def peaks_of(device: Device) -> Device:
+    if device.kind == "cuda":
+        return with_peaks(device)
     return device.model_copy(update={"peaks": measure_peaks(device.threads)})
 
 
@@ -193,6 +200,26 @@ def memory_of(
         cache_element_bytes=plain_cache_bytes(runtime),
         pool=pool_bytes(context.inventory, made, runtime, traffic.context_length, traffic.concurrency),
     )
+
+
+def kernels_of(context: Context, device: Device, base: BaselineRun) -> Kernels:
+    """The kernels' times on the device: probed on a CPU; of a GPU also looked up, and calibrated on the baseline."""
+    if device.kind == "cuda":
+        return gpu_kernels_of(context, device, base)
+    return probe(context, device)
+
+
+def gpu_kernels_of(context: Context, device: Device, base: BaselineRun) -> Kernels:
+    sheet = sheet_of(device)
+    if sheet is None:
+        return Kernels(timings=())
+    runtime, scheme_name = split(base.name)
+    mine = (scheme(scheme_name), runtime, options_of(base.name))
+    by = calibrated(sheet, context.inventory, mine, base.phases)
+    places = [(scheme(entry.scheme), place.split("+")) for entry in GPU_CATALOGUE for place in entry.runtimes]
+    uses = [mine, *((made, words[0], tuple(words[1:])) for made, words in places)]
+    rows = (*table_rows(phase_sizes(context.workload)), *(n for phase in base.phases for n in (phase.tokens, phase.batch)))
+    return Kernels(timings=table_timings(sheet, context.inventory.linears, uses, rows, by), calibration=by)
 
 
 def probe(context: Context, device: Device) -> Kernels:

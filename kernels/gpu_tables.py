@@ -16,23 +16,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from quantadvisor.documents import GpuModel
+from quantadvisor.documents import GpuModel, KernelSource
 
 from .gpu_devices import FOLDER
 from .gpu_fractions import reached
 from .gpu_schemes import arithmetic, gpu_scheme, stored_bytes
 
-Kind = Literal["measured", "interpolated", "roofline"]
 Array = np.ndarray[Any, Any]
 
 
 class Looked(NamedTuple):
     seconds: float
-    kind: Kind
+    kind: KernelSource
 
 
 class Grid(NamedTuple):
@@ -128,7 +127,7 @@ def all_reduce_s(gpu: GpuModel, runtime: str, gpus: int, message_bytes: float) -
     return Looked(ring, "roofline") if found is None else Looked(max(found.seconds, ring), found.kind)
 
 
-CERTAINTY: tuple[Kind, ...] = ("measured", "interpolated", "roofline")
+CERTAINTY: tuple[KernelSource, ...] = get_args(KernelSource)
 
 
 def sum_of(parts: Sequence[tuple[float, Looked]]) -> Looked:

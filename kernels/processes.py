@@ -27,8 +27,15 @@ PACKAGE_ROOT = Path(quantadvisor.__file__).resolve().parents[1]
 class ProbeProcess:
     """One child, one runtime, in the interpreter that the runtime lives in."""
 
-    def __init__(self, threads: int, child: Path = CHILD, python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        threads: int,
+        child: Path = CHILD,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._threads = threads
+        self._environment = dict(environment or {})
         self._python = python
         self._child = child
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,6 +83,7 @@ class ProbeProcess:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            **self._environment,
         }
         self._process = subprocess.Popen(
             [self._python, "-P", str(self._child)],

@@ -8,9 +8,7 @@ that a CUDA graph of a decode step holds. A first prefill attends its own fresh 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,25 +20,6 @@ NAME = "quantadvisor_triton"
 CACHES = {"kvint8": "int8", "kvint4": "int4", "kvfp8": "fp8", "kvturbo": "turbo"}
 """Option -> format of the cache; none of them: 16 bits."""
 SCHEMES = ("int-quantized", "float-quantized", "pack-quantized")
-
-
-@contextmanager
-def launches() -> Iterator[Counter[str]]:
-    """Names of the Triton kernels that are launched inside the block, as triton launches them. A graph's replay launches none."""
-    from triton.runtime.jit import KernelInterface
-
-    seen: Counter[str] = Counter()
-    shipped = KernelInterface.__getitem__
-
-    def counted(self: Any, grid: Any) -> Any:
-        seen[str(self.fn.__name__)] += 1
-        return shipped(self, grid)
-
-    KernelInterface.__getitem__ = counted
-    try:
-        yield seen
-    finally:
-        KernelInterface.__getitem__ = shipped
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:

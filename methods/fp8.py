@@ -5,6 +5,7 @@
     fp8-static   the same with the activations' scale fixed by calibration: the largest value seen
     fp8-block    E4M3, weights in squares of 128, activations in runs of 128 (DeepSeek-V3, arXiv:2412.19437)
     fp8-e5m2     as fp8, with one bit of the mantissa given to the exponent
+    fp8-bf16     as fp8, the rest in bfloat16: a compressed-tensors folder, for GPUs from compute capability 8.9 on
 
 S = max|x| / 448 (E5M2: 57344). Values beyond, which only static scales know, are clipped. Simulated on SmolLM2-135M, KL:
 fp8 0.026, -block 0.025, -tensor 0.032, -static 0.032, -e5m2 0.097; INT8 per token 0.048, INT8 per tensor 0.54.
@@ -13,7 +14,7 @@ fp8 0.026, -block 0.025, -tensor 0.032, -static 0.032, -e5m2 0.097; INT8 per tok
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from numpy import int64
 from numpy.typing import NDArray
@@ -22,13 +23,14 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake, Named, channel_peaks
-from .refusals import no_kernel, nothing_to_write
+from .refusals import COMPRESSED, no_kernel, nothing_to_write
 from .schemes import scheme as named
 
 NAME = "fp8"
 TARGET: Target = "activations"
 COST = "one pass over the weights; static scales take one forward pass of the calibration samples"
 BLOCK = 128
+WRITTEN = "fp8-bf16"
 CALIBRATION = 32
 """Calibration samples that static scales come from."""
 MISSING = {
@@ -41,16 +43,25 @@ MISSING = {
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(named(f"fp8{kind}") for kind in ("", "-tensor", "-static", "-block", "-e5m2"))
+    return tuple(named(f"fp8{kind}") for kind in ("", "-tensor", "-static", "-block", "-e5m2", "-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
+    if runtime in COMPRESSED:
+        return None if scheme.name == WRITTEN else f"of FP8, {WRITTEN} is written for {runtime}"
     return no_kernel(NAME, scheme, schemes(), runtime, MISSING)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> NoReturn:  # fmt: skip
-    nothing_to_write(NAME, refuse(model_folder, scheme, runtime))
+          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    if reason := refuse(model_folder, scheme, runtime):
+        nothing_to_write(NAME, reason)
+    from .artifact import base_folder
+    from .formats import compressed
+
+    with base_folder(model_folder, runtime, out, base) as source:
+        compressed.quantize_fp8(source, out)
+    return ()
 
 
 def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:

@@ -1,6 +1,7 @@
 """Names of schemes that round activations or the cache in rarer ways, and what they stand for. Pure.
 
     fp8, fp8-e5m2         8-bit float weights per channel, activations per token (methods/fp8.py; -tensor, -static, -block)
+    fp8-bf16              fp8 with everything else in bfloat16: compressed-tensors
     w8a8-outlier          INT8 but for the channels that hold outliers (LLM.int8())
     w4a8-g64, w8a8-g64    integer weights in groups, INT8 activations per token (ZeroQuant)
     w4a4, w4a8            integer weights per channel, integer activations per token (rotations)
@@ -26,7 +27,7 @@ from quantadvisor.documents.scheme import Format, Scheme
 Kind = Literal["int", "float", "codebook"]
 Granularity = Literal["tensor", "channel", "group", "token", "block"]
 
-FLOAT8 = re.compile(r"fp8(?P<kind>-tensor|-static|-block|-e5m2)?")
+FLOAT8 = re.compile(r"fp8(?P<kind>-tensor|-static|-block|-e5m2|-bf16)?")
 INTEGER = re.compile(
     r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
 )
@@ -66,7 +67,9 @@ def float8(name: str, kind: str | None) -> Scheme:
         "-static": form("float", 8, "tensor"),
         "-block": form("float", 8, "group", BLOCK, dynamic=True),
     }
-    return Scheme(name=name, weights=weights, activations=inputs.get(kind) or form("float", 8, "token", dynamic=True))
+    half: Literal["fp32", "bf16"] = "bf16" if kind == "-bf16" else "fp32"
+    tokens = form("float", 8, "token", dynamic=True)
+    return Scheme(name=name, compute=half, weights=weights, activations=inputs.get(kind) or tokens)
 
 
 def cache(name: str) -> tuple[str, dict[str, Format]] | None:

@@ -22,7 +22,7 @@ RUNTIMES = ("torch", *ONNX, "openvino", "llama.cpp", *COMPRESSED)
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (named("fp32"), named("bf16"))
+    return (named("fp32"), named("bf16"), named("fp16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -32,6 +32,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         from .formats import gguf
 
         return gguf.refuse(config(model_folder))
+    if scheme.name == "fp16" and runtime not in ("torch", *COMPRESSED):
+        return f"fp16 weights are written for torch, vllm and triton; {runtime} takes fp32"
     if scheme.name == "bf16" and runtime not in ("torch", *COMPRESSED):
         able = "torch, vllm, triton and llama.cpp"
         return f"bf16 weights are written for {able}; {runtime} takes fp32, and bf16 as an option if at all"
@@ -41,8 +43,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
     """torch, vllm and triton: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime."""
-    if runtime in ("torch", *COMPRESSED) and scheme.compute == "bf16":
-        half_precision(base or model_folder, out)
+    if runtime in ("torch", *COMPRESSED) and scheme.compute != "fp32":
+        half_precision(base or model_folder, out, {"bf16": "bfloat16", "fp16": "float16"}[scheme.compute])
     elif runtime == "torch":
         link_folder(model_folder, out)
     elif scheme.compute == "bf16":
@@ -56,8 +58,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     return ()
 
 
-def half_precision(model_folder: Path, out: Path) -> None:
-    """The folder with every float tensor rounded to bfloat16, one safetensors file at a time."""
+def half_precision(model_folder: Path, out: Path, kind: str) -> None:
+    """The folder with every float tensor rounded to `kind` (bfloat16 or float16), one safetensors file at a time."""
     import json
     import shutil
 
@@ -68,13 +70,13 @@ def half_precision(model_folder: Path, out: Path) -> None:
         for path in sorted(Path(model_folder).iterdir()):
             if path.suffix == ".safetensors":
                 tensors = {
-                    name: value.to(torch.bfloat16) if value.is_floating_point() else value
+                    name: value.to(getattr(torch, kind)) if value.is_floating_point() else value
                     for name, value in load_file(path).items()
                 }
                 save_file(tensors, work / path.name, metadata={"format": "pt"})
             elif path.name == "config.json":
                 config = json.loads(path.read_text())
-                config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16"
+                config["dtype" if "dtype" in config else "torch_dtype"] = kind
                 (work / path.name).write_text(json.dumps(config, indent=2) + "\n")
             elif path.is_file():
                 shutil.copyfile(path, work / path.name)

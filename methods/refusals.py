@@ -34,8 +34,8 @@ def not_offered(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime:
     return None
 
 
-INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8), "vllm": (4,), "torch": (4, 8)}
-"""Widths of integer weights in groups that a runtime's CPU kernels multiply by."""
+INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8), "vllm": (4, 8), "torch": (4, 8)}
+"""Widths of integer weights in groups that a runtime's kernels multiply by (8 bits in vLLM: on a GPU only)."""
 
 
 def width_missing(scheme: Scheme, runtime: str) -> str | None:
@@ -44,7 +44,7 @@ def width_missing(scheme: Scheme, runtime: str) -> str | None:
     if scheme.weights is None or scheme.weights.bits in known:
         return None
     widths = ", ".join(map(str, known))
-    return f"{runtime} has no CPU kernel for {scheme.weights.bits:g}-bit weights in groups; it has {widths}"
+    return f"{runtime} has no kernel for {scheme.weights.bits:g}-bit weights in groups; it has {widths}"
 
 
 def no_kernel(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime: str, missing: Mapping[str, str]) -> str:

@@ -34,7 +34,7 @@ RUNTIMES = (*ONNX, "openvino", *HALF)
 
 def schemes() -> tuple[Scheme, ...]:
     other = (scheme_named(f"w{bits}-g64") for bits in (2, 3, 5, 6, 7))
-    half = (scheme_named(f"w4-g{group}-bf16") for group in (32, 64))
+    half = (scheme_named(f"{name}-bf16") for name in ("w4-g32", "w4-g64", "w8-g64"))
     return (*named("w4-g32", "w4-g64", "w8-g32", "w8-g64"), *other, *half)
 
 

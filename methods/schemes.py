@@ -1,6 +1,6 @@
 """Scheme names and what they stand for: `w4-g64-kv8` <-> Scheme. Pure.
 
-    fp32, bf16      float weights of that type
+    fp32, bf16, fp16  float weights of that type
     w4-g64, w8-g32  group-wise integer weights: 4 bit asymmetric, 8 bit symmetric
     w4-g64-bf16     the same with everything else in 16 bit, lm_head and embeddings too: compressed-tensors, GPTQ's layout
     w4w8-g64        4 or 8 bit, chosen per linear by its sensitivity
@@ -40,7 +40,7 @@ MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
 
 PATTERN = re.compile(
-    r"(?P<float>fp32|bf16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[45]_[01]|8_0)"
+    r"(?P<float>fp32|bf16|fp16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[45]_[01]|8_0)"
     r"|q(?P<super>[2-6])_k|wfp(?P<row>[468])"
     r"|(?P<type>(?:int|nf|quantile|dynamic)(?P<wide>[3-8])|e(?P<e>[1-5])m(?P<m>[0-6]))-b(?P<block>\d+)(?P<centred>-c)?(?P<doubled>-dq)?"
     r"(?:-p(?P<percent>\d+))?"
@@ -62,8 +62,8 @@ def scheme(name: str) -> Scheme:
         raise ValueError(f"scheme {name!r} is unknown; forms are fp32, bf16, w4-g64, w4w8-g64, w8a8 and …-kv8")
     cache = integer(8, "channel") if name != stem else None
     if found["float"]:
-        compute: Literal["fp32", "bf16"] = "bf16" if found["float"] == "bf16" else "fp32"
-        return Scheme(name=name, compute=compute, keys=cache, values=cache)
+        floats: dict[str, Literal["fp32", "bf16", "fp16"]] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+        return Scheme(name=name, compute=floats[found["float"]], keys=cache, values=cache)
     if found["blocks"] or found["super"]:
         return gguf_scheme(name, found["blocks"], found["super"], cached=cache is not None)
     if found["row"]:

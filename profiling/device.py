@@ -16,9 +16,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from quantadvisor.documents import Device, Figure, Gpu, Peaks
+from quantadvisor.documents import Device, Figure, Peaks
 from quantadvisor.kernels.timing import figure
 from quantadvisor.kernels.timing_cache import versions
+
+from .gpus import describe_gpus
 
 ISA_FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
@@ -118,39 +120,6 @@ def last_level_cache() -> int:
     if max(sizes) == 0 and "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names:
         sizes.append(os.sysconf("SC_LEVEL3_CACHE_SIZE"))
     return max(sizes)
-
-
-def describe_gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs through NVML. No package or no driver is the normal case of a CPU machine: an empty tuple."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # ImportError, or any NVMLError: no driver, no permission
-        return ()
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        gpus = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-            gpus.append(
-                Gpu(
-                    name=_text(pynvml.nvmlDeviceGetName(handle)),
-                    memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    compute_capability=f"{major}.{minor}",
-                    driver=driver,
-                )
-            )
-        return tuple(gpus)
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def measure_peaks(threads: int, budget_s: float = 3.2) -> Peaks:

@@ -23,7 +23,7 @@ LEAST_POOL_TOKENS = 2048
 
 def compute_bytes(scheme: Scheme) -> int:
     """Bytes of an element that the scheme leaves alone."""
-    return {"fp32": 4, "bf16": 2}[scheme.compute]
+    return {"fp32": 4, "bf16": 2, "fp16": 2}[scheme.compute]
 
 
 def bytes_of_weights(inventory: Inventory, scheme: Scheme, *, scale_bytes: int | None = None, tied_once: bool = True) -> int:

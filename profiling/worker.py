@@ -87,8 +87,13 @@ class Worker:
         return {
             "load_s": load_s,
             "base_bytes": self.base_bytes,
-            "loaded_bytes": status_bytes("VmRSS") - self.base_bytes,
+            "loaded_bytes": self.used()[0],
         }
+
+    def used(self) -> tuple[int, int]:
+        """Bytes now and at most: of the session's allocator where it has one (a GPU's), else of the process above its imports."""
+        own: tuple[int, int] | None = getattr(self.session, "allocated", lambda: None)()
+        return own or (status_bytes("VmRSS") - self.base_bytes, status_bytes("VmHWM") - self.base_bytes)
 
     def generate(self, tokens: str, output_tokens: int) -> dict[str, Any]:
         """Greedy generation of one static batch; all rows arrive at t = 0."""
@@ -112,7 +117,7 @@ class Worker:
             "ttft_s": ttft_s,
             "itl_s": itl_s,
             "generated": rows,
-            "peak_bytes": status_bytes("VmHWM") - self.base_bytes,
+            "peak_bytes": self.used()[1],
         }
 
     def steady(self, tokens: str, batch: int, steps: int) -> dict[str, Any]:
@@ -132,9 +137,8 @@ class Worker:
             token = logits.argmax(-1)[:, None].astype(np.int64)
             itl_s.append(time.perf_counter() - start)
         check_finite(logits)
-        peak = status_bytes("VmHWM") - self.base_bytes
         equal = bool((token == token[:1]).all())
-        return {"prefill_row_s": prefill_row_s, "itl_s": itl_s, "peak_bytes": peak, "rows_equal": equal}
+        return {"prefill_row_s": prefill_row_s, "itl_s": itl_s, "peak_bytes": self.used()[1], "rows_equal": equal}
 
     def reference(self, tokens: str, out: str) -> dict[str, Any]:
         import numpy as np

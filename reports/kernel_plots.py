@@ -45,7 +45,7 @@ def kernel_kind(scheme: Scheme) -> str:
 
 def intensity(timing: KernelTiming) -> float:
     """Operations per byte: 2·M·N·K over stored weights (scales too), inputs and outputs."""
-    wide = 2 if timing.scheme.compute == "bf16" else 4
+    wide = 4 if timing.scheme.compute == "fp32" else 2
     weights = timing.scheme.weights
     per_weight = float(wide) if weights is None else weights.bits / 8
     if weights is not None and weights.group_size:

@@ -3,8 +3,10 @@
 export_base   Hugging Face folder -> the same, in float32
 randomise     that folder -> the same with random weights: what ghosts are made of
 quantize_w8a8 that folder -> int8 weights per output channel; activations int8 per token while it runs; lm_head bfloat16
+quantize_fp8  the same in E4M3
 
-Format `int-quantized` of vllm-project/compressed-tensors 0.17: `weight` int8 [N, K] and `weight_scale` [N, 1] beside it.
+Formats `int-quantized` and `float-quantized` of vllm-project/compressed-tensors 0.17: `weight` int8 or float8_e4m3fn
+[N, K] and `weight_scale` [N, 1] beside it.
 """
 
 from __future__ import annotations
@@ -51,18 +53,43 @@ def stored(name: str, weight: Any) -> list[Named]:
     return [(name, torch.from_numpy(codes)), (f"{stem}weight_scale", torch.from_numpy(scale[:, None]).to(torch.bfloat16))]
 
 
+def quantize_fp8(base: Path, out: Path) -> None:
+    rewrite(base, out, stored_fp8, {"dtype": "bfloat16", "quantization_config": FP8})
+
+
+def stored_fp8(name: str, weight: Any) -> list[Named]:
+    """A linear's weight in E4M3 with S = max|w| / 448 of each row; every other tensor in bfloat16."""
+    import torch
+
+    if not name.endswith("_proj.weight"):
+        return [in_half(name, weight, "bfloat16")]
+    scale = (weight.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / E4M3_MAX).to(torch.bfloat16)
+    codes = (weight.float() / scale.float()).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return [(name, codes), (f"{name.removesuffix('weight')}weight_scale", scale)]
+
+
+E4M3_MAX = 448.0
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
-W8A8 = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "quantization_status": "compressed",
-    "ignore": ["lm_head"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": INT8 | {"strategy": "channel", "dynamic": False},
-            "input_activations": INT8 | {"strategy": "token", "dynamic": True},
-        }
-    },
-}
+FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
+
+
+def settings(format_name: str, number: dict[str, Any]) -> dict[str, Any]:
+    """`quantization_config` of weights per channel and activations per token, both in that number format."""
+    return {
+        "quant_method": "compressed-tensors",
+        "format": format_name,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": number | {"strategy": "channel", "dynamic": False},
+                "input_activations": number | {"strategy": "token", "dynamic": True},
+            }
+        },
+    }
+
+
+W8A8 = settings("int-quantized", INT8)
+FP8 = settings("float-quantized", FLOAT8)
 """Its words: https://github.com/vllm-project/compressed-tensors, quantization/quant_args.py and quant_config.py."""

@@ -119,6 +119,8 @@ class TritonSession:
         from quantadvisor.kernels.triton_modules import CACHES
 
         torch.set_num_threads(threads)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         self.device = device
         self.kind = CACHES[options[0]] if options else "16 bit"
         self.model = swapped(path, device)
@@ -150,13 +152,22 @@ class TritonSession:
     def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         import numpy as np
 
-        logits = self.prefill(tokens, tokens.shape[1] + 8)
+        room = tokens.shape[1] + 8
+        logits = self.prefill(tokens, room)
         following = logits.argmax(-1)[:, None].astype(np.int64)
         if batch:
-            self.fill(batch, tokens.shape[1] + 8)
+            self.fill(batch, room)
             following = np.repeat(following, batch, 0)
-        decode = self._observe(lambda: self.decode(following))
-        return {"prefill": self._observe(lambda: self.prefill(tokens, tokens.shape[1] + 8)), "decode": decode}
+        self.decode(following)  # captures the graph, compiles
+        decode = self._observed(lambda: self.decode(following), lambda: self._step(following, fresh=False), rounds=3)
+        prefill = self._observed(lambda: self.prefill(tokens, room), lambda: self.prefill(tokens, room), rounds=2)
+        return {"prefill": prefill, "decode": decode}
+
+    def allocated(self) -> tuple[int, int] | None:
+        """Bytes that torch's allocator holds on the GPU, and held at most since the session began; None in the interpreter."""
+        import torch
+
+        return (torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()) if self.device == "cuda" else None
 
     def close(self) -> None:
         self.cache = self.graph = None
@@ -180,9 +191,10 @@ class TritonSession:
             raise ValueError(f"the cache was made for {self.capacity} tokens; {self.places.seen} are held and {count} come")
 
     def _step(self, tokens: Any, *, fresh: bool, keep: int = 1) -> Any:
-        """tokens: [B, q] appended to each row -> logits."""
+        """tokens: [B, q] appended to each row, launched by the host -> logits. A captured graph reads other places: it goes."""
         import torch
 
+        self.graph = None
         count, before = tokens.shape[1], self.places.seen
         self._room(count)
         self.places.fresh = fresh
@@ -226,36 +238,34 @@ class TritonSession:
         self.places.seen += 1
         return self.logits[:, -1].float().cpu().numpy()
 
-    def _observe(self, run: Any) -> dict[str, Any]:
-        """Which of our kernels are launched, and how often; a graph is captured anew for it, since a replay launches nothing."""
+    def _observed(self, run: Any, launched: Any, rounds: int) -> dict[str, Any]:
+        """Walls of `run`; its kernels from `launched`, the same pass with every kernel launched by the host."""
         import torch
 
-        from quantadvisor.kernels.triton_modules import launches
+        from quantadvisor.kernels.triton_evidence import LINEAR, observed
 
+        walls = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            run()
+            walls.append(time.perf_counter() - began)
+        wall_s = sorted(walls)[len(walls) // 2]
+        seen = observed(self.model, launched, on_gpu=self.device == "cuda")
         linears = [one for one in self.model.modules() if isinstance(one, torch.nn.Linear)]
         ours = [one for one in self.model.modules() if hasattr(one, "kernel")]
-        began = time.perf_counter()
-        run()
-        wall = time.perf_counter() - began
-        self.graph = None
-        with launches() as seen:
-            run()
+        weights = "/".join(sorted({one.kernel for one in ours}))
         return {
             "operators": [
-                {"name": name, "count": count, "provider": self.device, "precision": self.kind if "attend" in name else "",
-                 "time_s": 0.0, "linear": name in LINEAR}
-                for name, count in sorted(seen.items())
+                {"name": name, "count": one.count, "provider": self.device, "time_s": one.seconds, "linear": name in LINEAR,
+                 "quantized": name in LINEAR,
+                 "precision": self.kind if "attend" in name else weights if name in LINEAR else ""}
+                for name, one in sorted(seen.kernels.items(), key=lambda pair: -pair[1].seconds)
             ],
             "linears": len(linears) + len(ours),
             "quantized_linears": len(ours),
-            "wall_s": wall,
-            "walls_s": [wall],
-            "linears_s": 0.0,
-            "attention_s": 0.0,
-            "cache_s": 0.0,
-            "other_s": wall,
-            "notes": ["kernels as triton launched them; their times are not taken apart"],
+            "wall_s": wall_s,
+            "walls_s": walls,
+            **{f"{part}_s": seconds for part, seconds in seen.parts.items()},
+            "other_s": max(0.0, wall_s - sum(seen.parts.values())),
+            "notes": seen.notes or [f"kernels take {seen.busy_s / wall_s:.0%} of the wall; the host's gap is part of other"],
         }  # fmt: skip
-
-
-LINEAR = frozenset({"w4a16_kernel", "w8a8_kernel", "fp8_kernel"})

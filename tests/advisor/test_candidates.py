@@ -41,3 +41,21 @@ def test_what_trains_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(schemes_at_risk([("awq", scheme("w4-g64")), ("gptq", scheme("w4-g64"))])) == ["gptq-w4-g64"]
     assert list(schemes_at_risk([("lkd", scheme("w4a8-g64"))], trained=True)) == ["lkd-w4a8-g64"]
     assert untrained("gptq", workload()) is None
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+def test_plain_is_a_candidate_where_the_fast_layout_crashes(
+    crashes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    words = "its process died at q8_0_llama_cpp (signal SIGSEGV)" if crashes else "AMX"
+    monkeypatch.setattr("quantadvisor.profiling.runtimes.llama_cpp.refuse", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.methods.gguf.refuse", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.kernels.llama_layouts.layouts", lambda _: {"q8_0": words})
+    tiles = PLAIN.model_copy(update={"isa": ("amx_tile", "amx_int8")})
+    found = {c.name: c for c in enumerate_candidates(workload(runtimes=["llama.cpp"]), tmp_path, tiles)}
+    fast, plain = found["gguf-q8_0@llama.cpp+fa"], found["gguf-q8_0@llama.cpp+fa+plain"]
+    assert (fast.refused is not None, plain.refused, plain.excluded is None) == (crashes, None, crashes)
+    assert not crashes or "the option plain avoids it" in str(fast.refused)
+    assert crashes or "plain only avoids" in str(plain.excluded)
+    assert found["none-bf16@llama.cpp"].refused is None

@@ -227,25 +227,51 @@ def test_attention_far_from_its_roof_is_slow_itself() -> None:
     assert explained(slow, None).largest == "wrong_tensor"  # without roofs nobody knows
 
 
-def test_llama_cpp_s_own_mends_are_named() -> None:
-    """Each by what was seen: no flash attention, weights in no repacked buffer, repacking turned off."""
+def llama_change(cause: str, options: tuple[str, ...], kind: str = "q5_1", provider: str = "CPU", **layouts: str) -> str:
     side = Side((320, 60, 25), (4, 60, 1), LINEARS)
+    made = scheme(kind) if kind in ("q4_0", "q8_0") else scheme("q8_0").model_copy(update={"name": kind})
+    checkpoint = Checkpoint(
+        path="planted", format="gguf", runtime="llama.cpp", options=options, scheme=made, linears=LINEARS,
+        stored_quantized=LINEARS, plain="bf16", layouts=layouts,
+    )  # fmt: skip
+    seen = observation(side, "planted")
+    rows = tuple(row.model_copy(update={"provider": provider}) for row in seen.decode_operators.operators)
+    seen = seen.model_copy(update={"decode_operators": seen.decode_operators.model_copy(update={"operators": rows})})
+    return change_for(cause, "decode", checkpoint, seen, "weights")  # type: ignore[arg-type]
 
-    def changes(cause: str, options: tuple[str, ...], provider: str = "CPU") -> str:
-        checkpoint = Checkpoint(
-            path="planted", format="gguf", runtime="llama.cpp", options=options, scheme=scheme("q5_1"), linears=LINEARS,
-            stored_quantized=LINEARS, plain="bf16",
-        )  # fmt: skip
-        seen = observation(side, "planted")
-        rows = tuple(row.model_copy(update={"provider": provider}) for row in seen.decode_operators.operators)
-        seen = seen.model_copy(update={"decode_operators": seen.decode_operators.model_copy(update={"operators": rows})})
-        return change_for(cause, "decode", checkpoint, seen, "weights")  # type: ignore[arg-type]
 
-    assert "llama.cpp+fa" in changes("attention", ())
-    assert "llama.cpp+fa" not in changes("attention", ("fa",))
-    assert "no repacked kernel for q5_1" in changes("fallback_or_slow_kernel", ())
-    assert "without the option plain" in changes("fallback_or_slow_kernel", ("plain",))
-    assert "another format or runtime" in changes("fallback_or_slow_kernel", (), "CPU_REPACK")
+def test_llama_cpp_s_attention_mend_is_named() -> None:
+    assert "llama.cpp+fa" in llama_change("attention", ())
+    assert "llama.cpp+fa" not in llama_change("attention", ("fa",))
+
+
+AVX2 = {"q4_0": "CPU_REPACK", "q8_0": "CPU"}
+TILES = {"q4_0": "AMX", "q8_0": "AMX"}
+GCC_12 = dict.fromkeys(TILES, "its process died at q8_0_llama_cpp (signal SIGSEGV)")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "provider", "layouts", "said"),
+    [
+        ("q5_1", (), "CPU", AVX2, "convert it to q4_0: llama.cpp has no repacked kernel for q5_1"),
+        ("q5_1", (), "CPU", TILES, "convert it to q4_0 or q8_0"),
+        ("q8_0", (), "CPU", AVX2, "convert it to q4_0"),  # without AMX its rows stay as they are
+        ("q8_0", ("plain",), "CPU", AVX2, "convert it to q4_0"),
+        ("q8_0", ("plain",), "CPU", TILES, "run it without the option plain"),
+        ("q4_0", ("plain",), "CPU", AVX2, "run it without the option plain"),
+        ("q4_k", ("plain",), "CPU", AVX2, "run it without the option plain"),
+        ("q4_0", ("plain",), "CPU", GCC_12, "other than gcc 12"),
+        ("q4_0", (), "CPU_REPACK", AVX2, "another format or runtime"),
+        ("q5_1", (), "CPU", {}, "another format or runtime"),
+    ],
+)
+def test_llama_cpp_s_layout_mend_follows_the_build(
+    kind: str, options: tuple[str, ...], provider: str, layouts: dict[str, str], said: str
+) -> None:
+    """What was asked of the build decides: never `without plain` where that crashes, never a type it has no layout for."""
+    found = llama_change("fallback_or_slow_kernel", options, kind, provider, **layouts)
+    assert said in found
+    assert (layouts is GCC_12) == ("SIGSEGV" in found)
 
 
 def test_the_document_survives_json() -> None:

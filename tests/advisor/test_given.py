@@ -54,7 +54,7 @@ def fp8(model: Path, out: Path) -> Path:
         ("onnxruntime_genai", onnx, ["onnxruntime", "onnxruntime-genai"], (FUSED, FUSED)),
         ("bitsandbytes", bitsandbytes, ["torch"], (LINEARS, LINEARS - 1)),
         ("accelerate", fp8, ["torch"], (LINEARS, 0)),  # transformers expands it on a CPU: it loads, and runs unquantized
-        ("llama_cpp", gguf, ["llama.cpp", "llama.cpp+fa", "llama.cpp+fa+plain"], (LINEARS, LINEARS)),
+        ("llama_cpp", gguf, ["llama.cpp", "llama.cpp+fa", "llama.cpp+plain", "llama.cpp+fa+plain"], (LINEARS, LINEARS)),
     ],
 )
 def test_a_checkpoint_is_measured_and_scored_as_it_is(

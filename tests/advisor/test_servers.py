@@ -40,7 +40,7 @@ def context(tmp_path: Path, python: str, asked: Workload) -> Any:
     inventory = Inventory.model_construct(kv_values_per_token=64, head_dim=8)
     return SimpleNamespace(
         workload=asked, inventory=inventory, model_folder=tmp_path, prompts=np.zeros((2, 6), np.int64),
-        device=SimpleNamespace(threads=1, memory_bytes=1 << 30), worker_memory_bytes=1 << 30,
+        device=SimpleNamespace(kind="cpu", threads=1, memory_bytes=1 << 30, host_memory_bytes=None), worker_memory_bytes=1 << 30,
         interpreter=lambda _: python, build_of=lambda _: SimpleNamespace(out=tmp_path),
         options_of=lambda *_: (f"{vllm.POOL}{1 << 20}",),
         worker_of=lambda _: RunningWorker(RUNTIME, Path("nowhere"), (), 1),
@@ -147,9 +147,9 @@ def test_an_fp8_cache_is_an_option_of_vllm_and_its_server() -> None:
     """The artifact is that of the plain scheme; engine and server are told alike."""
     for name, method, plain in (("bf16", "none", "bf16"), ("w8a8-bf16", "dynamic_int8", "w8a8-bf16")):
         assert recipe("kv_fp8", scheme(f"{name}-kvf8-unit"), "vllm") == (method, scheme(plain))
-    options = session_options("vllm", (), scheme("bf16-kvf8-unit").quantizes_cache)
+    options = session_options("vllm", (), scheme("bf16-kvf8-unit"))
     assert options == ("kvfp8",)
-    assert session_options("vllm", (), False) == ()
+    assert session_options("vllm", (), scheme("bf16")) == ()
     arguments, _ = vllm.server("folder", options, 8000, "m", 1)
     assert vllm.OPTIONS["kvfp8"] == {"kv_cache_dtype": "fp8"}
     assert ["--kv-cache-dtype", "fp8"] in [arguments[i : i + 2] for i in range(len(arguments))]

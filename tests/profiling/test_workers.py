@@ -33,6 +33,14 @@ def test_recorded_cache_is_decoded_at_the_batch() -> None:
     assert len(steady.itl_s) == 3
 
 
+def test_memory_is_what_the_sessions_allocator_says_else_the_process() -> None:
+    with worker("allocator") as running:
+        assert running.loaded.loaded_bytes == 111
+        assert running.generate(PROMPT, 2).peak_bytes == running.steady(PROMPT, 2, 2).peak_bytes == 222
+    with worker() as running:
+        assert running.generate(PROMPT, 2).peak_bytes not in (111, 222)
+
+
 def test_score_against_itself_is_zero(tmp_path: Path) -> None:
     windows = np.arange(12, dtype=np.int64).reshape(2, 6)
     with worker() as running:

@@ -1,6 +1,6 @@
 """Documents that pass between the stages. Nothing here knows anything but pydantic."""
 
-from .base import Document, Figure, Finite, NumberClass, OpenDocument, Target, canonical, write_text
+from .base import Document, Figure, Finite, KernelSource, NumberClass, OpenDocument, Target, canonical, write_text
 from .decision_map import DecisionMap, MapCandidate, MapCell, MapEdge
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
 from .explanation import Cause, CauseTime, Checkpoint, Explanation, Observation, StepTimes
@@ -20,6 +20,7 @@ from .profile import (
     Ghost,
     Gpu,
     Inventory,
+    KernelFactors,
     KernelTiming,
     LayerActivations,
     LedgerItem,
@@ -99,6 +100,8 @@ __all__ = [
     "Interval",
     "Inventory",
     "KernelCheck",
+    "KernelFactors",
+    "KernelSource",
     "KernelTiming",
     "LayerActivations",
     "LedgerItem",

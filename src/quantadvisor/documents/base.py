@@ -18,6 +18,9 @@ Target = Literal["weights", "activations", "kv_cache", "none"]
 
 NumberClass = Literal["measured", "modelled", "cited"]
 
+KernelSource = Literal["measured", "interpolated", "roofline"]
+"""Where a kernel's time comes from, the most certain first."""
+
 Finite = Annotated[float, AllowInfNan(False)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -37,6 +38,8 @@ class Checkpoint(OpenDocument):
     """Linears whose weights lie in the files as low-bit codes."""
     accuracy_levels: tuple[int, ...] = ()
     """Of MatMulNBits: 4 multiplies INT8, 0 and 1 compute in fp32."""
+    layouts: Mapping[str, str] = {}
+    """Of llama.cpp: type -> the buffer that its build here puts such weights in, or how its kernel crashed there."""
     layers: int | None = None
     vocabulary: int | None = None
 

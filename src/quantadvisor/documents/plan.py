@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .base import Document, Finite, OpenDocument
+from .base import Document, Finite, KernelSource, OpenDocument
 from .decision_map import DecisionMap
 from .workload import Workload
 
@@ -70,7 +70,7 @@ class PlanCandidate(OpenDocument):
     cost_per_million_tokens: float | None = None
     objective: float | None = None
     """Seconds of a request; or output tokens per second and GPU; or users per GPU."""
-    kernels: Literal["measured", "interpolated", "roofline"] = "roofline"
+    kernels: KernelSource = "roofline"
     """The least certain class among its kernels' isolated times in the runtime's tables, at the declared concurrency."""
     kernels_ms: float | None = None
     """Their sum over a decode step, without lm_head; the model's own time has what a server makes of it."""

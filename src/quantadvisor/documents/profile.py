@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .base import Document, Figure, NumberClass, OpenDocument
+from .base import Document, Figure, KernelSource, NumberClass, OpenDocument
 from .scheme import Scheme
 
 
@@ -13,6 +13,8 @@ class Gpu(OpenDocument):
     memory_bytes: int
     compute_capability: str | None = None
     driver: str | None = None
+    place: str = ""
+    """What CUDA_VISIBLE_DEVICES says of it, in PCI order."""
 
 
 class Peaks(OpenDocument):
@@ -25,7 +27,8 @@ class Peaks(OpenDocument):
 
 
 class Device(OpenDocument):
-    """Identity of the machine. `fingerprint` holds identity only, never a measured speed."""
+    """Identity of the machine, or of one of its GPUs: then name and memory are the GPU's, and `gpus` is that one.
+    `fingerprint` holds identity only, never a measured speed."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     name: str
@@ -33,6 +36,8 @@ class Device(OpenDocument):
     cores: int
     threads: int
     memory_bytes: int
+    host_memory_bytes: int | None = None
+    """Of the machine around a GPU; None: `memory_bytes` is the machine's."""
     last_level_cache_bytes: int = 0
     gpus: tuple[Gpu, ...] = ()
     fingerprint: str
@@ -183,6 +188,18 @@ class KernelTiming(OpenDocument):
     refused: str | None = None
     operator: str = ""
     roofline_share: float | None = None
+    source: KernelSource = "measured"
+    """Measured here; of a GPU also from published tables (measured by others, or interpolated) or from the roofline."""
+
+
+class KernelFactors(Document):
+    """What kernels take on this device over what tables and roofline say of them."""
+
+    reading: float
+    """Of those that are bound by reading."""
+    arithmetic: float
+    """Of those that are bound by arithmetic."""
+    source: str
 
 
 class Ghost(OpenDocument):
@@ -211,4 +228,6 @@ class Profile(OpenDocument):
     phases: tuple[PhaseTime, ...]
     activations: ActivationStats | None = None
     kernels: tuple[KernelTiming, ...] = ()
+    calibration: KernelFactors | None = None
+    """On a GPU: of what its kernels' times before any was timed."""
     ghosts: tuple[Ghost, ...] = ()

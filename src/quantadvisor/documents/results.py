@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .base import Figure, Finite, OpenDocument, Target
+from .base import Figure, Finite, KernelSource, OpenDocument, Target
 from .decision_map import DecisionMap
 from .profile import Device, Operators, PhaseTime, Profile
 from .scheme import Scheme
@@ -97,6 +97,8 @@ class Predicted(OpenDocument):
     objective: Finite | None = None
     kl: Finite | None = None
     basis: str = ""
+    kernels: KernelSource | None = None
+    """The least certain source among the kernel times that it rests on; a ghost's own pass is measured."""
     written_at: str = ""
 
 

@@ -22,7 +22,7 @@ class Scheme(Document):
     """W4A16 g128, W8A8, W8 with an INT8 cache, as data. None: left in 16 or 32 bit (`compute` says which)."""
 
     name: str
-    compute: Literal["fp32", "bf16"] = "fp32"
+    compute: Literal["fp32", "bf16", "fp16"] = "fp32"
     weights: Format | None = None
     activations: Format | None = None
     keys: Format | None = None

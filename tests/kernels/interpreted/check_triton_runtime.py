@@ -6,6 +6,7 @@ kernels may be off by twice that. A wrong kernel is off by the logits' own size.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from quantadvisor.kernels import triton_decode_attention as kernel
 from quantadvisor.kernels import triton_modules, turbo_tables
@@ -170,6 +171,33 @@ def test_what_is_launched_is_written_down(folders: dict[str, Path]) -> None:
     assert counts["w8a8_kernel"] == counts["quantize_int8_kernel"] == 14
     assert counts["attend_kernel"] == counts["join_kernel"] == 2
     assert "attend_kernel" not in {one["name"] for one in seen["prefill"]["operators"]}
+    precision = {one["name"]: one["precision"] for one in seen["decode"]["operators"] if one["precision"]}
+    assert precision == {"w8a8_kernel": "w8a8", "attend_kernel": "int8"}
+    assert all(one["time_s"] > 0 for one in seen["decode"]["operators"])
+
+
+def test_parts_of_a_pass_are_told_apart(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is made slow is the part that takes the time; looking leaves no trace."""
+
+    def slowed(*given: Any) -> Any:
+        time.sleep(0.2)
+        return stored(*given)
+
+    stored = triton_modules.quantized
+    session = runtime.TritonSession(str(folders["base"]), ("kvturbo",), 1, "cpu")
+    forward, update = torch.nn.Linear.forward, Cache.update
+    fast = session.operators(PROMPT, batch=None)["decode"]
+    monkeypatch.setattr(triton_modules, "quantized", slowed)
+    slow = session.operators(PROMPT, batch=None)["decode"]
+    layers = 2
+    assert slow["cache_s"] - fast["cache_s"] > 0.8 * 2 * layers * 0.2
+    assert slow["linears_s"] + slow["attention_s"] < 0.5 * slow["cache_s"]
+    assert 0 < fast["linears_s"] < fast["wall_s"]
+    assert fast["attention_s"] > 0
+    assert fast["linears_s"] + fast["attention_s"] + fast["cache_s"] + fast["other_s"] >= fast["wall_s"]
+    assert "interpreter" in fast["notes"][0]
+    assert (torch.nn.Linear.forward, Cache.update) == (forward, update)
+    assert not [one for one in session.model.modules() if "forward" in vars(one)]
 
 
 def test_a_full_cache_is_said(folders: dict[str, Path]) -> None:
