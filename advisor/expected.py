@@ -89,7 +89,7 @@ def doubt(of: Expected | None, ttft_s: float, tpot_s: float) -> str | None:
     for what, seen, thought in (("TTFT", ttft_s, of.ttft_s), ("TPOT", tpot_s, of.tpot_s)):
         if seen > DOUBTFUL * thought:
             return (
-                f"not believed: {what} of {seen:,.3g} s is {seen / thought:,.0f} times the {thought:,.3g} s that its kernels and "
+                f"not believed: {what} of {seen:.4g} s is {seen / thought:,.0f} times the {thought:.4g} s that its kernels and "
                 "the baseline's other parts take"
             )
     return None

@@ -50,7 +50,7 @@ from .predict import EIGHT_BIT_SHARE, Probes
 from .questions import answer, prediction_ledger
 from .risk import Job, schemes_at_risk, simulate_all
 from .serve import place_artifact
-from .servers import given_servers
+from .servers import given_servers, today
 from .spec import check_against_model, not_acted_on
 from .stages import Progress, Stages
 from .survey import BaselineRun
@@ -279,6 +279,7 @@ def run(
         )
     artifact = None
     choice = next((c for c in candidates if c.name == verdict.choice), None)
+    compared = today(candidates, base.name, workload)
     if apply and choice is not None and verdict.change and not choice.url:
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
@@ -287,12 +288,12 @@ def run(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=workload,
         device=profile.device,
-        profile=profile,
+        profile=profile.model_copy(update={"baseline": compared}),
         diagnosis=surveyed.diagnosis,
         unquantized_diagnosis=unquantized(candidates, base, profile, workload),
         candidates=tuple(with_breach(c, workload) for c in candidates),
         verdict=verdict,
-        questions=answer(verdict, candidates, base.name, surveyed.diagnosis, workload),
+        questions=answer(verdict, candidates, compared, surveyed.diagnosis, workload),
         ledger=prediction_ledger(candidates),
         regret=found,
         artifact=artifact,
@@ -314,7 +315,8 @@ def conclude(
     candidates: Sequence[Candidate], baseline: str, surveyed: Surveyed, advice: Advice, workload: Workload, apply: bool
 ) -> Verdict:
     if apply:
-        found = decide(candidates, baseline, workload, surveyed.diagnosis, advice.choice)
+        compared = today(candidates, baseline, workload)
+        found = decide(candidates, compared, workload, surveyed.diagnosis, advice.choice)
         edges = boundaries(candidates, found.choice, workload) if found.choice else ()
         return found.model_copy(update={"boundaries": edges})
     choice = next((c for c in candidates if c.name == advice.choice), None)

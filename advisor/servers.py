@@ -9,6 +9,7 @@ artifact in the same runtime in a worker, for which the server makes room.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
 from quantadvisor.kernels.timing import figure
@@ -20,6 +21,7 @@ from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
 from quantadvisor.profiling.served_quality import LOWER_BOUND, pool_tokens, server_scores
 from quantadvisor.profiling.server import RunningServer
 
+from .candidates import GIVEN_SERVER
 from .context import EVALUATION_TOKENS, Context
 from .survey import make_reference
 
@@ -37,7 +39,7 @@ def given_servers(workload: Workload) -> tuple[Candidate, ...]:
     for choice in choices(workload):
         assert choice.url
         before = sum(c.runtime == choice.name for c in found)
-        name = f"given-server{before + 1 if before else ''}@{choice.name}"
+        name = f"{GIVEN_SERVER}{before + 1 if before else ''}@{choice.name}"
         refused = None
         try:
             RunningServer(choice.url, 1, choice.model or "", seed=0, side="").ready()
@@ -45,6 +47,13 @@ def given_servers(workload: Workload) -> tuple[Candidate, ...]:
             refused = f"{choice.url} {error}"
         found.append(Candidate(name=name, method="given", scheme=UNKNOWN, runtime=choice.name, url=choice.url, refused=refused))
     return tuple(found)
+
+
+def today(candidates: Sequence[Candidate], profiled: str, workload: Workload) -> str:
+    """The baseline that candidates are compared with: the user's server where the spec gives one that could be measured (and
+    names no other baseline), else the one that was profiled."""
+    running = (c.name for c in candidates if c.url and c.measured and workload.baseline in ("auto", c.name))
+    return next(running, profiled)
 
 
 def choices(workload: Workload) -> list[RuntimeChoice]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import prove
-from quantadvisor.advisor.candidates import asked_runtimes, recipe, session_options
+from quantadvisor.advisor.candidates import asked_runtimes, baseline_name, recipe, session_options
 from quantadvisor.advisor.decide import best_unquantized, decide, ranked
-from quantadvisor.advisor.servers import given_servers, serves_here
-from quantadvisor.documents import BadInput, Candidate, Inventory, Workload
+from quantadvisor.advisor.servers import given_servers, serves_here, today
+from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Workload
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import interleave
 from quantadvisor.profiling.runtimes import vllm
@@ -28,6 +28,7 @@ from .documents import candidate, quality, workload
 from .test_decide import DIAGNOSIS
 from .test_prove import RUNTIME
 
+DEVICE = Device(name="planted", cores=1, threads=1, memory_bytes=1 << 30, fingerprint="f")
 TRAFFIC = {"prompt_tokens": 6, "output_tokens": 4, "concurrency": 2}
 
 
@@ -131,6 +132,27 @@ def test_our_server_is_timed_and_makes_room_for_the_worker(tmp_path: Path, pytho
     measured = prove.with_trial(mine, trial, made).measured
     assert measured and measured.load_s and measured.load_s.source == "until the server answers"
     assert measured.peak_bytes and "imports too" in measured.peak_bytes.source
+
+
+def test_the_users_server_is_the_baseline_where_it_was_measured() -> None:
+    """By itself, or named; not one that did not answer, nor where the spec names another. What is profiled is torch's."""
+    torch = candidate("none-fp32@torch", 2.0, target="none", tpot=1e-6)
+    server = candidate("none-bf16@vllm", 1.0, target="none", tpot=1e-6)
+    server = server.model_copy(update={"name": "given-server@vllm", "url": "http://h"})
+    assert today([torch, server], torch.name, spec("torch")) == server.name
+    assert today([torch, server.model_copy(update={"measured": None})], torch.name, spec("torch")) == torch.name
+    named = spec("torch").model_copy(update={"baseline": server.name})
+    assert today([torch, server], torch.name, named) == server.name
+    assert baseline_name(named, DEVICE, None, "float32") == torch.name
+    assert today([torch, server], torch.name, named.model_copy(update={"baseline": torch.name})) == torch.name
+    faster = candidate("rtn-w8-g64@onnxruntime", 0.5, tpot=1e-6)
+    found = decide([torch, server, faster], server.name, spec("torch"), DIAGNOSIS, None)
+    assert found.choice == faster.name
+    assert f"on {DIAGNOSIS.of})" in found.reason  # where its shares were seen
+    assert "is 2.00x the baseline" in found.reason
+    assert found.speedup and found.speedup.total == pytest.approx(2.0, rel=1e-3)
+    kept = decide([torch, server], server.name, spec("torch"), DIAGNOSIS, None)
+    assert not kept.change
 
 
 def test_a_chosen_server_is_said_to_be_one() -> None:
