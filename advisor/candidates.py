@@ -34,13 +34,26 @@ CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "openvino": (("kvf16",), {"-kv8": "kvu8"}),
     "llama.cpp": ((), {"-kv8": "kvq8"}),
     "vllm": ((), {"-kvf8-unit": "kvfp8"}),
-    "triton": ((), {"-kv8": "kvint8", "-kv4": "kvint4", "-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
+    "triton": ((), {"-kv8-head": "kvint8", "-kv4-head": "kvint4", "-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
 }
 """runtime -> options of a session with a plain cache, and by the end of a scheme's name that of a quantized one (vLLM's FP8: its
 scales 1.0); runtimes whose artifact says it are not here."""
 
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
+
+WRITES = {"w4-g64-bf16": "gptq", "w8a8-bf16": "dynamic_int8", "fp8-bf16": "fp8"}
+"""Weights under a cache that is an option of vllm or triton -> the method that writes their artifact."""
+TRITON_CACHES = tuple(
+    Entry(method_name, f"{weights}-{cache}", "kv_cache", ("triton",))
+    for weights in ("bf16", *WRITES)
+    for method_name, cache in (
+        ("kv_int8", "kv8-head"),
+        ("kv_int4", "kv4-head"),
+        ("kv_fp8", "kvf8-unit"),
+        ("turboquant", "kv4-turbo"),
+    )
+)
 
 CATALOGUE = (
     Entry("none", "bf16", "none", ("torch", *LLAMA, *COMPRESSED)),
@@ -51,8 +64,8 @@ CATALOGUE = (
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
-    Entry("gptq", "w4-g64-bf16", "weights", ("vllm", "torch")),
-    Entry("awq", "w4-g64-bf16", "weights", ("vllm", "torch")),
+    Entry("gptq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
+    Entry("awq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("qlora", "nf4-b64-dq", "weights", ("onnxruntime",)),
@@ -82,6 +95,7 @@ CATALOGUE = (
     Entry("llm_qat", "w4a8-kv8-token", "activations", SIMULATED),
     Entry("zeroquant", "w4a8-g64", "activations", SIMULATED),
     Entry("fp8", "fp8", "activations", SIMULATED),
+    Entry("fp8", "fp8-bf16", "activations", ("triton",)),
     Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),
     Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
     Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
@@ -90,6 +104,7 @@ CATALOGUE = (
     Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
+    *TRITON_CACHES,
 )
 
 
@@ -105,8 +120,8 @@ GPU_CATALOGUE = (
     Entry("gptq", "w4-g64", "weights", ("onnxruntime+cuda",)),
     Entry("awq", "w4-g64", "weights", ("onnxruntime+cuda",)),
     Entry("rtn", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
-    Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
-    Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
+    Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
+    Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
     Entry("rtn", "w8-g64-bf16", "weights", ("vllm+cuda",)),
     Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("smoothquant", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
@@ -116,12 +131,10 @@ GPU_CATALOGUE = (
     Entry("gguf", "q4_k", "weights", LLAMA_GPU),
     Entry("gguf_imatrix", "q4_0", "weights", LLAMA_GPU),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+cuda+fa",)),
-    Entry("kv_int8", "bf16-kv8", "kv_cache", ("triton",)),
-    Entry("kv_int4", "bf16-kv4", "kv_cache", ("triton",)),
-    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
-    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
-    Entry("kv_fp8", "fp8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
-    Entry("turboquant", "bf16-kv4-turbo", "kv_cache", ("triton",)),
+    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    Entry("kv_fp8", "fp8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    *TRITON_CACHES,
 )
 """On a GPU: option `cuda` or `tensorrt` says where a runtime computes that could also do so on the CPU; triton cannot."""
 
@@ -214,7 +227,7 @@ def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Sc
     if plain.weights is None:
         return "none", plain
     if runtime_name in COMPRESSED:
-        return ("fp8" if plain.weights.number == "float" else "dynamic_int8"), plain
+        return WRITES.get(plain.name, method_name), plain
     return ("gguf" if runtime_name == "llama.cpp" else "rtn"), plain
 
 

@@ -43,6 +43,7 @@ from .decide import best_unquantized, decide, with_breach
 from .device_choice import chosen_device
 from .diagnose import diagnose, options_of, split
 from .expected import Known, expected, reached_share
+from .first_contact import check_kernels, proven
 from .ghost_runs import Ghosts, run_ghosts
 from .ghosts import ghost_of
 from .model_source import resolve_model
@@ -98,6 +99,9 @@ class Run:
         writable(out)
         with progress.stage("Device"):
             device = chosen_device(workload)
+        if device.kind == "cuda":
+            with progress.stage("Triton kernels on this GPU"):
+                check_kernels(workload, device, progress.say)
         check_runtimes(workload, device)
         with progress.stage("Model"):
             model = load_model(workload, progress)
@@ -133,8 +137,8 @@ class Run:
     def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...], BaselineRun]:
         """The last: the baseline with its rounds beside the ghosts, where it could run there."""
         context, stages = self.context, self.stages
-        candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
-        candidates += self.given
+        candidates = enumerate_candidates(context.workload, context.model_folder, context.device) + self.given
+        candidates = proven(candidates, context.device)
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)

@@ -25,7 +25,7 @@ from . import step_time
 def kernel_class(scheme: Scheme) -> str:
     """Which family of probed kernels computes the scheme's linears."""
     if scheme.activations is not None:
-        return "w8a8"
+        return "fp8" if scheme.activations.number == "float" else "w8a8"
     if scheme.weights is None:
         return scheme.compute
     if scheme.weights.number == "codebook":

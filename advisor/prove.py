@@ -21,6 +21,7 @@ from quantadvisor.documents import (
     PhaseTime,
     Quality,
     TaskScore,
+    Traffic,
     Workload,
     write_text,
 )
@@ -35,6 +36,7 @@ from quantadvisor.profiling.measure import (
     measured_from_rounds,
     peak_of,
     recorded,
+    request_s,
 )
 from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, straddles
 from quantadvisor.profiling.served import Served
@@ -44,6 +46,7 @@ from .builds import Built, build_all
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
 from .predict import users_within
+from .room import in_parts
 from .servers import IN_A_WORKER, evidence_of, own_server, serves_here, session_with
 from .survey import BaselineRun, look_at_operators, make_reference
 
@@ -81,14 +84,36 @@ def run_trials(
     deadline_s: float | None = None,
     to_beat: Sequence[Round] = (),
 ) -> Trials:
-    """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them.
+    """Build the artifacts, then measure them interleaved (as many as the device holds), search their largest batch, score them.
 
     `to_beat`: rounds of the choice, where it is not measured again among these.
     """
     builds = {c.name: context.build_of(c) for c in chosen if not c.url}
     made = build_all(list(builds.values()), context.progress.say)
     done = {name: made[build.out] for name, build in builds.items()}
-    failed = {name: built.failed for name, built in done.items() if built.failed}
+    end = time.monotonic() + deadline_s if deadline_s else None
+    trials: list[Trial] = []
+    parts = in_parts(context, chosen)
+    for place, part in enumerate(parts):
+        now = time.monotonic()
+        share = None if end is None else now + max(0.0, end - now) / (len(parts) - place)
+        trials += measured_together(context, part, done, baseline, rounds, share, to_beat)
+        to_beat = fastest([to_beat, *(trial.rounds for trial in trials)], context.workload.traffic)
+    open_ = undecided([with_trial(c, t, context) for c, t in zip(chosen, trials, strict=True)], context.workload)
+    return Trials(trials=tuple(t if t.name not in open_ else on_more_tokens(context, open_[t.name], t) for t in trials))
+
+
+def measured_together(
+    context: Context,
+    chosen: Sequence[Candidate],
+    done: Mapping[str, Built],
+    baseline: BaselineRun,
+    rounds: int,
+    deadline: float | None,
+    to_beat: Sequence[Round],
+) -> list[Trial]:
+    """Trials of candidates that are loaded side by side."""
+    failed = {c.name: reason for c in chosen if c.name in done and (reason := done[c.name].failed)}
     started = time.monotonic()
     with ExitStack() as stack:
         context.progress.say("loading the artifacts")
@@ -101,7 +126,7 @@ def run_trials(
             context.prompts,
             traffic,
             rounds,
-            deadline=started + deadline_s if deadline_s else None,
+            deadline=deadline,
             enough=lambda rows: clear_losers(rows, objective, traffic, to_beat),
             progress=context.progress.say,
         )
@@ -117,8 +142,13 @@ def run_trials(
             worker = workers[candidate.name]
             trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
             worker.close()
-    open_ = undecided([with_trial(c, t, context) for c, t in zip(chosen, trials, strict=True)], context.workload)
-    return Trials(trials=tuple(t if t.name not in open_ else on_more_tokens(context, open_[t.name], t) for t in trials))
+    return trials
+
+
+def fastest(measured: Sequence[Sequence[Round]], traffic: Traffic) -> Sequence[Round]:
+    """The rounds of the lowest median request latency; none where nobody has any."""
+    there = [rounds for rounds in measured if rounds]
+    return min(there, key=lambda rows: np.median([request_s(traffic, r.ttft_s, r.tpot_s) for r in rows]), default=())
 
 
 def undecided(candidates: Sequence[Candidate], workload: Workload) -> dict[str, Candidate]:

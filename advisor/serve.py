@@ -11,7 +11,9 @@ from pathlib import Path
 
 from quantadvisor.documents import Artifact, Candidate, Serve
 from quantadvisor.methods.formats.folders import link_or_copy
+from quantadvisor.profiling.environments import interpreter_of
 
+from .candidates import session_options
 from .model_cache import sha256_of
 
 PROMPT = "The capital of France is"
@@ -35,6 +37,7 @@ COMMANDS = {
         "m = LLM({path!r}, max_model_len=512, enforce_eager=True, gpu_memory_utilization=0.5); "
         "print({prompt!r} + m.generate({prompt!r}, P(max_tokens=12, temperature=0))[0].outputs[0].text)"
     ),
+    "triton": "-m quantadvisor.profiling.triton_complete {path} {prompt!r}{cache}",
     "torch": (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; t = T.from_pretrained({path!r}); "
         "m = M.from_pretrained({path!r}, dtype='auto'); x = t({prompt!r}, return_tensors='pt'); "
@@ -53,12 +56,13 @@ SERVERS = {
     "openvino": ("openvino-genai",),
     "torch": ("torch",),
     "gguf": ("llama.cpp",),
-    "compressed": ("vllm",),
+    "compressed": ("vllm", "triton"),
 }
 
 
 def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python: str) -> Artifact:
-    """Put the artifact at DIR/artifact (whole or not at all) and try its serve commands with the runtime's interpreter."""
+    """Put the artifact at DIR/artifact (whole or not at all) and try its serve commands with the runtime's interpreter
+    `python`; another runtime that reads the same folder has its own."""
     target, scratch = out / "artifact", out / ".artifact.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(
@@ -67,16 +71,23 @@ def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
     hashes = {str(p.relative_to(target)): sha256_of(p) for p in sorted(target.rglob("*")) if p.is_file()}
-    serve = tuple(try_serve(server, target, choice, python) for server in SERVERS[kind])
+    shared = kind == "compressed"
+    serve = tuple(
+        try_serve(server, target, choice, interpreter_of(server) if shared and server != choice.runtime else python)
+        for server in SERVERS[kind]
+    )
     return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=serve)
 
 
 def try_serve(server: str, folder: Path, choice: Candidate, python: str) -> Serve:
     """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt."""
     hint = "bf16" if "bf16" in choice.options else "f32"
-    code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint)
+    options = session_options(choice.runtime, choice.options, choice.scheme)
+    cache = "".join(f" --cache {option}" for option in options if choice.runtime == server == "triton")
+    code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint, cache=cache)
     shown = "python" if python == sys.executable else shlex.quote(python)
-    command = f'{shown} -c "{code}"'  # COMMANDS hold nothing that a shell reads between double quotes
+    called = code if code.startswith("-m ") else f'-c "{code}"'  # COMMANDS hold nothing that a shell reads in double quotes
+    command = f"{shown} {called}"
     line = shlex.quote(python) + command.removeprefix(shown)
     try:
         done = subprocess.run(

@@ -10,19 +10,17 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from methods_encoder import EncoderRow, section
+from methods_encoder import section
+from methods_rows import Known, Row, Speed
 
 from quantadvisor.documents import Device, Figure, Interval
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.profiling.text import TextSource
-
-if TYPE_CHECKING:
-    from methods_table import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/methods/"
@@ -78,27 +76,17 @@ EXPECTED = (
 """(what the literature lets one expect on average, the better row, the worse row)"""
 
 
-def page(rows: Sequence[Row], encoder: list[EncoderRow], device: Device, text: TextSource, tokens: int) -> str:
-    """Markdown. Grouped by the tensor that a method shrinks."""
-    machine = f"{device.name}, {device.cores} cores ({', '.join(device.isa)})"
-    head = (
-        "# Every method, measured\n\n"
-        f"Written by `make methods` on {date.today().isoformat()}, {machine}. SmolLM2-135M ({rows[0].model if rows else '-'});"
-        f" quality against its fp32 logits on {tokens:,} tokens of {text.name} ({text.licence}), intervals 95 %.\n\n"
-        "*measured*: the artifact was built and ran in the runtime named; decode and prefill are the unquantized model's time"
-        " in the same runtime over this one's (above 1: faster), 128 tokens in and 32 out, in turns; *int* counts the linears"
-        " that ran as quantized operators. *simulated*: fake quantization in fp32, since no runtime here has the kernel; bytes"
-        " are arithmetic, seconds include the scoring. Seconds and memory are those of applying the method, without the export"
-        " that all of a runtime share. Rotations and scales that AWQ or SmoothQuant move gain a part of what they gain here"
-        " because the embedded model's channels were rescaled at random.\n"
-    )
-    parts = [head]
+def page(known: Known, device: Device, text: TextSource, tokens: int, wanted: int) -> str:
+    """Markdown. Grouped by the tensor that a method shrinks, in each group by bytes."""
+    rows = list(known.rows.values())
+    speeds = speeds_of_one_machine(known, device.fingerprint)
+    parts = [head(rows, speeds, text, tokens, wanted)]
     for target, title in TITLES.items():
-        chosen = [row for row in rows if row.target == target and row.kind in ("measured", "simulated")]
+        chosen = [row for row in rows if row.target == target and row.quality]
         if chosen:
-            parts.append(f"## {title}\n\n" + table(chosen))
-    parts.append("## An encoder: all-MiniLM-L6-v2, simulated\n\n" + section(encoder))
-    parts.append("## Expected order, and what was seen\n\n" + expected({row.name: row for row in rows}))
+            parts.append(f"## {title}\n\n" + table(chosen, speeds))
+    parts.append("## An encoder: all-MiniLM-L6-v2, simulated\n\n" + section(list(known.encoder.values())))
+    parts.append("## Expected order, and what was seen\n\n" + expected(known.rows))
     if missing := [row for row in rows if row.kind in ("refused", "failed")]:
         parts.append(
             "## Refused or failed\n\n" + "\n".join(f"- `{row.name}` {row.kind}: {cell(row.reason)}" for row in missing) + "\n"
@@ -107,17 +95,55 @@ def page(rows: Sequence[Row], encoder: list[EncoderRow], device: Device, text: T
     return "\n".join(parts)
 
 
+def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, tokens: int, wanted: int) -> str:
+    kinds = Counter(row.kind for row in rows)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    machines = sorted({row.machine for row in rows if row.machine})
+    timed = next(iter(speeds.values())).machine if speeds else None
+    return (
+        "# Every method, measured\n\n"
+        f"Written by `make methods` on {date.today().isoformat()}: {len(rows)} of {wanted} rows ({counted or 'none yet'}),"
+        f" {len(speeds)} of {sum(map(can_be_timed, rows))} timed. SmolLM2-135M ({rows[0].model if rows else '-'}); quality"
+        f" against its fp32 logits on {tokens:,} tokens of {text.name} ({text.licence}), intervals 95 %. Rows were made on"
+        f" {'; '.join(machines) or '-'}. Speeds: {timed or 'none yet'}.\n\n"
+        "How to read it. Choose by bytes and by KL, the mean distance of the next token's distribution from the fp32 model's:"
+        " below 0.01 nats nobody sees it, at 0.1 about one token in ten differs, from 0.5 the model is another one. *top-1* is"
+        " how often the most likely token stays the same.\n\n"
+        "*measured*: the artifact was built and ran in the runtime named; *int* counts the linears that ran as quantized"
+        " operators. *decode* and *prefill* are the unquantized model's time in the same runtime over this one's (above 1:"
+        " faster), 128 tokens in and 32 out, in turns, on an idle machine. *simulated*: fake quantization in fp32, since no"
+        " runtime here has the kernel; bytes are arithmetic, there is nothing to time, and searches calibrate on 16 samples"
+        " instead of 64. *apply*: CPU seconds of all threads together and peak memory, without the export that all rows of"
+        " a runtime share. Rotations and scales that AWQ or SmoothQuant move gain a part of what they gain here because the"
+        " embedded model's channels were rescaled at random.\n"
+    )
+
+
+def can_be_timed(row: Row) -> bool:
+    return row.kind == "measured" and row.target != "none"
+
+
+def speeds_of_one_machine(known: Known, fingerprint: str) -> dict[str, Speed]:
+    """By name, of the rows as they are: of this machine, or of that which timed most where this one timed none."""
+    by_device: dict[str, dict[str, Speed]] = {}
+    for (name, device), speed in known.speeds.items():
+        row = known.rows.get(name)
+        if row is not None and row.place == speed.place:
+            by_device.setdefault(device, {})[name] = speed
+    return by_device.get(fingerprint) or max(by_device.values(), key=len, default={})
+
+
 TITLES = {"none": "Unquantized", "weights": "Weights", "activations": "Weights and activations", "kv_cache": "KV cache"}
-COLUMNS = ("method-scheme", "class", "runtime", "MB", "of plain", "perplexity", "KL, nats", "top-1", "apply s", "apply GB",
+COLUMNS = ("method-scheme", "class", "runtime", "MB", "of plain", "KL, nats", "perplexity", "top-1", "apply CPU s", "apply GB",
            "decode", "prefill", "int")  # fmt: skip
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[Row], speeds: Mapping[str, Speed]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 3 + "---:|" * (len(COLUMNS) - 3)]
-    return "\n".join([*lines, *map(line, rows)]) + "\n"
+    return "\n".join([*lines, *(line(row, speeds.get(row.name)) for row in rows)]) + "\n"
 
 
-def line(row: Row) -> str:
+def line(row: Row, speed: Speed | None) -> str:
     q = row.quality
     assert q is not None
     passkey = "" if q.passkey_found is None else (", passkey found" if q.passkey_found else ", **passkey lost**")
@@ -128,16 +154,26 @@ def line(row: Row) -> str:
         row.place or "",
         f"{row.bytes / 1e6:.0f}" if row.bytes else "",
         share,
-        f"{q.perplexity:.2f}",
         f"{interval(q.kl)}{passkey}",
+        f"{q.perplexity:.2f}",
         f"{q.top1.mean:.3f}",
-        f"{row.apply_s:.0f}" if row.apply_s is not None else "",
+        f"{row.apply_cpu_s:.0f}" if row.apply_cpu_s is not None else "",
         f"{row.apply_peak_bytes / 1e9:.1f}" if row.apply_peak_bytes is not None else "",
-        ratio(row.decode),
-        ratio(row.prefill),
+        *times(row, speed),
         f"{row.quantized_linears}/{row.linears}" if row.linears else "",
     )
     return "| " + " | ".join(map(cell, cells)) + " |"
+
+
+def times(row: Row, speed: Speed | None) -> tuple[str, str]:
+    """Decode and prefill."""
+    if not can_be_timed(row):
+        return "", ""
+    if speed is None:
+        return "not timed yet", "not timed yet"
+    if speed.reason:
+        return f"failed: {speed.reason}", ""
+    return ratio(speed.decode), ratio(speed.prefill)
 
 
 def cell(text: str | None) -> str:

@@ -25,6 +25,15 @@ def keep(found: SelfCheck) -> None:
         found.write(place(found.device))
 
 
+def known(device: str, versions: dict[str, str]) -> SelfCheck | None:
+    """What was checked on the device with these versions; None where nothing was."""
+    try:
+        found = SelfCheck.read(place(device))
+    except (OSError, ValidationError):
+        return None
+    return found if found.versions == versions else None
+
+
 def refusal(device: str, kernels: Iterable[str], versions: dict[str, str]) -> str | None:
     """Why none of these kernels may be picked on the device; None where all passed, with these versions."""
     try:

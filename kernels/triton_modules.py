@@ -1,6 +1,6 @@
 """The Triton kernels as transformers takes them: linears of a compressed-tensors checkpoint, an attention, a static cache.
 
-`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and symmetric `pack-quantized` (4 bits in groups) weights.
+`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and `pack-quantized` (4 bits in groups) weights.
 `Layer` is one layer of a transformers `Cache`: buffers for `capacity` tokens, written at `Places`, which live on the device, so
 that a CUDA graph of a decode step holds. A first prefill attends its own fresh keys; all else reads what is stored.
 `attention` is registered with transformers' AttentionInterface under NAME. Nothing of this ever ran on a GPU.
@@ -32,11 +32,11 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"compressed-tensors format {config.get('format')!r}; the triton runtime reads {', '.join(SCHEMES)}"
     for group in config.get("config_groups", {}).values():
         weights, inputs = group["weights"], group.get("input_activations")
-        if not weights.get("symmetric", True):
-            return "asymmetric weights; the triton runtime reads symmetric ones of compressed-tensors"
         if config["format"] == "pack-quantized":
             if weights["num_bits"] != 4 or weights.get("group_size") not in (32, 64, 128):
                 return f"{weights['num_bits']} bits in groups of {weights.get('group_size')}; INT4 in 32, 64 or 128 is read"
+        elif not weights.get("symmetric", True):
+            return "asymmetric 8-bit weights; the triton runtime reads symmetric ones"
         elif not (
             weights.get("strategy") == "channel" and inputs and inputs.get("dynamic") and inputs.get("strategy") == "token"
         ):
@@ -48,13 +48,15 @@ def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
     """Names, as `triton_subjects.py` has them, of the kernels that a checkpoint and a cache take."""
     found = [f"decode-attention-{CACHES[one]}" for one in options]
     if config.get("format") == "pack-quantized":
-        groups = sorted({one["weights"]["group_size"] for one in config["config_groups"].values()})
-        return [*(f"w4a16-g{group}" for group in groups), *found]
+        weights = [one["weights"] for one in config["config_groups"].values()]
+        zeros = [] if all(one.get("symmetric", True) for one in weights) else ["w4a16-g64-asymmetric"]
+        return [*(f"w4a16-g{group}" for group in sorted({one["group_size"] for one in weights})), *zeros, *found]
     return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
 
 
 def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | None) -> Any:
-    """tensors: of one linear, by their names in compressed-tensors (weight, weight_scale, or weight_packed)."""
+    """tensors: of one linear, by their names in compressed-tensors (weight or weight_packed, weight_scale, where they are
+    asymmetric weight_zero_point)."""
     import torch
 
     run, kernel = _product(tensors, group)
@@ -81,8 +83,10 @@ def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable
 
     if group is not None:
         codes, scales = unpacked(tensors["weight_packed"]), tensors["weight_scale"]
-        w, rows, _ = triton_w4a16.pack(codes, scales, None, group)
-        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), None, group), "w4a16"
+        packed = tensors.get("weight_zero_point")
+        zeros = None if packed is None else unpacked(packed.T)[:, : len(codes)].T.contiguous()
+        w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
+        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group), "w4a16"
     weight = tensors["weight"].contiguous()
     scales = tensors["weight_scale"].float().reshape(-1).contiguous()
     if weight.dtype == torch.int8:

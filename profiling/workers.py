@@ -25,9 +25,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantadvisor.documents import CandidateFailed, Finite, OperatorCount
 
+from .environments import WORKER
 from .guardian import Guarded
+from .memory import PROCESS
+from .nvml import Summary
 
-WORKER = Path(__file__).with_name("worker.py")
 LONGEST_REPLY = 1 << 28
 """Bytes of one line."""
 
@@ -37,9 +39,12 @@ class Reply(BaseModel):
 
 
 class Loaded(Reply):
+    """`memory_from`: who told the bytes, see profiling/memory.py."""
+
     load_s: Finite
     base_bytes: int
     loaded_bytes: int
+    memory_from: str = PROCESS
 
 
 class Generated(Reply):
@@ -49,6 +54,9 @@ class Generated(Reply):
     itl_s: list[Finite]
     generated: list[list[int]]
     peak_bytes: int
+    memory_from: str = PROCESS
+    gpu: Summary | None = None
+    """What the GPU did meanwhile; None on a CPU."""
 
 
 class Steady(Reply):
@@ -56,6 +64,8 @@ class Steady(Reply):
     itl_s: list[Finite]
     peak_bytes: int
     rows_equal: bool
+    memory_from: str = PROCESS
+    gpu: Summary | None = None
 
 
 class Observed(Reply):

@@ -19,6 +19,15 @@ ELSEWHERE = "advisor selfcheck --interpreted checks its kernels' numbers here"
 
 
 def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    if reason := unreadable(path, options, isa) or no_gpu():
+        return reason
+    from quantadvisor.kernels import triton_modules
+
+    return unchecked(triton_modules.needed(quantization(path) if path else {}, options))
+
+
+def unreadable(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+    """Why not even the interpreter could run it."""
     from importlib.util import find_spec
 
     for package in ("torch", "transformers", "triton"):
@@ -30,14 +39,11 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return f"one cache at a time, not {' and '.join(options)}"
     from quantadvisor.kernels import triton_modules
 
-    quantization: dict[str, Any] = {}
-    if path is not None:
-        if not (Path(path) / "config.json").exists():
-            return f"{path} is not a Hugging Face folder: no config.json"
-        quantization = settings(path).get("quantization_config") or {}
-        if reason := triton_modules.refusal(quantization):
-            return reason
-    return no_gpu() or unchecked(triton_modules.needed(quantization, options))
+    if path is None:
+        return None
+    if not (Path(path) / "config.json").exists():
+        return f"{path} is not a Hugging Face folder: no config.json"
+    return triton_modules.refusal(quantization(path))
 
 
 def unchecked(kernels: list[str]) -> str | None:
@@ -57,9 +63,19 @@ def no_gpu() -> str | None:
     return f"needs an NVIDIA GPU, which torch does not find here ({built}); never run on one; {ELSEWHERE}"
 
 
+def on_gpu(options: tuple[str, ...]) -> bool:
+    """Always: its kernels are for nothing else."""
+    return True
+
+
 def settings(path: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     return found
+
+
+def quantization(path: str) -> dict[str, Any]:
+    """Of a folder's config; empty where it has none."""
+    return settings(path).get("quantization_config") or {}
 
 
 def warm_imports() -> None:
@@ -83,7 +99,7 @@ def swapped(path: str, device: str) -> Any:
 
     AttentionInterface.register(triton_modules.NAME, triton_modules.attention)
     config = AutoConfig.from_pretrained(path)
-    quantization = settings(path).get("quantization_config") or {}
+    stored = quantization(path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     dtype = torch.float16 if settings(path).get("dtype", settings(path).get("torch_dtype")) == "float16" else torch.bfloat16
@@ -92,8 +108,8 @@ def swapped(path: str, device: str) -> Any:
     for file in sorted(Path(path).glob("*.safetensors")):
         state |= load_file(file)
     group = None
-    if quantization.get("format") == "pack-quantized":
-        group = next(iter(quantization["config_groups"].values()))["weights"]["group_size"]
+    if stored.get("format") == "pack-quantized":
+        group = next(iter(stored["config_groups"].values()))["weights"]["group_size"]
     for name in sorted(one.removesuffix(".weight_scale") for one in state if one.endswith(".weight_scale")):
         own = {key.rsplit(".", 1)[1]: state.pop(key).to(device) for key in list(state) if key.rsplit(".", 1)[0] == name}
         bias = own.pop("bias", None)

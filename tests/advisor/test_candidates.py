@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from quantadvisor.advisor.candidates import enumerate_candidates, untrained
+from quantadvisor.advisor.builds import Build, build_all
+from quantadvisor.advisor.candidates import enumerate_candidates, recipe, session_options, untrained
 from quantadvisor.advisor.catalogue import NOMINAL
 from quantadvisor.advisor.risk import schemes_at_risk
 from quantadvisor.documents import Device
 from quantadvisor.methods import awq
 from quantadvisor.methods.registry import METHODS, method, trains
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.runtimes import triton
 
 from .documents import workload
 
@@ -34,6 +37,42 @@ def test_training_takes_a_budget(seconds: int, tmp_path: Path) -> None:
         reasons[trains(each.method)].add(each.excluded)
     excluded = "it trains, and budget.train_s is 0: set the seconds that it may take"
     assert reasons == {False: {None}, True: {None if seconds else excluded}}
+
+
+def test_every_cache_of_triton_goes_with_all_its_weights(tmp_path: Path) -> None:
+    """Each is an option of the session over an artifact that exists without it, refused here for want of a GPU alone."""
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    found = [one for one in enumerate_candidates(workload(runtimes=["triton"]), tmp_path, PLAIN) if one.scheme.quantizes_cache]
+    assert len(found) == 4 * 4
+    assert {session_options("triton", (), one.scheme) for one in found} == {(option,) for option in triton.OPTIONS}
+    assert session_options("triton", (), scheme("w4-g64-bf16-kv4-turbo")) == ("kvturbo",)
+    assert "turboquant-bf16-kv4-turbo@triton" in {one.name for one in found}
+    for one in found:
+        assert one.refused is not None and "needs an NVIDIA GPU" in one.refused
+        writer, plain = recipe(one.method, one.scheme, "triton")
+        assert method(writer).refuse(tmp_path, plain, "triton") is None
+        assert one.scheme.name.startswith(f"{plain.name}-kv") and not plain.quantizes_cache
+
+
+def test_the_artifact_under_a_turboquant_cache_is_the_model_in_bfloat16(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(NOMINAL))
+    save_file({"lm_head.weight": torch.linspace(0, 1, 12).reshape(3, 4)}, model / "model.safetensors")
+    writer, plain = recipe("turboquant", scheme("bf16-kv4-turbo"), "triton")
+    out, calibration = tmp_path / "out", tmp_path / "calibration.npy"
+    np.save(calibration, np.zeros((1, 4), np.int64))
+    made = build_all(
+        [Build(method=writer, scheme=plain, runtime="triton", model_folder=model, out=out, calibration=calibration, base=model)],
+        lambda _: None,
+    )
+    assert made[out].failed is None
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert load_file(out / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    assert "no config.json" not in str(triton.refuse(str(out), ("kvturbo",), ()))
 
 
 def test_what_trains_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
