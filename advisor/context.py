@@ -144,10 +144,14 @@ class Context:
         """The interpreter that a runtime lives in; torch judges quality, asked for or not."""
         return asked_runtimes(self.workload).get(runtime) or interpreter_of(runtime)
 
+    def pool_of(self, runtime: str, scheme: Scheme, requests: int | None = None) -> int:
+        """Bytes of the pool of cache that the runtime takes at load; 0 where it takes none."""
+        traffic = self.workload.traffic
+        return pool_bytes(self.inventory, scheme, runtime, traffic.context_length, requests or traffic.concurrency)
+
     def options_of(self, runtime: str, options: tuple[str, ...], scheme: Scheme, requests: int | None = None) -> tuple[str, ...]:
         """What a session is opened with for so many requests of the declared context (None: as many as are declared)."""
-        traffic = self.workload.traffic
-        pool = pool_bytes(self.inventory, scheme, runtime, traffic.context_length, requests or traffic.concurrency)
+        pool = self.pool_of(runtime, scheme, requests)
         return (*session_options(runtime, options, scheme), *([f"{POOL}{pool}"] if pool else ()))
 
     def worker(

@@ -287,7 +287,8 @@ def run(
     if apply and choice is not None and verdict.change and not choice.url:
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
-            artifact = place_artifact(source, out, export_format(choice.runtime), choice, context.interpreter(choice.runtime))
+            python, pool = context.interpreter(choice.runtime), context.pool_of("vllm", choice.scheme)
+            artifact = place_artifact(source, out, export_format(choice.runtime), choice, python, pool, context.device.threads)
     results = Results(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=workload,
