@@ -26,7 +26,8 @@ START_LIMIT_S = 300.0
 
 COMMANDS = {
     "onnxruntime-genai": (
-        "import onnxruntime_genai as og; c = og.Config({path!r}){options}; m = og.Model(c); t = og.Tokenizer(m); p = og.GeneratorParams(m); "
+        "import onnxruntime_genai as og; c = og.Config({path!r}){options}; m = og.Model(c); t = og.Tokenizer(m); "
+        "p = og.GeneratorParams(m); "
         "p.set_search_options(max_length=24, do_sample=False); g = og.Generator(m, p); g.append_tokens(t.encode({prompt!r})); "
         "[g.generate_next_token() for _ in iter(g.is_done, True)]; print(t.decode(g.get_sequence(0)))"
     ),
