@@ -117,7 +117,7 @@ class Buffer:
 
 def known_s(provider: str, duration_us: float) -> float:
     """Seconds that a node of a profile took. On a GPU its duration is that of the host's call, which only enqueues work: 0."""
-    return duration_us / 1e6 if provider in ("", CPU) else 0.0
+    return 0.0 if provider in PROVIDERS.values() else duration_us / 1e6
 
 
 def noted(phase: dict[str, Any], got: list[str]) -> dict[str, Any]:
