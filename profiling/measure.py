@@ -19,6 +19,8 @@ import numpy as np
 from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, Measured, Traffic, Workload
 from quantadvisor.kernels.timing import figure
 
+from .memory import PROCESS
+from .nvml import Summary
 from .rapl import counters, joules_between
 from .served import Served
 from .workers import RunningWorker, Steady
@@ -41,7 +43,12 @@ class Round(Document):
     recorded: bool = False
     served: bool = False
     request_j: Finite | None = None
-    """Energy of the CPU packages per request, joules; None where it cannot be read, or is not of a whole request here."""
+    """Energy per request, joules: of the GPU's board where one computes, else of the CPU packages; None where it cannot be
+    read, or is not of a whole request here."""
+    gpu: Summary | None = None
+    """What the GPU did meanwhile; None on a CPU."""
+    memory_from: str = PROCESS
+    """Who told the peak: profiling/memory.py."""
 
     @property
     def tpot_s(self) -> float:
@@ -71,17 +78,24 @@ def run_round(
         if not steady.rows_equal:
             raise CandidateFailed("rows with the same recorded cache decode to different tokens")
         ttft_s = steady.prefill_row_s * traffic.concurrency
-        return Round(ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True)
+        return Round(
+            ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True,
+            gpu=steady.gpu, memory_from=steady.memory_from,
+        )  # fmt: skip
     tokens = output_tokens or traffic.output_length
     before = counters()
     made = worker.generate(prompts, tokens)
     spent = joules_between(before, counters())
     served = isinstance(worker, Served)
+    gpu = None if isinstance(worker, Served) else made.gpu
+    if gpu is not None:
+        spent = gpu.energy_j
     requests = worker.requests(len(prompts)) if isinstance(worker, Served) else len(prompts)
     whole = tokens == traffic.output_length and not (isinstance(worker, Served) and worker.own is None)
     return Round(
         ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block, served=served,
-        request_j=spent / requests if spent is not None and whole else None,
+        request_j=spent / requests if spent is not None and whole else None, gpu=gpu,
+        memory_from=made.memory_from,
     )  # fmt: skip
 
 
@@ -177,7 +191,7 @@ def measured_from_rounds(
     """Medians and intervals of the rounds; TTFT is *modelled* where the caches were recorded."""
     kind: Literal["measured", "modelled"] = "modelled" if rounds[0].recorded else "measured"
     source = "one row's prefill x rows" if rounds[0].recorded else "static batch, all rows at t = 0"
-    peak_source = "VmHWM above imports"
+    peak_source = rounds[0].memory_from
     if rounds[0].served:
         source, peak_source = "mean of a closed loop's requests (vllm bench serve)", "the server's processes, imports too"
     loading = "until the server answers" if rounds[0].served else "open_session"
@@ -186,13 +200,14 @@ def measured_from_rounds(
     numbers = [value for value in values if value is not None]
     objective = of_rounds(rounds, numbers, kind, workload.objective) if numbers else max_concurrency
     energy = [r.request_j for r in rounds if r.request_j is not None]
+    energy_source = "NVML, the GPU's board" if rounds[0].gpu else "RAPL, all CPU packages"
     return Measured(
         ttft_s=of_rounds(rounds, [r.ttft_s for r in rounds], kind, source),
         tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", "mean gap per round"),
         peak_bytes=figure([float(peak)], "measured", peak_source) if peak else None,
         max_concurrency=max_concurrency,
         load_s=figure(list(load_s), "measured", loading) if load_s else None,
-        request_j=figure(energy, "measured", "RAPL, all CPU packages") if energy else None,
+        request_j=figure(energy, "measured", energy_source) if energy else None,
         objective=objective,
     )
 
@@ -207,6 +222,25 @@ def peak_of(rounds: Sequence[Round]) -> int:
     """Peak of the process, bytes. Of the first round where caches are recorded: to fill them again beside the old ones is
     our doing, not the workload's."""
     return rounds[0].peak_bytes if rounds[0].recorded else max(r.peak_bytes for r in rounds)
+
+
+def gpu_in_words(rounds: Sequence[Round]) -> list[str]:
+    """The GPU's clock, power and heat while it was measured, and what slowed it: times without them cannot be compared."""
+    seen = [r.gpu for r in rounds if r.gpu is not None]
+    if not seen:
+        return []
+    clocks = [one.sm_mhz for one in seen if one.sm_mhz is not None]
+    powers = [one.power_w for one in seen if one.power_w is not None]
+    heat = [one.temperature_c for one in seen if one.temperature_c is not None]
+    slowed = sorted({reason for one in seen for reason in one.throttling or ()})
+    told = [
+        *([f"{min(low for low, _, _ in clocks)} to {max(high for _, _, high in clocks)} MHz"] if clocks else []),
+        *([f"{np.mean(powers):.0f} W"] if powers else []),
+        *([f"{max(heat)} °C"] if heat else []),
+        *([f"slowed by: {', '.join(slowed)}"] if slowed else []),
+        *(["nothing slowed it"] if not slowed and all(one.throttling is not None for one in seen) else []),
+    ]
+    return ["the GPU while it was measured: " + ", ".join(told)] if told else []
 
 
 def linear_check(worker: RunningWorker, prompts: np.ndarray, row_s: float) -> float:
