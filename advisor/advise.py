@@ -11,7 +11,7 @@ from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
-from .predict import Probes, family, kernel_class, outlier_channels, predict, users_within
+from .predict import Probes, exact, family, kernel_class, outlier_channels, predict, users_within
 from .prove import memory_limit
 from .risk import not_searched
 
@@ -122,8 +122,7 @@ def advise(
     one of whose family no ghost ran."""
     workload = context.workload
     schemes = {c.scheme.name: c.scheme for c in reversed(candidates)}  # a checkpoint's may bear the name of one of ours
-    reasons = {(g.scheme, g.runtime, g.options): g.refused for g in ghosts if g.refused}
-    done = [predicted_candidate(context, c, ghosts, probes, schemes, reasons, simulated, first) for c in candidates]
+    done = [predicted_candidate(context, c, ghosts, probes, schemes, simulated, first) for c in candidates]
     open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
     order = sorted(open_, key=objective, reverse=maximised(workload))
     return Advice(
@@ -144,15 +143,18 @@ def predicted_candidate(
     ghosts: Sequence[Ghost],
     probes: Probes,
     schemes: Mapping[str, Scheme],
-    reasons: Mapping[tuple[str, str, tuple[str, ...]], str | None],
     simulated: Mapping[str, Quality],
     first: First,
 ) -> Candidate:
     if candidate.refused or candidate.url:
         return candidate
-    if reason := reasons.get((candidate.scheme.name, candidate.runtime, candidate.options)):
-        return candidate.model_copy(update={"refused": reason})
-    predicted = predict(candidate, context.workload, probes, ghosts, schemes) or first(candidate)
+    own = next((g for g in ghosts if exact(candidate, g)), None)
+    if own and own.refused:
+        return candidate.model_copy(update={"refused": own.refused})
+    if own and own.unused:
+        candidate = candidate.model_copy(update={"notes": (*candidate.notes, f"its ghost was {own.unused}")})
+    used = [g for g in ghosts if g.unused is None]
+    predicted = predict(candidate, context.workload, probes, used, schemes) or first(candidate)
     if predicted is None:
         return candidate
     predicted = completed(context, candidate, predicted, simulated)

@@ -142,6 +142,9 @@ FIRST_FP8, FIRST_BF16 = 89, 80
 """Compute capabilities from which on there are such products."""
 
 
+GIVEN_SERVER = "given-server"
+
+
 def candidate_name(method_name: str, scheme_name: str, runtime_name: str, options: Sequence[str] = ()) -> str:
     return f"{method_name}-{scheme_name}@" + "+".join((runtime_name, *options))
 
@@ -293,11 +296,12 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
 
 
 def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:
-    """What the user runs today: the spec's, else transformers on torch in the checkpoint's float type.
+    """What is profiled: the spec's, else transformers on torch in the checkpoint's float type. A server's time by part cannot
+    be seen: where that is the baseline, this one is profiled for it.
 
     bf16 where the checkpoint is quantized or fp32 and the device computes bf16 in hardware; on a GPU 16 bits in any case.
     """
-    if workload.baseline != "auto":
+    if workload.baseline != "auto" and not workload.baseline.startswith(GIVEN_SERVER):
         return workload.baseline
     if device.kind == "cuda":
         return candidate_name("none", "fp16" if 0 < capability(device) < FIRST_BF16 else "bf16", "torch", ("cuda",))

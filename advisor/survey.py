@@ -26,7 +26,7 @@ from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
 from quantadvisor.profiling.gpu_peaks import with_peaks
-from quantadvisor.profiling.ledger import memory_ledger, plain_cache_bytes
+from quantadvisor.profiling.ledger import memory_ledger, plain_cache_bytes, pool_bytes
 from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -200,6 +200,7 @@ def memory_of(
         shorter=shorter,
         measured_peak_bytes=peak,
         cache_element_bytes=plain_cache_bytes(runtime),
+        pool=pool_bytes(context.inventory, made, runtime, traffic.context_length, traffic.concurrency),
     )
 
 

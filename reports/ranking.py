@@ -84,7 +84,8 @@ def reason(results: Results, item: Candidate) -> str:
         return "Tied with the advice: their intervals overlap"
     against = _against(results, facts.shortfall(results, item))
     if place == "unmeasured":
-        return f"Not measured; predicted {against}{_by(item)}" if against else "Not measured"
+        predicted = f"; predicted {against}{_by(item)}" if against else ""
+        return "; ".join((f"Not measured{predicted}", *item.notes))
     today = "Change nothing: " if item.name == results.profile.baseline else ""
     return today + against if against else "Measured; no objective to compare"
 
