@@ -30,7 +30,6 @@ from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import (
     Round,
     clear_losers,
-    gpu_in_words,
     interleave,
     largest_batch,
     linear_check,
@@ -247,7 +246,7 @@ def evidence(
 ) -> Trial:
     """Largest batch, quality and operators of a candidate whose rounds are done; the baseline's operators are known."""
     started = time.monotonic()
-    notes: list[str] = [*(built.notes if built else ()), *gpu_in_words(rounds)]
+    notes: list[str] = list(built.notes) if built else []
     spent = shared_s + (built.seconds if built else 0.0)
     say = context.progress.say
     if isinstance(session, Served) and candidate.url:

@@ -1,6 +1,5 @@
 """How rounds become figures: TPOT's definition, recorded caches, the search for the largest batch, the linear check."""
 
-import dataclasses
 from itertools import count
 
 import numpy as np
@@ -11,7 +10,6 @@ from quantadvisor.profiling import measure
 from quantadvisor.profiling.measure import (
     Round,
     clear_losers,
-    gpu_in_words,
     interleave,
     largest_batch,
     linear_check,
@@ -24,7 +22,7 @@ from quantadvisor.profiling.measure import (
 )
 from quantadvisor.profiling.nvml import Summary
 from quantadvisor.profiling.rapl import Counter
-from quantadvisor.profiling.workers import Generated, RunningWorker, Steady
+from quantadvisor.profiling.workers import Steady
 
 from ..advisor.documents import workload
 from .test_workers import PROMPT, worker
@@ -93,6 +91,25 @@ def test_energy_is_of_whole_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_from_rounds([short], spec, [0.2]).request_j is None
 
 
+def test_what_the_gpu_did_goes_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks with TPOT, the board's energy beside the CPU's, and who told the memory."""
+
+    def did(low: int, high: int, *throttling: str) -> Summary:
+        return Summary(1.0, 3, (low, low, high), 2619, 300.0, 8.0, "counter", 60, 1 << 30, throttling)
+
+    def made(gpu: Summary) -> Round:
+        joules, source = measure.energy(2.0, gpu)
+        assert joules == 10
+        return Round(ttft_s=1, itl_s=(1,), peak_bytes=5, request_j=joules, energy_from=source, memory_from="NVML", gpu=gpu)
+
+    found = measured_from_rounds([made(did(1400, 1900)), made(did(1300, 1800, "power cap"))], workload(), [])
+    assert found.tpot_s and found.tpot_s.source == "mean gap per round; SM clock 1300 to 1900 MHz; throttled: power cap"
+    assert found.request_j and found.request_j.source == "RAPL, all CPU packages + NVML, the GPU's board (counter)"
+    assert found.peak_bytes and found.peak_bytes.source == "NVML"
+    assert measure.energy(None, did(1, 2)) == (8.0, "NVML, the GPU's board (counter)")
+    assert measure.energy(None, None)[0] is None
+
+
 def rounds_of(*seconds: float) -> list[Round]:
     return [Round(ttft_s=s, itl_s=(), peak_bytes=1) for s in seconds]
 
@@ -112,30 +129,3 @@ def test_who_is_clearly_behind_needs_no_more_rounds() -> None:
 def test_the_linear_check_against_a_constant_time() -> None:
     with worker() as running:
         assert linear_check(running, PROMPT, 0.05) == pytest.approx(0.5, rel=0.3)
-
-
-GPU = Summary(
-    seconds=1.0, readings=20, sm_mhz=(1380, 1410, 1755), memory_mhz=2619, power_w=250.0, energy_j=6.0, energy_from="counter",
-    temperature_c=61, memory_used_bytes=1 << 30, throttling=("power cap (software)",),
-)  # fmt: skip
-
-
-def test_a_gpu_s_energy_and_memory_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 J of the board for two requests, whatever the CPU's counters say; the peak from who told it."""
-    seen = Generated(ttft_s=0.1, itl_s=[0.1] * 3, generated=[], peak_bytes=7, memory_from="an allocator", gpu=GPU)
-    monkeypatch.setattr(RunningWorker, "generate", lambda *_: seen)
-    with worker() as running:
-        one = run_round(running, np.repeat(PROMPT, 2, 0), TRAFFIC)
-    found = measured_from_rounds([one], workload(traffic=TRAFFIC.model_dump()), [0.2])
-    assert found.request_j and (found.request_j.median, found.request_j.source) == (3.0, "NVML, the GPU's board")
-    assert found.peak_bytes and (found.peak_bytes.median, found.peak_bytes.source) == (7.0, "an allocator")
-    told = gpu_in_words([one, one])
-    assert told == ["the GPU while it was measured: 1380 to 1755 MHz, 250 W, 61 °C, slowed by: power cap (software)"]
-
-
-def test_what_a_gpu_does_not_tell_is_not_said() -> None:
-    silent = dataclasses.replace(GPU, sm_mhz=None, power_w=None, temperature_c=None, throttling=())
-    assert gpu_in_words([Round(ttft_s=1, itl_s=(), peak_bytes=1, gpu=silent)]) == [
-        "the GPU while it was measured: nothing slowed it"
-    ]
-    assert gpu_in_words(rounds_of(1.0)) == []
