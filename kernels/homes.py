@@ -22,7 +22,8 @@ from .processes import DIED, ProbeProcess
 
 MOST_DEATHS = 2
 IMPORT_LIMIT_S = 60.0
-GRACE_S = 10.0
+GRACE_S = 30.0
+"""On a busy machine points that take turns are slow, which is no hang."""
 
 
 class Home:
@@ -76,19 +77,22 @@ class Home:
         return [taken[point] for point in points]
 
     def _asked(self, points: list[Point], end: float) -> dict[Point, KernelTiming]:
+        answer: dict[str, Any] = {}
+        failed = False
         try:
             answer = self.process.ask(request_of(points, self.device), max(0.0, end - time.monotonic()) + GRACE_S)
             reason = answer.get("refused")
         except CandidateFailed as error:
-            answer, reason = {}, str(error)
-            if len(points) == 1:
-                self._died(points[0], reason)
-        if reason and len(points) > 1 and time.monotonic() < end:
+            reason, failed = str(error), True
+        if not reason:
+            answers = zip(points, answer["timings"], strict=True)
+            return {point: self._stored(point, self._timing(point, one)) for point, one in answers}
+        if len(points) > 1 and time.monotonic() < end:
             return {point: timing for point in points for timing in self.take([point], end)}
-        if reason:
-            return {point: self._stored(point, point.timing(refused=reason)) for point in points}
-        answers = zip(points, answer["timings"], strict=True)
-        return {point: self._stored(point, self._timing(point, one)) for point, one in answers}
+        if failed:
+            self._died(points[0], reason)
+        refused = {point: point.timing(refused=reason) for point in points}
+        return {point: self._stored(point, refused[point]) for point in points} if len(points) == 1 else refused
 
     def _timing(self, point: Point, found: dict[str, Any]) -> KernelTiming:
         time_s = timed_figure(found["samples"], point)
