@@ -21,7 +21,6 @@ from .point import Point, module_of, refusal, request_of, roofline_share, timed_
 from .processes import DIED, ProbeProcess
 
 MOST_DEATHS = 2
-IMPORT_LIMIT_S = 60.0
 GRACE_S = 30.0
 """On a busy machine points that take turns are slow, which is no hang."""
 
@@ -65,9 +64,9 @@ class Home:
         with suppress(CandidateFailed):
             self.process.send({"import": module_of(self.runtime)})
 
-    def end_import(self) -> None:
+    def end_import(self, end: float) -> None:
         with suppress(CandidateFailed):
-            self.process.receive("its import", IMPORT_LIMIT_S)
+            self.process.receive("its import", _patience(end))
 
     def take(self, points: Sequence[Point], end: float) -> list[KernelTiming]:
         """Timings or refusals of points of one kernel and one M; an answer is waited for a little beyond `end`."""
@@ -80,7 +79,7 @@ class Home:
         answer: dict[str, Any] = {}
         failed = False
         try:
-            answer = self.process.ask(request_of(points, self.device), max(0.0, end - time.monotonic()) + GRACE_S)
+            answer = self.process.ask(request_of(points, self.device), _patience(end))
             reason = answer.get("refused")
         except CandidateFailed as error:
             reason, failed = str(error), True
@@ -115,6 +114,11 @@ class Home:
         if (place := self._place(point)) and (timing.time_s is not None or crashed(timing)):
             timing.write(place)
         return timing
+
+
+def _patience(end: float) -> float:
+    """Seconds that an answer is waited for."""
+    return max(0.0, end - time.monotonic()) + GRACE_S
 
 
 def crashed(timing: KernelTiming) -> bool:

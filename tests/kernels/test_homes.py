@@ -60,5 +60,5 @@ def test_a_failed_import_is_left_to_the_points(home: Home, tmp_path: Path) -> No
     (tmp_path / "child.py").write_text("raise SystemExit(3)")
     with home:
         home.begin_import()
-        home.end_import()
+        home.end_import(time.monotonic() + 60)
         assert "exit status 3" in str(home.take(POINTS[:1], time.monotonic() + 60)[0].refused)
