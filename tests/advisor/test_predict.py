@@ -217,7 +217,7 @@ def probed(monkeypatch: pytest.MonkeyPatch, ms: Sequence[int], extra: Sequence[i
     with monkeypatch.context() as patched:
         patched.setattr(Home, "take", take)
         patched.setattr(Home, "begin_import", lambda self: None)
-        patched.setattr(Home, "end_import", lambda self: None)
+        patched.setattr(Home, "end_import", lambda self, end: None)
         if whole:
             patched.setattr(grid, "clear", lambda times, m: False)
             patched.setattr(grid, "beaten", lambda times, m, rivals: False)
