@@ -357,3 +357,13 @@ def attention(device: str, cache: Cache, kind: str) -> Subject:
         f"decode-attention-{kind}", f"B {batch}, heads {hq}/{hkv}, D {dim}, S {tokens}", 
         lambda: kernel.decode_attention(q, keys, held, lengths), true, allowed, plain, ("attention", q, torch.stack([k, v])),
     )  # fmt: skip
+
+
+def product_at(name: str, device: str, sizes: Sizes) -> Subject:
+    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a8 or fp8."""
+    if name in ("w8a16", "w8a8", "fp8"):
+        return {"w8a16": _int8_weights, "w8a8": _int8, "fp8": _fp8}[name](device, sizes)
+    if name.startswith("w4a16-g"):
+        group, _, asymmetric = name.removeprefix("w4a16-g").partition("-")
+        return _int4(device, sizes, int(group), asymmetric=bool(asymmetric))
+    raise ValueError(f"{name!r} is no quantized product of {', '.join(COMPILED)}")
