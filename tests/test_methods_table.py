@@ -12,6 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from quantadvisor.advisor.builtin_model import BUILTIN_SHA256
 from quantadvisor.documents import CandidateFailed, Interval
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.profiling.inventory import inventory_from_config
@@ -106,6 +107,17 @@ def test_records_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(tabl
     assert list(found.encoder) == ["rtn-w8-g64"]
     rows.write(beside, found)
     assert rows.read((beside,), "m", "t") == found
+
+
+def test_a_fresh_checkout_goes_on_from_the_records_beside_the_page(table: ModuleType) -> None:
+    rows = sys.modules["methods_rows"]
+    path = ROOT / "docs" / "methods.jsonl"
+    lines = [rows.RECORD.validate_json(line) for line in path.read_text().splitlines()]
+    texts = {line.text for line in lines if isinstance(line, rows.Row)}
+    found = rows.read((path,), BUILTIN_SHA256[:12], *texts)
+    assert sum(map(len, found)) == len(lines) > 0
+    assert set(found.rows) <= {f"{method}-{scheme.name}" for method, scheme in table.wanted(())}
+    assert path.stat().st_size < 200_000
 
 
 @pytest.fixture
