@@ -177,9 +177,14 @@ def wanted(names: Sequence[str]) -> list[tuple[str, Scheme]]:
 
 
 def cheapest_first(pairs: Iterable[tuple[str, Scheme]]) -> list[tuple[str, Scheme]]:
-    """What rounds, then what computes in bfloat16 (slow on a CPU that has no instructions for it), then what goes through
-    the model layer by layer, then what trains."""
-    return sorted(pairs, key=lambda pair: (trains(pair[0]), pair[0] in SEARCHED, pair[1].compute == "bf16"))
+    """What only rounds, then what looks at calibration samples, then what goes through the model layer by layer, then what
+    trains; in each bfloat16 last, for which a CPU may have no instructions."""
+
+    def cost(pair: tuple[str, Scheme]) -> tuple[bool, ...]:
+        name, made = pair
+        return trains(name), name in SEARCHED, "samples" in method(name).COST, made.compute == "bf16"
+
+    return sorted(pairs, key=cost)
 
 
 def context_of(model: str, out: Path, threads: int | None = None) -> Context:

@@ -29,7 +29,7 @@ from .stream import stream
 
 NAME = "fpq"
 TARGET: Target = "weights"
-COST = "one forward pass of the calibration samples; each linear is rounded 100 times for every format"
+COST = "one forward pass of the calibration samples; each linear is rounded 17 times for every format"
 FORMATS = {4: ((3, 0), (2, 1), (1, 2)), 6: ((4, 1), (3, 2), (2, 3), (1, 4)), 8: ((5, 2), (4, 3), (3, 4), (2, 5), (1, 6))}
 """bits -> (exponent bits, mantissa bits): E3M0, E2M1 and E1M2, and the 6- and 8-bit sets."""
 FACTORS = tuple(float(f) for f in np.linspace(1.2, 0.4, 17))
