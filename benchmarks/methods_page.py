@@ -56,11 +56,12 @@ EXPECTED_OF_THE_ENCODER = (
 )
 
 
-def page(known: Known, context: Context, wanted: int, code: str) -> str:
-    """Markdown. A table for each tensor that methods shrink, in it the smallest last. `code`: digest of what oracles judge."""
+def page(known: Known, context: Context, wanted: Sequence[str], code: str) -> str:
+    """Markdown. A table for each tensor that methods shrink, in it the smallest last. `wanted`: names of all rows that there
+    are to be; `code`: digest of what oracles judge."""
     rows = list(known.rows.values())
     speeds = speeds_of_one_machine(known, context.device.fingerprint)
-    parts = [head(rows, speeds, context.evaluation[1], wanted)]
+    parts = [head(rows, speeds, context.evaluation[1], len(wanted))]
     for target, title in TITLES.items():
         sizes = {row.name: size_of(row, context.inventory) for row in rows if row.target == target and row.quality}
         if sizes:
@@ -76,6 +77,8 @@ def page(known: Known, context: Context, wanted: int, code: str) -> str:
         parts.append(
             "## Refused or failed\n\n" + "\n".join(f"- `{row.name}` {row.kind}: {cell(row.reason)}" for row in missing) + "\n"
         )
+    if unmade := [name for name in wanted if name not in known.rows]:
+        parts.append("## Not made yet\n\n`make methods` goes on with: " + ", ".join(f"`{name}`" for name in unmade) + ".\n")
     parts.append("## Oracles\n\n" + oracles(known.verdicts, code))
     return "\n".join(parts)
 

@@ -87,12 +87,12 @@ def main() -> None:
         methods_encoder.fill(known, kept)
     if not asked.only_page and (not asked.names or ORACLES in asked.names):
         methods_oracles.fill(known, kept)
-    order = [name for m, s in wanted(()) if (name := f"{m}-{s.name}") in known.rows]
-    known = known._replace(rows={name: known.rows[name] for name in order})
+    names = [f"{m}-{s.name}" for m, s in wanted(())]
+    known = known._replace(rows={name: known.rows[name] for name in names if name in known.rows})
     write(beside, known)
-    made = page(known, context, len(wanted(())), methods_oracles.code_digest())
+    made = page(known, context, names, methods_oracles.code_digest())
     write_text(asked.page, made)
-    print(f"written to {asked.page}: {len(known.rows)} of {len(wanted(()))} rows")
+    print(f"written to {asked.page}: {len(known.rows)} of {len(names)} rows")
 
 
 def fill(context: Context, known: Known, asked: argparse.Namespace, kept: Path, pool: ProcessPoolExecutor) -> None:

@@ -60,6 +60,7 @@ SMOLLM2 = inventory_from_config({
     "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
 })  # fmt: skip
+WANTED = ("rtn-w4-g64", "kbit-nf4-b64", "obq-w4-g64", "gptq-w4-g64")
 ENCODED = {"model": "e", "name": "rtn-w8-g64", "target": "weights", "distance": {"mean": 0.001, "low": 0, "high": 0.002},
            "top1": 1, "seconds": 1}  # fmt: skip
 
@@ -238,7 +239,7 @@ def written(table: ModuleType) -> Callable[..., str]:
     page = sys.modules["methods_page"]
     context = SimpleNamespace(device=SimpleNamespace(fingerprint="here"), inventory=SMOLLM2,
                               evaluation=(None, SimpleNamespace(name="text", licence="PSF")))  # fmt: skip
-    return lambda *records: page.page(known(table, *records), context, 114, "code")
+    return lambda *records: page.page(known(table, *records), context, WANTED, "code")
 
 
 def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Callable[..., str]) -> None:
@@ -247,11 +248,12 @@ def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Cal
             planted(table, "kbit", "nf4-b64", 0.2, kind="simulated", place=None),
             planted(table, "obq", "w4-g64", 0.2, kind="refused", quality=None, reason="46 hours | at least")]  # fmt: skip
     text = written(*rows, encoder.EncoderRow.model_validate(ENCODED))
-    assert "3 of 114 rows (1 measured, 1 simulated, 1 refused), 0 of 1 timed" in text
+    assert "3 of 4 rows (1 measured, 1 simulated, 1 refused), 0 of 1 timed" in text
     assert "| `rtn-w8-g64` | weights | 0.00100 [0.00000, 0.00200] | 1.000 |" in text
     assert "| **`rtn-w4-g64`** | measured | onnxruntime | 100 | 0.25 |" in text
     assert "| `kbit-nf4-b64` | simulated |" in text
     assert "- `obq-w4-g64` refused: 46 hours \\| at least" in text
+    assert "goes on with: `gptq-w4-g64`.\n" in text
     assert text.count("| not asked yet |") == len(METHODS)
 
 
