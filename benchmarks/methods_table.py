@@ -117,7 +117,7 @@ def row_due(context: Context, known: Known, method_name: str, made: Scheme, aske
     old = known.rows.get(f"{method_name}-{made.name}")
     if old is None or asked.redo or (asked.redo_failed and old.kind == "failed"):
         return True
-    return old.kind in ("simulated", "refused") and place_of(context, method_name, made)[0] is not None
+    return old.place is None and place_of(context, method_name, made)[0] is not None
 
 
 def speed_due(context: Context, known: Known, name: str, asked: argparse.Namespace) -> bool:
@@ -213,6 +213,7 @@ def row_of(context: Context, method_name: str, made: Scheme, pool: ProcessPoolEx
     """The row, whatever happens: a failure is a row with its reason."""
     row = Row(model=context.source.sha256[:12], text=text_of(context), method=method_name, scheme=made.name,
               target=method(method_name).TARGET, kind="failed", machine=machine_of(context.device))  # fmt: skip
+    refused = ""
     try:
         chosen, refused = place_of(context, method_name, made)
         if chosen is not None:
@@ -222,6 +223,8 @@ def row_of(context: Context, method_name: str, made: Scheme, pool: ProcessPoolEx
         return row.model_copy(update={"kind": "refused", "reason": refused})
     except AdvisorError as error:
         return row.model_copy(update={"reason": str(error)})
+    except ModuleNotFoundError as error:
+        return row.model_copy(update={"kind": "refused", "reason": f"{refused}; simulating it takes {error.name} too"})
     except Exception as error:
         return row.model_copy(update={"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
 

@@ -148,6 +148,19 @@ def test_a_row_that_fails_is_a_row_with_its_reason_and_is_not_tried_again(
     assert len(kept.read_text().splitlines()) == 4
 
 
+def test_what_cannot_even_be_simulated_is_refused_with_what_is_missing(
+    table: ModuleType, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'llama_cpp'", name="llama_cpp")
+
+    monkeypatch.setattr(table, "place_of", lambda *_: (None, "llama.cpp is not here: make runtime-llama"))
+    monkeypatch.setattr(table, "simulated", lacks)
+    (method, made), = table.wanted(["gguf-q4_k"])  # fmt: skip
+    row = table.row_of(context, method, made, None)
+    assert (row.kind, row.reason) == ("refused", "llama.cpp is not here: make runtime-llama; simulating it takes llama_cpp too")
+
+
 def test_quality_first_and_later_only_the_speeds(
     table: ModuleType, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +216,8 @@ def test_what_lacked_a_runtime_is_made_again_once_it_is_here(
     table: ModuleType, context: Any, monkeypatch: pytest.MonkeyPatch, kind: str, here: bool, again: bool
 ) -> None:
     monkeypatch.setattr(table, "place_of", lambda *_: ("a candidate", "") if here else (None, "llama.cpp is not here"))
-    found = known(table, planted(table, "gguf", "q4_0", 0.5, kind=kind))
+    place = "llama.cpp" if kind == "measured" else None
+    found = known(table, planted(table, "gguf", "q4_0", 0.5, kind=kind, place=place))
     (method, made), = table.wanted(["gguf-q4_0"])  # fmt: skip
     assert table.row_due(context, found, method, made, asked()) is again
 
