@@ -117,7 +117,7 @@ def row_due(context: Context, known: Known, method_name: str, made: Scheme, aske
     old = known.rows.get(f"{method_name}-{made.name}")
     if old is None or asked.redo or (asked.redo_failed and old.kind == "failed"):
         return True
-    return old.place is None and place_of(context, method_name, made)[0] is not None
+    return old.kind in ("simulated", "refused") and place_of(context, method_name, made)[0] is not None
 
 
 def speed_due(context: Context, known: Known, name: str, asked: argparse.Namespace) -> bool:
