@@ -142,6 +142,9 @@ FIRST_FP8, FIRST_BF16 = 89, 80
 """Compute capabilities from which on there are such products."""
 
 
+GIVEN_SERVER = "given-server"
+
+
 def candidate_name(method_name: str, scheme_name: str, runtime_name: str, options: Sequence[str] = ()) -> str:
     return f"{method_name}-{scheme_name}@" + "+".join((runtime_name, *options))
 
@@ -163,6 +166,15 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
 
 def catalogue_of(device: Device) -> tuple[Entry, ...]:
     return GPU_CATALOGUE if device.kind == "cuda" else CATALOGUE
+
+
+def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
+    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda`."""
+    if device.kind != "cuda":
+        return tuple(places)
+    there = {place for entry in GPU_CATALOGUE for place in entry.runtimes}
+    moved = ("+".join((name, "cuda", *options)) for name, *options in (place.split("+") for place in places))
+    return tuple(place for place in moved if place in there)
 
 
 def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
@@ -203,10 +215,11 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 
 def no_arithmetic(made: Scheme, device: Device) -> str | None:
-    """Why a GPU has no products of a scheme; None where it has, and for a CPU, of which its runtimes know."""
-    if device.kind != "cuda":
+    """Why a GPU has no products of a scheme; None where it has or does not tell, and for a CPU, of which its runtimes know."""
+    has = capability(device)
+    if not has:
         return None
-    has, known = capability(device), device.gpus[0].compute_capability
+    known = device.gpus[0].compute_capability
     if made.activations is not None and made.activations.number == "float" and has < FIRST_FP8:
         return f"{device.name} (compute capability {known}) has no FP8 products: those begin with 8.9"
     if made.compute == "bf16" and has < FIRST_BF16:
@@ -283,14 +296,15 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
 
 
 def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:
-    """What the user runs today: the spec's, else transformers on torch in the checkpoint's float type.
+    """What is profiled: the spec's, else transformers on torch in the checkpoint's float type. A server's time by part cannot
+    be seen: where that is the baseline, this one is profiled for it.
 
     bf16 where the checkpoint is quantized or fp32 and the device computes bf16 in hardware; on a GPU 16 bits in any case.
     """
-    if workload.baseline != "auto":
+    if workload.baseline != "auto" and not workload.baseline.startswith(GIVEN_SERVER):
         return workload.baseline
     if device.kind == "cuda":
-        return candidate_name("none", "bf16" if capability(device) >= FIRST_BF16 else "fp16", "torch", ("cuda",))
+        return candidate_name("none", "fp16" if 0 < capability(device) < FIRST_BF16 else "bf16", "torch", ("cuda",))
     hardware = {"amx_bf16", "avx512_bf16"} & set(device.isa)
     half = hardware and (already_quantized is not None or dtype in ("float32", "bfloat16"))
     return candidate_name("none", "bf16" if half else "fp32", "torch")

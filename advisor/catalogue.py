@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme
+from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme, SelfCheck
+from quantadvisor.kernels import selfcheck_record
 from quantadvisor.kernels.gpu_devices import gpus
 from quantadvisor.kernels.gpu_fractions import runtimes_with, tables
 from quantadvisor.kernels.processes import DIED
@@ -21,9 +22,10 @@ from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.gpus import on_gpu
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
-from .candidates import CATALOGUE, candidate
+from .candidates import candidate, catalogue_of
 from .context import export_format
 from .predict import EIGHT_BIT_SHARE, Probes, kernel_class, kernel_family
 
@@ -39,8 +41,8 @@ WRITERS = {
 DECODE_M, PREFILL_M = 1, 1024
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
-NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
-GPU_ONLY = "GPU only; its kernels have never run on one: advisor selfcheck"
+NO_GPU_PATH = "no path to an NVIDIA GPU"
+NEVER_ON_GPU = "its GPU path has never run on a GPU; advisor selfcheck there makes the report that shows it"
 
 
 class SchemeHere(OpenDocument):
@@ -79,18 +81,20 @@ class MethodHere(OpenDocument):
 def runtimes_here(
     device: Device, model_folder: Path | None = None, kernels: Sequence[KernelTiming] = (), inventory: Inventory | None = None
 ) -> tuple[RuntimeHere, ...]:
-    """Every runtime, and every scheme of the catalogue on it."""
+    """Every runtime, and every scheme of the catalogue on it; where there is a GPU also those of the GPU."""
     with folder_or_nominal(model_folder) as folder:
         probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
-        found = []
+        found, reports = [], selfcheck_record.shipped()
         for name in RUNTIMES:
             python = interpreter_of(name)
-            candidates = [
-                candidate(entry, name, tuple(place.split("+")[1:]), folder, device, python)
-                for entry in CATALOGUE
+            candidates = {
+                one.name: one
+                for here in (device, *([on_gpu(device, 0)] if device.gpus else []))
+                for entry in catalogue_of(here)
                 for place in entry.runtimes
                 if place.split("+")[0] == name
-            ]
+                for one in [candidate(entry, name, tuple(place.split("+")[1:]), folder, here, python)]
+            }
             module = runtime(name)
             found.append(
                 RuntimeHere(
@@ -98,18 +102,26 @@ def runtimes_here(
                     what=first_line(module.__doc__),
                     versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
-                    gpu=GPU_ONLY if name == "triton" else NEVER_ON_GPU,
+                    gpu=gpu_path(name, reports),
                     schemes=tuple(
                         SchemeHere(
                             name=one.name,
                             refused=one.refused or crash(one, kernels),
                             slow=slow_path(one, probes) if probes else None,
                         )
-                        for one in candidates
+                        for one in candidates.values()
                     ),
                 )
             )
     return tuple(found)
+
+
+def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:
+    """What is known of a runtime on GPUs, from the reports of `advisor selfcheck` in the repository."""
+    if not hasattr(runtime(name), "on_gpu"):
+        return NO_GPU_PATH
+    devices = selfcheck_record.ran(name, reports)
+    return f"its GPU path was checked on {', '.join(devices)}" if devices else NEVER_ON_GPU
 
 
 def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
@@ -219,10 +231,10 @@ class DeviceHere(OpenDocument):
 
 
 def devices_here(device: Device) -> tuple[DeviceHere, ...]:
-    """This machine first, then the GPUs that can be planned for."""
-    this = DeviceHere(name=device.name, here=True, refused=None, memory_bytes=device.memory_bytes)
+    """This machine and its GPUs first, then the GPUs that can be planned for."""
     return (
-        this,
+        DeviceHere(name=device.name, here=True, refused=None, memory_bytes=device.memory_bytes),
+        *(DeviceHere(name=one.name, here=True, refused=None, memory_bytes=one.memory_bytes) for one in device.gpus),
         *(
             DeviceHere(
                 name=name,

@@ -1,4 +1,4 @@
-"""Ghosts, applied artifacts and their proof: built, run under the workload interleaved with the baseline, scored."""
+"""Applied artifacts and their proof: built, run under the workload interleaved with the baseline, scored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from quantadvisor.documents import (
     CandidateFailed,
     Document,
     Figure,
-    Ghost,
     Operators,
     PhaseTime,
     Quality,
@@ -44,26 +43,16 @@ from quantadvisor.profiling.served import Served
 from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
-from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
+from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
-from .ghosts import ghost_of
 from .predict import users_within
 from .room import in_parts
 from .servers import IN_A_WORKER, evidence_of, own_server, serves_here, session_with
-from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
+from .survey import BaselineRun, look_at_operators, make_reference
 
-GHOST_ROUNDS = 3
-GHOST_SHARE = 0.25
-"""Part of budget.advise_s after which each ghost has had its one round and no more are run."""
 ROUNDS = 5
 BLOCKS = 5
 """Processes that the choice is measured in."""
-
-
-class Ghosts(Document):
-    ghosts: tuple[Ghost, ...]
-    baseline: tuple[Round, ...] = ()
-    """Short rounds of the baseline among those of the ghosts: what its own prediction is."""
 
 
 class Trial(Document):
@@ -85,44 +74,6 @@ class Trial(Document):
 
 class Trials(Document):
     trials: tuple[Trial, ...]
-
-
-def run_ghosts(context: Context, chosen: Sequence[Candidate], baseline: Candidate | None) -> Ghosts:
-    """Each chosen candidate's ghost and the baseline, run whole for a few rounds, interleaved. Built before: the fp32
-    export of the model for each format, its random twin, and from that the ghosts."""
-    runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
-    bases = [context.build("none", scheme("fp32"), name, ghost) for ghost in (False, True) for name in runtimes]
-    builds = {c.name: context.build_of(c, ghost=True) for c in chosen}
-    done = build_all([*bases, *builds.values()], context.progress.say)
-    failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
-    traffic = context.workload.traffic
-    with ExitStack() as stack:
-        starting = {
-            c.name: context.worker(c.runtime, builds[c.name].out, c.options, c.scheme) for c in chosen if c.name not in failed
-        }
-        if baseline is not None:
-            starting[baseline.name] = context.worker_of(baseline)
-        context.progress.say(f"loading {len(starting)} ghosts")
-        workers, broke = start_workers(starting, stack)
-        failed |= broke
-        rows, broke = interleave(
-            workers,
-            context.prompts,
-            traffic,
-            1 if recorded(traffic) else GHOST_ROUNDS,
-            output_tokens=min(SHORT_DECODE, traffic.output_length),
-            deadline=time.monotonic() + GHOST_SHARE * context.workload.budget.advise_s,
-            least=1,
-            progress=lambda what: context.progress.say(f"ghost of {what}"),
-        )
-        failed |= broke
-    depth = context.inventory.layers
-    return Ghosts(
-        ghosts=tuple(
-            ghost_of(c.scheme.name, c.runtime, c.options, depth, rows.get(c.name, ()), failed.get(c.name)) for c in chosen
-        ),
-        baseline=tuple(rows.get(baseline.name, ())) if baseline else (),
-    )
 
 
 def run_trials(
@@ -358,7 +309,7 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
 
     def run(rows: int) -> Steady:
         context.progress.say(f"{candidate.name}: {rows} users")
-        with context.worker_of(candidate) as worker:
+        with context.worker_of(candidate, rows) as worker:
             return worker.steady(context.prompts, rows, 2)
 
     tpot = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
@@ -422,7 +373,7 @@ def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidat
             "apply_s": built.seconds if built else None,
             "apply_peak_bytes": built.peak_bytes if built else None,
             "artifact_bytes": built.bytes if built else None,
-            "notes": trial.notes,
+            "notes": (*candidate.notes, *trial.notes),
         }
     )
 

@@ -7,6 +7,7 @@ use of the whole GPU grew by while this worker answered (NVML): every other work
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import os
@@ -29,6 +30,12 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def return_free_memory() -> None:
+    """What the allocator holds of freed memory goes back to the kernel (glibc's malloc_trim; others keep it)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def visible_gpu() -> int | str:
     """The first of CUDA_VISIBLE_DEVICES, as NVML takes it: an index in the order of the PCI bus, or a UUID; 0 without."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
@@ -43,9 +50,11 @@ BOARD = "NVML: what the use of the GPU grew by while this worker ran, with its C
 class Memory:
     """Of one worker, from before its artifact is loaded. `nvml`: the module beside this one where a GPU computes, else None."""
 
-    def __init__(self, nvml: Any = None) -> None:
+    def __init__(self, nvml: Any = None, base_bytes: int | None = None) -> None:
+        """`base_bytes`: what the process held before it loaded anything, where something was loaded already."""
         gc.collect()
-        self.nvml, self.which, self.base_bytes = nvml, visible_gpu(), status_bytes("VmRSS")
+        return_free_memory()
+        self.nvml, self.which, self.base_bytes = nvml, visible_gpu(), base_bytes or status_bytes("VmRSS")
         self.held = self.highest = 0
         self.summary: Any = None
         self.allocated: Callable[[], tuple[int, int] | None] = lambda: None

@@ -6,7 +6,7 @@ library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as
 Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error": "..."}`:
 
     imports   runtime_file                                -> (the runtime's libraries are imported)
-    load      path, options, threads                      -> load_s, base_bytes, loaded_bytes, memory_from
+    load      path, options, threads                      -> load_s, base_bytes, loaded_bytes, memory_from; closes what was loaded
     generate  tokens [B, S], output_tokens                -> ttft_s, itl_s[output_tokens - 1], peak_bytes, generated [B][n], ...
     steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal, ...
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
@@ -60,9 +60,13 @@ class Worker:
         return {}
 
     def load(self, path: str, options: list[str], threads: int) -> dict[str, Any]:
+        base_bytes = self.memory.base_bytes if self.memory else None
+        if self.session is not None:
+            self.session.close()
+        self.session = self.memory = None
         on_gpu = getattr(self.runtime, "on_gpu", None)
         gpu = on_gpu is not None and on_gpu(tuple(options))
-        self.memory = memory.Memory(load_file(Path(__file__).with_name("nvml.py")) if gpu else None)
+        self.memory = memory.Memory(load_file(Path(__file__).with_name("nvml.py")) if gpu else None, base_bytes)
         with self.memory.watching():
             start = time.perf_counter()
             self.session = self.runtime.open_session(path, tuple(options), threads)

@@ -122,7 +122,7 @@ class RunningWorker:
         )
         self._unread = b""
         self._arrays = 0
-        self._load = {"path": str(artifact), "options": options, "threads": threads}
+        self._load: dict[str, Any] = {"path": str(artifact), "options": options, "threads": threads}
         self._ready = False
         with suppress(CandidateFailed):  # of a worker that is gone already `ready` tells the reason
             self._send("imports", runtime_file=str(runtime_file))
@@ -140,7 +140,7 @@ class RunningWorker:
     def __enter__(self) -> Self:
         try:
             self.ready()
-            self.loaded = self._read(Loaded, self.ask("load", **self._load))
+            self.loaded = self.load(**self._load)
         except BaseException:
             self.close()
             raise
@@ -148,6 +148,10 @@ class RunningWorker:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def load(self, path: str, options: tuple[str, ...], threads: int) -> Loaded:
+        """Load an artifact; one that the worker held goes. Peaks are counted above what was there before the first."""
+        return self._read(Loaded, self.ask("load", path=path, options=options, threads=threads))
 
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
         """tokens: int64 [B, S]."""

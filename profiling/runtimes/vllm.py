@@ -9,7 +9,6 @@ must agree with it. Its GPU path has never run on a GPU.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,8 +21,11 @@ NAME = "vllm"
 STEP_TOKENS = 16_384
 """Prompt tokens of one step; longer batches are measured from recorded caches."""
 CACHE_SHARE = 0.25
-"""Of the machine's or the GPU's memory: the pool of cache blocks. vLLM takes all of it at load: it is in every peak measured."""
+"""Of the machine's or the GPU's memory: the pool of cache blocks where nobody says how much traffic is to come."""
 OPTIONS: dict[str, dict[str, str]] = {"kvfp8": {"kv_cache_dtype": "fp8"}, nvidia.CUDA: {}}
+POOL = "pool="
+"""An option of a session, not of a candidate: bytes of the pool of cache blocks. vLLM takes all of it at load, so it is in
+every peak measured here."""
 FOR_CUDA = "python -m venv ENV && ENV/bin/pip install vllm, then runtimes: [{name: vllm, python: ENV/bin/python}]"
 FOR_CPU = "make runtime-vllm installs its CPU build"
 
@@ -32,7 +34,7 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     if importlib.util.find_spec("vllm") is None:
         mend = FOR_CUDA if on_gpu(options) else "make runtime-vllm, or runtimes: [{name: vllm, python: ...}]"
         return f"vllm is not installed in this environment: {mend}"
-    if unknown := [option for option in options if option not in OPTIONS]:
+    if unknown := [option for option in options if option not in OPTIONS and not option.startswith(POOL)]:
         return f"vllm has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
@@ -41,6 +43,13 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return nvidia.refusal("this vLLM", built_for, FOR_CUDA, without=FOR_CPU)
     if built_for is not None:
         return f"this vLLM is built for CUDA {built_for} and has no CPU path: add the option cuda, or {FOR_CPU}"
+    return fp8_cache_refusal(isa) if "kvfp8" in options else None
+
+
+def fp8_cache_refusal(isa: tuple[str, ...]) -> str | None:
+    """vLLM 0.32's attention on x86 decodes FP8 with AVX-512 or AMX only (v1/attention/backends/cpu_attn.py)."""
+    if "avx2" in isa and not any(flag.startswith(("avx512", "amx")) for flag in isa):
+        return "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither (AVX2)"
     return None
 
 
@@ -55,26 +64,42 @@ def warm_imports() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, int(memory_bytes() * CACHE_SHARE / 2**30))),
     }
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would go before the pool that is asked for
     from vllm import LLM, SamplingParams  # noqa: F401
 
 
-def server(
-    path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int, threads: int
-) -> tuple[list[str], dict[str, str]]:
-    """Arguments after the interpreter, and variables, of an OpenAI-compatible server with a cache of so many bytes.
-    Its module, not `vllm serve`: that command of the CPU build looks for a package vllm."""
-    cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
+def settings_of(options: tuple[str, ...]) -> dict[str, Any]:
+    """The engine's arguments that the options stand for. Its longest sequence is what the pool holds: a model may allow more
+    tokens than the traffic needs, and vLLM would refuse to start with a pool for fewer. On a GPU `gpu_memory_utilization` is
+    then only how much must be free at the start, so that candidates fit beside each other."""
+    asked = [int(option.removeprefix(POOL)) for option in options if option.startswith(POOL)]
+    whole = gpu_bytes if on_gpu(options) else memory_bytes
+    pool = asked[-1] if asked else int(whole() * CACHE_SHARE)
+    settings: dict[str, Any] = {"kv_cache_memory_bytes": pool, "max_model_len": -1}
     if on_gpu(options):
-        cache += [f"--kv-cache-memory-bytes={cache_bytes}", f"--gpu-memory-utilization={CACHE_SHARE}"]
+        settings["gpu_memory_utilization"] = CACHE_SHARE
+    for option in options:
+        settings |= OPTIONS.get(option, {})
+    return settings
+
+
+def server(path: str, options: tuple[str, ...], port: int, model: str, threads: int) -> tuple[list[str], dict[str, str]]:
+    """Arguments after the interpreter, and variables, of an OpenAI-compatible server. Its module, not `vllm serve`: that
+    command of the CPU build looks for a package vllm."""
+    cache = [text for name, value in settings_of(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
     ]  # fmt: skip
-    gib = max(1, math.ceil(cache_bytes / 2**30))
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": str(gib), "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+    arguments = [
+        "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
+    ]  # fmt: skip
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
 
 
 def cores_of(threads: int) -> str:
@@ -83,6 +108,12 @@ def cores_of(threads: int) -> str:
 
 def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> VllmSession:
@@ -99,9 +130,6 @@ class VllmSession:
         self.gpu = on_gpu(options)
         if self.gpu:
             torch_cuda.reset_memory()
-        settings: dict[str, Any] = cache_on_gpu() if self.gpu else {}
-        for option in options:
-            settings |= OPTIONS[option]
         self.engine: Any = LLM(
             model=path,
             dtype="bfloat16",
@@ -109,7 +137,7 @@ class VllmSession:
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=256,
             disable_log_stats=True,
-            **settings,
+            **settings_of(options),
         ).llm_engine
         self.runner = self.engine.model_executor.driver_worker.worker.model_runner
         self.model = self.runner.model
@@ -176,7 +204,9 @@ class VllmSession:
         return torch_cuda.allocated() if self.gpu else None
 
     def close(self) -> None:
+        """Gives the pool back: another engine may follow in this process."""
         self._drop()
+        self.engine.engine_core.shutdown()
 
     def _add(self, prompt: list[int], output_tokens: int, salt: str, **more: Any) -> str:
         from vllm import SamplingParams
@@ -234,15 +264,6 @@ class VllmSession:
             **{f"{part}_s": seconds for part, seconds in parts.items()},
             "other_s": wall - sum(parts.values()),
         }
-
-
-def cache_on_gpu() -> dict[str, Any]:
-    """A pool of a share of the GPU, so that candidates fit beside each other; `gpu_memory_utilization` is then only how much
-    must be free at the start."""
-    import torch
-
-    total = torch.cuda.get_device_properties(0).total_memory
-    return {"kv_cache_memory_bytes": int(total * CACHE_SHARE), "gpu_memory_utilization": CACHE_SHARE}
 
 
 def places(model: Any) -> list[torch_cuda.Place]:

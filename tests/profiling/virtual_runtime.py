@@ -28,6 +28,10 @@ def refuse(path, options, isa):
     return None
 
 
+def on_gpu(options):
+    return "gpu" in options
+
+
 def warm_imports():
     import numpy  # noqa: F401
 
@@ -59,7 +63,7 @@ class VirtualSession:
             os.kill(os.getpid(), 11)
         if "grandchild" in self.options:
             subprocess.Popen([sys.executable, "-c", GRANDCHILD])
-            time.sleep(1.0)
+            time.sleep(600)
         for option, said in GARBAGE.items():
             if option in self.options:
                 os.write(channel(), said)
