@@ -28,7 +28,7 @@ def family(workload: Workload, devices: Sequence[GpuModel]) -> tuple[FamilyMembe
     device = max(devices, key=lambda one: one.memory_bytes)
     limit = limit_bytes_of(workload)
     context, users = workload.traffic.context_length, workload.traffic.concurrency
-    found: list[tuple[tuple[int, int], FamilyMember]] = []
+    found: list[tuple[int, FamilyMember]] = []
     for model in dict.fromkeys((workload.model, *workload.family)):
         shard = shard_of(config_of(model), workload.parallel.tensor)
         for name, bits in BITS.items():
@@ -45,6 +45,11 @@ def family(workload: Workload, devices: Sequence[GpuModel]) -> tuple[FamilyMembe
                 rank=None,
                 source=SOURCE,
             )
-            found.append(((-shard.inventory.parameters, -bits), member))
-    ordered = [member for _, member in sorted(found, key=lambda one: (not one[1].fits, one[0]))]
+            found.append((shard.inventory.parameters, member))
+    return ranked(found)
+
+
+def ranked(sized: Sequence[tuple[int, FamilyMember]]) -> tuple[FamilyMember, ...]:
+    """(parameters, member)s in the law's order, those that fit first and numbered: more parameters, then more bits."""
+    ordered = [one for _, one in sorted(sized, key=lambda pair: (not pair[1].fits, -pair[0], -pair[1].bits))]
     return tuple(one.model_copy(update={"rank": i if one.fits else None}) for i, one in enumerate(ordered, 1))

@@ -103,7 +103,6 @@ def not_acted_on(workload: Workload) -> tuple[str, ...]:
     """Declared fields that this version accepts and does not use, to be said beside the advice."""
     traffic = workload.traffic
     declared = {
-        "family": bool(workload.family),
         "traffic.batch": traffic.batch is not None,
         "traffic.shared_prefix_tokens": traffic.shared_prefix_tokens > 0,
         "traffic.arrivals": traffic.arrivals != "closed",

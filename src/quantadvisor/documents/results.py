@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .base import Figure, Finite, KernelSource, OpenDocument, Target
 from .decision_map import DecisionMap
+from .family import FamilyMember
 from .profile import Device, Operators, PhaseTime, Profile
 from .scheme import Scheme
 from .workload import Workload
@@ -263,6 +264,8 @@ class Results(OpenDocument):
     """None where nothing was measured, and in results of an older version."""
     ledger: tuple[LedgerRow, ...]
     regret: Regret | None = None
+    family: tuple[FamilyMember, ...] = ()
+    """Sizes that the spec names beside the model, each at the bits that run here."""
     artifact: Artifact | None = None
     environment: Environment
     source_quality: SourceQuality | None = None
