@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
 from quantadvisor.methods.registry import trains
@@ -11,13 +11,14 @@ from quantadvisor.profiling.quality import budget_breach
 
 from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
-from .predict import Probes, family, kernel_class, outlier_channels, predict, users_within
+from .predict import Probes, exact, family, kernel_class, outlier_channels, predict, users_within
 from .prove import memory_limit
 from .risk import not_searched
 
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
 MOST_TRIALS = 3
+First = Callable[[Candidate], Predicted | None]
 WORTH = 0.01
 """What a quantized cache must be predicted to gain over the same candidate without one."""
 
@@ -115,12 +116,13 @@ def advise(
     probes: Probes,
     baseline: str,
     simulated: Mapping[str, Quality],
+    first: First = lambda _: None,
 ) -> Advice:
-    """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured."""
+    """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured. `first`: what is said of
+    one of whose family no ghost ran."""
     workload = context.workload
     schemes = {c.scheme.name: c.scheme for c in reversed(candidates)}  # a checkpoint's may bear the name of one of ours
-    reasons = {(g.scheme, g.runtime, g.options): g.refused for g in ghosts if g.refused}
-    done = [predicted_candidate(context, c, ghosts, probes, schemes, reasons, simulated) for c in candidates]
+    done = [predicted_candidate(context, c, ghosts, probes, schemes, simulated, first) for c in candidates]
     open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
     order = sorted(open_, key=objective, reverse=maximised(workload))
     return Advice(
@@ -141,14 +143,18 @@ def predicted_candidate(
     ghosts: Sequence[Ghost],
     probes: Probes,
     schemes: Mapping[str, Scheme],
-    reasons: Mapping[tuple[str, str, tuple[str, ...]], str | None],
     simulated: Mapping[str, Quality],
+    first: First,
 ) -> Candidate:
     if candidate.refused or candidate.url:
         return candidate
-    if reason := reasons.get((candidate.scheme.name, candidate.runtime, candidate.options)):
-        return candidate.model_copy(update={"refused": reason})
-    predicted = predict(candidate, context.workload, probes, ghosts, schemes)
+    own = next((g for g in ghosts if exact(candidate, g)), None)
+    if own and own.refused:
+        return candidate.model_copy(update={"refused": own.refused})
+    if own and own.unused:
+        candidate = candidate.model_copy(update={"notes": (*candidate.notes, f"its ghost was {own.unused}")})
+    used = [g for g in ghosts if g.unused is None]
+    predicted = predict(candidate, context.workload, probes, used, schemes) or first(candidate)
     if predicted is None:
         return candidate
     predicted = completed(context, candidate, predicted, simulated)

@@ -43,6 +43,8 @@ class Build(Document):
 class Built(Document):
     out: Path
     seconds: float = 0.0
+    cpu_s: float = 0.0
+    """Of all threads and children together, which other work on the machine lengthens little."""
     peak_bytes: int = 0
     bytes: int = 0
     notes: tuple[str, ...] = ()
@@ -129,13 +131,13 @@ def run_build(build: Build) -> Built:
     """In the child: apply the method; the reason instead of a traceback."""
     import numpy as np
 
-    from quantadvisor.profiling.worker import reset_peak, status_bytes
+    from quantadvisor.profiling.memory import reset_peak, status_bytes
 
     warm_libraries(build.runtime)
     calibration = np.load(build.calibration)
     base_bytes = status_bytes("VmRSS")
     reset_peak()
-    start = time.monotonic()
+    start, spent = time.monotonic(), cpu_seconds()
     try:
         notes = make(build, calibration)
     except Exception as error:
@@ -143,12 +145,19 @@ def run_build(build: Build) -> Built:
     result = Built(
         out=build.out,
         seconds=time.monotonic() - start,
+        cpu_s=cpu_seconds() - spent,
         peak_bytes=max(0, status_bytes("VmHWM") - base_bytes),
         bytes=folder_bytes(build.out),
         notes=tuple(notes),
     )
     result.write(build.out / "built.json")
     return result
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended, s."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def make(build: Build, calibration: Any) -> tuple[str, ...]:

@@ -34,13 +34,26 @@ CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "openvino": (("kvf16",), {"-kv8": "kvu8"}),
     "llama.cpp": ((), {"-kv8": "kvq8"}),
     "vllm": ((), {"-kvf8-unit": "kvfp8"}),
-    "triton": ((), {"-kv8": "kvint8", "-kv4": "kvint4", "-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
+    "triton": ((), {"-kv8-head": "kvint8", "-kv4-head": "kvint4", "-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
 }
 """runtime -> options of a session with a plain cache, and by the end of a scheme's name that of a quantized one (vLLM's FP8: its
 scales 1.0); runtimes whose artifact says it are not here."""
 
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
+
+WRITES = {"w4-g64-bf16": "gptq", "w8a8-bf16": "dynamic_int8", "fp8-bf16": "fp8"}
+"""Weights under a cache that is an option of vllm or triton -> the method that writes their artifact."""
+TRITON_CACHES = tuple(
+    Entry(method_name, f"{weights}-{cache}", "kv_cache", ("triton",))
+    for weights in ("bf16", *WRITES)
+    for method_name, cache in (
+        ("kv_int8", "kv8-head"),
+        ("kv_int4", "kv4-head"),
+        ("kv_fp8", "kvf8-unit"),
+        ("turboquant", "kv4-turbo"),
+    )
+)
 
 CATALOGUE = (
     Entry("none", "bf16", "none", ("torch", *LLAMA, *COMPRESSED)),
@@ -51,8 +64,8 @@ CATALOGUE = (
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
-    Entry("gptq", "w4-g64-bf16", "weights", ("vllm", "torch")),
-    Entry("awq", "w4-g64-bf16", "weights", ("vllm", "torch")),
+    Entry("gptq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
+    Entry("awq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("qlora", "nf4-b64-dq", "weights", ("onnxruntime",)),
@@ -82,6 +95,7 @@ CATALOGUE = (
     Entry("llm_qat", "w4a8-kv8-token", "activations", SIMULATED),
     Entry("zeroquant", "w4a8-g64", "activations", SIMULATED),
     Entry("fp8", "fp8", "activations", SIMULATED),
+    Entry("fp8", "fp8-bf16", "activations", ("triton",)),
     Entry("fpq_activations", "w4a4-fp", "activations", SIMULATED),
     Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
     Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
@@ -90,6 +104,7 @@ CATALOGUE = (
     Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
+    *TRITON_CACHES,
 )
 
 
@@ -105,8 +120,8 @@ GPU_CATALOGUE = (
     Entry("gptq", "w4-g64", "weights", ("onnxruntime+cuda",)),
     Entry("awq", "w4-g64", "weights", ("onnxruntime+cuda",)),
     Entry("rtn", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
-    Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
-    Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
+    Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
+    Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
     Entry("rtn", "w8-g64-bf16", "weights", ("vllm+cuda",)),
     Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("smoothquant", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
@@ -116,17 +131,18 @@ GPU_CATALOGUE = (
     Entry("gguf", "q4_k", "weights", LLAMA_GPU),
     Entry("gguf_imatrix", "q4_0", "weights", LLAMA_GPU),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+cuda+fa",)),
-    Entry("kv_int8", "bf16-kv8", "kv_cache", ("triton",)),
-    Entry("kv_int4", "bf16-kv4", "kv_cache", ("triton",)),
-    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
-    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
-    Entry("kv_fp8", "fp8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda", "triton")),
-    Entry("turboquant", "bf16-kv4-turbo", "kv_cache", ("triton",)),
+    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    Entry("kv_fp8", "fp8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    *TRITON_CACHES,
 )
 """On a GPU: option `cuda` or `tensorrt` says where a runtime computes that could also do so on the CPU; triton cannot."""
 
 FIRST_FP8, FIRST_BF16 = 89, 80
 """Compute capabilities from which on there are such products."""
+
+
+GIVEN_SERVER = "given-server"
 
 
 def candidate_name(method_name: str, scheme_name: str, runtime_name: str, options: Sequence[str] = ()) -> str:
@@ -150,6 +166,15 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
 
 def catalogue_of(device: Device) -> tuple[Entry, ...]:
     return GPU_CATALOGUE if device.kind == "cuda" else CATALOGUE
+
+
+def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
+    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda`."""
+    if device.kind != "cuda":
+        return tuple(places)
+    there = {place for entry in GPU_CATALOGUE for place in entry.runtimes}
+    moved = ("+".join((name, "cuda", *options)) for name, *options in (place.split("+") for place in places))
+    return tuple(place for place in moved if place in there)
 
 
 def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
@@ -190,10 +215,11 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 
 def no_arithmetic(made: Scheme, device: Device) -> str | None:
-    """Why a GPU has no products of a scheme; None where it has, and for a CPU, of which its runtimes know."""
-    if device.kind != "cuda":
+    """Why a GPU has no products of a scheme; None where it has or does not tell, and for a CPU, of which its runtimes know."""
+    has = capability(device)
+    if not has:
         return None
-    has, known = capability(device), device.gpus[0].compute_capability
+    known = device.gpus[0].compute_capability
     if made.activations is not None and made.activations.number == "float" and has < FIRST_FP8:
         return f"{device.name} (compute capability {known}) has no FP8 products: those begin with 8.9"
     if made.compute == "bf16" and has < FIRST_BF16:
@@ -211,7 +237,7 @@ def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Sc
     if plain.weights is None:
         return "none", plain
     if runtime_name in COMPRESSED:
-        return ("fp8" if plain.weights.number == "float" else "dynamic_int8"), plain
+        return WRITES.get(plain.name, method_name), plain
     return ("gguf" if runtime_name == "llama.cpp" else "rtn"), plain
 
 
@@ -270,14 +296,15 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
 
 
 def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:
-    """What the user runs today: the spec's, else transformers on torch in the checkpoint's float type.
+    """What is profiled: the spec's, else transformers on torch in the checkpoint's float type. A server's time by part cannot
+    be seen: where that is the baseline, this one is profiled for it.
 
     bf16 where the checkpoint is quantized or fp32 and the device computes bf16 in hardware; on a GPU 16 bits in any case.
     """
-    if workload.baseline != "auto":
+    if workload.baseline != "auto" and not workload.baseline.startswith(GIVEN_SERVER):
         return workload.baseline
     if device.kind == "cuda":
-        return candidate_name("none", "bf16" if capability(device) >= FIRST_BF16 else "fp16", "torch", ("cuda",))
+        return candidate_name("none", "fp16" if 0 < capability(device) < FIRST_BF16 else "bf16", "torch", ("cuda",))
     hardware = {"amx_bf16", "avx512_bf16"} & set(device.isa)
     half = hardware and (already_quantized is not None or dtype in ("float32", "bfloat16"))
     return candidate_name("none", "bf16" if half else "fp32", "torch")

@@ -13,8 +13,10 @@ import numpy as np
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Scheme, SourceCheckpoint, Workload, canonical
 from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
+from quantadvisor.profiling.ledger import pool_bytes
 from quantadvisor.profiling.measure import prompt_batch
 from quantadvisor.profiling.runtimes.registry import runtime_file
+from quantadvisor.profiling.runtimes.vllm import POOL
 from quantadvisor.profiling.text import TextSource, calibration_tokens, evaluation_tokens, passkey_prompt
 from quantadvisor.profiling.workers import RunningWorker
 
@@ -142,11 +144,23 @@ class Context:
         """The interpreter that a runtime lives in; torch judges quality, asked for or not."""
         return asked_runtimes(self.workload).get(runtime) or interpreter_of(runtime)
 
-    def worker(self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme) -> RunningWorker:
+    def pool_of(self, runtime: str, scheme: Scheme, requests: int | None = None) -> int:
+        """Bytes of the pool of cache that the runtime takes at load; 0 where it takes none."""
+        traffic = self.workload.traffic
+        return pool_bytes(self.inventory, scheme, runtime, traffic.context_length, requests or traffic.concurrency)
+
+    def options_of(self, runtime: str, options: tuple[str, ...], scheme: Scheme, requests: int | None = None) -> tuple[str, ...]:
+        """What a session is opened with for so many requests of the declared context (None: as many as are declared)."""
+        pool = self.pool_of(runtime, scheme, requests)
+        return (*session_options(runtime, options, scheme), *([f"{POOL}{pool}"] if pool else ()))
+
+    def worker(
+        self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme, requests: int | None = None
+    ) -> RunningWorker:
         return RunningWorker(
             runtime_file(runtime),
             artifact,
-            session_options(runtime, options, scheme),
+            self.options_of(runtime, options, scheme, requests),
             self.device.threads,
             time_limit_s=600.0,
             python=self.interpreter(runtime),
@@ -159,9 +173,9 @@ class Context:
         """What one candidate may use of the machine's memory before it is killed; a GPU's own is not counted in it."""
         return int((self.device.host_memory_bytes or self.device.memory_bytes) * 0.8)
 
-    def worker_of(self, candidate: Candidate) -> RunningWorker:
+    def worker_of(self, candidate: Candidate, requests: int | None = None) -> RunningWorker:
         artifact = self.build_of(candidate).out
-        return self.worker(candidate.runtime, artifact, candidate.options, candidate.scheme)
+        return self.worker(candidate.runtime, artifact, candidate.options, candidate.scheme, requests)
 
 
 def export_format(runtime: str) -> str:

@@ -243,7 +243,8 @@ def users(candidate: Candidate) -> Figure | None:
 def reason(choice: Candidate, base: Candidate | None, diagnosis: Diagnosis, workload: Workload, step: float | None) -> str:
     share = getattr(diagnosis.shares, diagnosis.binds)
     verb = "binds" if diagnosis.binds == "kv_cache" else "bind"
-    binds = f"{words(diagnosis.binds)} {verb} ({share:.0%} of {asked(workload)} on the baseline)"
+    where = "the baseline" if base is None or not base.url else diagnosis.of
+    binds = f"{words(diagnosis.binds)} {verb} ({share:.0%} of {asked(workload)} on {where})"
     if base is not None and choice.name == base.name:
         return f"Change nothing: {binds}, and no candidate inside the budget does better than {base.name}."
     gain = gain_in_words(choice, base, workload, step)

@@ -21,6 +21,7 @@ def ghost_of(
     depth: int,
     rounds: Sequence[Round] = (),
     refused: str | None = None,
+    unused: str | None = None,
 ) -> Ghost:
     """The document of a ghost's rounds, or of why it did not run."""
     return Ghost(
@@ -32,6 +33,7 @@ def ghost_of(
         tpot_s=figure([r.tpot_s for r in rounds]) if rounds else None,
         peak_bytes=peak_of(rounds) if rounds else None,
         refused=refused,
+        unused=unused,
     )
 
 

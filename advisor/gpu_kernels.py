@@ -1,9 +1,10 @@
 """Kernel times on a GPU before its kernels are probed: published tables, else the roofline, calibrated on the baseline. Pure.
 
-A product takes what the tables of that GPU say (*measured* by others, *interpolated*), elsewhere bytes over bandwidth or
-operations over peak at the share that such kernels reach (*roofline*), times what the baseline's own linears took here over
-what the same source says of them: one factor where reading binds, one where arithmetic does. What was timed on this device
-stands as it is. The result is KernelTiming documents, so that predictions (predict, scaling) know of no second source.
+A product takes what the tables of that GPU say (*measured* by others, *interpolated*); elsewhere bytes over bandwidth or
+operations over peak, at the share that such kernels reach, and a launch (*roofline*). Both times what the baseline's own
+linears took here over what the same source says of them: one factor where reading binds, one where arithmetic does. What was
+timed on this device stands as it is. The result is KernelTiming documents: predictions (predict, scaling) know of no second
+source.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from quantadvisor.kernels.gpu_tables import Looked, product_s
 from quantadvisor.profiling.gpus import capability
 
 from .predict import EIGHT_BIT_SHARE, Probes, kernel_class, kernel_family
+from .serving_times import PRIOR
 
 GRID = (1, 16, 64, 256, 1024, 4096)
 """Rows at which times are looked up beside those of the workload."""
@@ -75,7 +77,8 @@ def looked_up(sheet: GpuModel, runtime: str, made: Scheme, m: int, n: int, k: in
     name = table_scheme(made)
     if name is None or arithmetic(gpu_scheme(name)) not in sheet.flops_per_s:
         return None
-    return product_s(sheet, "vllm" if name == "bf16" and runtime in CUBLAS else runtime, name, m, n, k)
+    found = product_s(sheet, "vllm" if name == "bf16" and runtime in CUBLAS else runtime, name, m, n, k)
+    return found._replace(seconds=found.seconds + PRIOR.launch_s) if found.kind == "roofline" else found
 
 
 def reading_binds(sheet: GpuModel, name: str, m: int, n: int, k: int) -> bool:

@@ -33,7 +33,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
-from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooked
+from .advise import Advice, First, advise, exclude_by_quality, ghosts_to_run, overlooked
 from .boundaries import boundaries
 from .candidates import asked_runtimes, baseline_name, catalogue_of, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
@@ -42,14 +42,19 @@ from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
 from .device_choice import chosen_device
 from .diagnose import diagnose, options_of, split
+from .expected import Known, expected, reached_share
+from .first_contact import check_kernels, proven
+from .ghost_runs import Ghosts, run_ghosts
 from .ghosts import ghost_of
+from .gpu_first import first
+from .gpu_kernels import SAME, sheet_of
 from .model_source import resolve_model
 from .predict import EIGHT_BIT_SHARE, Probes
 from .questions import answer, prediction_ledger
 from .risk import Job, schemes_at_risk, simulate_all
 from .run_family import family_of, sizes_of
 from .serve import place_artifact
-from .servers import given_servers
+from .servers import given_servers, today
 from .spec import check_against_model, not_acted_on
 from .stages import Progress, Stages
 from .survey import BaselineRun
@@ -97,6 +102,9 @@ class Run:
         writable(out)
         with progress.stage("Device"):
             device = chosen_device(workload)
+        if device.kind == "cuda":
+            with progress.stage("Triton kernels on this GPU"):
+                check_kernels(workload, device, progress.say)
         check_runtimes(workload, device)
         self.sizes = sizes_of(workload)
         with progress.stage("Model"):
@@ -133,26 +141,46 @@ class Run:
     def advise(self, surveyed: Surveyed, base: BaselineRun) -> tuple[Advice, Simulated, tuple[Ghost, ...], BaselineRun]:
         """The last: the baseline with its rounds beside the ghosts, where it could run there."""
         context, stages = self.context, self.stages
-        candidates = enumerate_candidates(context.workload, context.model_folder, context.device)
-        candidates += self.given
+        candidates = enumerate_candidates(context.workload, context.model_folder, context.device) + self.given
+        candidates = proven(candidates, context.device)
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
         cache_binds = surveyed.diagnosis.binds == "kv_cache" or context.workload.objective == "concurrency"
 
         chosen = ghosts_to_run(open_, probes, context.workload, cache_binds)
+        timings = surveyed.profile.kernels
+        known = Known(baseline_ghost(base, context), probes, surveyed.profile.device.peaks, reached_share(timings))
+        expectations = {c.name: expected(c, context.workload, known) for c in chosen}
         ghosts = stages.run(
-            "ghosts", "Ghosts in the real runtimes", prove.Ghosts,
-            lambda: prove.run_ghosts(context, chosen, prove.named(open_, base.name)),
+            "ghosts", "Ghosts in the real runtimes", Ghosts,
+            lambda: run_ghosts(context, chosen, prove.named(open_, base.name), expectations),
         )  # fmt: skip
         base = base.model_copy(update={"rounds": ghosts.baseline or base.rounds})
-        runtime, scheme_name = split(base.name)  # the baseline stands for its family: nothing about it need be random
-        ran = (ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds), *ghosts.ghosts)
+        ran = (baseline_ghost(base, context), *ghosts.ghosts)
+        alone = first_predictions(context, surveyed.profile)
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
-            lambda: advise(context, open_, ran, probes, base.name, simulated.quality),
+            lambda: advise(context, open_, ran, probes, base.name, simulated.quality, alone),
         )  # fmt: skip
         return advice, simulated, ran, base
+
+
+def first_predictions(context: Context, profile: Profile) -> First:
+    """On a GPU the cost model of `advisor plan`, calibrated on the baseline; elsewhere ghosts alone speak."""
+    sheet = sheet_of(profile.device) if profile.device.kind == "cuda" else None
+    if sheet is None:
+        return lambda _: None
+    config = json.loads((context.model_folder / "config.json").read_text())
+    probes = Probes(profile.kernels, context.inventory, EIGHT_BIT_SHARE)
+    by = profile.calibration or SAME
+    return lambda candidate: first(candidate, config, sheet, context.workload, by, probes)
+
+
+def baseline_ghost(base: BaselineRun, context: Context) -> Ghost:
+    """The baseline stands for its family: nothing about it need be random."""
+    runtime, scheme_name = split(base.name)
+    return ghost_of(scheme_name, runtime, options_of(base.name), context.inventory.layers, base.rounds)
 
 
 def writable(out: Path) -> None:
@@ -271,20 +299,22 @@ def run(
         )
     artifact = None
     choice = next((c for c in candidates if c.name == verdict.choice), None)
+    compared = today(candidates, base.name, workload)
     if apply and choice is not None and verdict.change and not choice.url:
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
-            artifact = place_artifact(source, out, export_format(choice.runtime), choice, context.interpreter(choice.runtime))
+            python, pool = context.interpreter(choice.runtime), context.pool_of("vllm", choice.scheme)
+            artifact = place_artifact(source, out, export_format(choice.runtime), choice, python, pool, context.device.threads)
     results = Results(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=workload,
         device=profile.device,
-        profile=profile,
+        profile=profile.model_copy(update={"baseline": compared}),
         diagnosis=surveyed.diagnosis,
         unquantized_diagnosis=unquantized(candidates, base, profile, workload),
         candidates=tuple(with_breach(c, workload) for c in candidates),
         verdict=verdict,
-        questions=answer(verdict, candidates, base.name, surveyed.diagnosis, workload),
+        questions=answer(verdict, candidates, compared, surveyed.diagnosis, workload),
         ledger=prediction_ledger(candidates),
         regret=found,
         artifact=artifact,
@@ -306,7 +336,8 @@ def conclude(
     candidates: Sequence[Candidate], baseline: str, surveyed: Surveyed, advice: Advice, workload: Workload, apply: bool
 ) -> Verdict:
     if apply:
-        found = decide(candidates, baseline, workload, surveyed.diagnosis, advice.choice)
+        compared = today(candidates, baseline, workload)
+        found = decide(candidates, compared, workload, surveyed.diagnosis, advice.choice)
         edges = boundaries(candidates, found.choice, workload) if found.choice else ()
         return found.model_copy(update={"boundaries": edges})
     choice = next((c for c in candidates if c.name == advice.choice), None)

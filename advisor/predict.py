@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import get_args
 
 from quantadvisor.documents import Candidate, Ghost, Inventory, KernelSource, KernelTiming, Predicted, Scheme, Workload
-from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, plain_cache_bytes
+from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, held_tokens, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value
 
 from . import step_time
@@ -25,7 +25,7 @@ from . import step_time
 def kernel_class(scheme: Scheme) -> str:
     """Which family of probed kernels computes the scheme's linears."""
     if scheme.activations is not None:
-        return "w8a8"
+        return "fp8" if scheme.activations.number == "float" else "w8a8"
     if scheme.weights is None:
         return scheme.compute
     if scheme.weights.number == "codebook":
@@ -293,6 +293,7 @@ def users_within(
 
 
 def cache_row_bytes(inventory: Inventory, scheme: Scheme, runtime: str, workload: Workload) -> int:
-    """Cache bytes of one request at the declared context; some runtimes' unquantized cache is 16 bit whatever computes."""
-    plain = plain_cache_bytes(runtime)
-    return max(1, bytes_of_cache(inventory, scheme, workload.traffic.context_length, 1, plain_bytes=plain))
+    """Cache bytes of one request at the declared context: in whole blocks where the runtime pages its cache; some runtimes'
+    unquantized cache is 16 bit whatever computes."""
+    tokens = held_tokens(runtime, workload.traffic.context_length)
+    return max(1, bytes_of_cache(inventory, scheme, tokens, 1, plain_bytes=plain_cache_bytes(runtime)))

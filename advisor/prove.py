@@ -1,4 +1,4 @@
-"""Ghosts, applied artifacts and their proof: built, run under the workload interleaved with the baseline, scored."""
+"""Applied artifacts and their proof: built, run under the workload interleaved with the baseline, scored."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from quantadvisor.documents import (
     CandidateFailed,
     Document,
     Figure,
-    Ghost,
     Operators,
     PhaseTime,
     Quality,
     TaskScore,
+    Traffic,
     Workload,
     write_text,
 )
@@ -36,31 +36,23 @@ from quantadvisor.profiling.measure import (
     measured_from_rounds,
     peak_of,
     recorded,
+    request_s,
 )
 from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, straddles
 from quantadvisor.profiling.served import Served
 from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built, build_all
-from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context, export_format
+from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
-from .ghosts import ghost_of
 from .predict import users_within
+from .room import in_parts
 from .servers import IN_A_WORKER, evidence_of, own_server, serves_here, session_with
-from .survey import SHORT_DECODE, BaselineRun, look_at_operators, make_reference
+from .survey import BaselineRun, look_at_operators, make_reference
 
-GHOST_ROUNDS = 3
-GHOST_SHARE = 0.25
-"""Part of budget.advise_s after which each ghost has had its one round and no more are run."""
 ROUNDS = 5
 BLOCKS = 5
 """Processes that the choice is measured in."""
-
-
-class Ghosts(Document):
-    ghosts: tuple[Ghost, ...]
-    baseline: tuple[Round, ...] = ()
-    """Short rounds of the baseline among those of the ghosts: what its own prediction is."""
 
 
 class Trial(Document):
@@ -84,44 +76,6 @@ class Trials(Document):
     trials: tuple[Trial, ...]
 
 
-def run_ghosts(context: Context, chosen: Sequence[Candidate], baseline: Candidate | None) -> Ghosts:
-    """Each chosen candidate's ghost and the baseline, run whole for a few rounds, interleaved. Built before: the fp32
-    export of the model for each format, its random twin, and from that the ghosts."""
-    runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
-    bases = [context.build("none", scheme("fp32"), name, ghost) for ghost in (False, True) for name in runtimes]
-    builds = {c.name: context.build_of(c, ghost=True) for c in chosen}
-    done = build_all([*bases, *builds.values()], context.progress.say)
-    failed = {c.name: reason for c in chosen if (reason := done[builds[c.name].out].failed)}
-    traffic = context.workload.traffic
-    with ExitStack() as stack:
-        starting = {
-            c.name: context.worker(c.runtime, builds[c.name].out, c.options, c.scheme) for c in chosen if c.name not in failed
-        }
-        if baseline is not None:
-            starting[baseline.name] = context.worker_of(baseline)
-        context.progress.say(f"loading {len(starting)} ghosts")
-        workers, broke = start_workers(starting, stack)
-        failed |= broke
-        rows, broke = interleave(
-            workers,
-            context.prompts,
-            traffic,
-            1 if recorded(traffic) else GHOST_ROUNDS,
-            output_tokens=min(SHORT_DECODE, traffic.output_length),
-            deadline=time.monotonic() + GHOST_SHARE * context.workload.budget.advise_s,
-            least=1,
-            progress=lambda what: context.progress.say(f"ghost of {what}"),
-        )
-        failed |= broke
-    depth = context.inventory.layers
-    return Ghosts(
-        ghosts=tuple(
-            ghost_of(c.scheme.name, c.runtime, c.options, depth, rows.get(c.name, ()), failed.get(c.name)) for c in chosen
-        ),
-        baseline=tuple(rows.get(baseline.name, ())) if baseline else (),
-    )
-
-
 def run_trials(
     context: Context,
     chosen: Sequence[Candidate],
@@ -130,14 +84,36 @@ def run_trials(
     deadline_s: float | None = None,
     to_beat: Sequence[Round] = (),
 ) -> Trials:
-    """Build the artifacts, then measure them interleaved in one run, search their largest batch, and score them.
+    """Build the artifacts, then measure them interleaved (as many as the device holds), search their largest batch, score them.
 
     `to_beat`: rounds of the choice, where it is not measured again among these.
     """
     builds = {c.name: context.build_of(c) for c in chosen if not c.url}
     made = build_all(list(builds.values()), context.progress.say)
     done = {name: made[build.out] for name, build in builds.items()}
-    failed = {name: built.failed for name, built in done.items() if built.failed}
+    end = time.monotonic() + deadline_s if deadline_s else None
+    trials: list[Trial] = []
+    parts = in_parts(context, chosen)
+    for place, part in enumerate(parts):
+        now = time.monotonic()
+        share = None if end is None else now + max(0.0, end - now) / (len(parts) - place)
+        trials += measured_together(context, part, done, baseline, rounds, share, to_beat)
+        to_beat = fastest([to_beat, *(trial.rounds for trial in trials)], context.workload.traffic)
+    open_ = undecided([with_trial(c, t, context) for c, t in zip(chosen, trials, strict=True)], context.workload)
+    return Trials(trials=tuple(t if t.name not in open_ else on_more_tokens(context, open_[t.name], t) for t in trials))
+
+
+def measured_together(
+    context: Context,
+    chosen: Sequence[Candidate],
+    done: Mapping[str, Built],
+    baseline: BaselineRun,
+    rounds: int,
+    deadline: float | None,
+    to_beat: Sequence[Round],
+) -> list[Trial]:
+    """Trials of candidates that are loaded side by side."""
+    failed = {c.name: reason for c in chosen if c.name in done and (reason := done[c.name].failed)}
     started = time.monotonic()
     with ExitStack() as stack:
         context.progress.say("loading the artifacts")
@@ -150,7 +126,7 @@ def run_trials(
             context.prompts,
             traffic,
             rounds,
-            deadline=started + deadline_s if deadline_s else None,
+            deadline=deadline,
             enough=lambda rows: clear_losers(rows, objective, traffic, to_beat),
             progress=context.progress.say,
         )
@@ -166,8 +142,13 @@ def run_trials(
             worker = workers[candidate.name]
             trials.append(evidence(context, candidate, worker, rows[candidate.name], built, shared_s, baseline))
             worker.close()
-    open_ = undecided([with_trial(c, t, context) for c, t in zip(chosen, trials, strict=True)], context.workload)
-    return Trials(trials=tuple(t if t.name not in open_ else on_more_tokens(context, open_[t.name], t) for t in trials))
+    return trials
+
+
+def fastest(measured: Sequence[Sequence[Round]], traffic: Traffic) -> Sequence[Round]:
+    """The rounds of the lowest median request latency; none where nobody has any."""
+    there = [rounds for rounds in measured if rounds]
+    return min(there, key=lambda rows: np.median([request_s(traffic, r.ttft_s, r.tpot_s) for r in rows]), default=())
 
 
 def undecided(candidates: Sequence[Candidate], workload: Workload) -> dict[str, Candidate]:
@@ -328,7 +309,7 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
 
     def run(rows: int) -> Steady:
         context.progress.say(f"{candidate.name}: {rows} users")
-        with context.worker_of(candidate) as worker:
+        with context.worker_of(candidate, rows) as worker:
             return worker.steady(context.prompts, rows, 2)
 
     tpot = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
@@ -392,7 +373,7 @@ def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidat
             "apply_s": built.seconds if built else None,
             "apply_peak_bytes": built.peak_bytes if built else None,
             "artifact_bytes": built.bytes if built else None,
-            "notes": trial.notes,
+            "notes": (*candidate.notes, *trial.notes),
         }
     )
 

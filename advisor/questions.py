@@ -24,7 +24,7 @@ def answer(
         target_right(choice, diagnosis),
         quality_held(choice, workload),
         operator_ran(choice),
-        bottleneck_shrank(choice, base, diagnosis, workload),
+        bottleneck_shrank(choice, by_name.get(diagnosis.of, base) if base.url else base, diagnosis, workload),
     )
 
 

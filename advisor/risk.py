@@ -9,7 +9,7 @@ not simulated: the applied artifact is scored for real.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantadvisor.documents import Quality, Scheme
-from quantadvisor.methods.fake import Fake, Forward, applied, forward, linears, with_weights
+from quantadvisor.methods.fake import Fake, Forward, applied, channel_peaks, linears, with_weights
 from quantadvisor.methods.layerwise import evenly
+from quantadvisor.methods.observe import load
 from quantadvisor.methods.registry import METHODS, method, trains
 from quantadvisor.methods.training import Limits
 from quantadvisor.profiling.quality import quality_of
@@ -71,36 +72,21 @@ def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
 
 
 def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(job.model_folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    layers = linears(model)
-    original = {name: linear.weight.data for name, linear in layers.items()}
-    peaks = channel_peaks(model, layers, windows[:1])
+    model = load(job.model_folder)
     want = np.load(reference, mmap_mode="r")
-    done: dict[tuple[Any, ...], Any] = {}
-
-    def rounded(scheme: Scheme, alpha: float | None) -> Any:
-        per_token = scheme.activations and scheme.activations.granularity
-        key = (scheme.weights, per_token, alpha)
-        if key not in done:
-            hooks = [round_linear(linear, scheme, alpha, peaks[name]) for name, linear in layers.items()]
-            done[key] = score(lambda tokens: forward(Fake(model), tokens), windows, want)
-            for hook in hooks:
-                hook.remove()
-            for name, linear in layers.items():
-                linear.weight = torch.nn.Parameter(original[name], requires_grad=False)
-        return done[key]
+    done: dict[Any, Any] = {}
 
     def simulated(name: str, scheme: Scheme) -> Any:
-        fake = fake_of(name.removesuffix(f"-{scheme.name}"), job.model_folder, job.train_s)
-        if fake is None:
-            return min((rounded(scheme, a) for a in exponents(name)), key=lambda rows: rows[1].mean())
-        assert job.calibration is not None
-        samples = SEARCH_SAMPLES if plain_of(name, scheme) else CALIBRATION_SAMPLES
-        with applied(fake(model, scheme, evenly(np.load(job.calibration), samples))) as logits:
-            return score(logits, windows, want)
+        """Plain grids of the same numbers are scored once, whatever the schemes' names."""
+        plain = name.removesuffix(f"-{scheme.name}") in PLAIN
+        key = (scheme.weights, scheme.activations, exponents(name)) if plain else name
+        if key not in done:
+            found = []
+            for fake in fakes_of(model, name, scheme, job, windows):
+                with applied(fake) as logits:
+                    found.append(score(logits, windows, want))
+            done[key] = min(found, key=lambda rows: rows[1].mean())
+        return done[key]
 
     scores: dict[str, Any] = {}
     for name, scheme in sorted(job.schemes.items(), key=lambda each: plain_of(*each) is not None):
@@ -136,48 +122,53 @@ def fake_of(method_name: str, model_folder: Path, train_s: float = 0.0) -> Calla
     return lambda model, scheme, tokens: with_weights(model, module.rounded(model_folder, scheme, tokens))
 
 
-def exponents(name: str) -> tuple[float | None, ...]:
-    return SMOOTHING if name.startswith("smoothquant") else (None,)
+def fakes_of(model: Any, name: str, scheme: Scheme, job: Job, windows: np.ndarray) -> Iterator[Fake]:
+    """The ways to round `model` that are tried for `method-scheme`, each made when it is its turn: one, but for
+    SmoothQuant one for each exponent."""
+    own = fake_of(name.removesuffix(f"-{scheme.name}"), job.model_folder, job.train_s)
+    if own is not None:
+        assert job.calibration is not None
+        samples = SEARCH_SAMPLES if plain_of(name, scheme) else CALIBRATION_SAMPLES
+        yield own(model, scheme, evenly(np.load(job.calibration), samples))
+    elif tried := exponents(name):
+        peaks = channel_peaks(model, windows[:1])
+        yield from (smoothed(model, scheme, alpha, peaks) for alpha in tried)
+    else:
+        yield plain_fake(model, scheme)
 
 
-def channel_peaks(model: Any, linears: Mapping[str, Any], windows: np.ndarray) -> dict[str, Any]:
-    """max |x| per input channel of every linear, float32 [K]."""
-    import torch
-
-    peaks: dict[str, Any] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_: Any, inputs: Any) -> None:
-            peaks[name] = inputs[0].flatten(0, -2).abs().amax(0)
-
-        return hook
-
-    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]
-    model(torch.from_numpy(windows), logits_to_keep=1)
-    for hook in hooks:
-        hook.remove()
-    return peaks
+def exponents(name: str) -> tuple[float, ...]:
+    return SMOOTHING if name.startswith("smoothquant") else ()
 
 
-def round_linear(linear: Any, scheme: Scheme, alpha: float | None, peaks: Any) -> Any:
-    """Put the rounded weight in place and round the inputs by a hook, which is returned. `alpha`: smoothed first."""
-    import torch
+def plain_fake(model: Any, scheme: Scheme) -> Fake:
+    """Weights and inputs on the scheme's integer grids."""
+    number, activations = scheme.weights, scheme.activations
 
-    weight, number, activations = linear.weight.data, scheme.weights, scheme.activations
-    factors = torch.ones(weight.shape[1])
-    if alpha is not None:
-        bound = weight.abs().amax(0).clamp(min=1e-5)
-        factors = (peaks.clamp(min=1e-5) ** alpha / bound ** (1 - alpha)).clamp(min=1e-5)
-    if number is not None:
-        rounded = round_weight(weight * factors, int(number.bits), number.group_size, number.symmetric)
-        linear.weight = torch.nn.Parameter(rounded / factors, requires_grad=False)
+    def weight(_: str, w: Any) -> Any:
+        return w if number is None else round_weight(w, int(number.bits), number.group_size, number.symmetric)
 
-    def hook(_: Any, inputs: Any) -> Any:
-        if activations is None:
-            return None
-        return (round_activations(inputs[0] / factors, activations.granularity == "token") * factors, *inputs[1:])
+    def inputs(_: str, x: Any) -> Any:
+        return x if activations is None else round_activations(x, activations.granularity == "token")
 
-    return linear.register_forward_pre_hook(hook)
+    return Fake(model, weight=weight, inputs=inputs)
+
+
+def smoothed(model: Any, scheme: Scheme, alpha: float, peaks: Mapping[str, Any]) -> Fake:
+    """The same after each linear was smoothed by itself; `peaks`: max |x| per input channel, float32 [K]."""
+    weights = linears(model)
+    factors = {}
+    for name, peak in peaks.items():
+        bound = weights[name].weight.data.abs().amax(0).clamp(min=1e-5)
+        factors[name] = (peak.clamp(min=1e-5) ** alpha / bound ** (1 - alpha)).clamp(min=1e-5)
+    plain = plain_fake(model, scheme)
+    assert plain.weight is not None and plain.inputs is not None
+    weight, inputs = plain.weight, plain.inputs
+    return Fake(
+        model,
+        weight=lambda name, w: weight(name, w * factors[name]) / factors[name],
+        inputs=lambda name, x: inputs(name, x / factors[name]) * factors[name],
+    )
 
 
 def round_weight(w: Any, bits: int, group_size: int | None, symmetric: bool) -> Any:

@@ -9,38 +9,61 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quantadvisor.documents import Artifact, Candidate, Serve
+from quantadvisor.documents import Artifact, Candidate, CandidateFailed, Serve
 from quantadvisor.methods.formats.folders import link_or_copy
+from quantadvisor.profiling.environments import interpreter_of
+from quantadvisor.profiling.runtimes import vllm
+from quantadvisor.profiling.served import Launch, OwnServer, free_port
+from quantadvisor.profiling.server import RunningServer
 
+from .candidates import session_options
 from .model_cache import sha256_of
 
 PROMPT = "The capital of France is"
+PORT = 8000
+"""Of the command as it is shown; it is tried on a free one."""
+START_LIMIT_S = 300.0
 
 COMMANDS = {
     "onnxruntime-genai": (
-        "import onnxruntime_genai as og; m = og.Model({path!r}); t = og.Tokenizer(m); p = og.GeneratorParams(m); "
+        "import onnxruntime_genai as og; c = og.Config({path!r}){options}; m = og.Model(c); t = og.Tokenizer(m); "
+        "p = og.GeneratorParams(m); "
         "p.set_search_options(max_length=24, do_sample=False); g = og.Generator(m, p); g.append_tokens(t.encode({prompt!r})); "
         "[g.generate_next_token() for _ in iter(g.is_done, True)]; print(t.decode(g.get_sequence(0)))"
     ),
     "openvino-genai": (
-        "import openvino_genai as og; p = og.LLMPipeline({path!r}, 'CPU', INFERENCE_PRECISION_HINT={hint!r}); "
+        "import openvino_genai as og; p = og.LLMPipeline({path!r}, 'CPU'{options}); "
         "print({prompt!r} + str(p.generate({prompt!r}, max_new_tokens=12, apply_chat_template=False)))"
     ),
     "llama.cpp": (
-        "from llama_cpp import Llama; m = Llama({path!r} + '/model.gguf', n_ctx=512, verbose=False); "
+        "from llama_cpp import Llama; m = Llama({path!r} + '/model.gguf', n_ctx=512, verbose=False{options}); "
         "print({prompt!r} + m({prompt!r}, max_tokens=12, temperature=0)['choices'][0]['text'])"
     ),
-    "vllm": (
-        "from vllm import LLM, SamplingParams as P; "
-        "m = LLM({path!r}, max_model_len=512, enforce_eager=True, gpu_memory_utilization=0.5); "
-        "print({prompt!r} + m.generate({prompt!r}, P(max_tokens=12, temperature=0))[0].outputs[0].text)"
-    ),
+    "triton": "-m quantadvisor.profiling.triton_complete {path} {prompt!r}{options}",
     "torch": (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; t = T.from_pretrained({path!r}); "
-        "m = M.from_pretrained({path!r}, dtype='auto'); x = t({prompt!r}, return_tensors='pt'); "
+        "m = M.from_pretrained({path!r}, dtype='auto'{options}); x = t({prompt!r}, return_tensors='pt').to(m.device); "
         "print(t.decode(m.generate(**x, max_new_tokens=12, do_sample=False)[0]))"
     ),
 }
+SAID: dict[str, dict[str, str]] = {
+    "onnxruntime-genai": {"cuda": "; c.clear_providers(); c.append_provider('cuda')"},
+    "openvino-genai": {
+        "f32": ", INFERENCE_PRECISION_HINT='f32'",
+        "bf16": ", INFERENCE_PRECISION_HINT='bf16'",
+        "kvf16": ", KV_CACHE_PRECISION='f16'",
+        "kvu8": ", KV_CACHE_PRECISION='u8'",
+    },
+    "llama.cpp": {
+        "fa": ", flash_attn=True",
+        "kvq8": ", type_k=8, type_v=8",
+        "kvq4": ", type_k=2, type_v=2",
+        "cuda": ", n_gpu_layers=-1",
+    },
+    "torch": {"cuda": ", device_map='cuda'"},
+    "triton": {cache: f" --cache {cache}" for cache in ("kvint8", "kvint4", "kvfp8", "kvturbo")},
+}
+"""What a command says for each option of a candidate (llama.cpp's numbers are ggml's types: 8 is q8_0, 2 is q4_0)."""
 FORMATS = {
     "onnx": "ONNX (GroupQueryAttention)",
     "openvino": "OpenVINO IR",
@@ -53,12 +76,13 @@ SERVERS = {
     "openvino": ("openvino-genai",),
     "torch": ("torch",),
     "gguf": ("llama.cpp",),
-    "compressed": ("vllm",),
+    "compressed": ("vllm", "triton"),
 }
 
 
-def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python: str) -> Artifact:
-    """Put the artifact at DIR/artifact (whole or not at all) and try its serve commands with the runtime's interpreter."""
+def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python: str, pool: int, threads: int) -> Artifact:
+    """Put the artifact at DIR/artifact (whole or not at all) and try its serve commands with the runtime's interpreter
+    `python`; another runtime that reads the same folder has its own. `pool`: bytes of vLLM's cache."""
     target, scratch = out / "artifact", out / ".artifact.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(
@@ -67,17 +91,57 @@ def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
     hashes = {str(p.relative_to(target)): sha256_of(p) for p in sorted(target.rglob("*")) if p.is_file()}
-    serve = tuple(try_serve(server, target, choice, python) for server in SERVERS[kind])
-    return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=serve)
+    serve = []
+    for server in SERVERS[kind]:
+        own = interpreter_of(server) if kind == "compressed" and server != choice.runtime else python
+        tried = try_vllm(target, choice, own, pool, threads) if server == "vllm" else try_serve(server, target, choice, own)
+        serve.append(tried)
+    return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=tuple(serve))
+
+
+def options_for(server: str, choice: Candidate) -> tuple[str, ...]:
+    """What the candidate was measured with, where the server is of its runtime; another runtime has options of its own."""
+    if server.removesuffix("-genai") != choice.runtime.removesuffix("-genai"):
+        return ()
+    return session_options(choice.runtime, choice.options, choice.scheme)
+
+
+def shown_python(python: str) -> str:
+    return "python" if python == sys.executable else shlex.quote(python)
+
+
+def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: int) -> Serve:
+    """vLLM's server, started once on a free port and asked to continue the prompt."""
+    options = (*options_for("vllm", choice), f"{vllm.POOL}{pool}")
+    words, _ = vllm.server(folder.name, options, PORT, folder.name, threads)
+    command = f"{shown_python(python)} {shlex.join(words)}"
+    port = free_port()
+    arguments, variables = vllm.server(str(folder), options, port, folder.name, threads)
+    try:
+        launch = Launch(arguments, variables, port, folder.name)
+        with OwnServer(python, launch, threads, START_LIMIT_S, None) as server:
+            asked = RunningServer(server.url, 1, folder.name, seed=0, side="")
+            asked.ready()
+            said = "".join(asked.greedy(PROMPT, 12)).strip()
+    except CandidateFailed as error:
+        return Serve(runtime="vllm", command=command, verified=False, reason=str(error))
+    return Serve(runtime="vllm", command=command, verified=bool(said), reason=None if said else "it said nothing")
+
+
+def command_of(server: str, folder: Path, choice: Candidate, python: str) -> str:
+    said = "".join(SAID.get(server, {}).get(option, "") for option in options_for(server, choice))
+    code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, options=said)
+    called = code if code.startswith("-m ") else f'-c "{code}"'  # COMMANDS hold nothing that a shell reads in double quotes
+    return f"{shown_python(python)} {called}"
 
 
 def try_serve(server: str, folder: Path, choice: Candidate, python: str) -> Serve:
     """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt."""
-    hint = "bf16" if "bf16" in choice.options else "f32"
-    code = COMMANDS[server].format(path=folder.name, prompt=PROMPT, hint=hint)
-    shown = "python" if python == sys.executable else shlex.quote(python)
-    command = f'{shown} -c "{code}"'  # COMMANDS hold nothing that a shell reads between double quotes
-    line = shlex.quote(python) + command.removeprefix(shown)
+    command = command_of(server, folder, choice, python)
+    line = shlex.quote(python) + command.removeprefix(shown_python(python))
+    if unsaid := [option for option in options_for(server, choice) if option not in SAID.get(server, {})]:
+        reason = f"the command cannot say {unsaid[0]}, which the candidate was measured with"
+        return Serve(runtime=server, command=command, verified=False, reason=reason)
     try:
         done = subprocess.run(
             line, shell=True, cwd=folder.parent, capture_output=True, text=True, timeout=180, check=False,

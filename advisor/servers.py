@@ -9,26 +9,24 @@ artifact in the same runtime in a worker, for which the server makes room.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
-from quantadvisor.profiling.ledger import bytes_of_cache
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
 from quantadvisor.profiling.served_quality import LOWER_BOUND, pool_tokens, server_scores
 from quantadvisor.profiling.server import RunningServer
 
-from .candidates import session_options
+from .candidates import GIVEN_SERVER
 from .context import EVALUATION_TOKENS, Context
 from .survey import make_reference
 
 SERVING = ("vllm",)
 """Runtimes whose server is started here where the spec names them; `runtimes: auto` runs their engine in a worker."""
-ROOM = 2
-"""Of a server's cache over the declared contexts: blocks are not full, and a step more is scheduled ahead."""
 UNKNOWN = Scheme(name="unknown", compute="bf16")
 START_LIMIT_S = 600.0
 IN_A_WORKER = "timed through a server of its own; quality and operators of the same artifact in the same engine, in a worker"
@@ -41,7 +39,7 @@ def given_servers(workload: Workload) -> tuple[Candidate, ...]:
     for choice in choices(workload):
         assert choice.url
         before = sum(c.runtime == choice.name for c in found)
-        name = f"given-server{before + 1 if before else ''}@{choice.name}"
+        name = f"{GIVEN_SERVER}{before + 1 if before else ''}@{choice.name}"
         refused = None
         try:
             RunningServer(choice.url, 1, choice.model or "", seed=0, side="").ready()
@@ -49,6 +47,13 @@ def given_servers(workload: Workload) -> tuple[Candidate, ...]:
             refused = f"{choice.url} {error}"
         found.append(Candidate(name=name, method="given", scheme=UNKNOWN, runtime=choice.name, url=choice.url, refused=refused))
     return tuple(found)
+
+
+def today(candidates: Sequence[Candidate], profiled: str, workload: Workload) -> str:
+    """The baseline that candidates are compared with: the user's server where the spec gives one that could be measured (and
+    names no other baseline), else the one that was profiled."""
+    running = (c.name for c in candidates if c.url and c.measured and workload.baseline in ("auto", c.name))
+    return next(running, profiled)
 
 
 def choices(workload: Workload) -> list[RuntimeChoice]:
@@ -62,12 +67,11 @@ def serves_here(workload: Workload, candidate: Candidate) -> bool:
 
 def own_server(context: Context, candidate: Candidate) -> Served:
     """The candidate's artifact under the server of its runtime, on a free port of 127.0.0.1; not started yet."""
-    traffic, python = context.workload.traffic, context.interpreter(candidate.runtime)
-    need = bytes_of_cache(context.inventory, candidate.scheme, traffic.context_length, traffic.concurrency, plain_bytes=2)
+    python = context.interpreter(candidate.runtime)
     port, model = free_port(), f"quantadvisor-{secrets.token_hex(4)}"
-    options = session_options(candidate.runtime, candidate.options, candidate.scheme)
+    options = context.options_of(candidate.runtime, candidate.options, candidate.scheme)
     path, threads = str(context.build_of(candidate).out), context.device.threads
-    arguments, variables = vllm.server(path, options, port, model, ROOM * need, threads)
+    arguments, variables = vllm.server(path, options, port, model, threads)
     launch = Launch(arguments, variables | gpus.environment(context.device), port, model)
     server = OwnServer(python, launch, threads, START_LIMIT_S, context.worker_memory_bytes)
     return Served(server, context.model_folder, model, python=python)

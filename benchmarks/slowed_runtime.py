@@ -7,25 +7,22 @@ Loaded by path in a worker: only the standard library at the top.
 
 from __future__ import annotations
 
-import importlib.util
 import mmap
 import os
+import runpy
 import struct
 import time
 from pathlib import Path
 from typing import Any
 
-REAL = Path(__file__).resolve().parent.parent / "profiling" / "runtimes" / "onnxruntime.py"
+PROFILING = Path(__file__).resolve().parent.parent / "profiling"
 OPTION = "slowed"
 TOTALS = struct.Struct("dd")
 
 
 def real() -> Any:
-    spec = importlib.util.spec_from_file_location("real_onnxruntime", REAL)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """As a worker loads it."""
+    return runpy.run_path(str(PROFILING / "worker.py"))["load_file"](PROFILING / "runtimes" / "onnxruntime.py")
 
 
 def warm_imports() -> None:

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from quantadvisor.documents import SelfCheck
 
 
-def place(device: str) -> Path:
-    """`device`: as SelfCheck has it, name and capability."""
+def place(device: str, kind: str = "selfcheck") -> Path:
+    """`device`: as SelfCheck has it, name and capability. `kind`: the folder of what is kept."""
     root = Path(os.environ.get("QUANTADVISOR_CACHE") or Path.home() / ".cache" / "quantadvisor")
-    return root / "selfcheck" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    return root / kind / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 def keep(found: SelfCheck) -> None:
@@ -23,6 +23,15 @@ def keep(found: SelfCheck) -> None:
     if found.proof == "gpu":
         place(found.device).parent.mkdir(parents=True, exist_ok=True)
         found.write(place(found.device))
+
+
+def known(device: str, versions: dict[str, str]) -> SelfCheck | None:
+    """What was checked on the device with these versions; None where nothing was."""
+    try:
+        found = SelfCheck.read(place(device))
+    except (OSError, ValidationError):
+        return None
+    return found if found.versions == versions else None
 
 
 def refusal(device: str, kernels: Iterable[str], versions: dict[str, str]) -> str | None:

@@ -1,6 +1,6 @@
 """The Triton kernels as transformers takes them: linears of a compressed-tensors checkpoint, an attention, a static cache.
 
-`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and symmetric `pack-quantized` (4 bits in groups) weights.
+`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and `pack-quantized` (4 bits in groups) weights.
 `Layer` is one layer of a transformers `Cache`: buffers for `capacity` tokens, written at `Places`, which live on the device, so
 that a CUDA graph of a decode step holds. A first prefill attends its own fresh keys; all else reads what is stored.
 `attention` is registered with transformers' AttentionInterface under NAME. Nothing of this ever ran on a GPU.
@@ -32,11 +32,11 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"compressed-tensors format {config.get('format')!r}; the triton runtime reads {', '.join(SCHEMES)}"
     for group in config.get("config_groups", {}).values():
         weights, inputs = group["weights"], group.get("input_activations")
-        if not weights.get("symmetric", True):
-            return "asymmetric weights; the triton runtime reads symmetric ones of compressed-tensors"
         if config["format"] == "pack-quantized":
             if weights["num_bits"] != 4 or weights.get("group_size") not in (32, 64, 128):
                 return f"{weights['num_bits']} bits in groups of {weights.get('group_size')}; INT4 in 32, 64 or 128 is read"
+        elif not weights.get("symmetric", True):
+            return "asymmetric 8-bit weights; the triton runtime reads symmetric ones"
         elif not (
             weights.get("strategy") == "channel" and inputs and inputs.get("dynamic") and inputs.get("strategy") == "token"
         ):
@@ -48,23 +48,25 @@ def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
     """Names, as `triton_subjects.py` has them, of the kernels that a checkpoint and a cache take."""
     found = [f"decode-attention-{CACHES[one]}" for one in options]
     if config.get("format") == "pack-quantized":
-        groups = sorted({one["weights"]["group_size"] for one in config["config_groups"].values()})
-        return [*(f"w4a16-g{group}" for group in groups), *found]
+        weights = [one["weights"] for one in config["config_groups"].values()]
+        kinds = {f"w4a16-g{one['group_size']}{'' if one.get('symmetric', True) else '-asymmetric'}" for one in weights}
+        return [*sorted(kinds), *found]
     return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
 
 
 def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | None) -> Any:
-    """tensors: of one linear, by their names in compressed-tensors (weight, weight_scale, or weight_packed)."""
+    """tensors: of one linear, by their names in compressed-tensors (weight or weight_packed, weight_scale, where they are
+    asymmetric weight_zero_point)."""
     import torch
 
-    run, kernel = _product(tensors, group)
+    run, kernel, problem = _product(tensors, group)
 
     class Linear(torch.nn.Module):  # type: ignore[misc, unused-ignore]
         """y = x @ w.T + bias by one of our kernels; x: [..., K]."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.kernel = kernel
+            self.kernel, self.problem = kernel, problem
 
         def forward(self, x: Tensor) -> Tensor:
             rows = run(x.reshape(-1, x.shape[-1]).contiguous())
@@ -74,20 +76,26 @@ def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | N
     return Linear()
 
 
-def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable[[Tensor], Tensor], str]:
+def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable[[Tensor], Tensor], str, tuple[str, int, int]]:
+    """(product, kernel, what it is timed as: name, N, K)"""
     import torch
 
-    from . import triton_fp8, triton_w4a16, triton_w8a8
+    from . import triton_w4a16, triton_w8a8
 
     if group is not None:
         codes, scales = unpacked(tensors["weight_packed"]), tensors["weight_scale"]
-        w, rows, _ = triton_w4a16.pack(codes, scales, None, group)
-        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), None, group), "w4a16"
+        packed = tensors.get("weight_zero_point")
+        zeros = None if packed is None else unpacked(packed.T)[:, : len(codes)].T.contiguous()
+        w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
+        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group), "w4a16", (f"w4a16-g{group}", *codes.shape)
     weight = tensors["weight"].contiguous()
     scales = tensors["weight_scale"].float().reshape(-1).contiguous()
-    if weight.dtype == torch.int8:
-        return lambda x: triton_w8a8.w8a8(*triton_w8a8.quantize(x), weight, scales, x.dtype), "w8a8"
-    return lambda x: triton_fp8.fp8(*triton_fp8.quantize(x), weight, scales, x.dtype), "fp8"
+    kind = "w8a8" if weight.dtype == torch.int8 else "fp8"
+    return (
+        lambda x: triton_w8a8.w8a8(*triton_w8a8.quantize(x, weight.dtype), weight, scales, x.dtype),
+        kind,
+        (kind, *weight.shape),
+    )
 
 
 def unpacked(packed: Tensor) -> Tensor:

@@ -68,13 +68,13 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,
                   given: Given, moved: Iterable[tuple[Pair, Scale]] = ()) -> tuple[str, ...]:  # fmt: skip
     """Integers `given` by Hugging Face names, and lm_head rounded to nearest where the scheme rounds it; `moved`: scales to
-    move in the rest. vLLM gets compressed-tensors, transformers GPTQ's layout."""
+    move in the rest. vLLM and triton get compressed-tensors, transformers GPTQ's layout."""
     assert scheme.weights is not None
     weights = group_format(scheme.weights)
     if runtime in HALF:
         from .formats import gptq, pack_quantized
 
-        (pack_quantized if runtime == "vllm" else gptq).write(base, out, given, weights, moved)
+        (pack_quantized if runtime in COMPRESSED else gptq).write(base, out, given, weights, moved)
         return ()
     assert scheme.lm_head is not None
     head = {"lm_head": group_format(scheme.lm_head)}

@@ -11,6 +11,7 @@
     ...-kv4                               INT4, one fixed scale per channel, as -kv8
     ...-kv8-kivi, -kv4-kivi, -kv2-kivi    keys in groups of 32 tokens of a channel, values of 32 channels of a token (KIVI)
     ...-kv8-token, -kv4-token             symmetric, one scale for all heads of a token (LLM-QAT)
+    ...-kv8-head, -kv4-head               one scale for each head of a token, at 4 bits with a zero point (the triton runtime)
     ...-kvf8, -kvf8-unit                  E4M3, one calibrated scale per layer, or 1.0
     ...-kv2.5-turbo, -kv3-turbo-prod      a norm and codes per vector (TurboQuant), -prod: keys in the unbiased form
 
@@ -32,7 +33,7 @@ INTEGER = re.compile(
     r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
 )
 CACHE = re.compile(
-    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<token>[48])-token|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
+    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<token>[48])-token|(?P<head>[48])-head|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
 )
 BLOCK = 128
 CACHE_GROUP = 32
@@ -67,8 +68,8 @@ def float8(name: str, kind: str | None) -> Scheme:
         "-static": form("float", 8, "tensor"),
         "-block": form("float", 8, "group", BLOCK, dynamic=True),
     }
-    half: Literal["fp32", "bf16"] = "bf16" if kind == "-bf16" else "fp32"
     tokens = form("float", 8, "token", dynamic=True)
+    half: Literal["fp32", "bf16"] = "bf16" if kind == "-bf16" else "fp32"
     return Scheme(name=name, compute=half, weights=weights, activations=inputs.get(kind) or tokens)
 
 
@@ -83,6 +84,9 @@ def cache(name: str) -> tuple[str, dict[str, Format]] | None:
         values = form("int", bits, "token", CACHE_GROUP, symmetric=False, dynamic=True)
     elif found["token"]:
         keys = values = form("int", float(found["token"]), "token", dynamic=True)
+    elif found["head"]:
+        bits = float(found["head"])
+        keys = values = form("int", bits, "token", symmetric=bits == 8, dynamic=True)
     elif found["fixed"]:
         keys = values = form("int", 4, "channel")
     elif found["fp8"]:

@@ -34,7 +34,7 @@ def not_offered(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime:
     return None
 
 
-INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8), "vllm": (4, 8), "torch": (4, 8)}
+INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8), "vllm": (4, 8), "triton": (4,), "torch": (4, 8)}
 """Widths of integer weights in groups that a runtime's kernels multiply by (8 bits in vLLM: on a GPU only)."""
 
 
@@ -71,14 +71,14 @@ def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
     return None
 
 
-HALF = ("vllm", "torch")
+HALF = (*COMPRESSED, "torch")
 """Runtimes whose integer weights in groups lie in Hugging Face folders, with everything else in 16 bit."""
 
 
 def half_mismatch(scheme: Scheme, runtime: str) -> str | None:
-    """vLLM and transformers keep in 16 bit what is not in groups; the others have an 8-bit lm_head, and compute in float32."""
+    """Those keep in 16 bit what is not in groups; the others have an 8-bit lm_head, and compute in float32."""
     if (runtime in HALF) != (scheme.compute == "bf16"):
-        return f"{scheme.name} is not for {runtime}: …-bf16 is {' and '.join(HALF)}'s, and theirs only"
+        return f"{scheme.name} is not for {runtime}: …-bf16 is for {', '.join(HALF)} only"
     if runtime == "torch" and find_spec("gptqmodel") is None:
         return "transformers reads GPTQ's layout through gptqmodel, which is not installed: pip install gptqmodel"
     return None

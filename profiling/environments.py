@@ -17,14 +17,13 @@ from quantadvisor.documents import BadInput
 
 from .runtimes.registry import runtime, runtime_file
 
+WORKER = Path(__file__).with_name("worker.py")
 APART = ("vllm",)
 """Runtimes whose pins conflict with ours: `make runtime-NAME` makes `.venv-NAME` beside our environment."""
 ASK = """
-import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("asked", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-path, options, isa = json.loads(sys.argv[2])
+import json, runpy, sys
+module = runpy.run_path(sys.argv[1])["load_file"](sys.argv[2])
+path, options, isa = json.loads(sys.argv[3])
 print(json.dumps(module.refuse(path, tuple(options), tuple(isa))))
 """
 VERSIONS = """
@@ -78,7 +77,7 @@ def refusal(name: str, python: str, path: str | None, options: tuple[str, ...], 
 @lru_cache
 def asked_there(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
     try:
-        answer = answer_of(python, ASK, str(runtime_file(name)), json.dumps([path, options, isa]))
+        answer = answer_of(python, ASK, str(WORKER), str(runtime_file(name)), json.dumps([path, options, isa]))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"{python} does not run as a Python interpreter ({type(error).__name__})"
     return None if answer is None else f"in {python}: {answer}"

@@ -23,6 +23,7 @@ from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling.gpus import environment
 
+CHILD = Path(__file__)
 LIMIT_S = 120.0
 ROUNDS = 20
 WARM_ROUNDS = 5
@@ -43,7 +44,7 @@ class Timed(NamedTuple):
 def with_peaks(device: Device) -> Device:
     """The GPU with its roofs, and the size of its L2 cache where torch tells it; without roofs where nobody knows them."""
     try:
-        with ProbeProcess(device.threads, Path(__file__), environment=environment(device)) as process:
+        with ProbeProcess(device.threads, CHILD, environment=environment(device)) as process:
             found = process.ask({"probe": "peaks"}, LIMIT_S)
     except CandidateFailed as error:
         found = {"failed": str(error)}

@@ -16,6 +16,10 @@ from quantadvisor.kernels.problem import matrix_bytes
 GGUF = re.compile(r"q\d_[01k](-kv8)?")
 """Names of the schemes that llama.cpp stores."""
 
+BLOCK_TOKENS = 128
+"""A block of vLLM's cache on a CPU (16 on a GPU)."""
+LEAST_POOL_TOKENS = 2048
+
 
 def compute_bytes(scheme: Scheme) -> int:
     """Bytes of an element that the scheme leaves alone."""
@@ -95,7 +99,25 @@ def _cache_bytes(elements: float, number: Format | None, plain_bytes: int, head_
 
 def plain_cache_bytes(runtime: str) -> int | None:
     """Bytes of an unquantized cache's value where the runtime stores 16 bit whatever computes; else None."""
-    return 2 if runtime in ("openvino", "llama.cpp") else None
+    return 2 if runtime in ("openvino", "llama.cpp", "vllm") else None
+
+
+def held_tokens(runtime: str, context_tokens: int) -> int:
+    """Tokens of cache that one request of `context_tokens` takes: vLLM gives out whole blocks, one of them ahead."""
+    if runtime != "vllm":
+        return context_tokens
+    return (math.ceil(context_tokens / BLOCK_TOKENS) + 1) * BLOCK_TOKENS
+
+
+def pool_bytes(inventory: Inventory, scheme: Scheme, runtime: str, context_tokens: int, requests: int) -> int:
+    """Bytes of the pool of cache blocks that so many requests fill, of a runtime that takes one at load; 0 where it does not.
+
+    At least LEAST_POOL_TOKENS, which texts are scored in; and one block that vLLM keeps for itself.
+    """
+    if runtime != "vllm":
+        return 0
+    tokens = max(LEAST_POOL_TOKENS, requests * held_tokens(runtime, context_tokens)) + BLOCK_TOKENS
+    return bytes_of_cache(inventory, scheme, tokens, 1, plain_bytes=plain_cache_bytes(runtime))
 
 
 def memory_ledger(
@@ -110,21 +132,24 @@ def memory_ledger(
     shorter: tuple[tuple[int, int], tuple[int, int]],
     measured_peak_bytes: int,
     cache_element_bytes: int | None = None,
+    pool: int = 0,
 ) -> MemoryLedger:
     """The ledger at a workload, from the model and three smaller passes in the process; the peak at the workload itself
     is not used: it is what the sum is checked against.
 
     `one_token_bytes`: peak of a pass over one token; beyond the weights it is overhead. `shorter`: (tokens per prompt,
     peak) of two passes over `prefilled_rows` shorter prompts, the shorter first; activations are what grows from one to
-    the other beside the cache, extrapolated in a straight line to `prompt_tokens`.
+    the other beside the cache, extrapolated in a straight line to `prompt_tokens`. `pool`: bytes of a cache that is taken whole
+    at load, and so is in every pass.
     """
     weights = bytes_of_weights(inventory, scheme)
     cache_token = bytes_of_cache(inventory, scheme, 1, 1, plain_bytes=cache_element_bytes)
-    cache = cache_token * context_tokens * concurrency
-    overhead = max(0, one_token_bytes - weights)
+    cache = pool or cache_token * context_tokens * concurrency
+    overhead = max(0, one_token_bytes - weights - pool)
     (less, peak_less), (more, peak_more) = shorter
     at_prompt = peak_more + (peak_more - peak_less) / max(1, more - less) * (prompt_tokens - more)
-    live = max(0, round(at_prompt - one_token_bytes - cache_token * prefilled_rows * prompt_tokens))
+    grown = 0 if pool else cache_token * prefilled_rows * prompt_tokens
+    live = max(0, round(at_prompt - one_token_bytes - grown))
     per_token = inventory.kv_values_per_token
     items = (
         LedgerItem(
@@ -134,7 +159,8 @@ def memory_ledger(
             tensor="kv_cache",
             bytes=cache,
             kind="modelled",
-            source=f"{per_token:,} values a token x {context_tokens:,} tokens x {concurrency} requests",
+            source=f"{per_token:,} values a token x {context_tokens:,} tokens x {concurrency} requests"
+            + ", in whole blocks" * bool(pool),
         ),
         LedgerItem(
             tensor="activations",

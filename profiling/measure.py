@@ -95,18 +95,20 @@ def interleave(
     block: int = 0,
     deadline: float | None = None,
     least: int = 2,
+    warm_up: bool = True,
     enough: Callable[[Mapping[str, Sequence[Round]]], set[str]] = lambda _: set(),
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, list[Round]], dict[str, str]]:
     """`rounds` rounds of each candidate, A B C, C B A, …; and the reason of each that failed.
 
-    A short warm-up goes before, except where caches are recorded (there the first step is left out of each round).
+    A short warm-up goes before, except where caches are recorded (there the first step is left out of each round), or where
+    it was had before (not `warm_up`).
     `enough` names, before each turn, the candidates that need no more rounds. Stops at `deadline` (time.monotonic) once
     every candidate has had `least`.
     """
     done: dict[str, list[Round]] = {name: [] for name in workers}
     failed: dict[str, str] = {}
-    for index in range(0 if recorded(traffic) else -1, rounds):
+    for index in range(-1 if warm_up and not recorded(traffic) else 0, rounds):
         if deadline is not None and index >= least and time.monotonic() > deadline:
             break
         order = list(workers) if index % 2 else list(workers)[::-1]

@@ -36,7 +36,8 @@ ERROR = re.compile(r"\b(?:\w*(?:Error|Exception): |Worker proc \S+ died ).+")
 
 
 class Launch(NamedTuple):
-    """How a server of ours is started: `arguments` after the interpreter, and its environment's own variables."""
+    """How a server of ours is started: `arguments` after the interpreter, and its environment's own variables; an empty one is
+    unset."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -77,7 +78,7 @@ class OwnServer:
         self.launch, self.time_limit_s, self.memory_limit_bytes = launch, time_limit_s, memory_limit_bytes
         self.peak_bytes, self.load_s = 0, 0.0
         self._command = [python, "-P", *launch.arguments]
-        self._environment = worker_environment(threads) | dict(launch.environment)
+        self._environment = {k: v for k, v in (worker_environment(threads) | dict(launch.environment)).items() if v}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self._process: Guarded | None = None
 

@@ -6,51 +6,44 @@ library, numpy and (by path) one file of `profiling/runtimes/`. Arrays travel as
 Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error": "..."}`:
 
     imports   runtime_file                                -> (the runtime's libraries are imported)
-    load      path, options, threads                      -> load_s, base_bytes, loaded_bytes
-    generate  tokens [B, S], output_tokens                -> ttft_s, itl_s[output_tokens - 1], peak_bytes, generated [B][n]
-    steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal
+    load      path, options, threads                      -> load_s, base_bytes, loaded_bytes, memory_from; closes what was loaded
+    generate  tokens [B, S], output_tokens                -> ttft_s, itl_s[output_tokens - 1], peak_bytes, generated [B][n], ...
+    steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal, ...
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
     score     tokens [W, S], reference, chunk, out        -> nll, kl, top1 per token, float64 [3, W * S], written to `out`
     operators tokens [B, S], batch                        -> what the session says really ran
     bench     arguments                                   -> times of requests, of a load generator in the runtime's place
     close
+
+`...`: `memory_from`, who told the bytes (profiling/memory.py), and `gpu`, what the GPU did meanwhile (profiling/nvml.py), null
+on a CPU. A runtime with a GPU path has `on_gpu(options)`; its session waits for the GPU in every step, so times are real.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import importlib.util
+import importlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
-def status_bytes(field: str) -> int:
-    """A `VmXXX` line of /proc/self/status, bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
+def load_file(path: str | Path) -> Any:
+    """A module by its path. Its folder becomes a package, so that it may import its siblings (`from . import nvidia`): nothing
+    of ours is on the path of an interpreter that is not ours."""
+    file = Path(path).resolve()
+    package = ModuleType(re.sub(r"\W", "_", str(file.parent)))
+    package.__path__ = [str(file.parent)]
+    sys.modules.setdefault(package.__name__, package)
+    return importlib.import_module(f"{package.__name__}.{file.stem}")
 
 
-def reset_peak() -> None:
-    """Peak resident size (VmHWM) starts again from the current one."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def load_runtime(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"runtime_{Path(path).stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+memory = load_file(Path(__file__).with_name("memory.py"))
 
 
 class Worker:
@@ -59,75 +52,78 @@ class Worker:
     def __init__(self) -> None:
         self.runtime: Any = None
         self.session: Any = None
-        self.base_bytes = 0
+        self.memory: Any = None
 
     def imports(self, runtime_file: str) -> dict[str, Any]:
-        self.runtime = load_runtime(runtime_file)
+        self.runtime = load_file(runtime_file)
         self.runtime.warm_imports()
         return {}
 
     def load(self, path: str, options: list[str], threads: int) -> dict[str, Any]:
-        gc.collect()
-        self.base_bytes = status_bytes("VmRSS")
-        reset_peak()
-        start = time.perf_counter()
-        self.session = self.runtime.open_session(path, tuple(options), threads)
-        load_s = time.perf_counter() - start
+        base_bytes = self.memory.base_bytes if self.memory else None
+        if self.session is not None:
+            self.session.close()
+        self.session = self.memory = None
+        on_gpu = getattr(self.runtime, "on_gpu", None)
+        gpu = on_gpu is not None and on_gpu(tuple(options))
+        self.memory = memory.Memory(load_file(Path(__file__).with_name("nvml.py")) if gpu else None, base_bytes)
+        with self.memory.watching():
+            start = time.perf_counter()
+            self.session = self.runtime.open_session(path, tuple(options), threads)
+            load_s = time.perf_counter() - start
+        self.memory.opened(self.session)
         return {
             "load_s": load_s,
-            "base_bytes": self.base_bytes,
-            "loaded_bytes": self.used()[0],
+            "base_bytes": self.memory.base_bytes,
+            "loaded_bytes": self.memory.used()[0],
+            "memory_from": self.memory.source,
         }
-
-    def used(self) -> tuple[int, int]:
-        """Bytes now and at most: of the session's allocator where it has one (a GPU's), else of the process above its imports."""
-        own: tuple[int, int] | None = getattr(self.session, "allocated", lambda: None)()
-        return own or (status_bytes("VmRSS") - self.base_bytes, status_bytes("VmHWM") - self.base_bytes)
 
     def generate(self, tokens: str, output_tokens: int) -> dict[str, Any]:
         """Greedy generation of one static batch; all rows arrive at t = 0."""
         import numpy as np
 
         prompt = np.load(tokens)
-        start = time.perf_counter()
-        logits = self.session.prefill(prompt, prompt.shape[1] + output_tokens)
-        token = logits.argmax(-1)[:, None].astype(np.int64)
-        ttft_s = time.perf_counter() - start
-        generated, itl_s = [token], []
-        for _ in range(output_tokens - 1):
+        with self.memory.watching():
             start = time.perf_counter()
-            logits = self.session.decode(token)
+            logits = self.session.prefill(prompt, prompt.shape[1] + output_tokens)
             token = logits.argmax(-1)[:, None].astype(np.int64)
-            itl_s.append(time.perf_counter() - start)
-            generated.append(token)
+            ttft_s = time.perf_counter() - start
+            generated, itl_s = [token], []
+            for _ in range(output_tokens - 1):
+                start = time.perf_counter()
+                logits = self.session.decode(token)
+                token = logits.argmax(-1)[:, None].astype(np.int64)
+                itl_s.append(time.perf_counter() - start)
+                generated.append(token)
         check_finite(logits)
         rows = np.concatenate(generated, 1).tolist()
-        return {
-            "ttft_s": ttft_s,
-            "itl_s": itl_s,
-            "generated": rows,
-            "peak_bytes": self.used()[1],
-        }
+        return {"ttft_s": ttft_s, "itl_s": itl_s, "generated": rows, **self.spent()}
 
     def steady(self, tokens: str, batch: int, steps: int) -> dict[str, Any]:
         """Decode of `batch` rows whose caches are copies of one really prefilled row: recorded keys and values."""
         import numpy as np
 
         prompt = np.load(tokens)
-        start = time.perf_counter()
-        logits = self.session.prefill(prompt[:1], prompt.shape[1] + steps)
-        prefill_row_s = time.perf_counter() - start
-        self.session.fill(batch, prompt.shape[1] + steps)
-        token = np.repeat(logits.argmax(-1)[:, None].astype(np.int64), batch, 0)
-        itl_s = []
-        for _ in range(steps):
+        with self.memory.watching():
             start = time.perf_counter()
-            logits = self.session.decode(token)
-            token = logits.argmax(-1)[:, None].astype(np.int64)
-            itl_s.append(time.perf_counter() - start)
+            logits = self.session.prefill(prompt[:1], prompt.shape[1] + steps)
+            prefill_row_s = time.perf_counter() - start
+            self.session.fill(batch, prompt.shape[1] + steps)
+            token = np.repeat(logits.argmax(-1)[:, None].astype(np.int64), batch, 0)
+            itl_s = []
+            for _ in range(steps):
+                start = time.perf_counter()
+                logits = self.session.decode(token)
+                token = logits.argmax(-1)[:, None].astype(np.int64)
+                itl_s.append(time.perf_counter() - start)
         check_finite(logits)
         equal = bool((token == token[:1]).all())
-        return {"prefill_row_s": prefill_row_s, "itl_s": itl_s, "peak_bytes": self.used()[1], "rows_equal": equal}
+        return {"prefill_row_s": prefill_row_s, "itl_s": itl_s, "rows_equal": equal, **self.spent()}
+
+    def spent(self) -> dict[str, Any]:
+        """Memory so far, who told it, and what the GPU did during the request."""
+        return {"peak_bytes": self.memory.used()[1], "memory_from": self.memory.source, "gpu": self.memory.record()}
 
     def reference(self, tokens: str, out: str) -> dict[str, Any]:
         import numpy as np

@@ -25,9 +25,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantadvisor.documents import CandidateFailed, Finite, OperatorCount
 
+from .environments import WORKER
 from .guardian import Guarded
+from .memory import PROCESS
+from .nvml import Summary
 
-WORKER = Path(__file__).with_name("worker.py")
 LONGEST_REPLY = 1 << 28
 """Bytes of one line."""
 
@@ -37,9 +39,12 @@ class Reply(BaseModel):
 
 
 class Loaded(Reply):
+    """`memory_from`: who told the bytes, see profiling/memory.py."""
+
     load_s: Finite
     base_bytes: int
     loaded_bytes: int
+    memory_from: str = PROCESS
 
 
 class Generated(Reply):
@@ -49,6 +54,9 @@ class Generated(Reply):
     itl_s: list[Finite]
     generated: list[list[int]]
     peak_bytes: int
+    memory_from: str = PROCESS
+    gpu: Summary | None = None
+    """What the GPU did meanwhile; None on a CPU."""
 
 
 class Steady(Reply):
@@ -56,6 +64,8 @@ class Steady(Reply):
     itl_s: list[Finite]
     peak_bytes: int
     rows_equal: bool
+    memory_from: str = PROCESS
+    gpu: Summary | None = None
 
 
 class Observed(Reply):
@@ -112,7 +122,7 @@ class RunningWorker:
         )
         self._unread = b""
         self._arrays = 0
-        self._load = {"path": str(artifact), "options": options, "threads": threads}
+        self._load: dict[str, Any] = {"path": str(artifact), "options": options, "threads": threads}
         self._ready = False
         with suppress(CandidateFailed):  # of a worker that is gone already `ready` tells the reason
             self._send("imports", runtime_file=str(runtime_file))
@@ -130,7 +140,7 @@ class RunningWorker:
     def __enter__(self) -> Self:
         try:
             self.ready()
-            self.loaded = self._read(Loaded, self.ask("load", **self._load))
+            self.loaded = self.load(**self._load)
         except BaseException:
             self.close()
             raise
@@ -138,6 +148,10 @@ class RunningWorker:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def load(self, path: str, options: tuple[str, ...], threads: int) -> Loaded:
+        """Load an artifact; one that the worker held goes. Peaks are counted above what was there before the first."""
+        return self._read(Loaded, self.ask("load", path=path, options=options, threads=threads))
 
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
         """tokens: int64 [B, S]."""

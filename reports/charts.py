@@ -194,8 +194,9 @@ def _time(results: Results, phase: str, title: str, field: str) -> Picture | Non
         rows.append(Bar(f"Advised, measured {name}: {advised.name}", (("t-none", value, name),), units.duration(value)))
         table.append((advised.name, f"{name}, not split", units.duration(value), ""))
     binds = getattr(results.diagnosis, phase)
+    where = "the baseline" if results.diagnosis.of == results.profile.baseline else results.diagnosis.of
     summary = (
-        f"On the baseline a forward pass takes {units.duration(binds.total)}; {facts.TENSORS[binds.binds]} "
+        f"On {where} a forward pass takes {units.duration(binds.total)}; {facts.TENSORS[binds.binds]} "
         f"hold{'' if binds.binds in ('weights', 'activations') else 's'} "
         f"{units.percent(getattr(binds.shares, binds.binds))} of it."
     )

@@ -3,14 +3,18 @@
 import ast
 import importlib.util
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
 from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods.registry import METHODS
+from quantadvisor.profiling.inventory import inventory_from_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,7 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/methods_table.py, which finds its neighbour in its own folder."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("methods_table", "methods_page", "methods_encoder"):
+    for name in (
+        "methods_table",
+        "methods_page",
+        "methods_encoder",
+        "methods_rows",
+        "methods_simulation",
+        "methods_speeds",
+        "methods_oracles",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("methods_table", ROOT / "benchmarks" / "methods_table.py")
     assert spec and spec.loader
@@ -32,12 +44,38 @@ def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def planted(table: ModuleType, method: str, scheme: str, kl: float, **more: Any) -> Any:
     spread = {"mean": kl, "low": 0.9 * kl, "high": 1.1 * kl}
     quality = {"perplexity": 20.0, "kl": spread, "top1": spread, "tokens": 2048, "text": "t"}
-    data = {"model": "m", "method": method, "scheme": scheme, "target": "weights", "kind": "measured", "quality": quality}
-    return table.Row.model_validate(data | {"seconds": 10.0} | more)
+    data = {"model": "m", "text": "t", "method": method, "scheme": scheme, "target": "weights", "kind": "measured",
+            "quality": quality, "seconds": 10.0, "place": "onnxruntime"}  # fmt: skip
+    return table.Row.model_validate(data | more)
+
+
+def timed(table: ModuleType, name: str, device: str, ratio: float | None) -> Any:
+    figure = {"median": ratio, "low": ratio, "high": ratio}
+    data = {"model": "m", "name": name, "place": "onnxruntime", "device": device, "machine": f"machine {device}"}
+    return table.Speed.model_validate(data | ({"decode": figure, "prefill": figure} if ratio else {"reason": "no memory left"}))
+
+
+SMOLLM2 = inventory_from_config({
+    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+})  # fmt: skip
+ENCODED = {"model": "e", "name": "rtn-w8-g64", "target": "weights", "distance": {"mean": 0.001, "low": 0, "high": 0.002},
+           "top1": 1, "seconds": 1}  # fmt: skip
+
+
+def known(table: ModuleType, *records: Any) -> Any:
+    found = table.Known({}, {}, {}, {})
+    for record in records:
+        found.add(record)
+    return found
+
+
+def asked(*names: str, **given: bool) -> Namespace:
+    return Namespace(names=names, **({"quality_only": True, "redo": False, "redo_failed": False} | given))
 
 
 def test_every_method_has_an_oracle_and_its_test_exists(table: ModuleType) -> None:
-    oracles = sys.modules["methods_page"].ORACLES
+    oracles = sys.modules["methods_oracles"].ORACLES
     for name in METHODS:
         file, function = oracles[name][1].split("::")
         tree = ast.parse((ROOT / "tests" / "methods" / file).read_text())
@@ -50,37 +88,117 @@ def test_expected_orders_speak_of_rows_that_there_are(table: ModuleType) -> None
         assert {better, worse} <= names
 
 
-def test_rows_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(table: ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    rows = [
-        planted(table, "rtn", "w4-g64", 0.5),
-        planted(table, "rtn", "w4-g64", 0.25),
-        planted(table, "awq", "w4-g64", 1, model="n"),
-    ]
-    path.write_text("\n".join(row.model_dump_json() for row in rows) + "\n" + rows[0].model_dump_json()[:50])
-    found = table.known_rows(path, "m")
-    assert list(found) == ["rtn-w4-g64"] and found["rtn-w4-g64"].quality.kl.mean == 0.25
+def test_records_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(table: ModuleType, tmp_path: Path) -> None:
+    rows = sys.modules["methods_rows"]
+    beside, kept = tmp_path / "methods.jsonl", tmp_path / "rows.jsonl"
+    old, new = planted(table, "rtn", "w4-g64", 0.5), planted(table, "rtn", "w4-g64", 0.25)
+    others = [planted(table, "awq", "w4-g64", 1, model="n"), planted(table, "awq", "w4-g64", 1, text="another text")]
+    speeds = [timed(table, "rtn-w4-g64", "here", 2.0), timed(table, "rtn-w4-g64", "there", 3.0)]
+    rows.append(beside, planted(table, "rtn", "w8-g64", 0.1))
+    for record in (old, *others, *speeds, rows.EncoderRow.model_validate(ENCODED), new):
+        rows.append(kept, record)
+    with kept.open("a") as file:
+        file.write(old.model_dump_json()[:50])
+    found = rows.read((beside, kept, tmp_path / "nowhere"), "m", "t")
+    assert {name: row.quality.kl.mean for name, row in found.rows.items()} == {"rtn-w8-g64": 0.1, "rtn-w4-g64": 0.25}
+    assert {key: speed.decode.median for key, speed in found.speeds.items()} == {
+        ("rtn-w4-g64", "here"): 2.0, ("rtn-w4-g64", "there"): 3.0}  # fmt: skip
+    assert list(found.encoder) == ["rtn-w8-g64"]
+    rows.write(beside, found)
+    assert rows.read((beside,), "m", "t") == found
+
+
+@pytest.fixture
+def context() -> Any:
+    """Of model "m" and text "t" on the machine "here"."""
+    device = SimpleNamespace(fingerprint="here", name="cpu", cores=2, isa=("avx2",))
+    return SimpleNamespace(source=SimpleNamespace(sha256="m"), device=device, evaluation=(None, SimpleNamespace(sha256="t")))
 
 
 def test_a_row_that_fails_is_a_row_with_its_reason_and_is_not_tried_again(
-    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    table: ModuleType, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any) -> None:
         raise CandidateFailed("no memory left")
 
     monkeypatch.setattr(table, "place_of", fails)
-    context = type("Context", (), {"source": type("Source", (), {"sha256": "m"})})
-    names, kept = table.wanted(["rtn-w4-g64", "rtn-w8-g64"]), tmp_path / "rows.jsonl"
-    rows: dict[str, Any] = {}
-    table.fill(context, rows, names, kept, redo_failed=False)
-    assert [row.kind for row in rows.values()] == ["failed", "failed"]
-    assert all("no memory left" in (row.reason or "") for row in rows.values())
+    names, kept = ("rtn-w4-g64", "rtn-w8-g64"), tmp_path / "rows.jsonl"
+    found = known(table)
+    table.fill(context, found, asked(*names), kept, None)
+    assert [row.kind for row in found.rows.values()] == ["failed", "failed"]
+    assert all("no memory left" in (row.reason or "") for row in found.rows.values())
     assert len(kept.read_text().splitlines()) == 2
     assert "min left" in capsys.readouterr().out
-    table.fill(context, dict(rows), names, kept, redo_failed=False)
+    table.fill(context, found, asked(*names), kept, None)
     assert len(kept.read_text().splitlines()) == 2
-    table.fill(context, dict(rows), names, kept, redo_failed=True)
+    table.fill(context, found, asked(*names, redo_failed=True), kept, None)
     assert len(kept.read_text().splitlines()) == 4
+
+
+def test_quality_first_and_later_only_the_speeds(
+    table: ModuleType, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def row_of(_: Any, method: str, scheme: Any, __: Any) -> Any:
+        made.append(f"{method}-{scheme.name}")
+        return planted(table, method, scheme.name, 0.5)
+
+    def speed_of(_: Any, one: Any, __: Any) -> Any:
+        made.append("speed of " + one)
+        return timed(table, one, "here", 2.0)
+
+    removed: list[str] = []
+    monkeypatch.setattr(table, "row_of", row_of)
+    monkeypatch.setattr(table, "speed_of", speed_of)
+    monkeypatch.setattr(table, "place_of", lambda _, method, scheme: (f"{method}-{scheme.name}", ""))
+    monkeypatch.setattr(table, "discard", lambda _, method, scheme, place: removed.append(f"{method}-{scheme.name}"))
+    kept, found = tmp_path / "rows.jsonl", known(table, timed(table, "rtn-w4-g64", "there", 9.0))
+    table.fill(context, found, asked("rtn-w4-g64"), kept, None)
+    assert made == ["rtn-w4-g64"]
+    table.fill(context, found, asked("rtn-w4-g64"), kept, None)
+    assert made == ["rtn-w4-g64"]
+    table.fill(context, found, asked("rtn-w4-g64", quality_only=False), kept, None)
+    assert made == ["rtn-w4-g64", "speed of rtn-w4-g64"]
+    assert found.speeds["rtn-w4-g64", "here"].decode.median == 2.0
+    assert found.speeds["rtn-w4-g64", "there"].decode.median == 9.0
+    table.fill(context, found, asked("rtn-w4-g64", quality_only=False), kept, None)
+    assert len(made) == 2
+    table.fill(context, found, asked("rtn-w4-g64", redo=True), kept, None)
+    assert made[2:] == ["rtn-w4-g64"]
+
+
+def test_an_artifact_that_was_dear_is_kept_until_it_is_timed(
+    table: ModuleType, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dear = 2 * table.KEPT_S
+    monkeypatch.setattr(table, "row_of", lambda _, m, s, __: planted(table, m, s.name, 1, apply_cpu_s=dear if m == "gptq" else 1))
+    monkeypatch.setattr(table, "speed_of", lambda _, one, __: timed(table, one, "here", 2.0))
+    monkeypatch.setattr(table, "place_of", lambda _, method, scheme: (f"{method}-{scheme.name}", ""))
+    removed: list[str] = []
+    monkeypatch.setattr(table, "discard", lambda _, method, scheme, place: removed.append(f"{method}-{scheme.name}"))
+    names, found = ("rtn-w4-g64", "gptq-w4-g64"), known(table)
+    table.fill(context, found, asked(*names), tmp_path / "rows.jsonl", None)
+    assert removed == ["rtn-w4-g64"]
+    table.fill(context, found, asked(*names, quality_only=False), tmp_path / "rows.jsonl", None)
+    assert sorted(removed) == ["gptq-w4-g64", "rtn-w4-g64", "rtn-w4-g64"]
+
+
+@pytest.mark.parametrize(("kind", "here", "again"), [("simulated", True, True), ("refused", True, True),
+                                                     ("simulated", False, False), ("measured", True, False)])  # fmt: skip
+def test_what_lacked_a_runtime_is_made_again_once_it_is_here(
+    table: ModuleType, context: Any, monkeypatch: pytest.MonkeyPatch, kind: str, here: bool, again: bool
+) -> None:
+    monkeypatch.setattr(table, "place_of", lambda *_: ("a candidate", "") if here else (None, "llama.cpp is not here"))
+    found = known(table, planted(table, "gguf", "q4_0", 0.5, kind=kind))
+    (method, made), = table.wanted(["gguf-q4_0"])  # fmt: skip
+    assert table.row_due(context, found, method, made, asked()) is again
+
+
+def test_what_rounds_comes_before_what_searches_and_what_trains(table: ModuleType) -> None:
+    names = [method for method, _ in table.cheapest_first(table.wanted(()))]
+    assert names.index("turboquant") < names.index("gptq") < names.index("qlora")
+    assert len(names) == len(table.wanted(()))
 
 
 def test_time_left_is_rows_times_their_mean(table: ModuleType) -> None:
@@ -96,37 +214,122 @@ def test_orders_that_do_not_hold_are_said(table: ModuleType) -> None:
     assert "holds (0.1000" in awq and "overlap" not in awq
 
 
-def test_the_page_names_the_class_and_the_reason(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def written(table: ModuleType) -> Callable[..., str]:
+    """The page of some records, as the machine "here" writes it."""
     page = sys.modules["methods_page"]
-    monkeypatch.setattr(page, "verdicts", lambda named: dict.fromkeys(named, "agrees"))
-    device = type("Device", (), {"name": "cpu", "cores": 2, "isa": ("avx2",)})
-    source = type("Text", (), {"name": "text", "licence": "PSF"})
-    rows = [planted(table, "rtn", "w4-g64", 0.5, place="onnxruntime", bytes=10**8, plain_bytes=4 * 10**8),
-            planted(table, "kbit", "nf4-b64", 0.2, kind="simulated"),
-            planted(table, "obq", "w4-g64", 0.2, kind="refused", quality=None, reason="46 hours | at least")]  # fmt: skip
+    context = SimpleNamespace(device=SimpleNamespace(fingerprint="here"), inventory=SMOLLM2,
+                              evaluation=(None, SimpleNamespace(name="text", licence="PSF")))  # fmt: skip
+    return lambda *records: page.page(known(table, *records), context, 114, "code")
+
+
+def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Callable[..., str]) -> None:
     encoder = sys.modules["methods_encoder"]
-    one = {
-        "name": "rtn-w8-g64",
-        "target": "weights",
-        "distance": {"mean": 0.001, "low": 0, "high": 0.002},
-        "top1": 1,
-        "seconds": 1,
-    }
-    text = page.page(rows, [encoder.EncoderRow.model_validate(one)], device, source, 2048)
+    rows = [planted(table, "rtn", "w4-g64", 0.5, bytes=10**8, plain_bytes=4 * 10**8),
+            planted(table, "kbit", "nf4-b64", 0.2, kind="simulated", place=None),
+            planted(table, "obq", "w4-g64", 0.2, kind="refused", quality=None, reason="46 hours | at least")]  # fmt: skip
+    text = written(*rows, encoder.EncoderRow.model_validate(ENCODED))
+    assert "3 of 114 rows (1 measured, 1 simulated, 1 refused), 0 of 1 timed" in text
     assert "| `rtn-w8-g64` | weights | 0.00100 [0.00000, 0.00200] | 1.000 | 1 |" in text
-    assert "is not installed" in page.page(rows, [], device, source, 2048)
-    assert "| `rtn-w4-g64` | measured | onnxruntime | 100 | 0.25 |" in text
+    assert "| **`rtn-w4-g64`** | measured | onnxruntime | 100 | 0.25 |" in text
     assert "| `kbit-nf4-b64` | simulated |" in text
     assert "- `obq-w4-g64` refused: 46 hours \\| at least" in text
-    assert text.count("| agrees |") == len(METHODS)
+    assert text.count("| not asked yet |") == len(METHODS)
+
+
+def test_a_cache_is_judged_by_its_own_bytes_and_what_is_beaten_is_not_bold(
+    table: ModuleType, written: Callable[..., str]
+) -> None:
+    kl = {"fp32-kv8": 0.01, "w8-g64-kv4": 0.1, "fp32-kv4": 0.2}
+    rows = [planted(table, f"kv_int{name[-1]}", name, value, target="kv_cache", bytes=10**8, plain_bytes=10**8)
+            for name, value in kl.items()]  # fmt: skip
+    unrun = planted(table, "kivi", "fp32-kv2-kivi", 0.001, target="kv_cache", kind="simulated")
+    lines = [line for line in written(*rows, unrun).splitlines() if "kB a token" in line]
+    values = 2 * 30 * 3 * 64
+    int8 = values * 1 / 1e3
+    assert lines[0].startswith(f"| **`kv_int8-fp32-kv8`** | measured | onnxruntime | {int8:.1f} kB a token | 0.25 | 0.0100")
+    assert lines[1].startswith("| **`kv_int4-w8-g64-kv4`**")
+    assert lines[2].startswith("| `kv_int4-fp32-kv4`")
+    assert lines[3].startswith("| `kivi-fp32-kv2-kivi` | simulated")
+
+
+def test_the_encoder_is_in_the_package_that_make_installs(table: ModuleType) -> None:
+    encoder = sys.modules["methods_encoder"]
+    assert encoder.PACKAGE in (ROOT / "Makefile").read_text()
+    path = encoder.archive()
+    if path is None:
+        pytest.skip(f"{encoder.PACKAGE} is not here")
+    with ZipFile(path) as shipped:
+        assert set(encoder.FILES) <= set(shipped.namelist())
+
+
+def test_the_page_says_why_there_is_no_encoder(table: ModuleType, written: Callable[..., str],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    encoder = sys.modules["methods_encoder"]
+    monkeypatch.setattr(encoder, "archive", lambda: None)
+    assert f"the package {encoder.PACKAGE} is not installed" in written()
+    monkeypatch.setattr(encoder, "archive", lambda: Path("model.zip"))
+    assert "No rows: not measured yet." in written()
+
+
+def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str]) -> None:
+    """This one, else that which timed most; a row that it did not time says so, and what cannot be timed says nothing."""
+    rows = [
+        planted(table, "rtn", "w4-g64", 0.5),
+        planted(table, "rtn", "w8-g64", 0.1),
+        planted(table, "kbit", "nf4-b64", 0.2, kind="simulated"),
+        planted(table, "none", "fp32", 0.0, target="none"),
+    ]
+    there = [timed(table, "rtn-w4-g64", "there", 3.0), timed(table, "rtn-w8-g64", "there", 4.0)]
+
+    def speeds(text: str) -> dict[str, str]:
+        lines = [line.split(" | ") for line in text.splitlines() if line.startswith(("| `", "| **`")) and "tests/" not in line]
+        return {line[0].strip("| *`"): " ".join(line[10:12]).strip() for line in lines}
+
+    theirs = written(*rows, *there)
+    assert "2 of 2 timed" in theirs and "Speeds: machine there" in theirs
+    assert speeds(theirs) == {"none-fp32": "", "rtn-w4-g64": "3.00x [3.00, 3.00] 3.00x [3.00, 3.00]",
+                              "rtn-w8-g64": "4.00x [4.00, 4.00] 4.00x [4.00, 4.00]", "kbit-nf4-b64": ""}  # fmt: skip
+    ours = written(*rows, *there, timed(table, "rtn-w4-g64", "here", None))
+    assert "Speeds: machine here" in ours
+    assert speeds(ours)["rtn-w4-g64"] == "failed: no memory left"
+    assert speeds(ours)["rtn-w8-g64"] == "not timed yet not timed yet"
 
 
 def test_verdicts_are_pytests(table: ModuleType) -> None:
-    page = sys.modules["methods_page"]
+    oracles = sys.modules["methods_oracles"]
     named = {
         "rtn": ("closed form", "test_affine.py::test_half_goes_to_even_and_zero_stays_zero"),
         "awq": ("", "test_affine.py::test_nowhere"),
     }
-    assert page.verdicts(named) == {"rtn": "**did not run**", "awq": "**did not run**"}  # pytest refuses a name that is not there
+    # pytest refuses a name that is not there
+    assert oracles.verdicts(named) == {"rtn": "**did not run**", "awq": "**did not run**"}
     del named["awq"]
-    assert page.verdicts(named) == {"rtn": "agrees"}
+    assert oracles.verdicts(named) == {"rtn": "agrees"}
+
+
+def test_an_oracle_is_asked_again_when_the_code_changed_or_it_was_skipped(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Callable[..., str]
+) -> None:
+    oracles = sys.modules["methods_oracles"]
+    asked: list[str] = []
+
+    def verdicts(named: dict[str, Any]) -> dict[str, str]:
+        asked.extend(named)
+        return {name: "skipped here: no llama.cpp" if name == "gguf" else "agrees" for name in named}
+
+    monkeypatch.setattr(oracles, "verdicts", verdicts)
+    monkeypatch.setattr(oracles, "code_digest", lambda: "code")
+    kept, found = tmp_path / "rows.jsonl", known(table)
+    oracles.fill(found, kept)
+    assert asked == list(METHODS)
+    again = sys.modules["methods_rows"].read((kept,), "m", "t")
+    assert again == found
+    oracles.fill(again, kept)
+    assert asked[len(METHODS) :] == ["gguf"]
+    text = written(*again.verdicts.values(), again.verdicts["rtn"].model_copy(update={"code": "older"}))
+    assert text.count("| agrees |") == len(METHODS) - 2
+    assert "| agrees (as the code was before) |" in text and "| skipped here: no llama.cpp |" in text
+    monkeypatch.setattr(oracles, "code_digest", lambda: "new code")
+    oracles.fill(again, kept)
+    assert asked[len(METHODS) + 1 :] == list(METHODS)

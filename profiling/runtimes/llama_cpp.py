@@ -2,7 +2,8 @@
 
 Loads a folder with `model.gguf`, or a `.gguf` file. Options: `fa` (flash attention; off without it: at long contexts
 either may be the faster), `kvq8` or `kvq4` (a cache of Q8_0 or Q4_0 blocks, which needs `fa`; float16 without), `plain`
-(no repacked weights: some builds crash in their AMX path, and this avoids it). Everything stays on the CPU.
+(no repacked weights: some builds crash in their AMX path, and this avoids it), `cuda` (all layers and the cache on the first
+GPU; never run on one). Without `cuda` everything stays on the CPU.
 
 The package is built from its source for this CPU (`make runtime-llama`). Prefill takes one row after the other, as its
 server does with requests of that length; a decode step takes all rows at once.
@@ -11,14 +12,27 @@ server does with requests of that length; a decode step takes all rows at once.
 from __future__ import annotations
 
 import ctypes
+import mmap
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import nvidia
+
 NAME = "llama.cpp"
 
-OPTIONS = ("fa", "kvq8", "kvq4", "plain")
+OPTIONS = ("fa", "kvq8", "kvq4", "plain", nvidia.CUDA)
+CUDA_BUILD = (
+    "CMAKE_ARGS='-DGGML_CUDA=ON -DGGML_NATIVE=ON' pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
+)
+OFFLOADS = "import llama_cpp; print('offloads', llama_cpp.llama_supports_gpu_offload())"
+RUNTIME_LIBRARY = b"libcudart.so."
+ONE_GPU = 0
+"""LLAMA_SPLIT_MODE_NONE: the whole model on `main_gpu`."""
 F16, Q4_0, Q8_0 = 1, 2, 8
 """Numbers of ggml types."""
 FLOATS = ("f32", "f16", "bf16")
@@ -33,17 +47,49 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     from importlib.util import find_spec
 
     if find_spec("llama_cpp") is None:
-        build = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
-        return f"llama-cpp-python is not installed: make runtime-llama, or {build}"
+        build = "make runtime-llama, or CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
+        return f"llama-cpp-python is not installed: {CUDA_BUILD if nvidia.CUDA in options else build}"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "on Apple silicon llama.cpp would use Metal, which is not measured here"
     if unknown := [option for option in options if option not in OPTIONS]:
         return f"llama.cpp has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}"
     if {"kvq8", "kvq4"} & set(options) and "fa" not in options:
         return "a quantized cache needs flash attention: add the option fa"
+    if nvidia.CUDA in options and (reason := no_offload()):
+        return reason
     if path is not None and not gguf_file(path).is_file():
         return f"{path} holds no model.gguf"
     return None
+
+
+def on_gpu(options: tuple[str, ...]) -> bool:
+    return nvidia.CUDA in options
+
+
+@cache
+def no_offload() -> str | None:
+    """Why this build cannot compute on a GPU. Its own word (llama_supports_gpu_offload) is asked in a process apart, since a
+    build for CUDA cannot even be imported without a driver."""
+    folder = nvidia.package_folder("llama_cpp")
+    libraries = [*folder.rglob("*ggml-cuda*")] if folder else []
+    if not libraries:
+        return f"llama.cpp is built without CUDA: {CUDA_BUILD}"
+    if reason := nvidia.refusal("llama.cpp", cuda_linked(libraries[0]), CUDA_BUILD):
+        return reason
+    said = subprocess.run([sys.executable, "-P", "-c", OFFLOADS], capture_output=True, text=True, check=False)
+    if "offloads True" in said.stdout:
+        return None
+    lines = [line for line in said.stderr.splitlines() if line.strip()]
+    return "llama.cpp finds no GPU to offload to (llama_supports_gpu_offload)" + (f": {lines[-1][:200]}" if lines else "")
+
+
+def cuda_linked(library: Path) -> str:
+    """The major version of the CUDA runtime that a library is linked with; "0", which suits every driver, where it tells none."""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        at = held.find(RUNTIME_LIBRARY)
+        end = at + len(RUNTIME_LIBRARY)
+        version = held[end : end + 2].decode(errors="replace") if at >= 0 else ""
+    return "".join(digit for digit in version if digit.isdigit()) or "0"
 
 
 def gguf_file(path: str) -> Path:
@@ -72,11 +118,15 @@ class LlamaSession:
         self.keep = llama_cpp.llama_log_callback(lambda _level, text, _data: self.said.append(text.decode(errors="replace")))
         llama_cpp.llama_log_set(self.keep, ctypes.c_void_p(0))
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = -1 if on_gpu(options) else 0
+        if on_gpu(options):
+            params.split_mode, params.main_gpu = ONE_GPU, 0
         params.use_extra_bufts = "plain" not in options
         self.model = llama_cpp.llama_model_load_from_file(str(gguf_file(path)).encode(), params)
         if not self.model:
             raise ValueError(f"llama.cpp cannot load {path}: {self._last_words()}")
+        if on_gpu(options) and not any("CUDA" in line for line in self._buffers()):
+            raise RuntimeError(f"llama.cpp put no weights on the GPU: {'; '.join(self._buffers()) or self._last_words()}")
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.context: Any = None
@@ -122,7 +172,7 @@ class LlamaSession:
         self._passes(tokens, batch, lambda: nodes.append(watch.take()))
         self.watch = None
         notes = [f"cache stored in {'q8_0' if 'kvq8' in self.options else 'q4_0' if 'kvq4' in self.options else 'f16'}"]
-        notes += sorted({line.strip() for line in "".join(self.said).splitlines() if "model buffer size" in line})
+        notes += self._buffers()
         notes.append(self.api.llama_print_system_info().decode())
         return {name: phase(nodes[i], len(walls[i]), walls[i], notes) for i, name in enumerate(("prefill", "decode"))}
 
@@ -159,6 +209,7 @@ class LlamaSession:
         params.n_outputs_max = max(outputs or rows, rows)
         params.n_outputs_max_per_seq = outputs or 1
         params.n_threads = params.n_threads_batch = self.threads
+        params.op_offload = on_gpu(self.options)  # else a build with CUDA takes large products there, weights and all
         params.flash_attn_type = int("fa" in self.options)
         params.type_k = params.type_v = Q8_0 if "kvq8" in self.options else Q4_0 if "kvq4" in self.options else F16
         if self.watch:
@@ -194,6 +245,11 @@ class LlamaSession:
         import numpy as np
 
         return np.ctypeslib.as_array(self.api.llama_get_logits(self.context), shape=(rows, self.vocab)).copy()
+
+    def _buffers(self) -> list[str]:
+        """What llama.cpp logs of its buffers: of the weights, and on a GPU of the cache and the graph too."""
+        marks = ("buffer size", "offloaded") if on_gpu(self.options) else ("model buffer size",)
+        return sorted({line.strip() for line in "".join(self.said).splitlines() if any(mark in line for mark in marks)})
 
     def _last_words(self) -> str:
         return " ".join("".join(self.said[-4:]).split())[-200:] or "it says nothing"

@@ -3,6 +3,8 @@
 Loads the folder of `methods/formats/onnx.py`: `model.onnx` (last logits) and `scoring.onnx` (all logits), or one of
 onnxruntime-genai's builder with all logits in `model.onnx`. The cache is float32 or, where the graph says so, int8.
 Attention and cache layout: keys and values [batch, kv_heads, capacity, head_dim].
+
+Options: `cuda`, or `tensorrt` (its subgraphs, and the CUDA provider for the rest): the caches are then bound on the GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from . import onnxruntime_cuda
 
 NAME = "onnxruntime"
 FILES = ("model.onnx", "genai_config.json")
@@ -41,8 +45,8 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
 
     if find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install 'quantadvisor[cpu]'"
-    if options:
-        return f"onnxruntime has no option {options[0]!r}"
+    if reason := onnxruntime_cuda.refusal(options):
+        return reason
     if path is not None and (missing := [name for name in FILES if not (Path(path) / name).exists()]):
         return f"{path} holds no {missing[0]}: it reads folders as onnxruntime-genai's builder writes them"
     return None
@@ -55,19 +59,23 @@ def warm_imports() -> None:
     onnxruntime.set_default_logger_severity(3)
 
 
+def on_gpu(options: tuple[str, ...]) -> bool:
+    return bool(options)
+
+
 def open_session(path: str, options: tuple[str, ...], threads: int) -> OnnxSession:
-    return OnnxSession(Path(path), threads)
+    return OnnxSession(Path(path), threads, options)
 
 
 class OnnxSession:
     """See docs/architecture.md for the methods of a session."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder: Path, threads: int, options: tuple[str, ...] = ()) -> None:
+        self.folder, self.threads, self.options = folder, threads, options
         self.session = self._open("model.onnx")
         if odd := [value.name for value in self.session.get_inputs() if not value.name.startswith(FED)]:
             raise ValueError(f"the graph asks for {odd[0]}, which nobody gives it: export it with onnxruntime-genai's builder")
-        self.cache = Cache(self.session, json.loads((folder / "genai_config.json").read_text()))
+        self.cache = Cache(self.session, json.loads((folder / "genai_config.json").read_text()), on_gpu(options))
         self.buffers: list[Any] = []
         self.binding: Any = None
         self.past = 0
@@ -95,10 +103,11 @@ class OnnxSession:
         import numpy as np
 
         self.binding = None
-        for i, one in enumerate(self.buffers):
+        for i, held in enumerate(self.buffers):
+            one = np.asarray(held)
             rows = np.empty((batch, *one.shape[1:2], capacity, *one.shape[3:]), one.dtype)
             rows[:, :, : one.shape[2]] = one[:, :, :capacity]
-            self.buffers[i] = rows
+            self.buffers[i] = self.cache.placed(rows)
 
     def score(self, tokens: Any, chunk: int | None) -> Iterator[Any]:
         session = self._open("scoring.onnx" if (self.folder / "scoring.onnx").exists() else "model.onnx")
@@ -146,7 +155,7 @@ class OnnxSession:
         for row in phase["operators"]:
             if "Attention" in row["name"]:
                 row |= {"precision": f"{name} cache", "quantized": name in ("int8", "uint8")}
-        return phase
+        return onnxruntime_cuda.noted(phase, self.session.get_providers()) if on_gpu(self.options) else phase
 
     def _open(self, name: str, profile: str | None = None) -> Any:
         import onnxruntime
@@ -155,6 +164,8 @@ class OnnxSession:
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
+        if on_gpu(self.options):
+            return onnxruntime_cuda.opened(self.folder / name, options, self.options[0])
         return onnxruntime.InferenceSession(str(self.folder / name), options, providers=["CPUExecutionProvider"])
 
     def _run(self, tokens: Any, past: int, buffers: list[Any]) -> Any:
@@ -166,6 +177,9 @@ class OnnxSession:
 
         binding = session.io_binding()
         for (before, after), buffer in zip(self.cache.names, buffers, strict=True):
+            if on_gpu(self.options):
+                buffer.bind(binding, before, after)
+                continue
             value = OrtValue.ortvalue_from_numpy(buffer)
             binding.bind_ortvalue_input(before, value)
             binding.bind_ortvalue_output(after, value)
@@ -179,15 +193,17 @@ class OnnxSession:
         binding.bind_cpu_input("attention_mask", np.ones((len(tokens), past + tokens.shape[1]), np.int64))
         binding.bind_output("logits", "cpu")
         session.run_with_iobinding(binding)
-        return binding.get_outputs()[-1].numpy()  # outputs come in the order they were first bound
+        logits = binding.get_outputs()[-1].numpy()  # outputs come in the order they were first bound
+        return logits.astype(np.float32, copy=False)
 
 
 class Cache:
     """Names, shape and number type of a graph's key-value cache."""
 
-    def __init__(self, session: Any, config: dict[str, Any]) -> None:
+    def __init__(self, session: Any, config: dict[str, Any], gpu: bool = False) -> None:
         import numpy as np
 
+        self.gpu = gpu
         past = [value for value in session.get_inputs() if "past_key_values" in value.name]
         self.names = [(value.name, value.name.replace("past_key_values", "present")) for value in past]
         heads, width = past[0].shape[1], past[0].shape[3]
@@ -205,7 +221,11 @@ class Cache:
     def allocate(self, batch: int, capacity: int) -> list[Any]:
         import numpy as np
 
-        return [np.zeros((batch, self.heads, capacity, self.width), self.dtype) for _ in self.names]
+        return [self.placed(np.zeros((batch, self.heads, capacity, self.width), self.dtype)) for _ in self.names]
+
+    def placed(self, rows: Any) -> Any:
+        """The array, where the session reads it: itself on a CPU, a copy on the GPU."""
+        return onnxruntime_cuda.Buffer.of(rows) if self.gpu else rows
 
 
 def runs_of_profile(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -217,15 +237,16 @@ def runs_of_profile(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def phase_of_runs(runs: list[list[dict[str, Any]]], repeats: int, walls: list[float]) -> dict[str, Any]:
     """Operators and times of one forward pass, averaged over `repeats` (a pass may be several runs)."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     parts = {"linears_s": 0.0, "attention_s": 0.0, "cache_s": 0.0, "other_s": 0.0}
     for event in (event for run in runs for event in run):
-        name, seconds = event["args"]["op_name"], event["dur"] / 1e6 / repeats
+        name, provider = event["args"]["op_name"], event["args"].get("provider", "")
+        seconds = onnxruntime_cuda.known_s(provider, event["dur"]) / repeats
         product = name in LINEARS or name in QUANTIZED
         beside = product and str(event["name"]).removesuffix("_kernel_time").endswith(BESIDE)
         linear, name = product and not beside, f"{name} beside a quantized one" if beside else name
-        new = {"name": name, "count": 0, "provider": event["args"].get("provider", ""), "time_s": 0.0}
-        row = rows.setdefault(name, new | {"linear": linear, "quantized": name in QUANTIZED})
+        new = {"name": name, "count": 0, "provider": provider, "time_s": 0.0}
+        row = rows.setdefault((name, provider), new | {"linear": linear, "quantized": name in QUANTIZED})
         row["count"] += 1
         row["time_s"] += seconds
         helper = name in ("DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")

@@ -2,6 +2,8 @@
 
 Its kernels are ONNX Runtime's, so the evidence is the ONNX inside: a profile of the same graph. A row group cannot be
 prefilled apart and a cache cannot be filled from outside: `fill` is refused.
+
+Option `cuda`: the provider of that name in its configuration. Never run on a GPU.
 """
 
 from __future__ import annotations
@@ -13,17 +15,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import nvidia, onnxruntime, onnxruntime_cuda
+
 NAME = "onnxruntime-genai"
+OPTIONS = (nvidia.CUDA,)
+MEND = "pip uninstall -y onnxruntime onnxruntime-genai && pip install onnxruntime-genai-cuda " + onnxruntime_cuda.PACKAGES
 
 
 def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
     if importlib.util.find_spec("onnxruntime_genai") is None:
         return "onnxruntime-genai is not installed: pip install 'quantadvisor[cpu]'"
+    if unknown := [option for option in options if option not in OPTIONS]:
+        return f"onnxruntime-genai has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}"
     if options:
-        return f"onnxruntime-genai has no option {options[0]!r}"
+        folder = nvidia.package_folder("onnxruntime_genai")
+        if folder is None or not any(folder.glob("*onnxruntime-genai-cuda.*")):
+            return f"onnxruntime-genai is built without CUDA: {MEND}"
+        if reason := onnxruntime_cuda.refusal(options):
+            return reason
     if path is not None and not (Path(path) / "genai_config.json").exists():
         return f"{path} holds no genai_config.json"
     return None
+
+
+def on_gpu(options: tuple[str, ...]) -> bool:
+    return nvidia.CUDA in options
 
 
 def warm_imports() -> None:
@@ -32,14 +48,14 @@ def warm_imports() -> None:
 
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> GenaiSession:
-    return GenaiSession(Path(path), threads)
+    return GenaiSession(Path(path), threads, options)
 
 
 class GenaiSession:
     """See docs/architecture.md for the methods of a session."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder: Path, threads: int, options: tuple[str, ...]) -> None:
+        self.folder, self.threads, self.options = folder, threads, options
         self.model = self._open("model.onnx")
         self.generator: Any = None
 
@@ -74,12 +90,8 @@ class GenaiSession:
         """The raw runtime's evidence on the same graph, with this loop's own wall times."""
         import numpy as np
 
-        sibling = importlib.util.spec_from_file_location("runtime_onnxruntime", Path(__file__).with_name("onnxruntime.py"))
-        assert sibling and sibling.loader
-        module = importlib.util.module_from_spec(sibling)
-        sibling.loader.exec_module(module)
-        module.warm_imports()
-        phases: dict[str, Any] = module.open_session(str(self.folder), (), self.threads).operators(tokens, None)
+        onnxruntime.warm_imports()
+        phases = onnxruntime.open_session(str(self.folder), self.options, self.threads).operators(tokens, None)
         start = time.perf_counter()
         following = self.prefill(tokens, tokens.shape[1] + 8).argmax(-1)[:, None].astype(np.int64)
         walls = {"prefill": [time.perf_counter() - start], "decode": []}
@@ -89,7 +101,8 @@ class GenaiSession:
             walls["decode"].append(time.perf_counter() - start)
         for phase, seconds in walls.items():
             note = "operators profiled by ONNX Runtime on the same graph; wall time of the GenAI loop"
-            phases[phase] |= {"wall_s": sorted(seconds)[len(seconds) // 2], "walls_s": seconds, "notes": [note]}
+            notes = [note, *phases[phase]["notes"]]
+            phases[phase] |= {"wall_s": sorted(seconds)[len(seconds) // 2], "walls_s": seconds, "notes": notes}
         return phases
 
     def close(self) -> None:
@@ -107,6 +120,10 @@ class GenaiSession:
         config = og.Config(str(self.folder))
         session = {"intra_op_num_threads": self.threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"filename": name, "session_options": session}}}))
+        if on_gpu(self.options):
+            config.clear_providers()
+            config.append_provider(nvidia.CUDA)
+            config.set_provider_option(nvidia.CUDA, "arena_extend_strategy", "kSameAsRequested")
         return og.Model(config)
 
     def _generator(self, model: Any, batch: int, capacity: int) -> Any:

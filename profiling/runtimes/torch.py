@@ -4,6 +4,8 @@ quantized ones of whatever transformers reads, with the package that brings the 
 A linear counts as quantized where it holds codes when it runs: a format that transformers expands again at load (FP8 on a
 CPU) loads and runs unquantized. A decode step grows a DynamicCache by concatenation, as `generate` does: the copy is part
 of what this runtime costs.
+
+Option `cuda`: the model and its cache on the GPU, eager as on the CPU (the `triton` runtime decodes by CUDA graphs).
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import nvidia, torch_cuda
+
 NAME = "torch"
+OPTIONS = (nvidia.CUDA,)
 PACKAGES = {
     "bitsandbytes": ("bitsandbytes", "accelerate"),
     "gptq": ("gptqmodel", "optimum"),
@@ -53,11 +58,23 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     for package in ("torch", "transformers"):
         if find_spec(package) is None:
             return f"{package} is not installed: pip install {package}"
-    if options:
-        return f"torch has no option {options[0]!r}"
+    if unknown := [option for option in options if option not in OPTIONS]:
+        return f"torch has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
+    if options and find_spec("accelerate") is None:
+        return "transformers loads onto a GPU through accelerate, which is not installed: pip install accelerate"
+    if options and (reason := nvidia.refusal(f"torch {installed()}", nvidia.torch_built_for(), nvidia.torch_mend())):
+        return reason
     return missing_package(path) if path is not None else None
+
+
+def installed() -> str:
+    return nvidia.stated("torch", "version.py", "__version__") or ""
+
+
+def on_gpu(options: tuple[str, ...]) -> bool:
+    return nvidia.CUDA in options
 
 
 def missing_package(path: str) -> str | None:
@@ -89,17 +106,20 @@ def warm_imports() -> None:
 
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> TorchSession:
-    return TorchSession(path, threads)
+    return TorchSession(path, threads, "cuda" if on_gpu(options) else "cpu")
 
 
 class TorchSession:
-    """See docs/architecture.md for the methods of a session."""
+    """See docs/architecture.md for the methods of a session. `device`: cpu, or cuda for the first GPU."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, device: str) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.model = loaded(path).eval()
+        self.device = device
+        if device == "cuda":
+            torch_cuda.reset_memory()
+        self.model = loaded(path, device).eval()
         self.cache: Any = None
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
@@ -120,7 +140,7 @@ class TorchSession:
 
         cache, step = DynamicCache(config=self.model.config), chunk or len(tokens)
         for at in range(0, len(tokens), step):
-            yield self._run(tokens[None, at : at + step], cache, 0)[0].float().numpy()
+            yield self._run(tokens[None, at : at + step], cache, 0)[0].float().cpu().numpy()
 
     def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
         import numpy as np
@@ -135,19 +155,34 @@ class TorchSession:
         prefill = self._observe(lambda: self.prefill(tokens, tokens.shape[1] + 8), rounds=2)
         return {"prefill": prefill, "decode": decode}
 
+    def allocated(self) -> tuple[int, int] | None:
+        return torch_cuda.allocated() if self.device == "cuda" else None
+
     def close(self) -> None:
         self.cache = None
 
     def _forward(self, tokens: Any) -> Any:
-        return self._run(tokens, self.cache, 1)[:, -1].float().numpy()
+        logits = self._run(tokens, self.cache, 1)[:, -1]
+        return torch_cuda.Logits(logits) if self.device == "cuda" else logits.float().numpy()
 
     def _run(self, tokens: Any, cache: Any, keep: int) -> Any:
         import torch
 
         with torch.inference_mode():
-            return self.model(torch.from_numpy(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+            given = torch.from_numpy(tokens).to(self.device)
+            return self.model(given, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
 
     def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
+        seen = torch_cuda.observe(run, rounds, places(self.model)) if self.device == "cuda" else self._observe_cpu(run, rounds)
+        kinds = linear_kinds(self.model)
+        said = [f"{count} linears by {kind}" + f" over {codes}" * bool(codes) for (kind, codes), count in kinds.items()]
+        return seen | {
+            "linears": sum(kinds.values()),
+            "quantized_linears": sum(count for (_, codes), count in kinds.items() if codes),
+            "notes": [*said, *seen.get("notes", [])],
+        }
+
+    def _observe_cpu(self, run: Any, rounds: int) -> dict[str, Any]:
         """Parts of the wall time by hooks, interleaved with plain runs whose time is the wall; operators by the profiler."""
         import torch
 
@@ -162,28 +197,27 @@ class TorchSession:
                 parts.append(watch.parts(time.perf_counter() - start))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
-        kinds = linear_kinds(self.model)
         median = {key: sorted(part[key] for part in parts)[len(parts) // 2] for key in parts[0]}
         return {
             "operators": operator_counts(profile, str(next(self.model.parameters()).dtype).removeprefix("torch.")),
-            "linears": sum(kinds.values()),
-            "quantized_linears": sum(count for (_, codes), count in kinds.items() if codes),
             "wall_s": sorted(walls)[len(walls) // 2],
             "walls_s": walls,
-            "notes": [f"{count} linears by {kind}" + f" over {codes}" * bool(codes) for (kind, codes), count in kinds.items()],
             **median,
         }
 
 
-def loaded(path: str) -> Any:
+def loaded(path: str, device: str) -> Any:
     """The folder's model. ValueError where it lacks weights: transformers would go on with random ones, and only log it."""
     if (Path(path) / QUANTO_MAP).exists():
         from optimum.quanto import QuantizedModelForCausalLM
 
-        return QuantizedModelForCausalLM.from_pretrained(path)._wrapped
+        return QuantizedModelForCausalLM.from_pretrained(path)._wrapped.to(device)
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation="sdpa", output_loading_info=True)
+    placed = {"device_map": {"": 0}} if device == "cuda" else {}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype="auto", attn_implementation="sdpa", output_loading_info=True, **placed
+    )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{path} holds no {missing[0]} ({len(missing)} weights missing) that transformers can read")
     return model
@@ -235,6 +269,16 @@ def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
     ]
 
 
+def places(model: Any) -> list[torch_cuda.Place]:
+    """Every linear, every attention call and every cache update of a model."""
+    import torch
+    from transformers import DynamicCache
+
+    linears = [(module, "forward", "linears") for module in model.modules() if is_linear(module)]
+    attention = (torch.nn.functional, "scaled_dot_product_attention", "attention")
+    return [*linears, attention, (DynamicCache, "update", "cache")]
+
+
 class Stopwatch:
     """Times every linear, every attention call and every cache update of a model while it is entered."""
 
@@ -244,14 +288,8 @@ class Stopwatch:
         self._undo: list[Any] = []
 
     def __enter__(self) -> Stopwatch:
-        import torch
-        from transformers import DynamicCache
-
-        for module in self.model.modules():
-            if is_linear(module):
-                self._wrap(module, "forward", "linears")
-        self._wrap(torch.nn.functional, "scaled_dot_product_attention", "attention")
-        self._wrap(DynamicCache, "update", "cache")
+        for owner, name, part in places(self.model):
+            self._wrap(owner, name, part)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,67 +1,60 @@
-"""vLLM's engine in this process, step by step: bfloat16 or compressed-tensors folders, on the CPU build here.
+"""vLLM's engine in this process, step by step: bfloat16 or compressed-tensors folders, on a CPU build or on one for CUDA.
 
 The engine samples its own greedy tokens (which are what `decode` is given); logits are taken where the model computes
 them. All prompts of a batch are prefilled in one step, as one static batch. vLLM pins packages of its own: it lives in an
-environment that `make runtime-vllm` makes, or in the user's. Its GPU path has never run on a GPU.
+environment that `make runtime-vllm` makes (a CPU build), or in the user's. A build is for one of the two, so the option `cuda`
+must agree with it. Its GPU path has never run on a GPU.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import math
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import nvidia, torch_cuda
+
 NAME = "vllm"
 STEP_TOKENS = 16_384
 """Prompt tokens of one step; longer batches are measured from recorded caches."""
 CACHE_SHARE = 0.25
-"""Of the machine's memory: the pool of cache blocks. vLLM touches all of it at load, so it is in every peak measured here."""
-OPTIONS = {"kvfp8": {"kv_cache_dtype": "fp8"}}
+"""Of the machine's or the GPU's memory: the pool of cache blocks where nobody says how much traffic is to come."""
+OPTIONS: dict[str, dict[str, str]] = {"kvfp8": {"kv_cache_dtype": "fp8"}, nvidia.CUDA: {}}
+POOL = "pool="
+"""An option of a session, not of a candidate: bytes of the pool of cache blocks. vLLM takes all of it at load, so it is in
+every peak measured here."""
+FOR_CUDA = "python -m venv ENV && ENV/bin/pip install vllm, then runtimes: [{name: vllm, python: ENV/bin/python}]"
+FOR_CPU = "make runtime-vllm installs its CPU build"
 
 
 def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
     if importlib.util.find_spec("vllm") is None:
-        return "vllm is not installed in this environment: make runtime-vllm, or runtimes: [{name: vllm, python: ...}]"
-    if unknown := [option for option in options if option not in OPTIONS]:
+        mend = FOR_CUDA if on_gpu(options) else "make runtime-vllm, or runtimes: [{name: vllm, python: ...}]"
+        return f"vllm is not installed in this environment: {mend}"
+    if unknown := [option for option in options if option not in OPTIONS and not option.startswith(POOL)]:
         return f"vllm has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
-    return driver_refusal(cuda_built_for(), cuda_of_driver())
+    built_for = nvidia.torch_built_for()
+    if on_gpu(options):
+        return nvidia.refusal("this vLLM", built_for, FOR_CUDA, without=FOR_CPU)
+    if built_for is not None:
+        return f"this vLLM is built for CUDA {built_for} and has no CPU path: add the option cuda, or {FOR_CPU}"
+    return fp8_cache_refusal(isa) if "kvfp8" in options else None
 
 
-def cuda_built_for() -> str | None:
-    """The CUDA version that this environment's torch, and so its vLLM, is built for; read without importing it."""
-    found = importlib.util.find_spec("torch")
-    text = Path(found.origin).with_name("version.py").read_text() if found and found.origin else ""
-    said = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", text, re.MULTILINE)
-    return said[1] if said else None
-
-
-def cuda_of_driver() -> str | None:
-    """The newest CUDA version that the NVIDIA driver runs (cuDriverGetVersion: 1000 major + 10 minor); None without one."""
-    try:
-        number = ctypes.c_int()
-        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
-    except (OSError, AttributeError):
-        return None
-    return None if failed or not number.value else f"{number.value // 1000}.{number.value % 1000 // 10}"
-
-
-def driver_refusal(built_for: str | None, newest: str | None) -> str | None:
-    """A build runs on every driver of its major version or of a later one (CUDA's minor version compatibility)."""
-    if built_for is None:
-        return None
-    if newest is None:
-        return f"this vLLM is built for CUDA {built_for}, and no NVIDIA driver is here: make runtime-vllm installs its CPU build"
-    if int(newest.split(".")[0]) < int(built_for.split(".")[0]):
-        return f"the NVIDIA driver runs CUDA up to {newest}, this vLLM is built for CUDA {built_for}: update the driver"
+def fp8_cache_refusal(isa: tuple[str, ...]) -> str | None:
+    """vLLM 0.32's attention on x86 decodes FP8 with AVX-512 or AMX only (v1/attention/backends/cpu_attn.py)."""
+    if "avx2" in isa and not any(flag.startswith(("avx512", "amx")) for flag in isa):
+        return "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither (AVX2)"
     return None
+
+
+def on_gpu(options: tuple[str, ...]) -> bool:
+    return nvidia.CUDA in options
 
 
 def warm_imports() -> None:
@@ -71,24 +64,42 @@ def warm_imports() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, int(memory_bytes() * CACHE_SHARE / 2**30))),
     }
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would go before the pool that is asked for
     from vllm import LLM, SamplingParams  # noqa: F401
 
 
-def server(
-    path: str, options: tuple[str, ...], port: int, model: str, cache_bytes: int, threads: int
-) -> tuple[list[str], dict[str, str]]:
-    """Arguments after the interpreter, and variables, of an OpenAI-compatible server with a cache of so many bytes (on a CPU;
-    on a GPU vLLM takes what is free). Its module, not `vllm serve`: that command of the CPU build looks for a package vllm."""
-    cache = [f"--{name.replace('_', '-')}={value}" for option in options for name, value in OPTIONS[option].items()]
+def settings_of(options: tuple[str, ...]) -> dict[str, Any]:
+    """The engine's arguments that the options stand for. Its longest sequence is what the pool holds: a model may allow more
+    tokens than the traffic needs, and vLLM would refuse to start with a pool for fewer. On a GPU `gpu_memory_utilization` is
+    then only how much must be free at the start, so that candidates fit beside each other."""
+    asked = [int(option.removeprefix(POOL)) for option in options if option.startswith(POOL)]
+    whole = gpu_bytes if on_gpu(options) else memory_bytes
+    pool = asked[-1] if asked else int(whole() * CACHE_SHARE)
+    settings: dict[str, Any] = {"kv_cache_memory_bytes": pool, "max_model_len": -1}
+    if on_gpu(options):
+        settings["gpu_memory_utilization"] = CACHE_SHARE
+    for option in options:
+        settings |= OPTIONS.get(option, {})
+    return settings
+
+
+def server(path: str, options: tuple[str, ...], port: int, model: str, threads: int) -> tuple[list[str], dict[str, str]]:
+    """Arguments after the interpreter, and variables, of an OpenAI-compatible server. Its module, not `vllm serve`: that
+    command of the CPU build looks for a package vllm."""
+    cache = [text for name, value in settings_of(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
     ]  # fmt: skip
-    gib = max(1, math.ceil(cache_bytes / 2**30))
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": str(gib), "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
+    arguments = [
+        "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
+    ]  # fmt: skip
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
 
 
 def cores_of(threads: int) -> str:
@@ -97,6 +108,12 @@ def cores_of(threads: int) -> str:
 
 def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> VllmSession:
@@ -110,9 +127,9 @@ class VllmSession:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of(threads)
         from vllm import LLM
 
-        settings: dict[str, Any] = {}
-        for option in options:
-            settings |= OPTIONS[option]
+        self.gpu = on_gpu(options)
+        if self.gpu:
+            torch_cuda.reset_memory()
         self.engine: Any = LLM(
             model=path,
             dtype="bfloat16",
@@ -120,7 +137,7 @@ class VllmSession:
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=256,
             disable_log_stats=True,
-            **settings,
+            **settings_of(options),
         ).llm_engine
         self.runner = self.engine.model_executor.driver_worker.worker.model_runner
         self.model = self.runner.model
@@ -170,7 +187,7 @@ class VllmSession:
         while self.engine.has_unfinished_requests():
             self.seen.clear()
             self.engine.step()
-            last, *prompt = (logits.float().numpy() for _, logits in self.seen)
+            last, *prompt = (logits.float().cpu().numpy() for _, logits in self.seen)
             if self.engine.has_unfinished_requests():
                 last = last[:0]
             yield np.concatenate([*prompt, last])
@@ -183,8 +200,13 @@ class VllmSession:
             self.fill(batch, capacity)
         return {"prefill": prefill, "decode": self._observe(self._step, rounds=5)}
 
+    def allocated(self) -> tuple[int, int] | None:
+        return torch_cuda.allocated() if self.gpu else None
+
     def close(self) -> None:
+        """Gives the pool back: another engine may follow in this process."""
         self._drop()
+        self.engine.engine_core.shutdown()
 
     def _add(self, prompt: list[int], output_tokens: int, salt: str, **more: Any) -> str:
         from vllm import SamplingParams
@@ -210,9 +232,17 @@ class VllmSession:
         order, logits = self.seen[0]
         if sorted(order) != sorted(self.names):
             raise RuntimeError(f"vLLM stepped {len(order)} of {len(self.names)} rows: its pool of cache blocks is too small")
-        return logits[[order.index(name) for name in self.names]].float().numpy()
+        rows = logits[[order.index(name) for name in self.names]]
+        return torch_cuda.Logits(rows) if self.gpu else rows.float().numpy()
 
     def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
+        seen = torch_cuda.observe(run, rounds, places(self.model)) if self.gpu else self._observe_cpu(run, rounds)
+        total, quantized, notes = linear_layers(self.model)
+        stored = ", ".join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))
+        notes.append(f"cache stored as {stored} (kv_cache_dtype {self.engine.vllm_config.cache_config.cache_dtype})")
+        return seen | {"linears": total, "quantized_linears": quantized, "notes": [*notes, *seen.get("notes", [])]}
+
+    def _observe_cpu(self, run: Any, rounds: int) -> dict[str, Any]:
         import torch
 
         walls = []
@@ -223,23 +253,33 @@ class VllmSession:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
         operators = operator_counts(profile)
-        total, quantized, notes = linear_layers(self.model)
-        stored = ", ".join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))
-        notes.append(f"cache stored as {stored} (kv_cache_dtype {self.engine.vllm_config.cache_config.cache_dtype})")
         wall = sorted(walls)[len(walls) // 2]
         parts = {part: sum(o["time_s"] for o in operators if o["part"] == part) for part in ("linears", "attention", "cache")}
         for operator in operators:
             del operator["part"]
         return {
             "operators": operators,
-            "linears": total,
-            "quantized_linears": quantized,
             "wall_s": wall,
             "walls_s": walls,
-            "notes": notes,
             **{f"{part}_s": seconds for part, seconds in parts.items()},
             "other_s": wall - sum(parts.values()),
         }
+
+
+def places(model: Any) -> list[torch_cuda.Place]:
+    """Where linears and attention are computed: the output layer by vLLM's logits processor, the cache inside attention."""
+    linears = [
+        (one, "forward", "linears") for one in model.modules() if is_linear(one) or type(one).__name__ == "LogitsProcessor"
+    ]
+    attention = [(one, "forward", "attention") for one in model.modules() if type(one).__name__ == "Attention"]
+    return [*linears, *attention]
+
+
+def is_linear(module: Any) -> bool:
+    return getattr(module, "quant_method", None) is not None and type(module).__name__ not in NO_LINEARS
+
+
+NO_LINEARS = ("Attention", "VocabParallelEmbedding")
 
 
 def linear_layers(model: Any) -> tuple[int, int, list[str]]:
@@ -247,9 +287,9 @@ def linear_layers(model: Any) -> tuple[int, int, list[str]]:
     kinds: dict[str, int] = {}
     quantized = 0
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
-        if method is None or type(module).__name__ in ("Attention", "VocabParallelEmbedding"):
+        if not is_linear(module):
             continue
+        method = module.quant_method
         scheme = getattr(module, "scheme", None)
         kernel = getattr(scheme, "kernel", None)
         quantized += scheme is not None

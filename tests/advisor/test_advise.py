@@ -1,12 +1,16 @@
 """The shortlist on planted predictions."""
 
-from quantadvisor.advisor.advise import closest, exclude_by_quality, ghosts_to_run, overlooked
+from types import SimpleNamespace
+
+from quantadvisor.advisor.advise import closest, exclude_by_quality, ghosts_to_run, overlooked, predicted_candidate
 from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import Probes
-from quantadvisor.documents import Candidate, Interval, Predicted, Quality
+from quantadvisor.documents import Candidate, Ghost, Interval, Predicted, Quality
+from quantadvisor.methods.schemes import scheme
 
-from .documents import candidate, workload
+from .documents import candidate, figure, workload
 from .test_diagnose import INVENTORY
+from .test_predict import ghost, kernels
 
 
 def predicted(name: str, seconds: float, kl: float | None = None) -> Candidate:
@@ -85,3 +89,27 @@ def test_llm_int8_gets_a_ghost_of_its_own() -> None:
     probes = Probes((), INVENTORY, 0.5)
     assert ghosts_to_run([plain, split], probes, workload(), cache_binds=False) == [plain, split]
     assert ghost_method("llm_int8", split.scheme) == "llm_int8"
+
+
+def test_what_a_ghost_in_doubt_says_is_not_predicted_but_told() -> None:
+    """Of two ghosts of a family the one in doubt carries nothing: its candidate is predicted from the other, with a note."""
+    doubted = ghost("w8-g64").model_copy(update={"unused": "not believed: TTFT of 4081 s", "ttft_s": figure(4081.0)})
+    one = predicted("rtn-w8-g64@onnxruntime", 1.0).model_copy(update={"predicted": None})
+    schemes = {name: scheme(name) for name in ("fp32", "w8-g64")}
+    context = SimpleNamespace(workload=workload(), inventory=INVENTORY, device=None)
+    probes = Probes(kernels(), INVENTORY, 0.5)
+
+    def seen(*ghosts: Ghost) -> Candidate:
+        return predicted_candidate(context, one, ghosts, probes, schemes, {})  # type: ignore[arg-type]
+
+    carried = seen(ghost(), doubted)
+    assert carried.predicted and carried.predicted.ttft_s
+    assert carried.predicted.ttft_s < 10
+    assert "ghost of fp32 in this runtime" in carried.predicted.basis
+    assert carried.notes == ("its ghost was not believed: TTFT of 4081 s",)
+    alone = seen(doubted)
+    assert alone.predicted is None
+    assert alone.refused is None
+    assert alone.notes == carried.notes
+    broken = seen(ghost("w8-g64").model_copy(update={"refused": "the worker died"}))
+    assert broken.refused == "the worker died"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import prove
-from quantadvisor.advisor.candidates import asked_runtimes, recipe, session_options
+from quantadvisor.advisor.candidates import asked_runtimes, baseline_name, recipe, session_options
 from quantadvisor.advisor.decide import best_unquantized, decide, ranked
-from quantadvisor.advisor.servers import given_servers, serves_here
-from quantadvisor.documents import BadInput, Candidate, Inventory, Workload
+from quantadvisor.advisor.servers import given_servers, serves_here, today
+from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Workload
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import interleave
 from quantadvisor.profiling.runtimes import vllm
@@ -28,6 +28,7 @@ from .documents import candidate, quality, workload
 from .test_decide import DIAGNOSIS
 from .test_prove import RUNTIME
 
+DEVICE = Device(name="planted", cores=1, threads=1, memory_bytes=1 << 30, fingerprint="f")
 TRAFFIC = {"prompt_tokens": 6, "output_tokens": 4, "concurrency": 2}
 
 
@@ -42,6 +43,7 @@ def context(tmp_path: Path, python: str, asked: Workload) -> Any:
         workload=asked, inventory=inventory, model_folder=tmp_path, prompts=np.zeros((2, 6), np.int64),
         device=SimpleNamespace(kind="cpu", threads=1, memory_bytes=1 << 30, host_memory_bytes=None), worker_memory_bytes=1 << 30,
         interpreter=lambda _: python, build_of=lambda _: SimpleNamespace(out=tmp_path),
+        options_of=lambda *_: (f"{vllm.POOL}{1 << 20}",),
         worker_of=lambda _: RunningWorker(RUNTIME, Path("nowhere"), (), 1),
         windows=lambda end, start=0: np.arange(64, dtype=np.int64).reshape(1, 64) % 8,
         evaluation=(None, SimpleNamespace(name="text", licence="none")), progress=SimpleNamespace(say=lambda _: None),
@@ -132,6 +134,27 @@ def test_our_server_is_timed_and_makes_room_for_the_worker(tmp_path: Path, pytho
     assert measured.peak_bytes and "imports too" in measured.peak_bytes.source
 
 
+def test_the_users_server_is_the_baseline_where_it_was_measured() -> None:
+    """By itself, or named; not one that did not answer, nor where the spec names another. What is profiled is torch's."""
+    torch = candidate("none-fp32@torch", 2.0, target="none", tpot=1e-6)
+    server = candidate("none-bf16@vllm", 1.0, target="none", tpot=1e-6)
+    server = server.model_copy(update={"name": "given-server@vllm", "url": "http://h"})
+    assert today([torch, server], torch.name, spec("torch")) == server.name
+    assert today([torch, server.model_copy(update={"measured": None})], torch.name, spec("torch")) == torch.name
+    named = spec("torch").model_copy(update={"baseline": server.name})
+    assert today([torch, server], torch.name, named) == server.name
+    assert baseline_name(named, DEVICE, None, "float32") == torch.name
+    assert today([torch, server], torch.name, named.model_copy(update={"baseline": torch.name})) == torch.name
+    faster = candidate("rtn-w8-g64@onnxruntime", 0.5, tpot=1e-6)
+    found = decide([torch, server, faster], server.name, spec("torch"), DIAGNOSIS, None)
+    assert found.choice == faster.name
+    assert f"on {DIAGNOSIS.of})" in found.reason  # where its shares were seen
+    assert "is 2.00x the baseline" in found.reason
+    assert found.speedup and found.speedup.total == pytest.approx(2.0, rel=1e-3)
+    kept = decide([torch, server], server.name, spec("torch"), DIAGNOSIS, None)
+    assert not kept.change
+
+
 def test_a_chosen_server_is_said_to_be_one() -> None:
     given = candidate("given-server@vllm".replace("server", "bf16"), 1.0, target="none").model_copy(
         update={"name": "given-server@vllm", "url": "http://127.0.0.1:8000"}
@@ -149,6 +172,6 @@ def test_an_fp8_cache_is_an_option_of_vllm_and_its_server() -> None:
     options = session_options("vllm", (), scheme("bf16-kvf8-unit"))
     assert options == ("kvfp8",)
     assert session_options("vllm", (), scheme("bf16")) == ()
-    arguments, _ = vllm.server("folder", options, 8000, "m", 1 << 20, 1)
+    arguments, _ = vllm.server("folder", options, 8000, "m", 1)
     assert vllm.OPTIONS["kvfp8"] == {"kv_cache_dtype": "fp8"}
-    assert "--kv-cache-dtype=fp8" in arguments
+    assert ["--kv-cache-dtype", "fp8"] in [arguments[i : i + 2] for i in range(len(arguments))]

@@ -1,5 +1,6 @@
 """FP8 schemes against ml_dtypes in plain loops, and what ONNX Runtime says to an FP8 product."""
 
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods import fp8
 from quantadvisor.methods.schemes import scheme
 
@@ -76,6 +78,16 @@ def test_floats_shrug_at_planted_outliers(planted: Path, tokens: np.ndarray) -> 
     integers = Fake(model, weight=lambda _, w: symmetric(w, 8), inputs=lambda _, x: symmetric(x, 8, None))
     assert found["fp8-tensor"] < fake_kl(integers, planted, tokens[:2]) / 4
     assert found["fp8"] < found["fp8-e5m2"]
+
+
+def test_triton_gets_a_folder_and_no_one_else_does(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    form = scheme("fp8-bf16")
+    assert fp8.refuse(llama, form, "triton") is None
+    assert "fp8-bf16 is written for triton" in str(fp8.refuse(llama, scheme("fp8-block"), "triton"))
+    fp8.apply(llama, form, "triton", tokens, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["format"] == "float-quantized"
+    with pytest.raises(CandidateFailed, match="multiplies no FP8"):
+        fp8.apply(llama, form, "torch", tokens, tmp_path / "torch")
 
 
 def test_onnxruntime_has_no_fp8_product() -> None:

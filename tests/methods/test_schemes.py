@@ -61,10 +61,19 @@ def test_other_number_types(name: str, number: str, bits: float, granularity: st
     assert scheme(f"{name}-kv8").quantizes_cache
 
 
+def test_a_head_of_a_token_has_a_zero_point_at_4_bits() -> None:
+    eight, four = scheme("bf16-kv8-head").keys, scheme("bf16-kv4-head").keys
+    assert eight and four
+    assert (eight.symmetric, four.symmetric) == (True, False)
+    assert eight.dynamic and four.dynamic
+    assert (scheme("fp8-bf16").compute, scheme("fp8").compute) == ("bf16", "fp32")
+
+
 @pytest.mark.parametrize(
     ("name", "number", "w_bits", "granularity", "a_bits"),
     [
         ("fp8", "float", 8, "token", 8),
+        ("fp8-bf16", "float", 8, "token", 8),
         ("fp8-tensor", "float", 8, "tensor", 8),
         ("fp8-block", "float", 8, "group", 8),
         ("w8a8-outlier", "int", 8, "token", 8),
@@ -89,6 +98,8 @@ def test_rarer_activations(name: str, number: str, w_bits: float, granularity: s
         ("fp32-kv4-kivi", "int", 4, ("channel", "token")),
         ("w4-g64-kv2-kivi", "int", 2, ("channel", "token")),
         ("fp32-kvf8-unit", "float", 8, ("tensor", "tensor")),
+        ("w4-g64-bf16-kv4-head", "int", 4, ("token", "token")),
+        ("fp8-bf16-kv8-head", "int", 8, ("token", "token")),
         ("fp32-kv2.5-turbo", "codebook", 2.5, ("token", "token")),
         ("w8-g64-kv3-turbo-prod", "codebook", 3, ("token", "token")),
     ],

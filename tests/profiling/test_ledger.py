@@ -3,10 +3,13 @@ import pytest
 from quantadvisor.documents import Format, Inventory, LinearShape, Scheme
 from quantadvisor.kernels.problem import matrix_bytes
 from quantadvisor.profiling.ledger import (
+    LEAST_POOL_TOKENS,
     bytes_of_cache,
     bytes_of_weights,
     gguf_bytes,
+    held_tokens,
     memory_ledger,
+    pool_bytes,
     smallest_weights_bytes,
 )
 
@@ -109,3 +112,28 @@ def test_the_ledger_of_a_planted_process_adds_up_to_its_peak() -> None:
 def test_the_floor() -> None:
     one = inventory()
     assert smallest_weights_bytes(one) == (one.parameters - 700) // 4 + 1400
+
+
+def test_a_paged_cache_is_held_in_whole_blocks_and_its_pool_follows_the_requests() -> None:
+    """192 values a token; blocks of 128 tokens, one ahead for each request and one for vLLM itself."""
+    one, half = inventory(), Scheme(name="bf16", compute="bf16")
+    assert [held_tokens("vllm", tokens) for tokens in (1, 128, 129)] == [256, 256, 384]
+    assert held_tokens("onnxruntime", 129) == 129
+    assert pool_bytes(one, half, "vllm", 129, 10) == (10 * 384 + 128) * 192 * 2
+    assert pool_bytes(one, half, "vllm", 129, 1) == (LEAST_POOL_TOKENS + 128) * 192 * 2  # a text that is scored has room
+    assert pool_bytes(one, half, "onnxruntime", 129, 10) == 0
+
+
+def test_a_pool_that_is_taken_at_load_is_counted_once() -> None:
+    """Of a process that holds weights, pool and 5,000 bytes more, and grows by 7 a token of its prompts."""
+    one, half = inventory(), Scheme(name="bf16", compute="bf16")
+    pool, weights = 1_000_000, bytes_of_weights(one, half)
+    start = weights + pool + 5_000
+    found = memory_ledger(
+        one, half, prompt_tokens=100, context_tokens=120, concurrency=2, prefilled_rows=2, one_token_bytes=start,
+        shorter=((50, start + 350), (75, start + 525)), measured_peak_bytes=start + 700, cache_element_bytes=2, pool=pool,
+    )  # fmt: skip
+    assert {item.tensor: item.bytes for item in found.items} == {
+        "weights": weights, "kv_cache": pool, "activations": 700, "overhead": 5_000,
+    }  # fmt: skip
+    assert sum(item.bytes for item in found.items) == found.measured_peak_bytes

@@ -29,7 +29,7 @@ MODEL = "of-this-start"
 def own(python: str, folder: Path, time_limit_s: float = 30.0, port: int | None = None, **faults: object) -> OwnServer:
     (folder / "faults.json").write_text(json.dumps(faults))
     port = port or free_port()
-    arguments, environment = vllm.server(str(folder), (), port, MODEL, 1 << 20, 1)
+    arguments, environment = vllm.server(str(folder), (), port, MODEL, 1)
     return OwnServer(python, Launch(arguments, environment, port, MODEL), 1, time_limit_s, 400 << 20)
 
 

@@ -29,7 +29,7 @@ def test_a_real_server_is_timed_judged_and_ended(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf", hidden_size=256, intermediate_size=512)
     compressed.quantize_w8a8(folder, tmp_path / "w8a8")
     port = free_port()
-    arguments, environment = vllm.server(str(tmp_path / "w8a8"), (), port, "mine", 1 << 20, 2)
+    arguments, environment = vllm.server(str(tmp_path / "w8a8"), (f"{vllm.POOL}{64 << 20}",), port, "mine", 2)
     server = OwnServer(PYTHON, Launch(arguments, environment, port, "mine"), 2, 500.0, 6 << 30)
     windows = np.random.default_rng(0).integers(3, 256, (2, 24)).astype(np.int64)
     expected = np.concatenate([torch_logits(folder, window) for window in windows])

@@ -111,3 +111,16 @@ def test_what_is_no_program_is_a_reason() -> None:
         worker(python="/nowhere/python"),
     ):
         pass
+
+
+def test_another_artifact_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """Its peak is counted above the imports too, not above what the first left."""
+    with worker() as running:
+        first = running.loaded
+        second = running.load(str(tmp_path), (), 1)
+        assert second.base_bytes == first.base_bytes
+        running.generate(PROMPT, 2)
+        with pytest.raises(CandidateFailed, match="another runtime"):
+            running.load(str(tmp_path), ("no-load",), 1)
+        with pytest.raises(CandidateFailed, match="NoneType"):
+            running.generate(PROMPT, 2)

@@ -59,7 +59,7 @@ class VirtualSession:
             os.kill(os.getpid(), 11)
         if "grandchild" in self.options:
             subprocess.Popen([sys.executable, "-c", GRANDCHILD])
-            time.sleep(1.0)
+            time.sleep(600)
         for option, said in GARBAGE.items():
             if option in self.options:
                 os.write(channel(), said)

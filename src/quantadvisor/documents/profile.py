@@ -213,6 +213,8 @@ class Ghost(OpenDocument):
     tpot_s: Figure | None = None
     peak_bytes: int | None = None
     refused: str | None = None
+    unused: str | None = None
+    """Why nothing is predicted from it, though its candidates may run: not run for want of time, or not believed."""
 
 
 class Profile(OpenDocument):

@@ -33,6 +33,22 @@ def test_codes_times_scales_are_within_half_a_step_of_the_weights(llama: Path, w
         assert torch.allclose(scale.float(), step, rtol=2**-8)  # scales are stored in bfloat16
 
 
+def test_fp8_codes_are_torchs_own_and_the_library_reads_them(llama: Path, tmp_path: Path) -> None:
+    compressed.quantize_fp8(llama, tmp_path / "fp8")
+    exact, state = load_file(llama / "model.safetensors"), load_file(tmp_path / "fp8" / "model.safetensors")
+    for name in [name for name in exact if name.endswith("_proj.weight")]:
+        codes, scale = state[name], state[name.removesuffix("weight") + "weight_scale"]
+        assert (codes.dtype, scale.dtype, tuple(scale.shape)) == (torch.float8_e4m3fn, torch.bfloat16, (len(codes), 1))
+        assert (codes.float().abs().amax(1) >= 416).all()  # the largest of a row: 448, or its neighbour as the scale was rounded
+        error = (codes.float() * scale.float() - exact[name]).abs()
+        assert (error <= exact[name].abs() * (2**-4 + 2**-8) + scale * 2**-10).all()  # half of 2^-3, clipping, half a subnormal
+    library = pytest.importorskip("compressed_tensors.quantization")
+    settings = json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]
+    group = library.QuantizationConfig.model_validate(settings).config_groups["group_0"]
+    assert (group.weights.num_bits, group.weights.type, group.weights.strategy) == (8, "float", "channel")
+    assert (group.input_activations.type, group.input_activations.strategy) == ("float", "token")
+
+
 def test_everything_else_is_bfloat16_and_the_config_says_so(llama: Path, written: Path) -> None:
     state = load_file(written / "model.safetensors")
     assert {str(w.dtype) for n, w in state.items() if not n.endswith("_proj.weight")} == {"torch.bfloat16"}

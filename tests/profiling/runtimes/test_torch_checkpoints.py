@@ -28,6 +28,7 @@ from ...methods.conftest import torch_logits, write_llama
 
 TOKENS = np.random.default_rng(3).integers(3, 250, (1, 16)).astype(np.int64)
 LINEARS = 14
+OF_PACKAGES = pytest.mark.filterwarnings("ignore")  # importing torchao or gptqmodel sets off deprecations, torch's own too
 ROUNDINGS = {"float32": 100 * 2**-13, "float16": 100 * 2**-11, "bfloat16": 100 * 2**-8}
 """Half a unit of the type's last place, a hundred times; workers write float16, so float32 is no better than its steps at 4."""
 
@@ -72,6 +73,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
+@OF_PACKAGES
 @pytest.mark.parametrize(
     ("package", "form", "bits", "symmetric", "number", "quantized"),
     [
@@ -118,7 +120,7 @@ def by_quanto(hf: Path, out: Path) -> Any:
 
 
 @pytest.mark.runtime
-@pytest.mark.filterwarnings("ignore")  # of the packages' own deprecations
+@OF_PACKAGES
 @pytest.mark.parametrize(("package", "write"), [("torchao", by_torchao), ("optimum.quanto", by_quanto)])
 def test_a_package_s_own_folder_loads_as_what_its_codes_stand_for(
     package: str, write: Callable[[Path, Path], Any], hf: Path, tmp_path: Path

@@ -9,8 +9,8 @@ import torch
 
 from quantadvisor.documents import KernelCheck, SelfCheck
 from quantadvisor.kernels import gpu_timing, selfcheck_record
-from quantadvisor.kernels.triton_modules import refusal, unpacked
-from quantadvisor.methods.formats.compressed import W8A8
+from quantadvisor.kernels.triton_modules import needed, refusal, unpacked
+from quantadvisor.methods.formats.compressed import FP8, W8A8
 from quantadvisor.profiling.runtimes import triton
 
 NO_GPU = not torch.cuda.is_available()
@@ -60,7 +60,7 @@ def test_options_that_it_does_not_have(options: tuple[str, ...]) -> None:
     [
         ({"quant_method": "gptq"}, "reads compressed-tensors"),
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
-        (weights(symmetric=False), "asymmetric"),
+        (W8A8 | {"config_groups": {"group_0": {"weights": {"num_bits": 8, "symmetric": False}}}}, "asymmetric 8-bit"),
         (weights(num_bits=8), "8 bits in groups of 64"),
         (weights(group_size=48), "groups of 48"),
         (W8A8 | {"config_groups": {"group_0": {"weights": {"num_bits": 8, "strategy": "tensor"}}}}, "per channel"),
@@ -76,7 +76,14 @@ def test_checkpoints_without_a_kernel(tmp_path: Path, config: dict[str, Any], re
 def test_checkpoints_with_one() -> None:
     assert refusal({}) is None
     assert refusal(W8A8) is None
-    assert refusal(PACKED) is None
+    assert refusal(FP8) is None
+    assert refusal(PACKED) is refusal(weights(symmetric=False)) is None
+
+
+def test_the_kernels_that_must_have_passed() -> None:
+    assert needed(FP8, ("kvturbo",)) == ["fp8", "decode-attention-turbo"]
+    assert needed(PACKED, ()) == ["w4a16-g64"]
+    assert needed(weights(symmetric=False), ()) == ["w4a16-g64-asymmetric"]
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:

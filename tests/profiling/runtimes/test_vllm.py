@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
-import venv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +13,7 @@ from quantadvisor.methods import rtn
 from quantadvisor.methods.formats import bridges, compressed
 from quantadvisor.methods.none import half_precision
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes import vllm as runtime
 from quantadvisor.profiling.runtimes.registry import runtime_file
@@ -54,35 +52,32 @@ def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "no config.json" in str(runtime.refuse(str(tmp_path), (), ()))
 
 
-@pytest.mark.parametrize(
-    ("built_for", "driver", "said"),
-    [
-        ("None", None, None),
-        ("'13.0'", None, "no NVIDIA driver is here: make runtime-vllm"),
-        ("'13.0'", 12040, "the NVIDIA driver runs CUDA up to 12.4, this vLLM is built for CUDA 13.0: update the driver"),
-        ("'12.8'", 12040, None),
-        ("'12.8'", 13000, None),
-    ],
-)
-@pytest.mark.skipif(shutil.which("cc") is None, reason="a stand-in for libcuda needs a C compiler")
-def test_a_driver_older_than_the_build_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_for: str, driver: int | None, said: str | None
-) -> None:
-    """Asked in an environment whose torch is built for CUDA, on a machine whose libcuda is a stand-in."""
-    venv.create(tmp_path / "environment")
-    site = next((tmp_path / "environment" / "lib").glob("python*/site-packages"))
-    for package in ("vllm", "torch"):
-        (site / package).mkdir()
-        (site / package / "__init__.py").touch()
-    (site / "torch" / "version.py").write_text(
-        f"from typing import Optional\n__version__ = '2'\ncuda: Optional[str] = {built_for}\n"
+def test_an_fp8_cache_is_refused_where_the_cpu_has_no_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain cache does not need it, and other CPUs have their own."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    assert runtime.refuse(None, ("kvfp8",), ("avx2", "fma")) == (
+        "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither (AVX2)"
     )
-    if driver:
-        (tmp_path / "cuda.c").write_text(f"int cuDriverGetVersion(int *version) {{ *version = {driver}; return 0; }}")
-        subprocess.run(["cc", "-shared", "-o", tmp_path / "libcuda.so.1", tmp_path / "cuda.c"], check=True)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    found = refusal("vllm", str(tmp_path / "environment" / "bin" / "python"), None, (), ())
-    assert (found is None) if said is None else said in str(found)
+    for options, isa in ((("kvfp8",), ("avx2", "avx512f")), (("kvfp8",), ("neon",)), ((f"{runtime.POOL}1024",), ("avx2",))):
+        assert runtime.refuse(None, options, isa) is None
+    assert "AVX" not in str(runtime.refuse(None, ("kvfp8", "cuda"), ("avx2",)))  # a GPU does not care for the CPU
+
+
+def test_the_pool_is_what_is_asked_for_and_bounds_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, small = (f"{runtime.POOL}4096",), ("kvfp8", f"{runtime.POOL}2048")
+    assert runtime.settings_of(plain) == {"kv_cache_memory_bytes": 4096, "max_model_len": -1}
+    assert runtime.settings_of(small) == {"kv_cache_memory_bytes": 2048, "max_model_len": -1, "kv_cache_dtype": "fp8"}
+    assert runtime.settings_of((*plain, "cuda")) == runtime.settings_of(plain) | {"gpu_memory_utilization": runtime.CACHE_SHARE}
+    monkeypatch.setattr(runtime, "memory_bytes", lambda: 1000)
+    assert runtime.settings_of(())["kv_cache_memory_bytes"] == 1000 * runtime.CACHE_SHARE
+
+
+@pytest.mark.parametrize("options", [("kvfp8",), ("kvfp8", "cuda")])
+def test_a_server_takes_the_cache_that_is_declared_on_either_device(options: tuple[str, ...]) -> None:
+    arguments, environment = runtime.server("folder", (*options, f"{runtime.POOL}{3 << 30}"), 8000, "name", 1)
+    pairs = [tuple(arguments[i : i + 2]) for i in range(len(arguments))]
+    assert {("--kv-cache-dtype", "fp8"), ("--kv-cache-memory-bytes", "3221225472"), ("--max-model-len", "-1")} <= set(pairs)
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == ""  # unset: it would go before the pool
 
 
 def test_every_operator_belongs_to_one_part_of_a_step() -> None:
@@ -122,10 +117,7 @@ class TestVllm:
             phases = running.operators(TOKENS[:1])
         with worker(folders["bf16"]) as running:
             plain = running.operators(TOKENS[:1])
-        with worker(folders["bf16"], "kvfp8") as running:
-            small = running.operators(TOKENS[:1])
         assert "cache stored as torch.bfloat16 (kv_cache_dtype auto)" in plain["decode"]["notes"]
-        assert "cache stored as torch.uint8 (kv_cache_dtype fp8)" in small["decode"]["notes"]
         assert phases["decode"]["quantized_linears"] == 2 * 4  # qkv and gate_up are one linear each
         assert any("Int8" in note for note in phases["decode"]["notes"])
         assert any(o["quantized"] and o["linear"] for o in phases["decode"]["operators"])
@@ -134,6 +126,22 @@ class TestVllm:
         for phase in phases.values():
             parts = sum(phase[key] for key in ("linears_s", "attention_s", "cache_s", "other_s"))
             assert parts == pytest.approx(phase["wall_s"])
+
+    @pytest.mark.skipif(runtime.fp8_cache_refusal(describe_device().isa) is not None, reason="no AVX-512 and no AMX")
+    def test_an_fp8_cache_is_stored_as_such(self, folders: dict[str, Path]) -> None:
+        with worker(folders["bf16"], "kvfp8") as running:
+            small = running.operators(TOKENS[:1])
+        assert "cache stored as torch.uint8 (kv_cache_dtype fp8)" in small["decode"]["notes"]
+
+    def test_one_process_runs_one_folder_after_another(self, folders: dict[str, Path]) -> None:
+        """With a pool of the second's own size: its blocks hold four times the tokens."""
+        with worker(folders["bf16"], f"{runtime.POOL}{1 << 20}") as running:
+            first = running.generate(TOKENS, 4)
+            running.load(str(folders["w8a8"]), (f"{runtime.POOL}{4 << 20}",), 2)
+            phases = running.operators(TOKENS[:1])
+            running.load(str(folders["bf16"]), (f"{runtime.POOL}{1 << 20}",), 2)
+            assert running.generate(TOKENS, 4).generated == first.generated
+        assert phases["decode"]["quantized_linears"] == 2 * 4
 
     def test_int4_in_groups_runs_as_int4_and_computes_what_the_integers_say(
         self, folders: dict[str, Path], tmp_path: Path

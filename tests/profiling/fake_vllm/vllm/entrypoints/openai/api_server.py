@@ -16,7 +16,7 @@ VOCABULARY, POOL = 8, {"num_gpu_blocks": 12, "block_size": 16}
 ENGINE = "import os, time; os.setsid(); time.sleep(600)"
 
 parser = argparse.ArgumentParser()
-for name in ("model", "served-model-name", "host", "port", "dtype", "kv-cache-dtype"):
+for name in ("model", "served-model-name", "host", "port", "dtype", "kv-cache-dtype", "kv-cache-memory-bytes", "max-model-len"):
     parser.add_argument(f"--{name}")
 parser.add_argument("--enforce-eager", action="store_true")
 

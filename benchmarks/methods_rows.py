@@ -1,0 +1,144 @@
+"""What the proving table knows, as records in a file of lines: rows, speeds, rows of the encoder, oracles' verdicts.
+
+A row is what the load of a machine does not change: bytes, quality, operators, what applying costs. It belongs to a model
+and to the text that judged it. A speed belongs to a machine beside. Both are appended as soon as they are known, so that an
+interrupted run goes on; the newest of each counts. The page's own records lie beside it (docs/methods.jsonl), so that a
+fresh checkout goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from quantadvisor.documents import Device, Figure, Interval, OpenDocument, Quality, write_text
+
+Kind = Literal["measured", "simulated", "refused", "failed"]
+
+
+class Row(OpenDocument):
+    """One method x scheme. `model`, `text`: the first 12 digits of their SHA-256."""
+
+    record: Literal["row"] = "row"
+    model: str
+    text: str
+    method: str
+    scheme: str
+    target: str
+    kind: Kind
+    machine: str = ""
+    """Where: integer kernels differ between instruction sets, so its quality may a little."""
+    place: str | None = None
+    reason: str | None = None
+    bytes: int | None = None
+    plain_bytes: int | None = None
+    """Of the unquantized model in the same form."""
+    quality: Quality | None = None
+    apply_cpu_s: float | None = None
+    """Of all threads together, which other work on the machine lengthens little."""
+    apply_peak_bytes: int | None = None
+    quantized_linears: int | None = None
+    linears: int | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.scheme}"
+
+
+class Speed(OpenDocument):
+    """Of a measured row on one machine: time of the unquantized model in the same runtime over this one's."""
+
+    record: Literal["speed"] = "speed"
+    model: str
+    name: str
+    place: str
+    device: str
+    """The machine's fingerprint."""
+    machine: str
+    decode: Figure | None = None
+    prefill: Figure | None = None
+    reason: str | None = None
+
+
+class EncoderRow(OpenDocument):
+    """One method x scheme on the encoder: `distance` 1 - cosine, `top1` 0..1, over the texts."""
+
+    record: Literal["encoder"] = "encoder"
+    model: str
+    name: str
+    target: str
+    distance: Interval
+    top1: float
+    seconds: float
+
+
+class Verdict(OpenDocument):
+    """Of a method's oracle, on the code whose digest is `code`."""
+
+    record: Literal["verdict"] = "verdict"
+    name: str
+    test: str
+    code: str
+    verdict: str
+
+
+Record = Row | Speed | EncoderRow | Verdict
+RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
+
+
+class Known(NamedTuple):
+    """By name; speeds by (name, device)."""
+
+    rows: dict[str, Row]
+    speeds: dict[tuple[str, str], Speed]
+    encoder: dict[str, EncoderRow]
+    verdicts: dict[str, Verdict]
+
+    def add(self, record: Record) -> None:
+        if isinstance(record, Row):
+            self.rows[record.name] = record
+        elif isinstance(record, Speed):
+            self.speeds[record.name, record.device] = record
+        elif isinstance(record, EncoderRow):
+            self.encoder[record.name] = record
+        else:
+            self.verdicts[record.name] = record
+
+
+def read(paths: Iterable[Path], model: str, text: str) -> Known:
+    """Records of this model and text, later files and lines over earlier ones; a line cut short is passed over."""
+    known = Known({}, {}, {}, {})
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                record = RECORD.validate_json(line)
+            except ValidationError:
+                continue
+            ours = getattr(record, "model", model) == model or isinstance(record, EncoderRow)
+            if ours and getattr(record, "text", text) == text:
+                known.add(record)
+    return known
+
+
+def append(path: Path, record: Record) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(as_line(record))
+
+
+def write(path: Path, known: Known) -> None:
+    """One line each, in an order that does not depend on when they were measured."""
+    records = [*known.rows.values(), *known.speeds.values(), *known.encoder.values(), *known.verdicts.values()]
+    write_text(path, "".join(map(as_line, records)))
+
+
+def as_line(record: Record) -> str:
+    return record.model_dump_json(exclude_none=True) + "\n"
+
+
+def machine_of(device: Device) -> str:
+    return f"{device.name}, {device.cores} cores ({', '.join(device.isa)})"

@@ -1,0 +1,115 @@
+"""Ghosts within their time, on the virtual runtime: in the order of their promise, and a shared process where that is dear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantadvisor.advisor import ghost_runs
+from quantadvisor.advisor.expected import Expected
+from quantadvisor.advisor.ghost_runs import Seats, in_turn
+from quantadvisor.documents import Candidate
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.ledger import bytes_of_weights, pool_bytes
+from quantadvisor.profiling.workers import RunningWorker
+
+from ..profiling.test_guardian import alive
+from .documents import candidate, workload
+from .test_prove import RUNTIME, TRAFFIC
+
+ADVISE_S = 100.0
+
+
+def context(options: dict[str, tuple[str, ...]] | None = None) -> Any:
+    """Workers of the virtual runtime; `options`: faults by the candidate's runtime."""
+
+    def options_of(runtime: str, *_: object) -> tuple[str, ...]:
+        return (options or {}).get(runtime, ())
+
+    return SimpleNamespace(
+        workload=workload(traffic=TRAFFIC, budget={"advise_s": ADVISE_S}), prompts=np.ones((2, 8), np.int64),
+        device=SimpleNamespace(threads=1), progress=SimpleNamespace(say=lambda _: None), options_of=options_of,
+        worker=lambda runtime, path, *_: RunningWorker(RUNTIME, path, options_of(runtime), 1),
+    )  # fmt: skip
+
+
+def ran(made: Any, order: list[Candidate], expectations: dict[str, Expected | None] | None = None) -> tuple[Any, Any, Any]:
+    return in_turn(made, order, {c.name: Path(c.name) for c in order}, {}, expectations or {})
+
+
+A, B = candidate("rtn-w8-g64@onnxruntime", 1.0), candidate("rtn-w4-g64@onnxruntime", 1.0)
+V, W = candidate("none-bf16@vllm", 1.0), candidate("dynamic_int8-w8a8-bf16@vllm", 1.0)
+
+
+def test_everybody_has_its_rounds_while_there_is_time() -> None:
+    rows, failed, unused = ran(context(), [A, V, W])
+    assert {name: len(made) for name, made in rows.items()} == {c.name: ghost_runs.ROUNDS for c in (A, V, W)}
+    assert not failed
+    assert not unused
+
+
+def test_who_comes_last_is_not_run_when_the_time_is_over_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of which each look takes 20 s: the first has its one round; the half of 100 s is over before the second."""
+    clock = count(0, 20)
+    monkeypatch.setattr(ghost_runs, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    rows, failed, unused = ran(context(), [A, B])
+    assert set(rows) == {A.name}
+    assert not failed
+    assert unused == {B.name: "not run: the others took the 50 s that ghosts have of budget.advise_s"}
+
+
+def test_a_runtime_that_starts_slowly_runs_its_ghosts_in_one_process() -> None:
+    order = [V, W, A, B]
+    with Seats(context(), {c.name: Path(c.name) for c in order}) as seats:
+        assert not seats.start(order)
+        workers = [seats.load(c) for c in order]
+        pids = [worker.pid for worker in workers]
+    assert pids[0] == pids[1]
+    assert len(set(pids)) == 3
+    assert not any(map(alive, pids))
+
+
+def test_one_that_breaks_leaves_the_next_a_fresh_process() -> None:
+    made = context()
+    faults: Iterator[tuple[str, ...]] = iter([("crash",), ()])
+    made.options_of = lambda *_: next(faults)
+    made.worker = lambda runtime, path, *_: RunningWorker(RUNTIME, path, (), 1)
+    rows, failed, _ = ran(made, [V, W])
+    assert "SIGSEGV" in failed[V.name]
+    assert set(rows) == {W.name}
+
+
+def test_a_time_that_cannot_be_is_measured_again_and_then_not_believed() -> None:
+    """The virtual runtime takes 50 ms for the first token: 0.1 ms cannot be what it takes, 20 ms can."""
+    rows, failed, unused = ran(context(), [A, B], {A.name: Expected(1e-4, 1e-3), B.name: Expected(0.02, 0.01)})
+    assert not failed
+    assert len(rows[A.name]) == 1
+    assert unused[A.name].startswith("not believed: TTFT of 0.05")
+    assert "times the 0.0001 s that its kernels and the baseline's other parts take" in unused[A.name]
+    assert set(unused) == {A.name}
+
+
+def test_six_pools_of_long_context_fit_into_16_gib() -> None:
+    """Six of vLLM's at once, with weights and a load's second copy of them: as many as a catalogue has."""
+    from quantadvisor.profiling.inventory import inventory_from_config
+
+    smollm2 = inventory_from_config(SMOLLM2)
+    names = ("bf16", "w8a8-bf16", "w4-g64-bf16", "bf16-kvf8-unit", "w8a8-bf16-kvf8-unit", "bf16")
+    pools = [pool_bytes(smollm2, scheme(name), "vllm", 2048, 24) for name in names]
+    held = smollm2.kv_values_per_token * 2048 * 24
+    for name, pool in zip(names, pools, strict=True):
+        assert held * (1 if "kvf8" in name else 2) < pool < held * (1 if "kvf8" in name else 2) * 1.1
+    assert sum(pools) + sum(2 * bytes_of_weights(smollm2, scheme(name)) for name in names) < 16 << 30
+
+
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip

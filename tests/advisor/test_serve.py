@@ -1,0 +1,104 @@
+"""Serve commands of an artifact: executed once, and said to be unverified, with the reason, where they cannot run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantadvisor.advisor.candidates import CACHE_OPTIONS
+from quantadvisor.advisor.catalogue import NOMINAL
+from quantadvisor.advisor.serve import COMMANDS, SAID, command_of, options_for, try_serve, try_vllm
+from quantadvisor.documents import Candidate
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.runtimes import llama_cpp, openvino, triton, vllm
+
+
+def served_by(runtime: str, name: str, *options: str) -> Candidate:
+    made = scheme(name)
+    return Candidate(name="x", method="none", scheme=made, runtime=runtime, options=options, target="kv_cache", refused=None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_triton_without_a_gpu_is_not_verified_and_says_why(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(NOMINAL))
+    found = try_serve("triton", folder, served_by("triton", "bf16-kv4-turbo"), sys.executable)
+    command = "python -m quantadvisor.profiling.triton_complete artifact 'The capital of France is' --cache kvturbo"
+    assert (found.runtime, found.command, found.verified) == ("triton", command, False)
+    assert found.reason is not None
+    assert "exit code 2" in found.reason and "needs an NVIDIA GPU" in found.reason
+
+
+def test_a_cache_of_another_runtime_is_not_asked_of_triton(tmp_path: Path) -> None:
+    found = try_serve("triton", tmp_path / "missing", served_by("vllm", "bf16-kvf8-unit"), sys.executable)
+    assert "--cache" not in found.command
+    assert "no config.json" in str(found.reason)
+
+
+@pytest.mark.parametrize(
+    ("server", "choice", "said"),
+    [
+        (
+            "openvino-genai",
+            served_by("openvino", "fp32", "bf16"),
+            ("INFERENCE_PRECISION_HINT='bf16'", "KV_CACHE_PRECISION='f16'"),
+        ),
+        (
+            "openvino-genai",
+            served_by("openvino", "fp32-kv8", "f32"),
+            ("INFERENCE_PRECISION_HINT='f32'", "KV_CACHE_PRECISION='u8'"),
+        ),
+        ("llama.cpp", served_by("llama.cpp", "q8_0", "fa"), ("flash_attn=True",)),
+        ("llama.cpp", served_by("llama.cpp", "q8_0-kv8", "fa"), ("flash_attn=True", "type_k=8, type_v=8")),
+        ("llama.cpp", served_by("llama.cpp", "q8_0", "cuda"), ("n_gpu_layers=-1",)),
+        ("torch", served_by("torch", "bf16", "cuda"), ("device_map='cuda'",)),
+    ],
+)
+def test_a_command_carries_the_options_of_the_candidate(
+    tmp_path: Path, server: str, choice: Candidate, said: tuple[str, ...]
+) -> None:
+    command = command_of(server, tmp_path / "artifact", choice, sys.executable)
+    plain = command_of(
+        server, tmp_path / "artifact", served_by(choice.runtime, choice.scheme.name.removesuffix("-kv8")), sys.executable
+    )
+    for words in said:
+        assert f", {words}" in command
+    assert command != plain
+
+
+def test_every_option_of_a_runtime_has_its_words_or_is_said_to_have_none(tmp_path: Path) -> None:
+    """llama.cpp's binding has no word for `plain`."""
+    assert set(openvino.PRECISIONS) | {
+        option for kinds in (CACHE_OPTIONS["openvino"],) for option in (*kinds[0], *kinds[1].values())
+    } <= set(SAID["openvino-genai"])
+    assert set(llama_cpp.OPTIONS) - set(SAID["llama.cpp"]) == {"plain"}
+    assert set(triton.OPTIONS) == set(SAID["triton"])
+    found = try_serve("llama.cpp", tmp_path / "artifact", served_by("llama.cpp", "q8_0", "plain"), sys.executable)
+    assert (found.verified, found.reason) == (False, "the command cannot say plain, which the candidate was measured with")
+    assert all("{options}" in text for server, text in COMMANDS.items() if server in SAID)
+    assert options_for("onnxruntime-genai", served_by("onnxruntime", "fp32")) == ()
+
+
+@pytest.mark.parametrize(("name", "cache"), [("bf16", False), ("bf16-kvf8-unit", True)])
+def test_vllm_is_served_as_it_was_measured(tmp_path: Path, python: str, name: str, cache: bool) -> None:
+    """A stand-in of its server: started, asked once, and ended. An FP8 cache and the pool are in the command."""
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    found = try_vllm(folder, served_by("vllm", name), python, 5 << 20, 1)
+    assert found.verified, found.reason
+    assert found.reason is None
+    assert found.command.startswith(f"{python} -m vllm.entrypoints.openai.api_server --model artifact ")
+    assert ("--kv-cache-dtype fp8" in found.command) == cache
+    assert f"--kv-cache-memory-bytes {5 << 20} --max-model-len -1" in found.command
+    asked = [json.loads(line)["prompt"] for line in (folder / "asked").read_text().splitlines()]
+    assert asked[-1] == "The capital of France is"
+
+
+def test_a_vllm_that_does_not_start_is_a_reason(tmp_path: Path, python: str) -> None:
+    (tmp_path / "faults.json").write_text(json.dumps({"error": "ValueError: no kernel for this scheme"}))
+    found = try_vllm(tmp_path, served_by("vllm", "bf16"), python, 5 << 20, 1)
+    assert (found.verified, found.reason) == (False, "the server ended: ValueError: no kernel for this scheme")
+    assert set(vllm.OPTIONS) == {"kvfp8", "cuda"}
