@@ -82,6 +82,8 @@ class Quality(OpenDocument):
     tokens: int
     text: str
     passkey_found: bool | None = None
+    passkey_reference_found: bool | None = None
+    """Of the fp32 model, asked where the quantized cache lost it."""
     tasks: tuple[TaskScore, ...] = ()
     chunk_tokens: int | None = None
     """Tokens per forward pass of the scoring; set where the cache is quantized, so that it is really read."""

@@ -87,7 +87,7 @@ def test_our_formats_load_as_what_their_codes_stand_for(
     package: str, form: Any, bits: int, symmetric: bool, number: str, quantized: int, hf: Path, tmp_path: Path
 ) -> None:
     """transformers expands compressed-tensors at load: that is what the evidence must say."""
-    pytest.importorskip(package, reason=f"{package} is not in this environment: docs/runtimes.md", exc_type=ImportError)
+    pytest.importorskip(package, reason=f"{package} is not in this environment: docs/checkpoints.md", exc_type=ImportError)
     write_ours(form, hf, tmp_path / "low", bits, symmetric)
     bridges.dequantized(tmp_path / "low", tmp_path / "plain")
     found, ran = seen_through(tmp_path / "low", tmp_path / "logs.npy")
@@ -125,7 +125,7 @@ def by_quanto(hf: Path, out: Path) -> Any:
 def test_a_package_s_own_folder_loads_as_what_its_codes_stand_for(
     package: str, write: Callable[[Path, Path], Any], hf: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip(package, reason=f"{package} is not in this environment: docs/runtimes.md", exc_type=ImportError)
+    pytest.importorskip(package, reason=f"{package} is not in this environment: docs/checkpoints.md", exc_type=ImportError)
     import torch
     from transformers import AutoModelForCausalLM
 
