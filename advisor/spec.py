@@ -207,9 +207,13 @@ def _refuse_odd_values(
 
 def _refuse_contradictions(name: str, workload: Workload, lines: Mapping[tuple[str | int, ...], int]) -> None:
     if workload.quality.tasks:
+        from quantadvisor.profiling.tasks import task_name
+
         where = place(name, ("quality", "tasks"), lines)
         if missing := [file for file in workload.quality.tasks if not Path(file).is_file()]:
             raise BadInput(where, f"no task file {missing[0]}", "give the path of a YAML file of lm-evaluation-harness")
+        for file in workload.quality.tasks:
+            task_name(Path(file))
         if find_spec("lm_eval") is None:
             raise BadInput(
                 where, "lm-evaluation-harness is not installed", "pip install 'quantadvisor[tasks]', or take tasks out"

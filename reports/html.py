@@ -108,7 +108,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "regret": wording.regret(results),
         "family": [family.row(one) for one in results.family],
         "family_head": family.HEAD,
-        "family_said": family.sentence(results),
+        "family_said": family.of_run(results),
         "source": wording.source(results),
         "memory": wording.memory(results),
         "kernels": wording.kernel_rows(results),

@@ -51,7 +51,7 @@ def section(results: Results, level: str) -> str:
         "\n".join(f"- {escaped(line)}" for line in wording.boundaries(results)),
         "\n".join(_questions(results)),
         *_serve(results),
-        escaped(family.sentence(results) or ""),
+        escaped(family.of_run(results) or ""),
         folded("Sizes of the family", table(family.HEAD, [family.row(one) for one in results.family])) if results.family else "",
         folded("Ranking", table(RANKING, _ranking(results))) if results.candidates else "",
     ]

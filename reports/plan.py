@@ -67,7 +67,9 @@ def render_plan(plan: CapacityPlan) -> str:
         constraints=constraints(plan.workload),
         objective=facts.OBJECTIVES[plan.workload.objective],
         side=side(plan) if len(plan.devices) > 1 else None,
-        family=[family.plan_row(one) for one in plan.family],
+        family=[family.row(one) for one in plan.family],
+        family_head=family.HEAD,
+        family_said=family.of_plan(plan),
         family_source=plan.family[0].source if plan.family else "",
         glossary=GLOSSARY,
     )

@@ -21,7 +21,7 @@ def verdict_lines(results: Results) -> list[str]:
         lines.append(f"{item.label}: {item.value} ({item.detail + '; ' if item.detail else ''}{item.kind})")
     lines += [f"{word}: {sentence}" for word, sentence in verdict.effects(results)]
     lines += wording.holds(results)
-    lines += [line] if (line := family.sentence(results)) else []
+    lines += [line] if (line := family.of_run(results)) else []
     for question in results.questions:
         answer = "yes" if question.answer else "no"
         lines.append(f"{wording.QUESTIONS[question.id]} {answer}. {question.evidence}")

@@ -12,7 +12,7 @@ from quantadvisor.documents import BadInput, Candidate, FamilyMember, Inventory
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import bytes_of_weights
 from quantadvisor.profiling.published import config_of
-from quantadvisor.reports.family import sentence
+from quantadvisor.reports.family import of_run
 from quantadvisor.reports.html import render_html
 from quantadvisor.reports.markdown import render_markdown
 from quantadvisor.reports.text import verdict_lines
@@ -76,7 +76,7 @@ def test_a_size_that_is_too_slow_for_the_slo_is_not_ranked() -> None:
 
 def test_every_report_says_it_and_none_without_a_family() -> None:
     whole = sample.complete()
-    assert whole.family == () and sentence(whole) is None
+    assert whole.family == () and of_run(whole) is None
     assert "size of the family" not in render_html([whole])
     named = whole.model_copy(update={"family": ran(memory_limit_gib=16.0)})
     said = f"Consider {LARGE} at 4 bit"
@@ -84,7 +84,7 @@ def test_every_report_says_it_and_none_without_a_family() -> None:
     assert said in render_html([named]) and "Which size of the family" in render_html([named])
     assert said in render_markdown([named])
     kept = named.model_copy(update={"workload": named.workload.model_copy(update={"model": LARGE})})
-    assert str(sentence(kept)).startswith(f"Keep this size: {LARGE}")
+    assert str(of_run(kept)).startswith(f"Keep this size: {LARGE}")
 
 
 def test_an_unknown_size_is_bad_input_before_anything_runs(tmp_path: Path) -> None:

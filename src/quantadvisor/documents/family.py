@@ -15,8 +15,8 @@ class FamilyMember(Document):
     weights_bytes: int
     fits: bool
     why_not: str | None = None
-    """What of the workload it does not hold, where that is more than memory on a GPU."""
+    """What of the workload it does not hold, or why it cannot run."""
     tpot_s: Finite | None = None
-    """Modelled, from what ran here; None in a plan."""
+    """Modelled: in a run from what ran here."""
     rank: int | None
     source: str
