@@ -160,3 +160,11 @@ def test_checkpoints_compete_where_the_gpu_reads_them() -> None:
         "gguf": ("llama.cpp+cuda", "llama.cpp+cuda+fa"),
     }
     assert candidates.places_on(PLAIN, PLACES["gguf"]) == PLACES["gguf"]
+
+
+def test_llama_cpp_s_4_bit_cache_is_an_option_over_the_same_file() -> None:
+    made = scheme("q8_0-kv4")
+    assert made.keys is not None and made.keys == made.values
+    assert (made.keys.bits, made.keys.group_size) == (4, 32)
+    assert session_options("llama.cpp", ("fa",), made) == ("fa", "kvq4")
+    assert recipe("kv_int4", made, "llama.cpp") == ("gguf", scheme("q8_0"))
