@@ -34,7 +34,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 512}
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("vllm")
     write_llama(root / "hf", **SIZES)
-    half_precision(root / "hf", root / "bf16")
+    half_precision(root / "hf", root / "bf16", "bfloat16")
     compressed.quantize_w8a8(root / "hf", root / "w8a8")
     rtn.apply(root / "hf", scheme("w4-g32-bf16"), "vllm", TOKENS, root / "w4")
     return {name: root / name for name in ("hf", "bf16", "w8a8", "w4")}
