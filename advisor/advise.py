@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
 from quantadvisor.methods.registry import trains
@@ -18,6 +18,7 @@ from .risk import not_searched
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
 MOST_TRIALS = 3
+First = Callable[[Candidate], Predicted | None]
 WORTH = 0.01
 """What a quantized cache must be predicted to gain over the same candidate without one."""
 
@@ -115,11 +116,13 @@ def advise(
     probes: Probes,
     baseline: str,
     simulated: Mapping[str, Quality],
+    first: First = lambda _: None,
 ) -> Advice:
-    """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured."""
+    """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured. `first`: what is said of
+    one of whose family no ghost ran."""
     workload = context.workload
     schemes = {c.scheme.name: c.scheme for c in reversed(candidates)}  # a checkpoint's may bear the name of one of ours
-    done = [predicted_candidate(context, c, ghosts, probes, schemes, simulated) for c in candidates]
+    done = [predicted_candidate(context, c, ghosts, probes, schemes, simulated, first) for c in candidates]
     open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
     order = sorted(open_, key=objective, reverse=maximised(workload))
     return Advice(
@@ -141,6 +144,7 @@ def predicted_candidate(
     probes: Probes,
     schemes: Mapping[str, Scheme],
     simulated: Mapping[str, Quality],
+    first: First,
 ) -> Candidate:
     if candidate.refused or candidate.url:
         return candidate
@@ -148,6 +152,7 @@ def predicted_candidate(
     if own and own.refused:
         return candidate.model_copy(update={"refused": own.refused})
     predicted = predict(candidate, context.workload, probes, [g for g in ghosts if g.unused is None], schemes)
+    predicted = predicted or first(candidate)
     relatives = [g for g in ghosts if (g.runtime, g.options) == (candidate.runtime, candidate.options)]
     missing = own if predicted else next((g for g in (own, *relatives) if g and g.unused), None)
     if missing and missing.unused:

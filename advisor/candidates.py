@@ -168,6 +168,15 @@ def catalogue_of(device: Device) -> tuple[Entry, ...]:
     return GPU_CATALOGUE if device.kind == "cuda" else CATALOGUE
 
 
+def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
+    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda`."""
+    if device.kind != "cuda":
+        return tuple(places)
+    there = {place for entry in GPU_CATALOGUE for place in entry.runtimes}
+    moved = ("+".join((name, "cuda", *options)) for name, *options in (place.split("+") for place in places))
+    return tuple(place for place in moved if place in there)
+
+
 def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
     """Why the option `plain` is no candidate: what it avoids does not happen here."""
     if made.refused or "plain" not in made.options:
@@ -206,10 +215,11 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
 
 
 def no_arithmetic(made: Scheme, device: Device) -> str | None:
-    """Why a GPU has no products of a scheme; None where it has, and for a CPU, of which its runtimes know."""
-    if device.kind != "cuda":
+    """Why a GPU has no products of a scheme; None where it has or does not tell, and for a CPU, of which its runtimes know."""
+    has = capability(device)
+    if not has:
         return None
-    has, known = capability(device), device.gpus[0].compute_capability
+    known = device.gpus[0].compute_capability
     if made.activations is not None and made.activations.number == "float" and has < FIRST_FP8:
         return f"{device.name} (compute capability {known}) has no FP8 products: those begin with 8.9"
     if made.compute == "bf16" and has < FIRST_BF16:
@@ -294,7 +304,7 @@ def baseline_name(workload: Workload, device: Device, already_quantized: str | N
     if workload.baseline != "auto" and not workload.baseline.startswith(GIVEN_SERVER):
         return workload.baseline
     if device.kind == "cuda":
-        return candidate_name("none", "bf16" if capability(device) >= FIRST_BF16 else "fp16", "torch", ("cuda",))
+        return candidate_name("none", "fp16" if 0 < capability(device) < FIRST_BF16 else "bf16", "torch", ("cuda",))
     hardware = {"amx_bf16", "avx512_bf16"} & set(device.isa)
     half = hardware and (already_quantized is not None or dtype in ("float32", "bfloat16"))
     return candidate_name("none", "bf16" if half else "fp32", "torch")

@@ -21,9 +21,10 @@ from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.gpus import on_gpu
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
-from .candidates import CATALOGUE, candidate
+from .candidates import candidate, catalogue_of
 from .context import export_format
 from .predict import EIGHT_BIT_SHARE, Probes, kernel_class, kernel_family
 
@@ -39,7 +40,7 @@ WRITERS = {
 DECODE_M, PREFILL_M = 1, 1024
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
-NEVER_ON_GPU = "CPU only in this version; its GPU path has never run on a GPU"
+NEVER_ON_GPU = "its GPU path has never run on a GPU"
 GPU_ONLY = "GPU only; its kernels have never run on one: advisor selfcheck"
 
 
@@ -79,18 +80,20 @@ class MethodHere(OpenDocument):
 def runtimes_here(
     device: Device, model_folder: Path | None = None, kernels: Sequence[KernelTiming] = (), inventory: Inventory | None = None
 ) -> tuple[RuntimeHere, ...]:
-    """Every runtime, and every scheme of the catalogue on it."""
+    """Every runtime, and every scheme of the catalogue on it; where there is a GPU also those of the GPU."""
     with folder_or_nominal(model_folder) as folder:
         probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
         found = []
         for name in RUNTIMES:
             python = interpreter_of(name)
-            candidates = [
-                candidate(entry, name, tuple(place.split("+")[1:]), folder, device, python)
-                for entry in CATALOGUE
+            candidates = {
+                one.name: one
+                for here in (device, *([on_gpu(device, 0)] if device.gpus else []))
+                for entry in catalogue_of(here)
                 for place in entry.runtimes
                 if place.split("+")[0] == name
-            ]
+                for one in [candidate(entry, name, tuple(place.split("+")[1:]), folder, here, python)]
+            }
             module = runtime(name)
             found.append(
                 RuntimeHere(
@@ -105,7 +108,7 @@ def runtimes_here(
                             refused=one.refused or crash(one, kernels),
                             slow=slow_path(one, probes) if probes else None,
                         )
-                        for one in candidates
+                        for one in candidates.values()
                     ),
                 )
             )
@@ -219,10 +222,10 @@ class DeviceHere(OpenDocument):
 
 
 def devices_here(device: Device) -> tuple[DeviceHere, ...]:
-    """This machine first, then the GPUs that can be planned for."""
-    this = DeviceHere(name=device.name, here=True, refused=None, memory_bytes=device.memory_bytes)
+    """This machine and its GPUs first, then the GPUs that can be planned for."""
     return (
-        this,
+        DeviceHere(name=device.name, here=True, refused=None, memory_bytes=device.memory_bytes),
+        *(DeviceHere(name=one.name, here=True, refused=None, memory_bytes=one.memory_bytes) for one in device.gpus),
         *(
             DeviceHere(
                 name=name,

@@ -16,7 +16,7 @@ from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
-from .candidates import asked_runtimes, needless
+from .candidates import asked_runtimes, needless, places_on
 from .stored_gguf import gguf_in, of_gguf
 from .stored_graphs import of_onnx, of_openvino
 from .stored_transformers import of_transformers
@@ -85,7 +85,7 @@ def existing_checkpoints(workload: Workload, inventory: Inventory, device: Devic
         check_same_model(checkpoint, inventory, workload.model)
         found += [
             given(checkpoint, place, device.isa, asked[name])
-            for place in PLACES[checkpoint.format]
+            for place in places_on(device, PLACES[checkpoint.format])
             if (name := place.split("+")[0]) in asked
         ]
     names = [candidate.name for candidate in found]

@@ -37,7 +37,7 @@ from quantadvisor.documents import (
     Target,
     Workload,
 )
-from quantadvisor.kernels.probe import roof_s
+from quantadvisor.kernels.point import roof_s
 from quantadvisor.kernels.problem import matrix_bytes
 from quantadvisor.profiling.ledger import plain_cache_bytes
 

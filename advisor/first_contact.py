@@ -7,6 +7,7 @@ What `advisor selfcheck` found there with these versions stands; what it did not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from quantadvisor.documents import Candidate, CandidateFailed, Device, Scheme, SelfCheck, Workload
@@ -77,6 +78,23 @@ def unchecked(subjects: Iterable[str], known: SelfCheck | None) -> list[str]:
     return [name for name in subjects if name.partition(" ")[0] in wanted - done]
 
 
+def proven_products(device: Device) -> dict[str, Scheme]:
+    """Name -> a scheme of the catalogue that takes it, of the products that the record clears on this GPU."""
+    found: dict[str, Scheme] = {}
+    for entry in GPU_CATALOGUE:
+        made = scheme(entry.scheme)
+        kernels = kernels_of(made, ()) if TRITON in entry.runtimes and not made.quantizes_cache else ()
+        found |= {kernel: made for kernel in kernels if cleared((kernel,), device) is None}
+    return found
+
+
+def cleared(kernels: Sequence[str], device: Device) -> str | None:
+    """Why the kernels may not be cited on this GPU; None where the record clears them all."""
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    return selfcheck_record.refusal(f"{device.name}, sm_{capability(device)}", kernels, gpu_timing.versions())
+
+
 def proven(candidates: Iterable[Candidate], device: Device) -> tuple[Candidate, ...]:
     """The candidates, those of the triton runtime refused whose kernels the record does not clear on this GPU."""
     return tuple(one.model_copy(update={"refused": one.refused or unproven(one, device)}) for one in candidates)
@@ -86,6 +104,4 @@ def unproven(candidate: Candidate, device: Device) -> str | None:
     if device.kind != "cuda" or candidate.runtime != TRITON or candidate.refused:
         return None
     kernels = kernels_of(candidate.scheme, candidate.options)
-    if not kernels:
-        return None
-    return selfcheck_record.refusal(f"{device.name}, sm_{capability(device)}", kernels, gpu_timing.versions())
+    return cleared(kernels, device) if kernels else None

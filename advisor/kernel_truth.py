@@ -7,13 +7,16 @@ two measured M a time is a straight line in log-log, and the M at which the winn
 from __future__ import annotations
 
 import math
+import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from quantadvisor.documents import Device, Figure, Inventory, KernelTiming, LinearShape, OpenDocument
 from quantadvisor.kernels.cliffs import cliffs
-from quantadvisor.kernels.probe import Point, Progress, probe_kernels, refusal
+from quantadvisor.kernels.point import Kernel, Point, refusal
+from quantadvisor.kernels.probe import NOT_REACHED, Progress, probe_kernels
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.device import kept_peaks
 from quantadvisor.profiling.environments import interpreter_of
@@ -40,6 +43,8 @@ class Winner(OpenDocument):
     roofline_share: float | None
     over_runner_up: float | None
     """The second fastest kernel's time over this one's."""
+    interpolated: bool = False
+    """Not timed at this M: its neighbours leave no doubt."""
 
 
 class Change(OpenDocument):
@@ -75,6 +80,14 @@ class KernelTruth(OpenDocument):
     probes: tuple[ProbeHere, ...]
     shapes: tuple[ShapeTruth, ...] = ()
     timings: tuple[KernelTiming, ...] = ()
+    counts: dict[str, int] = {}
+    """Points timed, interpolated, untimed (the budget did not reach them) and refused."""
+
+
+def standing(timing: KernelTiming) -> str:
+    if timing.time_s is None:
+        return "untimed" if timing.refused == NOT_REACHED else "refused"
+    return "timed" if timing.time_s.samples else "interpolated"
 
 
 def interpreters() -> dict[str, str]:
@@ -91,7 +104,7 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
             runtime=probe.runtime,
             scheme=probe.scheme.name,
             what=first_line(getattr(probe, "__doc__", "")),
-            refused=refusal(Point(name, probe, ANY_SHAPE, option, 1), device, interpreter_of(probe.runtime)),
+            refused=refusal(Point(Kernel(name, probe, option), ANY_SHAPE, 1), device, interpreter_of(probe.runtime)),
         )
         for name, probe in PROBES.items()
         for option in probe.options
@@ -101,7 +114,8 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
 def time_kernels(
     model: str, inventory: Inventory, device: Device, cache: Path, budget_s: float, progress: Progress | None = None
 ) -> KernelTruth:
-    """Times what is not kept yet, within the budget, and says who wins."""
+    """Times what is not kept yet, the device's roofs included, within the budget, and says who wins."""
+    started = time.monotonic()
     device = device.model_copy(update={"peaks": kept_peaks(device, cache)})
     longest = inventory.max_context_tokens or DEFAULT_MS[-1]
     ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
@@ -109,7 +123,7 @@ def time_kernels(
         inventory.linears,
         ms,
         device,
-        budget_s=budget_s,
+        budget_s=budget_s - (time.monotonic() - started),
         progress=progress,
         cache=cache,
         search_cliffs=True,
@@ -121,18 +135,17 @@ def time_kernels(
         probes=probes_here(device),
         shapes=truth(inventory.linears, timings, ms),
         timings=timings,
+        counts=Counter(standing(timing) for timing in timings),
     )
 
 
 def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> tuple[ShapeTruth, ...]:
-    """Winners and their changes at `ms`, where all kernels were timed, and cliffs, of each distinct (N, K)."""
+    """Winners and their changes at those of `ms` where every kernel that runs here is known, and cliffs, of each distinct
+    (N, K)."""
     merged: dict[tuple[int, int], list[LinearShape]] = {}
     for shape in shapes:
         merged.setdefault((shape.n, shape.k), []).append(shape)
-    return tuple(
-        shape_truth(same, [t for t in timings if (t.n, t.k) == size and t.time_s is not None], ms)
-        for size, same in merged.items()
-    )
+    return tuple(shape_truth(same, [t for t in timings if (t.n, t.k) == size], ms) for size, same in merged.items())
 
 
 def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> ShapeTruth:
@@ -140,17 +153,29 @@ def shape_truth(same: Sequence[LinearShape], timings: Sequence[KernelTiming], ms
     spreads: dict[str, dict[int, Figure]] = {}
     shares: dict[tuple[str, int], float | None] = {}
     for timing in timings:
-        assert timing.time_s is not None
+        if timing.time_s is None:
+            continue
         kernel = kernel_name(timing)
         times.setdefault(kernel, {})[timing.m] = timing.time_s.median
-        spreads.setdefault(kernel, {})[timing.m] = timing.time_s
         shares[kernel, timing.m] = timing.roofline_share
+        if standing(timing) == "timed":
+            spreads.setdefault(kernel, {})[timing.m] = timing.time_s
+    unknown = {timing.m for timing in timings if standing(timing) == "untimed"}
     winners = []
-    for m in sorted({m for curve in times.values() for m in curve} & set(ms)):
+    for m in sorted(({m for curve in times.values() for m in curve} & set(ms)) - unknown):
         ranked = sorted((curve[m], kernel) for kernel, curve in times.items() if m in curve)
         best, kernel = ranked[0]
         runner_up = ranked[1][0] / best if len(ranked) > 1 else None
-        winners.append(Winner(m=m, kernel=kernel, time_s=best, roofline_share=shares[kernel, m], over_runner_up=runner_up))
+        winners.append(
+            Winner(
+                m=m,
+                kernel=kernel,
+                time_s=best,
+                roofline_share=shares[kernel, m],
+                over_runner_up=runner_up,
+                interpolated=m not in spreads.get(kernel, {}),
+            )
+        )
     changes = [
         Change(m=crossing(times[a.kernel], times[b.kernel], a.m, b.m), before=a.kernel, after=b.kernel)
         for a, b in pairwise(winners)

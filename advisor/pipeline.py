@@ -33,7 +33,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
-from .advise import Advice, advise, exclude_by_quality, ghosts_to_run, overlooked
+from .advise import Advice, First, advise, exclude_by_quality, ghosts_to_run, overlooked
 from .boundaries import boundaries
 from .candidates import asked_runtimes, baseline_name, catalogue_of, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
@@ -46,6 +46,8 @@ from .expected import Known, expected, reached_share
 from .first_contact import check_kernels, proven
 from .ghost_runs import Ghosts, run_ghosts
 from .ghosts import ghost_of
+from .gpu_first import first
+from .gpu_kernels import SAME, sheet_of
 from .model_source import resolve_model
 from .predict import EIGHT_BIT_SHARE, Probes
 from .questions import answer, prediction_ledger
@@ -154,11 +156,23 @@ class Run:
         )  # fmt: skip
         base = base.model_copy(update={"rounds": ghosts.baseline or base.rounds})
         ran = (baseline_ghost(base, context), *ghosts.ghosts)
+        alone = first_predictions(context, surveyed.profile)
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
-            lambda: advise(context, open_, ran, probes, base.name, simulated.quality),
+            lambda: advise(context, open_, ran, probes, base.name, simulated.quality, alone),
         )  # fmt: skip
         return advice, simulated, ran, base
+
+
+def first_predictions(context: Context, profile: Profile) -> First:
+    """On a GPU the cost model of `advisor plan`, calibrated on the baseline; elsewhere ghosts alone speak."""
+    sheet = sheet_of(profile.device) if profile.device.kind == "cuda" else None
+    if sheet is None:
+        return lambda _: None
+    config = json.loads((context.model_folder / "config.json").read_text())
+    probes = Probes(profile.kernels, context.inventory, EIGHT_BIT_SHARE)
+    by = profile.calibration or SAME
+    return lambda candidate: first(candidate, config, sheet, context.workload, by, probes)
 
 
 def baseline_ghost(base: BaselineRun, context: Context) -> Ghost:

@@ -34,7 +34,9 @@ from .builds import build_all
 from .candidates import GPU_CATALOGUE
 from .context import EVALUATION_TOKENS, Context
 from .diagnose import options_of, phase_sizes, split
-from .gpu_kernels import calibrated, sheet_of, table_rows, table_timings
+from .first_contact import proven_products
+from .gpu_kernels import calibrated, sheet_of, table_rows, table_timings, without_probed
+from .gpu_probe import timed_here
 
 BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
@@ -218,8 +220,12 @@ def gpu_kernels_of(context: Context, device: Device, base: BaselineRun) -> Kerne
     by = calibrated(sheet, context.inventory, mine, base.phases)
     places = [(scheme(entry.scheme), place.split("+")) for entry in GPU_CATALOGUE for place in entry.runtimes]
     uses = [mine, *((made, words[0], tuple(words[1:])) for made, words in places)]
-    rows = (*table_rows(phase_sizes(context.workload)), *(n for phase in base.phases for n in (phase.tokens, phase.batch)))
-    return Kernels(timings=table_timings(sheet, context.inventory.linears, uses, rows, by), calibration=by)
+    sizes = phase_sizes(context.workload)
+    rows = (*table_rows(sizes), *(n for phase in base.phases for n in (phase.tokens, phase.batch)))
+    tables = table_timings(sheet, context.inventory.linears, uses, rows, by)
+    place = context.cache / "kernels"
+    timed = timed_here(context.inventory, device, proven_products(device), list(sizes.values()), place, context.progress.say)
+    return Kernels(timings=without_probed(tables, timed), calibration=by)
 
 
 def probe(context: Context, device: Device) -> Kernels:

@@ -65,6 +65,11 @@ def kernels_table(found: KernelTruth) -> Table:
         state = "[red]refused[/red]" if one.refused else "[green]ready[/green]"
         name = f"{one.probe}+{one.option}" if one.option else one.probe
         table.add_row(escape(name), state, escape(one.refused or one.what))
+    if found.counts:
+        timed, between, left = (found.counts.get(name, 0) for name in ("timed", "interpolated", "untimed"))
+        table.caption = (
+            f"{timed} points timed, {between} interpolated (≈) where that is clear, {left} not reached within the budget"
+        )
     return table
 
 
@@ -79,7 +84,8 @@ def truth_tables(found: KernelTruth) -> list[Table]:
         for row in shape.winners:
             share = f"{row.roofline_share:.0%}" if row.roofline_share is not None else ""
             second = f"{row.over_runner_up:.2f}x" if row.over_runner_up is not None else ""
-            table.add_row(str(row.m), row.kernel, f"{row.time_s * 1e6:,.1f} us", share, second)
+            about = "≈ " if row.interpolated else ""
+            table.add_row(str(row.m), row.kernel, f"{about}{row.time_s * 1e6:,.1f} us", share, second)
         changes = [f"from M ≈ {change.m:.0f} {change.after}" for change in shape.changes]
         cliffs = [f"{one.kernel}: a row is {one.factor:.1f}x dearer at M = {one.m} than at {one.after_m}" for one in shape.cliffs]
         table.caption = "; ".join((*changes, *cliffs)) or None

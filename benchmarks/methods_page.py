@@ -1,64 +1,22 @@
-"""The page of the proving table, docs/methods.md, from its rows. Pure text; computes nothing but comparisons.
-
-`ORACLES` names for each method the test that holds its oracle: another implementation, a closed form, or a table of the
-paper. What the page says of them is what pytest says.
-"""
+"""The page of the proving table, docs/methods.md, from its records. Pure text; computes nothing but comparisons."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
+from typing import NamedTuple
 
 from methods_encoder import section
-from methods_rows import Known, Row, Speed
+from methods_oracles import ORACLES, TESTS
+from methods_rows import Known, Row, Speed, Verdict
 
-from quantadvisor.documents import Device, Figure, Interval
+from quantadvisor.advisor.context import EVALUATION_TOKENS, Context
+from quantadvisor.documents import Figure, Interval, Inventory
 from quantadvisor.methods.registry import METHODS
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.ledger import bytes_of_cache
 from quantadvisor.profiling.text import TextSource
-
-ROOT = Path(__file__).resolve().parent.parent
-TESTS = "tests/methods/"
-ORACLES: dict[str, tuple[str, str]] = {
-    "none": ("transformers", "test_methods.py::test_torch_folders"),
-    "rtn": ("torch.quantize_per_channel", "test_affine.py::test_groups_like_torch_per_channel"),
-    "gptq": ("each column's least squares solved anew", "test_gptq.py::test_like_a_solution_from_scratch"),
-    "awq": ("the definition, tried scale by scale", "test_awq.py::test_the_search_finds_the_definitions_minimum"),
-    "obq": ("every next weight tried", "test_obq.py::test_like_trying_every_next_weight"),
-    "kbit": ("bitsandbytes' maps", "test_codebooks.py::test_dynamic_is_bitsandbytes"),
-    "fpq": ("the paper's equations and Algorithm 1", "test_fpq.py::test_golden_grids"),
-    "mixed": ("KL as torch measures it", "test_mixed.py::test_the_prediction_meets_what_torch_measures"),
-    "dynamic_int8": (
-        "onnxruntime.quantization.quantize_dynamic",
-        "formats/test_onnx.py::test_w8a8_per_tensor_is_what_quantize_dynamic_writes",
-    ),
-    "static_int8": ("onnxruntime's calibrators", "test_clipping.py::test_entropy_like_onnxruntime"),
-    "smoothquant": ("the paper's worked example", "test_smoothquant.py::test_golden_of_the_paper"),
-    "gguf": ("the gguf package", "test_gguf.py::test_what_is_simulated_is_what_the_gguf_package_rounds"),
-    "gguf_imatrix": (
-        "llama.cpp's quantizer",
-        "test_gguf_imatrix.py::test_llama_cpp_weighs_inputs_in_the_file_as_we_simulate_it",
-    ),
-    "kv_int8": ("the grid, read in chunks", "formats/test_onnx.py::test_int8_cache"),
-    "kv_int4": ("the grid, as the runtime reads it", "test_kv_int4.py::test_the_runtime_rounds_as_the_grid_says"),
-    "turboquant": ("codebooks by quadrature, the paper's distortions", "test_turboquant.py::test_codebooks_by_quadrature"),
-    "kivi": ("torch.quantize_per_channel", "test_kivi.py::test_keys_per_channel_values_per_token"),
-    "kv_fp8": ("ml_dtypes", "test_kv_fp8.py::test_scaled_casts_like_ml_dtypes"),
-    "llm_int8": ("bitsandbytes' codes", "test_llm_int8.py::test_golden_of_bitsandbytes"),
-    "zeroquant": ("the grids of affine.py", "test_zeroquant.py::test_groups_of_weights_and_tokens_of_activations"),
-    "fp8": ("ml_dtypes", "test_fp8.py::test_granularities_like_ml_dtypes"),
-    "fpq_activations": ("the paper's equation of the shifts", "test_fpq_activations.py::test_shifts_are_the_papers"),
-    "lkd": ("the layer's own output, alone", "test_lkd.py::test_each_layer_comes_nearer_to_itself_alone"),
-    "llm_qat": ("transformers' greedy generate", "test_llm_qat.py::test_texts_start_greedily_as_generate_does"),
-    "qlora": ("PEFT's merge", "test_qlora.py::test_merged_as_peft_merges"),
-    "rotation": ("scipy.linalg.hadamard", "test_rotation.py::test_hadamard_like_scipy"),
-}
-"""method -> (the oracle, the test that holds it)"""
 
 EXPECTED = (
     ("GPTQ below RTN at 4 bits", "gptq-w4-g64", "rtn-w4-g64"),
@@ -76,26 +34,26 @@ EXPECTED = (
 """(what the literature lets one expect on average, the better row, the worse row)"""
 
 
-def page(known: Known, device: Device, text: TextSource, tokens: int, wanted: int) -> str:
-    """Markdown. Grouped by the tensor that a method shrinks, in each group by bytes."""
+def page(known: Known, context: Context, wanted: int, code: str) -> str:
+    """Markdown. A table for each tensor that methods shrink, in it the smallest last. `code`: digest of what oracles judge."""
     rows = list(known.rows.values())
-    speeds = speeds_of_one_machine(known, device.fingerprint)
-    parts = [head(rows, speeds, text, tokens, wanted)]
+    speeds = speeds_of_one_machine(known, context.device.fingerprint)
+    parts = [head(rows, speeds, context.evaluation[1], wanted)]
     for target, title in TITLES.items():
-        chosen = [row for row in rows if row.target == target and row.quality]
-        if chosen:
-            parts.append(f"## {title}\n\n" + table(chosen, speeds))
+        sizes = {row.name: size_of(row, context.inventory) for row in rows if row.target == target and row.quality}
+        if sizes:
+            parts.append(f"## {title}\n\n" + table(known.rows, sizes, speeds))
     parts.append("## An encoder: all-MiniLM-L6-v2, simulated\n\n" + section(list(known.encoder.values())))
     parts.append("## Expected order, and what was seen\n\n" + expected(known.rows))
     if missing := [row for row in rows if row.kind in ("refused", "failed")]:
         parts.append(
             "## Refused or failed\n\n" + "\n".join(f"- `{row.name}` {row.kind}: {cell(row.reason)}" for row in missing) + "\n"
         )
-    parts.append("## Oracles\n\n" + oracles(verdicts({name: ORACLES[name] for name in METHODS if name in ORACLES})))
+    parts.append("## Oracles\n\n" + oracles(known.verdicts, code))
     return "\n".join(parts)
 
 
-def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, tokens: int, wanted: int) -> str:
+def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, wanted: int) -> str:
     kinds = Counter(row.kind for row in rows)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     machines = sorted({row.machine for row in rows if row.machine})
@@ -104,11 +62,12 @@ def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, tok
         "# Every method, measured\n\n"
         f"Written by `make methods` on {date.today().isoformat()}: {len(rows)} of {wanted} rows ({counted or 'none yet'}),"
         f" {len(speeds)} of {sum(map(can_be_timed, rows))} timed. SmolLM2-135M ({rows[0].model if rows else '-'}); quality"
-        f" against its fp32 logits on {tokens:,} tokens of {text.name} ({text.licence}), intervals 95 %. Rows were made on"
+        f" against its fp32 logits on {EVALUATION_TOKENS:,} tokens of {text.name} ({text.licence}), intervals 95 %. Made on"
         f" {'; '.join(machines) or '-'}. Speeds: {timed or 'none yet'}.\n\n"
         "How to read it. Choose by bytes and by KL, the mean distance of the next token's distribution from the fp32 model's:"
         " below 0.01 nats nobody sees it, at 0.1 about one token in ten differs, from 0.5 the model is another one. *top-1* is"
-        " how often the most likely token stays the same.\n\n"
+        " how often the most likely token stays the same. **Bold**: no other row of the table that ran is as small and nearer to"
+        " the model.\n\n"
         "*measured*: the artifact was built and ran in the runtime named; *int* counts the linears that ran as quantized"
         " operators. *decode* and *prefill* are the unquantized model's time in the same runtime over this one's (above 1:"
         " faster), 128 tokens in and 32 out, in turns, on an idle machine. *simulated*: fake quantization in fp32, since no"
@@ -138,22 +97,48 @@ COLUMNS = ("method-scheme", "class", "runtime", "MB", "of plain", "KL, nats", "p
            "decode", "prefill", "int")  # fmt: skip
 
 
-def table(rows: Iterable[Row], speeds: Mapping[str, Speed]) -> str:
+class Size(NamedTuple):
+    """`share`: of the unquantized form."""
+
+    words: str
+    share: float
+
+
+def size_of(row: Row, inventory: Inventory) -> Size:
+    """Of the weights; where only the cache shrinks, of the cache for a token of context (modelled)."""
+    if row.target == "kv_cache":
+        made = scheme(row.scheme)
+        mine, plain = (bytes_of_cache(inventory, one, 1, 1) for one in (made, scheme("fp32")))
+        return Size(f"{mine / 1e3:.1f} kB a token", mine / plain)
+    if not row.bytes or not row.plain_bytes:
+        return Size("", 1.0)
+    return Size(f"{row.bytes / 1e6:.0f}", row.bytes / row.plain_bytes)
+
+
+def table(rows: Mapping[str, Row], sizes: Mapping[str, Size], speeds: Mapping[str, Speed]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 3 + "---:|" * (len(COLUMNS) - 3)]
-    return "\n".join([*lines, *(line(row, speeds.get(row.name)) for row in rows)]) + "\n"
+    best = undominated([rows[name] for name in sizes], sizes)
+    for name in sorted(sizes, key=lambda name: -sizes[name].share):
+        lines.append(line(rows[name], sizes[name], speeds.get(name), name in best))
+    return "\n".join(lines) + "\n"
 
 
-def line(row: Row, speed: Speed | None) -> str:
+def undominated(rows: Sequence[Row], sizes: Mapping[str, Size]) -> set[str]:
+    """Of the rows that ran: those than which none is both as small and nearer to the model."""
+    ran = [(row.name, sizes[row.name].share, row.quality.kl.mean) for row in rows if row.quality and row.kind == "measured"]
+    return {name for name, size, kl in ran if not any(other <= size and nearer < kl for _, other, nearer in ran)}
+
+
+def line(row: Row, size: Size, speed: Speed | None, best: bool) -> str:
     q = row.quality
     assert q is not None
     passkey = "" if q.passkey_found is None else (", passkey found" if q.passkey_found else ", **passkey lost**")
-    share = f"{row.bytes / row.plain_bytes:.2f}" if row.bytes and row.plain_bytes else ""
     cells = (
-        f"`{row.name}`",
+        f"**`{row.name}`**" if best else f"`{row.name}`",
         row.kind,
         row.place or "",
-        f"{row.bytes / 1e6:.0f}" if row.bytes else "",
-        share,
+        size.words,
+        f"{size.share:.2f}",
         f"{interval(q.kl)}{passkey}",
         f"{q.perplexity:.2f}",
         f"{q.top1.mean:.3f}",
@@ -202,44 +187,12 @@ def expected(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def oracles(found: Mapping[str, str]) -> str:
+def oracles(found: Mapping[str, Verdict], code: str) -> str:
+    """`code`: the digest of the code as it is; a verdict on another one says so."""
     lines = ["| method | oracle | test | verdict |", "|---|---|---|---|"]
     for name in METHODS:
-        what, test = ORACLES.get(name, ("none is named", ""))
-        lines.append(f"| {name} | {what} | `{TESTS + test if test else ''}` | {found.get(name, 'none')} |")
+        what, test = ORACLES[name]
+        one = found.get(name)
+        verdict = "not asked yet" if one is None else one.verdict + ("" if one.code == code else " (as the code was before)")
+        lines.append(f"| {name} | {what} | `{TESTS + test}` | {cell(verdict)} |")
     return "\n".join(lines) + "\n"
-
-
-def verdicts(named: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """method -> agrees, disagrees, or skipped: what pytest says of the tests that hold the oracles, run once."""
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--junitxml={report}",
-            "-o",
-            "junit_family=xunit1",
-        ]
-        subprocess.run([*command, *(TESTS + test for _, test in named.values())], cwd=ROOT, check=False, capture_output=True)
-        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-    found = {}
-    for name, (_, test) in named.items():
-        file, function = test.split("::")
-        mine = [c for c in cases if c.get("file") == TESTS + file and (c.get("name") or "").split("[")[0] == function]
-        found[name] = verdict(mine)
-    return found
-
-
-def verdict(cases: Sequence[ElementTree.Element]) -> str:
-    if not cases:
-        return "**did not run**"
-    if any(case.find("failure") is not None or case.find("error") is not None for case in cases):
-        return "**disagrees**"
-    if all(case.find("skipped") is not None for case in cases):
-        return "skipped here: " + cell((cases[0].find("skipped").get("message") or "").split("\n")[0])  # type: ignore[union-attr]
-    return "agrees"

@@ -1,4 +1,4 @@
-"""What the proving table knows, as records in a file of lines: rows, speeds, rows of the encoder.
+"""What the proving table knows, as records in a file of lines: rows, speeds, rows of the encoder, oracles' verdicts.
 
 A row is what the load of a machine does not change: bytes, quality, operators, what applying costs. It belongs to a model
 and to the text that judged it. A speed belongs to a machine beside. Both are appended as soon as they are known, so that an
@@ -77,36 +77,50 @@ class EncoderRow(OpenDocument):
     seconds: float
 
 
-Record = Row | Speed | EncoderRow
+class Verdict(OpenDocument):
+    """Of a method's oracle, on the code whose digest is `code`."""
+
+    record: Literal["verdict"] = "verdict"
+    name: str
+    test: str
+    code: str
+    verdict: str
+
+
+Record = Row | Speed | EncoderRow | Verdict
 RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
 
 
 class Known(NamedTuple):
-    """By name, by (name, device), by name."""
+    """By name; speeds by (name, device)."""
 
     rows: dict[str, Row]
     speeds: dict[tuple[str, str], Speed]
     encoder: dict[str, EncoderRow]
+    verdicts: dict[str, Verdict]
 
     def add(self, record: Record) -> None:
         if isinstance(record, Row):
             self.rows[record.name] = record
         elif isinstance(record, Speed):
             self.speeds[record.name, record.device] = record
-        else:
+        elif isinstance(record, EncoderRow):
             self.encoder[record.name] = record
+        else:
+            self.verdicts[record.name] = record
 
 
 def read(paths: Iterable[Path], model: str, text: str) -> Known:
     """Records of this model and text, later files and lines over earlier ones; a line cut short is passed over."""
-    known = Known({}, {}, {})
+    known = Known({}, {}, {}, {})
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
                 record = RECORD.validate_json(line)
             except ValidationError:
                 continue
-            if isinstance(record, EncoderRow) or (record.model == model and getattr(record, "text", text) == text):
+            ours = getattr(record, "model", model) == model or isinstance(record, EncoderRow)
+            if ours and getattr(record, "text", text) == text:
                 known.add(record)
     return known
 
@@ -118,7 +132,7 @@ def append(path: Path, record: Record) -> None:
 
 def write(path: Path, known: Known) -> None:
     """One line each, in an order that does not depend on when they were measured."""
-    records = [*known.rows.values(), *known.speeds.values(), *known.encoder.values()]
+    records = [*known.rows.values(), *known.speeds.values(), *known.encoder.values(), *known.verdicts.values()]
     write_text(path, "".join(map(as_line, records)))
 
 

@@ -1,11 +1,11 @@
 """`make methods`: every method x scheme on the embedded model, applied and run where a runtime here can, else simulated.
 
-    python benchmarks/methods_table.py [--quality-only] [--redo] [--redo-failed] [--only-page] [gptq gptq-w4-g64 minilm …]
+    python benchmarks/methods_table.py [--quality-only] [--redo] [--redo-failed] [--only-page] [gptq gptq-w4-g64 …]
 
 A row (bytes, quality, operators, what applying costs) does not depend on what else the machine does; the speeds of a
 measured row do. With `--quality-only` rows are made and nothing is timed: for a machine that is busy. A run without it
 times what has no speed on this machine yet, and makes only the rows that are missing. Names limit it to methods, to
-`method-scheme`, or to `minilm`, the encoder. Rows that cost little come first.
+`method-scheme`, to `minilm` (the encoder) or to `oracles`. Rows that cost little come first.
 
 What is known is kept in OUT/rows.jsonl as soon as it is, and beside the page (docs/methods.jsonl), from which a fresh
 checkout goes on. A row that fails is kept with its reason. One that was simulated or refused is made again once a runtime
@@ -26,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import methods_encoder
+import methods_oracles
 import numpy as np
 from methods_page import page
 from methods_rows import Known, Row, Speed, append, machine_of, read, write
@@ -58,8 +59,8 @@ TRAIN_S = 600.0
 """What each method that trains may take."""
 KEPT_S = 60.0
 """An artifact that took more CPU seconds to make is kept until it is timed."""
-ENCODER = "minilm"
-"""What names the encoder's rows."""
+ENCODER, ORACLES = "minilm", "oracles"
+"""What names the encoder's rows, and the oracles' verdicts."""
 GUESS_S = 60.0
 """Of a row where none is known yet."""
 
@@ -82,12 +83,16 @@ def main() -> None:
     if not asked.only_page:
         with simulator() as pool:
             fill(context, known, asked, kept, pool)
-    methods_encoder.fill(known, kept, measure=not asked.only_page and (not asked.names or ENCODER in asked.names))
-    in_order = Known({n: known.rows[n] for m, s in wanted(()) if (n := f"{m}-{s.name}") in known.rows}, known.speeds,
-                     known.encoder)  # fmt: skip
-    write(beside, in_order)
-    write_text(asked.page, page(in_order, context.device, context.evaluation[1], EVALUATION_TOKENS, len(wanted(()))))
-    print(f"written to {asked.page}: {len(in_order.rows)} of {len(wanted(()))} rows")
+    if not asked.only_page and (not asked.names or ENCODER in asked.names):
+        methods_encoder.fill(known, kept)
+    if not asked.only_page and (not asked.names or ORACLES in asked.names):
+        methods_oracles.fill(known, kept)
+    order = [name for m, s in wanted(()) if (name := f"{m}-{s.name}") in known.rows]
+    known = known._replace(rows={name: known.rows[name] for name in order})
+    write(beside, known)
+    made = page(known, context, len(wanted(())), methods_oracles.code_digest())
+    write_text(asked.page, made)
+    print(f"written to {asked.page}: {len(known.rows)} of {len(wanted(()))} rows")
 
 
 def fill(context: Context, known: Known, asked: argparse.Namespace, kept: Path, pool: ProcessPoolExecutor) -> None:
@@ -165,15 +170,16 @@ def in_short(record: Row | Speed) -> str:
 def wanted(names: Sequence[str]) -> list[tuple[str, Scheme]]:
     """Every method and scheme, or those of some methods or `method-scheme` names."""
     found = [(name, made) for name in METHODS for made in method(name).schemes()]
-    unknown = set(names) - {ENCODER} - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
+    unknown = set(names) - {ENCODER, ORACLES} - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
     if unknown:
         raise SystemExit(f"no method or method-scheme named {sorted(unknown)[0]!r}; methods: {', '.join(METHODS)}")
     return [(m, s) for m, s in found if not names or m in names or f"{m}-{s.name}" in names]
 
 
 def cheapest_first(pairs: Iterable[tuple[str, Scheme]]) -> list[tuple[str, Scheme]]:
-    """What rounds, then what goes through the model layer by layer, then what trains."""
-    return sorted(pairs, key=lambda pair: (trains(pair[0]), pair[0] in SEARCHED))
+    """What rounds, then what computes in bfloat16 (slow on a CPU that has no instructions for it), then what goes through
+    the model layer by layer, then what trains."""
+    return sorted(pairs, key=lambda pair: (trains(pair[0]), pair[0] in SEARCHED, pair[1].compute == "bf16"))
 
 
 def context_of(model: str, out: Path, threads: int | None = None) -> Context:

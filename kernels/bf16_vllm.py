@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from quantadvisor.documents import Device, Scheme
 
-from .problem import Prepared, Problem, float_reference, float_weights, inputs
+from .problem import Prepared, Problem, float_reference, float_weights
 from .schemes import BF16
+from .torch_products import bound
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,20 +35,18 @@ def prepare(shape: Problem) -> Prepared:
 
     torch.set_num_threads(shape.threads)
     torch.set_grad_enabled(False)
-    x = torch.from_numpy(inputs(shape)).to(torch.bfloat16)
     layers = [torch.nn.Linear(shape.k, shape.n, bias=False, device="meta") for _ in range(shape.copies)]
     for copy, layer in enumerate(layers):
         layer.weight = torch.nn.Parameter(torch.from_numpy(float_weights(shape, copy)).to(torch.bfloat16))
         dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
 
-    def call() -> Any:
-        y = None
+    def through(x: Any) -> Any:
         for layer in layers:
             y = layer.cpu_linear(x, layer.weight, None)
         return y
 
     name = "weight_packed_linear" if check_cpu_sgl_kernel(shape.n, shape.k, torch.bfloat16) else "onednn_mm"
-    return Prepared(run=lambda: call().float().numpy(), call=call, operator=lambda: name)
+    return Prepared(bind=lambda x: bound(through, torch.from_numpy(x).to(torch.bfloat16)), operator=lambda: name)
 
 
 def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:

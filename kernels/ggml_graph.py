@@ -2,17 +2,23 @@
 
 llama.cpp offers a weight first to the CPU backend's extra buffers, which store it in the layout of a fast kernel (AMX tiles,
 repacked rows), and takes the first whose kernel supports the product. The option `plain` leaves them out.
+
+A probe's file names its type and takes the rest from here: `refuse = partial(ggml_graph.refuse, TYPE)` and so on.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from functools import lru_cache
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .problem import Prepared, Problem, float_weights, inputs, product
+from quantadvisor.documents import Device
+
+from .problem import Bound, Prepared, Problem, float_weights, inputs, product
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 OPTIONS = ("", "plain")
+BLOCKS = {"bf16": 1, "q4_0": 32, "q8_0": 32}
+"""Weights of a block, which divides K."""
 F32 = 0
 NODE_BYTES = 1024
 """More than ggml_tensor and the graph's bookkeeping take per tensor."""
@@ -70,7 +78,7 @@ def pointer(value: int | None) -> Any:
     return ctypes.c_void_p(value)
 
 
-def packed_weights(shape: Problem, type_name: str, copy: int) -> Array:
+def packed_weights(type_name: str, shape: Problem, copy: int) -> Array:
     """w as the type's blocks: uint8 [N, bytes of a row], rounded by ggml itself."""
     import gguf
     import numpy as np
@@ -89,6 +97,11 @@ def context(tensors: int) -> Any:
     return pointer(lib.ggml_init(InitParams(tensors * NODE_BYTES + lib.ggml_graph_overhead(), None, True)))
 
 
+def released(held: Any, buffer: Any) -> None:
+    library().ggml_backend_buffer_free(buffer)
+    library().ggml_free(held)
+
+
 def buffer_types(option: str) -> list[Any]:
     """The kinds of buffers in llama.cpp's order: the extra ones of the CPU backend, then plain memory."""
     lib = library()
@@ -103,40 +116,60 @@ def buffer_types(option: str) -> list[Any]:
     return [*found, pointer(lib.ggml_backend_cpu_buffer_type())]
 
 
-def placed(shape: Problem, number: int, buffers: list[Any]) -> tuple[list[Any], list[Any], Any, Any, str]:
-    """(weights, products, x, graph, name of the buffer): in the first buffer whose kernel supports the product."""
-    lib = library()
+@dataclass(frozen=True)
+class Placed:
+    """Weights in a buffer of the backend, freed with this; `where`: the buffer's name."""
+
+    weights: tuple[Any, ...]
+    where: str
+
+
+def placed(type_name: str, shape: Problem) -> Placed:
+    """Empty weights in the first buffer whose kernel supports their product."""
+    lib, number = library(), number_of(type_name)
     device = pointer(lib.ggml_backend_reg_dev_get(pointer(lib.ggml_backend_cpu_reg()), ctypes.c_size_t(0)))
-    for kind in buffers:
-        held, run = context(shape.copies), context(shape.copies + 1)
-        weights = [pointer(lib.ggml_new_tensor_2d(held, number, shape.k, shape.n)) for _ in range(shape.copies)]
-        allocated = lib.ggml_backend_alloc_ctx_tensors_from_buft(held, kind)
-        x = pointer(lib.ggml_new_tensor_2d(run, F32, shape.k, shape.m))
-        products = [pointer(lib.ggml_mul_mat(run, w, x)) for w in weights]
-        if allocated and lib.ggml_backend_dev_supports_op(device, products[0]):
-            graph = pointer(lib.ggml_new_graph(run))
-            for one in products:
-                lib.ggml_build_forward_expand(graph, one)
-            lib.ggml_backend_alloc_ctx_tensors_from_buft(run, pointer(lib.ggml_backend_cpu_buffer_type()))
-            return weights, products, x, graph, lib.ggml_backend_buft_name(kind).decode()
-        lib.ggml_backend_buffer_free(pointer(allocated))
-        lib.ggml_free(run)
-        lib.ggml_free(held)
-    raise RuntimeError(f"no buffer of ggml's CPU backend takes type {number}")
+    for kind in buffer_types(shape.option):
+        held, tried = context(shape.copies), context(2)
+        weights = tuple(pointer(lib.ggml_new_tensor_2d(held, number, shape.k, shape.n)) for _ in range(shape.copies))
+        buffer = pointer(lib.ggml_backend_alloc_ctx_tensors_from_buft(held, kind))
+        product_of_one = lib.ggml_mul_mat(tried, weights[0], pointer(lib.ggml_new_tensor_2d(tried, F32, shape.k, 1)))
+        supported = buffer and lib.ggml_backend_dev_supports_op(device, pointer(product_of_one))
+        lib.ggml_free(tried)
+        if supported:
+            found = Placed(weights, lib.ggml_backend_buft_name(kind).decode())
+            weakref.finalize(found, released, held, buffer)
+            return found
+        released(held, buffer)
+    raise RuntimeError(f"no buffer of ggml's CPU backend takes {type_name}")
 
 
-def prepare(shape: Problem, type_name: str) -> Prepared:
-    """A graph of `shape.copies` products of the same x: float32 [M, K], each with a weight of its own."""
+def number_of(type_name: str) -> int:
     import gguf
+
+    return int(gguf.GGMLQuantizationType[type_name.upper()].value)
+
+
+def prepare(type_name: str, shape: Problem) -> Prepared:
+    """Weights in place for a graph of `shape.copies` products of the same x, each with a weight of its own."""
+    lib, found = library(), placed(type_name, shape)
+    for copy, w in enumerate(found.weights):
+        codes = packed_weights(type_name, shape, copy)
+        lib.ggml_backend_tensor_set(w, codes.ctypes.data, 0, codes.nbytes)
+    return Prepared(bind=partial(bind, found, shape), operator=lambda: f"MUL_MAT {type_name} in {found.where}")
+
+
+def bind(placed: Placed, shape: Problem, data: Array) -> Bound:
+    """The graph at the rows of x: float32 [M, K]; its buffers are freed with the call."""
     import numpy as np
 
-    lib = library()
-    number = gguf.GGMLQuantizationType[type_name.upper()].value
-    weights, products, x, graph, where = placed(shape, number, buffer_types(shape.option))
-    for copy, w in enumerate(weights):
-        codes = packed_weights(shape, type_name, copy)
-        lib.ggml_backend_tensor_set(w, codes.ctypes.data, 0, codes.nbytes)
-    data = np.ascontiguousarray(inputs(shape))
+    lib, run = library(), context(shape.copies + 1)
+    x = pointer(lib.ggml_new_tensor_2d(run, F32, shape.k, len(data)))
+    products = [pointer(lib.ggml_mul_mat(run, w, x)) for w in placed.weights]
+    graph = pointer(lib.ggml_new_graph(run))
+    for one in products:
+        lib.ggml_build_forward_expand(graph, one)
+    buffer = pointer(lib.ggml_backend_alloc_ctx_tensors_from_buft(run, pointer(lib.ggml_backend_cpu_buffer_type())))
+    data = np.ascontiguousarray(data)
     lib.ggml_backend_tensor_set(x, data.ctypes.data, 0, data.nbytes)
     backend = pointer(lib.ggml_backend_cpu_init())
     lib.ggml_backend_cpu_set_n_threads(backend, ctypes.c_int(shape.threads))
@@ -144,24 +177,32 @@ def prepare(shape: Problem, type_name: str) -> Prepared:
     def call() -> object:
         if code := lib.ggml_backend_graph_compute(backend, graph):
             raise RuntimeError(f"ggml_backend_graph_compute gave {code}")
-        return None
+        return placed  # which the graph reads
 
-    def run() -> Array:
-        call()
-        y = np.empty((shape.m, shape.n), np.float32)
+    def output() -> Array:
+        y = np.empty((len(data), shape.n), np.float32)
         lib.ggml_backend_tensor_get(products[-1], y.ctypes.data, 0, y.nbytes)
         return y
 
-    return Prepared(run=run, call=call, operator=lambda: f"MUL_MAT {type_name} in {where}")
+    bound = Bound(call=call, output=output)
+    weakref.finalize(bound, lib.ggml_backend_free, backend)
+    weakref.finalize(bound, released, run, buffer)
+    return bound
 
 
-def reference(shape: Problem, type_name: str) -> Callable[[], Array]:
+def reference(type_name: str, shape: Problem) -> Callable[[], Array]:
     """The last copy's product with what its blocks stand for, by the `gguf` package."""
     import gguf
 
     number = gguf.GGMLQuantizationType[type_name.upper()]
-    return product(inputs(shape), gguf.dequantize(packed_weights(shape, type_name, shape.copies - 1), number))
+    return product(inputs(shape.m, shape.k), gguf.dequantize(packed_weights(type_name, shape, shape.copies - 1), number))
 
 
-def refuse_rows(shape: Problem, block: int) -> str | None:
+def refuse(type_name: str, device: Device, shape: Problem) -> str | None:
+    block = BLOCKS[type_name]
     return f"K = {shape.k} is no multiple of its blocks of {block}" if shape.k % block else None
+
+
+def arithmetic(type_name: str, option: str, isa: Sequence[str]) -> str:
+    """Activations of a product with blocks of integers are rounded to Q8_0, in blocks of 32 too."""
+    return "bf16" if type_name == "bf16" else "int8"

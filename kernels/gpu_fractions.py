@@ -59,12 +59,14 @@ def caches() -> Mapping[str, Mapping[str, Mapping[str, float]]]:
 @cache
 def cache_read(gpu: str, bits: int, runtime: str = "") -> float:
     """A 16-bit cache: what the best of the runtimes reaches there, since attention comes from libraries that all can call. Of
-    other bits the runtime's own kernels keep some of that; where they were not measured, the middle of others keeps."""
+    other bits the runtime's own kernels keep some of that; where they were not measured, the middle of others keeps, and of bits
+    that no table has, what 8 keep."""
     plain = {name: max(of["16"].values()) for name, of in caches().items()}
     best = plain.get(gpu) or statistics.median(plain.values())
     if bits == 16:
         return best
-    kept = {name: kept_share(of, str(bits)) for name, of in caches().items()}
+    measured = str(bits) if any(str(bits) in of for of in caches().values()) else "8"
+    kept = {name: kept_share(of, measured) for name, of in caches().items()}
     here = kept.get(gpu, {})
     known = list(here.values()) or [share for of in kept.values() for share in of.values()]
     return best * here.get(runtime, statistics.median(known))

@@ -20,7 +20,8 @@ from .processes import CHILD, DIED, ProbeProcess
 RUNTIME = "llama.cpp"
 TYPES = ("q8_0", "q4_0")
 REQUEST = {
-    "m": 32, "n": 64, "k": 256, "option": "", "threads": 2, "copies": 1, "flush_bytes": 0, "rounds": 1, "limit_s": 1.0,
+    "m": 32, "shapes": [{"n": 64, "k": 256, "copies": 1}], "option": "", "threads": 2,
+    "cold": False, "flush_bytes": 0, "rounds": 1, "limit_s": 1.0,
 }  # fmt: skip
 """Rows enough for AMX's tiles, which a single one does not use."""
 LIMIT_S = 60.0
@@ -41,8 +42,8 @@ def layouts(python: str = sys.executable, child: Path = CHILD) -> Mapping[str, s
             except CandidateFailed as error:
                 found[kind] = str(error)
                 continue
-            if "operator" in answer:
-                found[kind] = str(answer["operator"]).rpartition(" in ")[2]
+            if "timings" in answer:
+                found[kind] = str(answer["timings"][0]["operator"]).rpartition(" in ")[2]
     return found
 
 

@@ -1,7 +1,7 @@
 """Small ONNX models for the kernels of ONNX Runtime: one node per weight, weights handed over without a copy.
 
-A probe's process holds one session at a time, so idle threads may spin as they do in a real server; where several
-sessions live in one process they slow each other up to 3x, and `spin=False` is for them.
+The sessions of a probe's process share one pool of threads, whose idle threads may spin as they do in a real server. Pools
+of their own that spin slow each other up to 3x where several sessions live in one process: `spin=False` is for them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .problem import Prepared, Problem, inputs
+from .problem import Bound, Prepared, Problem, inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,21 +55,34 @@ def _referenced(name: str, array: Array) -> Any:
     return tensor
 
 
+@lru_cache
+def pool_of(threads: int) -> None:
+    """Makes the process's pool, which cannot be made twice."""
+    import onnxruntime
+
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+
+
 def session_of(
     model: bytes,
     constants: Mapping[str, Array],
     threads: int,
     *,
+    shared: bool = False,
     spin: bool = True,
     profile: str | None = None,
 ) -> Any:
-    """A CPU session with `threads` intra-op threads; `constants` must outlive it."""
+    """A CPU session with `threads` intra-op threads, of its own or the process's; `constants` must outlive it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if shared:
+        pool_of(threads)
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
@@ -79,18 +93,23 @@ def session_of(
 
 
 def prepare(shape: Problem, node_of: Nodes) -> Prepared:
-    """A session whose run goes through `shape.copies` nodes, all reading the same x, each with a weight of its own."""
+    """A session, M free, whose run goes through `shape.copies` nodes, all reading the same x, each with a weight of its own."""
     import onnxruntime
 
     model, constants = _copies(shape, node_of, shape.copies)
-    session = session_of(model, constants, shape.threads)
+    session = session_of(model, constants, shape.threads, shared=True)
     last = [f"y{shape.copies - 1}"]
-    feed = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(inputs(shape))}
-    return Prepared(
-        run=lambda: session.run_with_ort_values(last, feed)[0].numpy(),
-        call=lambda: constants and session.run_with_ort_values(last, feed),  # keeps the constants alive
-        operator=lambda: executed(shape, node_of),
-    )
+
+    def bind(x: Array) -> Bound:
+        feed = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(x)}
+        given: list[Any] = [constants]  # which the session reads
+
+        def call() -> None:
+            given[1:] = session.run_with_ort_values(last, feed)
+
+        return Bound(call=call, output=lambda: given[1].numpy())
+
+    return Prepared(bind=bind, operator=lambda: executed(shape, node_of))
 
 
 def _copies(shape: Problem, node_of: Nodes, copies: int) -> tuple[bytes, dict[str, Array]]:
@@ -109,11 +128,11 @@ def executed(shape: Problem, node_of: Nodes) -> str:
     """Operators that one run of one copy executes, from ONNX Runtime's own profile; of a head, 2,048 rows will do."""
     import tempfile
 
-    shape = replace(shape, n=min(shape.n, 2048))
+    shape = replace(shape, m=1, n=min(shape.n, 2048))
     with tempfile.TemporaryDirectory() as folder:
         model, constants = _copies(shape, node_of, 1)
-        session = session_of(model, constants, shape.threads, profile=str(Path(folder) / "profile"))
-        session.run(None, {"x": inputs(shape)})
+        session = session_of(model, constants, shape.threads, shared=True, profile=str(Path(folder) / "profile"))
+        session.run(None, {"x": inputs(shape.m, shape.k)})
         events = json.loads(Path(session.end_profiling()).read_text())
     names = [event["args"]["op_name"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
     return "+".join(dict.fromkeys(names))

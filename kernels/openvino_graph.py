@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .problem import GROUP, Prepared, Problem, group_scales, inputs, integer_weights
+from .problem import GROUP, Bound, Prepared, Problem, group_scales, integer_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ Weight = Callable[[int], Any]
 
 
 def prepare(shape: Problem, weight: Weight, activation: Callable[[Any], Any] = lambda x: x) -> Prepared:
-    """A compiled model whose inference goes through `shape.copies` products of the same x."""
+    """A compiled model, M free, whose inference goes through `shape.copies` products of the same x."""
     import numpy as np
     import openvino
     from openvino import opset13
@@ -33,20 +33,19 @@ def prepare(shape: Problem, weight: Weight, activation: Callable[[Any], Any] = l
     products = [opset13.matmul(activation(x), weight(copy), False, True) for copy in range(shape.copies)]
     model = openvino.Model([opset13.result(product) for product in products], [x])
     compiled = openvino.Core().compile_model(model, "CPU", configuration(shape))
-    request = compiled.create_infer_request()
-    data = inputs(shape)
-    request.set_input_tensor(openvino.Tensor(data, shared_memory=True))
 
-    def call() -> object:
-        request.start_async()
-        request.wait()
-        return data, weight  # the request and the constants read their memory
+    def bind(data: Array) -> Bound:
+        request = compiled.create_infer_request()
+        request.set_input_tensor(openvino.Tensor(data, shared_memory=True))
 
-    def run() -> Array:
-        call()
-        return np.array(request.get_output_tensor(shape.copies - 1).data)
+        def call() -> object:
+            request.start_async()
+            request.wait()
+            return data, weight  # the request and the constants read their memory
 
-    return Prepared(run=run, call=call, operator=lambda: executed(compiled))
+        return Bound(call=call, output=lambda: np.array(request.get_output_tensor(shape.copies - 1).data))
+
+    return Prepared(bind=bind, operator=lambda: executed(compiled))
 
 
 def configuration(shape: Problem) -> Mapping[str, str | int]:

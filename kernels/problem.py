@@ -25,7 +25,10 @@ GROUP = 64
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes, the runtime's option, threads, and how many different weights one call goes through."""
+    """Sizes, the runtime's option, threads, and how many different weights one call goes through.
+
+    A kernel is prepared whatever `m` is: that of `bind` counts, and the reference's.
+    """
 
     m: int
     n: int
@@ -36,17 +39,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A kernel ready to run. A call runs all copies once and returns the output of the last one, [M, N]."""
+class Bound:
+    """A kernel ready to run on one x: [M, K]."""
 
-    run: Callable[[], Array]
-    """Runs and reads the output back: for tests, not for timing."""
     call: Callable[[], object]
+    """Runs all copies once: what is timed."""
+    output: Callable[[], Array]
+    """Reads back what the last copy gave in the last call: float32 [M, N]."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A kernel whose weights are in place, for any number of rows: building it costs more than most timings of it."""
+
+    bind: Callable[[Array], Bound]
+    """x: float32 [M, K] → the kernel on it."""
     operator: Callable[[], str] = lambda: ""
     """What really ran, in the runtime's own words; ask after a call."""
-
-    def __call__(self) -> object:
-        return self.call()
 
 
 class KernelProbe(Protocol):
@@ -90,8 +99,8 @@ def _block(kind: str, size: int) -> Array:
     """`size` random numbers of one kind, drawn once: drawing costs more than all the rest of building a probe."""
     import numpy as np
 
-    rng = np.random.default_rng(7)
-    if kind == "normal":
+    rng = np.random.default_rng(8 if kind == "tokens" else 7)
+    if kind in ("normal", "tokens"):
         return rng.standard_normal(size, dtype=np.float32)
     if kind == "near one":
         return rng.uniform(0.75, 1.25, size)
@@ -107,11 +116,16 @@ def _repeated(kind: str, copy: int, sizes: tuple[int, ...]) -> Array:
     return np.resize(np.roll(_block(kind, min(BLOCK, math.prod(sizes)) + 64), copy + 1), sizes)
 
 
-def inputs(shape: Problem) -> Array:
+def inputs(m: int, k: int) -> Array:
     """x: float32 [M, K], standard normal."""
-    import numpy as np
+    return _repeated("tokens", 0, (m, k))
 
-    return np.random.default_rng(7).standard_normal((shape.m, shape.k), dtype=np.float32)
+
+def output(prepared: Prepared, shape: Problem) -> Array:
+    """y: float32 [M, N] of one call."""
+    bound = prepared.bind(inputs(shape.m, shape.k))
+    bound.call()
+    return bound.output()
 
 
 def float_weights(shape: Problem, copy: int, *, transposed: bool = False) -> Array:
@@ -157,12 +171,12 @@ def grouped_reference(shape: Problem, bits: int) -> Callable[[], Array]:
     """The last copy's product with exactly dequantized weights, in float32."""
     last = shape.copies - 1
     q, scales = integer_weights(shape, bits, last), group_scales(shape, bits, last)
-    return product(inputs(shape), dequantized(q, scales, bits, shape.k))
+    return product(inputs(shape.m, shape.k), dequantized(q, scales, bits, shape.k))
 
 
 def float_reference(shape: Problem, *, transposed: bool = False) -> Callable[[], Array]:
     w = float_weights(shape, shape.copies - 1, transposed=transposed)
-    return product(inputs(shape), w.T if transposed else w)
+    return product(inputs(shape.m, shape.k), w.T if transposed else w)
 
 
 def product(x: Array, w: Array) -> Callable[[], Array]:

@@ -54,22 +54,32 @@ class ProbeProcess:
 
     def ask(self, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
         """The child's answer; `CandidateFailed` with the reason where it dies or does not answer in time."""
+        self.send(request)
+        return self.receive(str(request.get("probe")), timeout_s)
+
+    def send(self, request: Mapping[str, object]) -> None:
         process = self._process or self._start()
         assert process.stdin is not None
-        assert process.stdout is not None
-        deadline, answer = time.monotonic() + timeout_s, b""
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
             raise self._died("before it was asked") from None
+
+    def receive(self, what: str, timeout_s: float) -> dict[str, Any]:
+        """The answer to what was sent, which `what` names."""
+        process = self._process
+        if process is None:
+            raise CandidateFailed(f"{DIED} before it answered")
+        assert process.stdout is not None
+        deadline, answer = time.monotonic() + timeout_s, b""
         while not answer.endswith(b"\n"):
             if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 self._stop()
                 raise CandidateFailed(f"no answer within {timeout_s:.0f} s")
             piece = os.read(process.stdout.fileno(), 1 << 16)
             if not piece:
-                raise self._died(f"at {request.get('probe')}")
+                raise self._died(f"at {what}")
             answer += piece
         try:
             found: dict[str, Any] = json.loads(answer)

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
-from quantadvisor.documents import Device, Scheme
+from quantadvisor.documents import Scheme
 
 from . import ggml_graph
-from .problem import Prepared, Problem
 from .schemes import W8_BLOCKS
-
-if TYPE_CHECKING:
-    import numpy as np
 
 scheme: Scheme = W8_BLOCKS
 runtime = "llama.cpp"
 options: tuple[str, ...] = ggml_graph.OPTIONS
 
 TYPE = "q8_0"
-BLOCK = 32
-
-
-def refuse(device: Device, shape: Problem) -> str | None:
-    return ggml_graph.refuse_rows(shape, BLOCK)
-
-
-def arithmetic(option: str, isa: Sequence[str]) -> str:
-    return "int8"
-
-
-def prepare(shape: Problem) -> Prepared:
-    return ggml_graph.prepare(shape, TYPE)
-
-
-def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:
-    return ggml_graph.reference(shape, TYPE)
+refuse = partial(ggml_graph.refuse, TYPE)
+arithmetic = partial(ggml_graph.arithmetic, TYPE)
+prepare = partial(ggml_graph.prepare, TYPE)
+reference = partial(ggml_graph.reference, TYPE)

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from quantadvisor.documents import SelfCheck
 
 
-def place(device: str) -> Path:
-    """`device`: as SelfCheck has it, name and capability."""
+def place(device: str, kind: str = "selfcheck") -> Path:
+    """`device`: as SelfCheck has it, name and capability. `kind`: the folder of what is kept."""
     root = Path(os.environ.get("QUANTADVISOR_CACHE") or Path.home() / ".cache" / "quantadvisor")
-    return root / "selfcheck" / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    return root / kind / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 def keep(found: SelfCheck) -> None:

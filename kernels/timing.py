@@ -1,12 +1,11 @@
-"""How a callable is timed: rounds, medians and their bootstrap intervals, and weights that are cold as in real use.
+"""How callables are timed: in turns, round by round; medians and their bootstrap intervals.
 
 A decode step reads every weight of the model once, so a weight is in the caches only if the whole model is. A loop over
-one small weight would time the caches instead: `rotation` says over how many copies the loop must go round.
+one small weight would time the caches instead: products of different weights take turns.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -39,64 +38,60 @@ def figure(samples: Sequence[float], kind: NumberClass = "measured", source: str
     )
 
 
-def rotation(weight_bytes: int, cache_bytes: int, most: int = 64) -> int:
-    """Copies of a weight of `weight_bytes` that together exceed twice a last-level cache of `cache_bytes`."""
-    if weight_bytes <= 0:
-        return 1
-    return max(1, min(most, -(-2 * cache_bytes // weight_bytes)))
-
-
-def rotate(callables: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """One callable that runs the next of `callables` at each call."""
-    if len(callables) == 1:
-        return callables[0]
-    turn = itertools.cycle(callables)
-    return lambda: next(turn)()
-
-
-def time_callable(
-    fn: Callable[[], object],
+def time_in_turns(
+    calls: Sequence[Callable[[], object]],
     *,
-    min_time_s: float = 0.002,
     rounds: int = 9,
-    warmup: int = 1,
     limit_s: float = float("inf"),
     tight: float = 0.0,
-    before_each: Callable[[], object] | None = None,
-) -> list[float]:
-    """Seconds per call of `fn`, one sample a round; a round repeats `fn` until it has lasted `min_time_s`.
+    once: bool = False,
+    min_time_s: float = 0.002,
+    before_round: Callable[[], object] | None = None,
+) -> list[list[float]]:
+    """Seconds per call of each of `calls`, one sample a round: they take turns, each repeated until it lasted `min_time_s`.
 
-    `before_each` runs, untimed, before each round, which then is one call (it empties the caches, for instance).
-
-    Stops after `rounds`, when `limit_s` has passed since the warm-up (three samples are taken as long as that costs no
-    more than four limits), or, from five samples on, when the quartiles lie within `tight` of the median.
+    With `once` each is called once a round, so that it finds in the caches what the others left there; `before_round` runs
+    untimed before each round (it empties the caches, for instance). Ends after `rounds`, when `limit_s` has passed since the
+    warm-up (three rounds are taken as long as they cost no more than four limits), or, from three rounds on, when the
+    quartiles of all lie within `tight` of their medians.
     """
-    once = 0.0
-    for _ in range(max(1, warmup)):
-        before = time.perf_counter()
-        fn()
-        once = time.perf_counter() - before
-    repeats = 1 if before_each else max(1, round(min_time_s / max(once, 1e-7)))
-    samples: list[float] = []
+    warm = [_last_of_two(call) for call in calls]
+    repeats = [1 if once else max(1, round(min_time_s / max(seconds, 1e-7))) for seconds in warm]
+    samples: list[list[float]] = [[] for _ in calls]
     started = time.perf_counter()
-    while len(samples) < rounds:
-        if before_each:
-            before_each()
-        before = time.perf_counter()
-        for _ in range(repeats):
-            fn()
-        after = time.perf_counter()
-        samples.append((after - before) / repeats)
-        allowed = limit_s if len(samples) >= 3 else 4 * limit_s
-        if after - started >= allowed or (tight and _is_tight(samples, tight)):
+    for taken in range(1, rounds + 1):
+        if before_round:
+            before_round()
+        for call, times, found in zip(calls, repeats, samples, strict=True):
+            before = time.perf_counter()
+            for _ in range(times):
+                call()
+            found.append((time.perf_counter() - before) / times)
+        spent = time.perf_counter() - started
+        if spent >= (limit_s if taken >= 3 else 4 * limit_s) or (tight and all(_is_tight(one, tight) for one in samples)):
             break
     return samples
+
+
+LONG_S = 0.01
+"""A first call that took longer need not be repeated to warm up: what it set up is small beside its work."""
+
+
+def _last_of_two(call: Callable[[], object]) -> float:
+    """Seconds of a call that warms up, or of the one after it where that is cheap."""
+    for _ in range(2):
+        before = time.perf_counter()
+        call()
+        took = time.perf_counter() - before
+        if took > LONG_S:
+            break
+    return took
 
 
 def _is_tight(samples: Sequence[float], tight: float) -> bool:
     ordered = sorted(samples)
     count = len(ordered)
-    return count >= 5 and ordered[(3 * count) // 4] - ordered[count // 4] <= tight * ordered[count // 2]
+    return count >= 3 and ordered[(3 * count) // 4] - ordered[count // 4] <= tight * ordered[count // 2]
 
 
 def elasticity(timings: Sequence[KernelTiming], m: int | None = None) -> float:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from quantadvisor.documents import Device, KernelTiming
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),

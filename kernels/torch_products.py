@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .problem import Prepared, Problem, float_weights, inputs
+from .problem import Bound, Prepared, Problem, float_weights
 
 if TYPE_CHECKING:
     import numpy as np
+
+    Array = np.ndarray[Any, Any]
 
 
 def prepare(shape: Problem, dtype: str) -> Prepared:
@@ -17,17 +20,22 @@ def prepare(shape: Problem, dtype: str) -> Prepared:
 
     torch.set_num_threads(shape.threads)
     kind: torch.dtype = getattr(torch, dtype)
-    x = torch.from_numpy(inputs(shape)).to(kind)
     weights = [torch.from_numpy(float_weights(shape, copy)).to(kind) for copy in range(shape.copies)]
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def call() -> Any:
-        y = None
+    def through(x: torch.Tensor) -> torch.Tensor:
         for w in weights:
             y = linear(x, w)
         return y
 
-    def run() -> np.ndarray[Any, Any]:
-        return call().float().numpy()  # type: ignore[no-any-return]
+    return Prepared(bind=lambda x: bound(through, torch.from_numpy(x).to(kind)), operator=lambda: f"aten::linear {dtype}")
 
-    return Prepared(run=run, call=call, operator=lambda: f"aten::linear {dtype}")
+
+def bound(through: Callable[[Any], Any], x: Any) -> Bound:
+    """A function of a tensor, called on `x`; it keeps what it gave."""
+    given: list[Any] = [None]
+
+    def call() -> None:
+        given[0] = through(x)
+
+    return Bound(call=call, output=lambda: given[0].float().numpy())

@@ -24,8 +24,8 @@ from .triton_launch import (
     output,
     pack_groups,
     pack_pairs,
+    planned,
     sixteen_bit,
-    splits_for,
     target,
 )
 
@@ -132,16 +132,14 @@ def codebook_product(
         raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, scales {tuple(scales.shape)} do not fit group {group}")
     if codebook.shape != (16,) or codebook.dtype != torch.float32:
         raise ValueError(f"codebook is {codebook.dtype} {tuple(codebook.shape)}; 16 float32 values are needed")
-    tile = tile or tile_for(m, group, target(x))
-    grid = (triton.cdiv(n, tile.n), triton.cdiv(m, tile.m))
-    splits = splits or splits_for(x, grid[0] * grid[1], pairs)
-    y, written = output(x, m, n, splits, x.dtype)
+    tile, grid = planned(f"codebook-g{group}", x, (m, n, k), tile or tile_for(m, group, target(x)), tile, splits, halves=2)
+    y, written = output(x, m, n, grid[2], x.dtype)
     if m and n:
-        codebook_kernel[(*grid, splits)](
+        codebook_kernel[grid](
             x, w, codebook, scales, written, m, n, k, pairs,
-            GROUP=group, SPLITS=splits, BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.launch,
+            GROUP=group, SPLITS=grid[2], BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.launch,
         )  # fmt: skip
-    return finished(y, written, splits)
+    return finished(y, written, grid[2])
 
 
 def cases(sm: int) -> list[Case]:

@@ -31,6 +31,7 @@ import triton.language as tl
 
 from .triton_codebook import looked_up
 from .triton_launch import LAUNCH, Case, Tensor, Tile, check, processors, signed_float, sixteen_bit, target, unsigned_float
+from .triton_tuning import chosen
 
 MOST_SPLITS = 64
 Format = Literal["int8", "int4", "fp8", "turbo"]
@@ -272,7 +273,8 @@ def decode_attention(q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *
     if hq % hkv or keys.dim != dim or keys.format != values.format or keys.codes.shape != values.codes.shape:
         shapes = f"keys {tuple(keys.codes.shape)} {keys.format}, values {tuple(values.codes.shape)} {values.format}"
         raise ValueError(f"q {tuple(q.shape)}, {shapes} do not fit")
-    tile = tile_for(keys.format, dim, target(q))
+    best = chosen(f"decode-attention-{keys.format}", (batch * hkv, hq // hkv, dim), q)
+    tile = best[0] if best else tile_for(keys.format, dim, target(q))
     parts = parts or parts_of(processors(q), batch * hkv, tokens, tile.n)
     part = triton.cdiv(triton.cdiv(tokens, parts), tile.n) * tile.n
     partial = torch.empty((batch, hq, parts, dim), dtype=torch.float32, device=q.device)
@@ -299,30 +301,34 @@ def decode_attention(q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *
     return y if values.turn is None else (y @ values.turn).to(q.dtype)
 
 
+CODES: dict[Format, str] = {"int8": "*i8", "int4": "*u8", "fp8": "*u8", "turbo": "*u8"}
+
+
+def case(name: str, kind: Format, dim: int, shared: int, tile: Tile, sm: int) -> Case:
+    side = dict.fromkeys(("keys", "values", "key_zeros", "value_zeros"), CODES[kind])
+    floats = dict.fromkeys(("key_scales", "value_scales", "codebook", "partial", "largest_of", "sum_of"), "*fp32")
+    sizes = {"SCALE": "fp32", "S": "i32", "PART": "i32", "SPLITS": "i32"}
+    width = dim // 2 if kind in ("int4", "turbo") else dim
+    constants = {"HKV": 8, "SHARED": shared, "D": dim, "FORMAT": kind, "NATIVE": sm >= 89, "BLOCK_Q": 16, "BLOCK_D": width,
+                 "BLOCK": tile.n}  # fmt: skip
+    signature = {"q": "*bf16", **side, "lengths": "*i32", **floats, **sizes}
+    return Case(name, attend_kernel, signature, constants, tile.warps, tile.stages, "bf16", ("S", "PART", "SPLITS"))
+
+
 def cases(sm: int) -> list[Case]:
     made = []
-    formats: tuple[tuple[Format, str], ...] = (("int8", "*i8"), ("int4", "*u8"), ("fp8", "*u8"), ("turbo", "*u8"))
-    for kind, code in formats:
+    for kind in CODES:
         for dim, shared in ((64, 3), (128, 4), (128, 8)):
-            side = dict.fromkeys(("keys", "values", "key_zeros", "value_zeros"), code)
-            floats = dict.fromkeys(("key_scales", "value_scales", "codebook", "partial", "largest_of", "sum_of"), "*fp32")
-            sizes = {"SCALE": "fp32", "S": "i32", "PART": "i32", "SPLITS": "i32"}
-            tile, width = tile_for(kind, dim, sm), dim // 2 if kind in ("int4", "turbo") else dim
-            constants = {
-                "HKV": 8,
-                "SHARED": shared,
-                "D": dim,
-                "FORMAT": kind,
-                "NATIVE": sm >= 89,
-                "BLOCK_Q": 16,
-                "BLOCK_D": width,
-                "BLOCK": tile.n,
-            }
-            signature = {"q": "*bf16", **side, "lengths": "*i32", **floats, **sizes}
-            name, free = f"decode-attention/{kind}-d{dim}-gqa{shared}", ("S", "PART", "SPLITS")
-            made.append(Case(name, attend_kernel, signature, constants, tile.warps, tile.stages, "bf16", free))
+            name = f"decode-attention/{kind}-d{dim}-gqa{shared}"
+            made.append(case(name, kind, dim, shared, tile_for(kind, dim, sm), sm))
     joined = {"partial": "*fp32", "largest_of": "*fp32", "sum_of": "*fp32", "SPLITS": "i32"}
     constants = {"D": 128, "BLOCK_SPLITS": 16, "BLOCK_D": 128}
     for name, number in (("decode-attention/join", "*bf16"), ("decode-attention/join-fp32", "*fp32")):
         made.append(Case(name, join_kernel, {**joined, "y": number}, constants, 4, 3, None, ("SPLITS",)))
     return made
+
+
+def tried(sm: int) -> list[Case]:
+    """What timing on a device may choose instead (`triton_tuning.py`), for heads 128 wide."""
+    tile = Tile(16, 128, 128, warps=8, stages=2)
+    return [case(f"decode-attention-{kind}/{tile.label}", kind, 128, 4, tile, sm) for kind in CODES]

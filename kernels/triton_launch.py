@@ -12,6 +12,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .triton_tuning import Sizes, chosen
+
 Tensor = Any
 """torch.Tensor; torch loads in functions only."""
 
@@ -31,6 +33,10 @@ class Tile:
     k: int
     warps: int = 4
     stages: int = 3
+
+    @property
+    def label(self) -> str:
+        return f"{self.m}x{self.n}x{self.k}-w{self.warps}-s{self.stages}"
 
     @property
     def launch(self) -> dict[str, Any]:
@@ -77,8 +83,20 @@ def splits_of(processors: int, programs: int, steps: int) -> int:
     return max(1, min(2 * processors // max(programs, 1), steps // 2, MOST_SPLITS))
 
 
-def splits_for(x: Tensor, programs: int, steps: int) -> int:
-    return splits_of(processors(x), programs, steps)
+Grid = tuple[int, int, int]
+"""Tiles of N, tiles of M, parts of K"""
+
+
+def planned(
+    kernel: str, x: Tensor, sizes: Sizes, usual: Tile, tile: Tile | None, splits: int | None, *, halves: int = 1
+) -> tuple[Tile, Grid]:
+    """What a product is launched with: what the caller says, else what was timed best for it on x's device
+    (`triton_tuning.py`), else the `usual` tile and as many parts as fill the GPU. A step takes halves * tile.k of K."""
+    m, n, k = sizes
+    best = chosen(kernel, sizes, x) if tile is None and splits is None else None
+    tile, splits = best or (tile or usual, splits)
+    tiles = triton.cdiv(n, tile.n), triton.cdiv(m, tile.m)
+    return tile, (*tiles, splits or splits_of(processors(x), tiles[0] * tiles[1], triton.cdiv(k, halves * tile.k)))
 
 
 def processors(x: Tensor) -> int:

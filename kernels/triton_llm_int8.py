@@ -29,9 +29,9 @@ from .triton_launch import (
     check,
     finished,
     output,
+    planned,
     signed_float,
     sixteen_bit,
-    splits_for,
     target,
 )
 
@@ -161,16 +161,14 @@ def llm_int8(a: Decomposed, w: Tensor, w_scales: Tensor, *, tile: Tile | None = 
         raise ValueError(f"x {tuple(a.x.shape)}, w {tuple(w.shape)} and {len(w_scales)} scales do not fit")
     if k > MOST_K:
         raise ValueError(f"K = {k} may overflow int32 sums; at most {MOST_K}")
-    tile = tile or tile_for(m, target(a.x))
-    grid = (triton.cdiv(n, tile.n), triton.cdiv(m, tile.m))
-    splits = splits or splits_for(a.x, grid[0] * grid[1], triton.cdiv(k, tile.k))
-    y, written = output(a.x, m, n, splits, a.x.dtype)
+    tile, grid = planned("llm-int8", a.x, (m, n, k), tile or tile_for(m, target(a.x)), tile, splits)
+    y, written = output(a.x, m, n, grid[2], a.x.dtype)
     if m and n:
-        llm_int8_kernel[(*grid, splits)](
+        llm_int8_kernel[grid](
             a.x, a.codes, a.outliers, w, a.scales, w_scales, written, m, n, k,
-            SPLITS=splits, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, **tile.launch,
+            SPLITS=grid[2], BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, **tile.launch,
         )  # fmt: skip
-    return finished(y, written, splits)
+    return finished(y, written, grid[2])
 
 
 def cases(sm: int) -> list[Case]:

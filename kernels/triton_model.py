@@ -160,7 +160,7 @@ def rows() -> Iterator[Row]:
 
 def products(processors: int, sm: int) -> Iterator[tuple[str, str, int, int, int, Launch]]:
     """(kernel, scheme of its like, M, N, K, launch)"""
-    from . import triton_fp8, triton_w4a16, triton_w8a8, triton_w8a16
+    from . import triton_w4a16, triton_w8a8, triton_w8a16
     from .triton_launch import splits_of
 
     for n, k in SHAPES:
@@ -173,7 +173,7 @@ def products(processors: int, sm: int) -> Iterator[tuple[str, str, int, int, int
             if m in (16, 512):
                 made.append(("w8a8", "w8a8-int8", triton_w8a8.tile_for(m, sm), 1, 1))
                 if sm >= 89:
-                    made.append(("fp8", "fp8", triton_fp8.tile_for(m, sm), 1, 1))
+                    made.append(("fp8", "fp8", triton_w8a8.tile_for(m, sm), 1, 1))
             for kernel, scheme, tile, halves, x_bytes in made:
                 step = tile.k * halves
                 tiles = math.ceil(n / tile.n) * math.ceil(m / tile.m)

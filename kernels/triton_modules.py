@@ -49,8 +49,8 @@ def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
     found = [f"decode-attention-{CACHES[one]}" for one in options]
     if config.get("format") == "pack-quantized":
         weights = [one["weights"] for one in config["config_groups"].values()]
-        zeros = [] if all(one.get("symmetric", True) for one in weights) else ["w4a16-g64-asymmetric"]
-        return [*(f"w4a16-g{group}" for group in sorted({one["group_size"] for one in weights})), *zeros, *found]
+        kinds = {f"w4a16-g{one['group_size']}{'' if one.get('symmetric', True) else '-asymmetric'}" for one in weights}
+        return [*sorted(kinds), *found]
     return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
 
 
@@ -59,14 +59,14 @@ def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | N
     asymmetric weight_zero_point)."""
     import torch
 
-    run, kernel = _product(tensors, group)
+    run, kernel, problem = _product(tensors, group)
 
     class Linear(torch.nn.Module):  # type: ignore[misc, unused-ignore]
         """y = x @ w.T + bias by one of our kernels; x: [..., K]."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.kernel = kernel
+            self.kernel, self.problem = kernel, problem
 
         def forward(self, x: Tensor) -> Tensor:
             rows = run(x.reshape(-1, x.shape[-1]).contiguous())
@@ -76,22 +76,26 @@ def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | N
     return Linear()
 
 
-def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable[[Tensor], Tensor], str]:
+def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable[[Tensor], Tensor], str, tuple[str, int, int]]:
+    """(product, kernel, what it is timed as: name, N, K)"""
     import torch
 
-    from . import triton_fp8, triton_w4a16, triton_w8a8
+    from . import triton_w4a16, triton_w8a8
 
     if group is not None:
         codes, scales = unpacked(tensors["weight_packed"]), tensors["weight_scale"]
         packed = tensors.get("weight_zero_point")
         zeros = None if packed is None else unpacked(packed.T)[:, : len(codes)].T.contiguous()
         w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
-        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group), "w4a16"
+        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group), "w4a16", (f"w4a16-g{group}", *codes.shape)
     weight = tensors["weight"].contiguous()
     scales = tensors["weight_scale"].float().reshape(-1).contiguous()
-    if weight.dtype == torch.int8:
-        return lambda x: triton_w8a8.w8a8(*triton_w8a8.quantize(x), weight, scales, x.dtype), "w8a8"
-    return lambda x: triton_fp8.fp8(*triton_fp8.quantize(x), weight, scales, x.dtype), "fp8"
+    kind = "w8a8" if weight.dtype == torch.int8 else "fp8"
+    return (
+        lambda x: triton_w8a8.w8a8(*triton_w8a8.quantize(x, weight.dtype), weight, scales, x.dtype),
+        kind,
+        (kind, *weight.shape),
+    )
 
 
 def unpacked(packed: Tensor) -> Tensor:

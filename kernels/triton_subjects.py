@@ -56,7 +56,7 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
         at = " {}x{}x{}".format(*sizes)
         for group in (32, 64, 128):
             made[f"w4a16-g{group}{at}"] = partial(_int4, device, sizes, group, asymmetric=False)
-        made["w4a16-g64-asymmetric" + at] = partial(_int4, device, sizes, 64, asymmetric=True)
+            made[f"w4a16-g{group}-asymmetric{at}"] = partial(_int4, device, sizes, group, asymmetric=True)
         made["w8a16" + at] = partial(_int8_weights, device, sizes)
         made["codebook-nf4" + at] = partial(_codebook, device, sizes)
         made["dequantize-int4" + at] = partial(_dequantize, device, sizes)
@@ -69,15 +69,19 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
             made["fp8" + at] = partial(_fp8, device, sizes)
     for cache in SMALL_CACHES if small else CACHES:
         for kind in ("int8", "int4", "fp8", "turbo"):
-            made[f"decode-attention-{kind} " + "x".join(map(str, cache))] = partial(_attention, device, cache, kind)
+            made[f"decode-attention-{kind} " + "x".join(map(str, cache))] = partial(attention, device, cache, kind)
     return made
 
 
+def product(name: str, device: str, sizes: Sizes) -> Subject:
+    """Of a kernel that is timed on the sizes of a model (`triton_tuning.py`): w4a16-g32 to -g128 with zero points, w8a8, fp8."""
+    if name.startswith("w4a16-g"):
+        return _int4(device, sizes, int(name.removeprefix("w4a16-g")), asymmetric=True)
+    return {"w8a8": _int8, "fp8": _fp8}[name](device, sizes)
+
+
 COMPILED = {
-    "w4a16-g32": "w4a16/g32",
-    "w4a16-g64": "w4a16/g64",
-    "w4a16-g64-asymmetric": "w4a16/g64",
-    "w4a16-g128": "w4a16/g128",
+    **{f"w4a16-g{group}{kind}": f"w4a16/g{group}" for group in (32, 64, 128) for kind in ("", "-asymmetric")},
     "w8a16": "w8a16/channel",
     "codebook-nf4": "codebook/g64",
     "dequantize-int4": "dequantize/symmetric-g64",
@@ -212,7 +216,7 @@ def _int8(device: str, sizes: Sizes) -> Subject:
     rounded = (x.float() / x_scales).round().double() * x_scales.double()
 
     def run() -> Tensor:
-        return triton_w8a8.w8a8(*triton_w8a8.quantize(x), codes, w_scales, x.dtype)
+        return triton_w8a8.w8a8(*triton_w8a8.quantize(x, torch.int8), codes, w_scales, x.dtype)
 
     values = codes.double() * w_scales.double()[:, None]
     made = _product("w8a8", run, rounded, values, 16, w, "w8a8")
@@ -222,7 +226,7 @@ def _int8(device: str, sizes: Sizes) -> Subject:
 def _fp8(device: str, sizes: Sizes) -> Subject:
     import torch
 
-    from . import triton_fp8
+    from . import triton_w8a8
 
     x, w = _drawn(device, sizes)
 
@@ -233,7 +237,7 @@ def _fp8(device: str, sizes: Sizes) -> Subject:
     (x_codes, x_scales), (codes, w_scales) = split(x), split(w)
 
     def run() -> Tensor:
-        return triton_fp8.fp8(*triton_fp8.quantize(x), codes, w_scales, x.dtype)
+        return triton_w8a8.w8a8(*triton_w8a8.quantize(x, torch.float8_e4m3fn), codes, w_scales, x.dtype)
 
     rounded, values = x_codes.double() * x_scales.double()[:, None], codes.double() * w_scales.double()[:, None]
     return _with_own_inputs(_product("fp8", run, rounded, values, sizes[2], w, "fp8"), x, w)
@@ -302,7 +306,7 @@ def _hadamard(device: str, sizes: Sizes) -> Subject:
     )  # fmt: skip
 
 
-def _attention(device: str, cache: Cache, kind: str) -> Subject:
+def attention(device: str, cache: Cache, kind: str) -> Subject:
     """One step over a cache; the last sequence is short. Truth and bound are in the kernel's basis."""
     import torch
 
@@ -353,3 +357,13 @@ def _attention(device: str, cache: Cache, kind: str) -> Subject:
         f"decode-attention-{kind}", f"B {batch}, heads {hq}/{hkv}, D {dim}, S {tokens}", 
         lambda: kernel.decode_attention(q, keys, held, lengths), true, allowed, plain, ("attention", q, torch.stack([k, v])),
     )  # fmt: skip
+
+
+def product_at(name: str, device: str, sizes: Sizes) -> Subject:
+    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a8 or fp8."""
+    if name in ("w8a16", "w8a8", "fp8"):
+        return {"w8a16": _int8_weights, "w8a8": _int8, "fp8": _fp8}[name](device, sizes)
+    if name.startswith("w4a16-g"):
+        group, _, asymmetric = name.removeprefix("w4a16-g").partition("-")
+        return _int4(device, sizes, int(group), asymmetric=bool(asymmetric))
+    raise ValueError(f"{name!r} is no quantized product of {', '.join(COMPILED)}")

@@ -25,8 +25,8 @@ from .triton_launch import (
     output,
     pack_groups,
     pack_pairs,
+    planned,
     sixteen_bit,
-    splits_for,
     target,
     unsigned_float,
 )
@@ -101,6 +101,11 @@ def tile_for(m: int, group: int, sm: int) -> Tile:
     return EXCEPTIONS.get((rows, group, sm), usual[rows])
 
 
+def tiles_tried(group: int) -> tuple[Tile, ...]:
+    """What timing on a device may choose instead (`triton_tuning.py`)."""
+    return Tile(16, 128, group, warps=4, stages=3), Tile(32, 128, group, warps=8, stages=3)
+
+
 def w4a16(
     x: Tensor, w: Tensor, scales: Tensor, zeros: Tensor | None, group: int, *, tile: Tile | None = None, splits: int | None = None
 ) -> Tensor:
@@ -110,16 +115,14 @@ def w4a16(
     (m, k), n, pairs = x.shape, w.shape[0], w.shape[1] // group
     if pairs != -(-k // (2 * group)) or scales.shape != (2 * pairs, n) or not (zeros is None or zeros.shape == scales.shape):
         raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, scales {tuple(scales.shape)} do not fit group {group}")
-    tile = tile or tile_for(m, group, target(x))
-    grid = (triton.cdiv(n, tile.n), triton.cdiv(m, tile.m))
-    splits = splits or splits_for(x, grid[0] * grid[1], pairs)
-    y, written = output(x, m, n, splits, x.dtype)
+    tile, grid = planned(f"w4a16-g{group}", x, (m, n, k), tile or tile_for(m, group, target(x)), tile, splits, halves=2)
+    y, written = output(x, m, n, grid[2], x.dtype)
     if m and n:
-        w4a16_kernel[(*grid, splits)](
+        w4a16_kernel[grid](
             x, w, scales, scales if zeros is None else zeros, written, m, n, k, pairs,
-            GROUP=group, ASYMMETRIC=zeros is not None, SPLITS=splits, BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.launch,
+            GROUP=group, ASYMMETRIC=zeros is not None, SPLITS=grid[2], BLOCK_M=tile.m, BLOCK_N=tile.n, **tile.launch,
         )  # fmt: skip
-    return finished(y, written, splits)
+    return finished(y, written, grid[2])
 
 
 def case(name: str, tile: Tile, *, asymmetric: bool, splits: int, number: str = "bf16") -> Case:
@@ -139,3 +142,12 @@ def cases(sm: int) -> list[Case]:
                 made.append(case(f"g{group}-m{m}-asymmetric", tile, asymmetric=True, splits=splits))
     made.append(case("g64-m1-fp16", tile_for(1, 64, sm), asymmetric=False, splits=8, number="fp16"))
     return [replace(one, name=f"w4a16/{one.name}") for one in made]
+
+
+def tried(sm: int) -> list[Case]:
+    """With zero points, which take the most registers."""
+    return [
+        case(f"w4a16-g{group}/{tile.label}", tile, asymmetric=True, splits=8 if tile.m <= 64 else 1)
+        for group in (32, 64, 128)
+        for tile in tiles_tried(group)
+    ]

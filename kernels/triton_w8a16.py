@@ -12,7 +12,7 @@ skinny products as in arXiv:2402.00025.
 import triton
 import triton.language as tl
 
-from .triton_launch import Case, Tensor, Tile, check, finished, output, signed_float, sixteen_bit, splits_for, target
+from .triton_launch import Case, Tensor, Tile, check, finished, output, planned, signed_float, sixteen_bit, target
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -73,16 +73,14 @@ def w8a16(x: Tensor, w: Tensor, scales: Tensor, group: int, *, tile: Tile | None
     (m, k), n = x.shape, w.shape[0]
     if w.shape[1] != k or scales.shape != (-(-k // group) if group else 1, n):
         raise ValueError(f"x {tuple(x.shape)}, w {tuple(w.shape)}, scales {tuple(scales.shape)} do not fit group {group}")
-    tile = tile or tile_for(m, group, target(x))
-    grid = (triton.cdiv(n, tile.n), triton.cdiv(m, tile.m))
-    splits = splits or splits_for(x, grid[0] * grid[1], triton.cdiv(k, tile.k))
-    y, written = output(x, m, n, splits, x.dtype)
+    tile, grid = planned(f"w8a16-g{group}", x, (m, n, k), tile or tile_for(m, group, target(x)), tile, splits)
+    y, written = output(x, m, n, grid[2], x.dtype)
     if m and n:
-        w8a16_kernel[(*grid, splits)](
+        w8a16_kernel[grid](
             x, w, scales, written, m, n, k,
-            GROUP=group, SPLITS=splits, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, **tile.launch,
+            GROUP=group, SPLITS=grid[2], BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, **tile.launch,
         )  # fmt: skip
-    return finished(y, written, splits)
+    return finished(y, written, grid[2])
 
 
 def cases(sm: int) -> list[Case]:

@@ -43,4 +43,4 @@ def prepare(shape: Problem) -> Prepared:
 
 def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:
     q, scale = channel_weights(shape, shape.copies - 1, transposed=True)
-    return product(inputs(shape), q.T * scale[:, None])
+    return product(inputs(shape.m, shape.k), q.T * scale[:, None])

@@ -54,5 +54,5 @@ def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:
 
     q, scale = channel_weights(shape, shape.copies - 1)
     step = RANGE / 128
-    x = np.clip(np.rint(inputs(shape) / step), -128, 127) * step
+    x = np.clip(np.rint(inputs(shape.m, shape.k) / step), -128, 127) * step
     return product(x, q * scale[:, None])

@@ -13,6 +13,7 @@ from quantadvisor.documents import Device, Scheme
 
 from .problem import Prepared, Problem, channel_weights, inputs, product
 from .schemes import W8A8_BF16
+from .torch_products import bound
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,19 +37,19 @@ def prepare(shape: Problem) -> Prepared:
     from vllm.model_executor.layers.utils import check_cpu_sgl_kernel
 
     torch.set_num_threads(shape.threads)
-    x = torch.from_numpy(inputs(shape)).to(torch.bfloat16)
+    kind = torch.bfloat16
     tiles = check_cpu_sgl_kernel(shape.n, shape.k, torch.int8)
 
-    def packed(copy: int) -> Callable[[], Any]:
+    def packed(copy: int) -> Callable[[Any], Any]:
         codes, scales = (torch.from_numpy(part) for part in channel_weights(shape, copy))
         if tiles:
             w = torch.ops._C.convert_weight_packed(codes)
-            return lambda: torch.ops._C.int8_scaled_mm_with_quant(x, w, scales, None, x.dtype, True)
-        handler = ops.create_onednn_scaled_mm(codes.t(), scales.unsqueeze(1), x.dtype, True, False, 32)
+            return lambda x: torch.ops._C.int8_scaled_mm_with_quant(x, w, scales, None, kind, True)
+        handler = ops.create_onednn_scaled_mm(codes.t(), scales.unsqueeze(1), kind, True, False, 32)
 
-        def onednn() -> Any:
+        def onednn(x: Any) -> Any:
             x_codes, x_scales, _ = ops.onednn_scaled_int8_quant(x, None, None, True)
-            y = torch.empty((shape.m, shape.n), dtype=x.dtype)
+            y = torch.empty((len(x), shape.n), dtype=kind)
             ops.onednn_scaled_mm(handler, x_codes, y, x_scales, None, None, None)
             return y
 
@@ -56,16 +57,15 @@ def prepare(shape: Problem) -> Prepared:
 
     products = [packed(copy) for copy in range(shape.copies)]
 
-    def call() -> Any:
-        y = None
+    def through(x: Any) -> Any:
         for run in products:
-            y = run()
+            y = run(x)
         return y
 
     name = "int8_scaled_mm_with_quant" if tiles else "onednn_scaled_mm"
-    return Prepared(run=lambda: call().float().numpy(), call=call, operator=lambda: name)
+    return Prepared(bind=lambda x: bound(through, torch.from_numpy(x).to(kind)), operator=lambda: name)
 
 
 def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:
     codes, scales = channel_weights(shape, shape.copies - 1)
-    return product(inputs(shape), codes * scales[:, None])
+    return product(inputs(shape.m, shape.k), codes * scales[:, None])

@@ -86,6 +86,17 @@ def round_groups(w: Floats, scales: Floats, zeros: Codes, bits: int, group_size:
     return codes
 
 
+def rounded_groups(groups: Floats, scales: Floats, zeros: Codes, bits: int) -> Floats:
+    """groups: [N, G, g] on given grids [N, G] -> what their codes stand for, without making the codes."""
+    middle = zeros[..., None].astype(np.float32)
+    value: Floats = groups / scales[..., None]
+    np.rint(value, out=value)
+    np.maximum(value, -middle, out=value)
+    np.minimum(value, np.float32((1 << bits) - 1) - middle, out=value)
+    value *= scales[..., None]
+    return value
+
+
 def dequantize_groups(codes: Codes, scales: Floats, zeros: Codes, group_size: int) -> Floats:
     """The inverse up to rounding: codes [N, K], scales and zeros [N, G] -> float32 [N, K]."""
     width = codes.shape[1]

@@ -24,10 +24,10 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
-from .affine import Floats, Grouped, dequantize_groups, group_grid, in_groups, quantize_groups, round_groups
+from .affine import Floats, Grouped, dequantize_groups, group_grid, in_groups, quantize_groups, rounded_groups
 from .artifact import base_folder, write_grouped
 from .kept import Arrays, kept_beside
-from .layerwise import SAMPLES, Grid, evenly, grid_of, loaded
+from .layerwise import SAMPLES, Grid, evenly, gram, grid_of, loaded
 from .refusals import config
 from .rescale import Pair, Scale, pairs
 from .schemes import scheme as scheme_named
@@ -74,10 +74,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     return (f"{SETTINGS}; {spread}; from {tokens.size} calibration tokens", *resumed, *notes)
 
 
-def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
+def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],
+            shares: tuple[float, ...] = CLIPS) -> dict[str, Floats]:  # fmt: skip
     """{linear: weights [N, K] that its integers stand for}, for sources and inputs that no scale was moved into."""
     grid, kept = grid_of(scheme), dict[str, Arrays]()
-    search_all(model_folder, calibration, grid, kept)
+    search_all(model_folder, calibration, grid, kept, shares)
     return {
         target: dequantize_groups(*loaded(kept, target), grid.group) / pair.spread(scale_of(kept, pair))
         for pair in pairs(config(model_folder))
@@ -85,19 +86,21 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     }
 
 
-def search_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, kept: MutableMapping[str, Arrays]) -> None:
-    """Integers of every linear into `kept`, with the scale and exponent of its pair; inputs are those of the fp32 model."""
+def search_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, kept: MutableMapping[str, Arrays],
+               shares: tuple[float, ...] = CLIPS) -> None:  # fmt: skip
+    """Integers of every linear into `kept`, with the scale and exponent of its pair; inputs are those of the fp32 model.
+    `shares`: what clipping tries; (1,): no clipping."""
     known = {pair.targets[0]: pair for pair in pairs(config(model_folder))}
 
     def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> None:
         if all(name in kept for name in targets):
             return
-        pair, gram = known[targets[0]], x.T @ x / np.float32(len(x))
-        ratio, scale = best_scale(pair, np.abs(x).mean(axis=0), gram, np.concatenate(weights)[::ROWS], grid)
+        pair, square = known[targets[0]], gram(x) / np.float32(len(x))
+        ratio, scale = best_scale(pair, np.abs(x).mean(axis=0), square, np.concatenate(weights)[::ROWS], grid)
         wide = pair.spread(scale)
         for name, w in zip(targets, weights, strict=True):
-            clips = (1.0,) if name.endswith(UNCLIPPED) else CLIPS
-            integers = clipped(w * wide, gram / np.outer(wide, wide), grid, clips)
+            clips = (1.0,) if name.endswith(UNCLIPPED) else shares
+            integers = clipped(w * wide, square / np.outer(wide, wide), grid, clips)
             kept[name] = integers._asdict() | {"scale": scale, "ratio": np.array([ratio], np.float32)}
 
     stream(model_folder, tokens, visit)
@@ -131,35 +134,36 @@ def scale_for(loudness: Floats, ratio: float) -> Scale:
 
 def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: Grid) -> float:
     """Sum over rows of d gram d^T with d = Q(w s) / s - w: T times less than |X W^T - X (Q(W s) / s)^T|^2."""
-    error = dequantize_groups(*quantize_groups(w * wide, *grid), grid.group) / wide - w
-    return float(np.vdot(error @ gram, error))
+    import torch
+
+    error = nearest(in_groups(w * wide, grid.group), grid).reshape(len(w), -1)[:, : w.shape[1]]
+    error = torch.from_numpy(error / wide - w)
+    return float(torch.vdot((error @ torch.from_numpy(gram)).flatten(), error.flatten()))
 
 
 def clipped(w: Floats, gram: Floats, grid: Grid, clips: tuple[float, ...]) -> Grouped:
     """w: [N, K] -> integers; every group clipped at the share of its max|w| with the least output error of its own."""
+    import torch
+
     groups = in_groups(w, grid.group)
-    blocks = diagonal_blocks(gram, grid.group)
+    blocks = torch.from_numpy(diagonal_blocks(gram, grid.group))
     bound = np.abs(groups).max(axis=-1)
     least = np.full(bound.shape, np.inf, np.float32)
     limit = bound
     for share in clips:
         at = (bound * np.float32(share))[..., None]
-        error = rounded_groups(np.clip(groups, -at, at), grid) - groups
-        by_group = error.swapaxes(0, 1)
-        cost = np.einsum("gnk,gnk->ng", by_group @ blocks, by_group)
+        by_group = torch.from_numpy(nearest(np.clip(groups, -at, at), grid) - groups).transpose(0, 1)
+        cost = (by_group @ blocks).mul_(by_group).sum(-1).T.numpy()
         limit = np.where(cost < least, at[..., 0], limit)
         least = np.minimum(least, cost)
     inside = np.clip(groups, -limit[..., None], limit[..., None]).reshape(len(w), -1)[:, : w.shape[1]]
     return quantize_groups(inside, *grid)
 
 
-def rounded_groups(groups: Floats, grid: Grid) -> Floats:
+def nearest(groups: Floats, grid: Grid) -> Floats:
     """groups: [N, G, g] -> what their integers stand for."""
-    rows, count, size = groups.shape
     scales, zeros = group_grid(groups.min(axis=-1), groups.max(axis=-1), grid.bits, grid.symmetric)
-    flat = groups.reshape(rows, -1)
-    codes = round_groups(flat, scales, zeros, grid.bits, size)
-    return dequantize_groups(codes, scales, zeros, size).reshape(rows, count, size)
+    return rounded_groups(groups, scales, zeros, grid.bits)
 
 
 def diagonal_blocks(gram: Floats, size: int) -> Floats:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .affine import Floats, affine_grid, quantize
 
+Counts = NDArray[np.int64]
 Clip = Literal["minmax", "percentile", "entropy", "mse"]
 CLIPS: tuple[Clip, ...] = get_args(Clip)
 TAIL = 0.005
@@ -28,34 +29,44 @@ SMALL = 1e-4
 """Count that empty bins get, taken from the others: KL is infinite where q is zero and p is not."""
 
 
-def limits(x: Floats, clip: Clip, bits: int = 8) -> tuple[float, float]:
-    """x: any shape -> (a, b)."""
+def limits(x: Floats, clip: Clip, bits: int = 8, counts: Counts | None = None) -> tuple[float, float]:
+    """x: any shape -> (a, b). `counts`: how many values each of x stands for, of x's shape; None: itself."""
     low, high = float(x.min()), float(x.max())
     if clip == "minmax" or low == high:
         return low, high
     if clip == "percentile":
-        a, b = np.percentile(x, (TAIL, 100 - TAIL))
+        a, b = np.percentile(x, (TAIL, 100 - TAIL)) if counts is None else percentiles(x, counts, (TAIL, 100 - TAIL))
         return float(a), float(b)
     if clip == "entropy":
-        cut = entropy_cut(x)
+        cut = entropy_cut(x, counts)
         return max(low, -cut), min(high, cut)
     low, high = min(low, 0.0), max(high, 0.0)
-    return min(((low * f, high * f) for f in SHRINK), key=lambda ends: rounding_error(x, ends[0], ends[1], bits))
+    return min(((low * f, high * f) for f in SHRINK), key=lambda ends: rounding_error(x, ends[0], ends[1], bits, counts))
 
 
-def rounding_error(x: Floats, low: float, high: float, bits: int) -> float:
+def percentiles(x: Floats, counts: Counts, shares: tuple[float, ...]) -> Floats:
+    """As np.percentile of the values written out, each as often as it counts."""
+    order = np.argsort(x, axis=None)
+    last = np.cumsum(counts.reshape(-1)[order]) - 1
+    first = last - counts.reshape(-1)[order] + 1
+    places = np.stack([first, last], 1).reshape(-1)
+    found: Floats = np.interp(np.asarray(shares) / 100 * last[-1], places, np.repeat(x.reshape(-1)[order], 2))
+    return found
+
+
+def rounding_error(x: Floats, low: float, high: float, bits: int, counts: Counts | None = None) -> float:
     """Mean square error of x on the affine grid of [low, high]."""
     top = (1 << bits) - 1
     scale, zero = affine_grid(np.asarray(low, np.float32), np.asarray(high, np.float32), 0, top)
     rounded = (quantize(x, scale, zero, 0, top) - zero).astype(np.float32) * scale
-    return float(np.square(rounded - x).mean())
+    return float(np.average(np.square(rounded - x), weights=counts))
 
 
-def entropy_cut(x: Floats) -> float:
+def entropy_cut(x: Floats, counts: Counts | None = None) -> float:
     """t of the range [-t, t] with the least KL, on a histogram over [-max|x|, max|x|]."""
     bound = float(np.abs(x).max())
-    counts, edges = np.histogram(x, BINS, (-bound, bound))
-    return float(edges[least_divergent(counts, LEVELS)])
+    filled, edges = np.histogram(x, BINS, (-bound, bound), weights=counts)
+    return float(edges[least_divergent(filled.astype(np.int64), LEVELS)])
 
 
 def least_divergent(counts: NDArray[np.int64], levels: int) -> int:

@@ -21,7 +21,7 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
-from .affine import Codes, Floats, Grouped, group_grid, in_groups
+from .affine import Codes, Floats, Grouped, group_grid, in_groups, rounded_groups
 from .layerwise import Grid, Square, damped
 from .schemes import scheme as scheme_named
 
@@ -29,8 +29,8 @@ NAME = "gptq"
 TARGET: Target = "weights"
 COST = "one forward pass of 64 calibration samples, layer by layer, and K^3 + N K^2 operations a linear"
 DAMPING = 0.01
-BLOCK = 128
-"""Columns whose corrections to later blocks are made at once, as one matrix product (section 3.3, step 2)."""
+BLOCK = 16
+"""Columns that correct each other one by one; corrections between more of them are matrix products (section 3.3, step 2)."""
 SHRINK = tuple(1 - 0.03 * step for step in range(14))
 SETTINGS = "GPTQ: act-order, static groups, MSE grid, damping 0.01"
 
@@ -53,38 +53,38 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     return layerwise.rounded(model_folder, scheme, calibration, solve)
 
 
-def solve(w: Floats, h: Square, grid: Grid) -> Grouped:
-    """w: [N, K], h: [K, K] -> integers, with every choice of this module's docstring."""
+def solve(w: Floats, h: Square, grid: Grid, shrink: tuple[float, ...] = SHRINK) -> Grouped:
+    """w: [N, K], h: [K, K] -> integers, with every choice of this module's docstring. shrink = (1,): min-max grids."""
     h = damped(h, DAMPING)
     importance = np.diagonal(h)
     order = np.argsort(-importance, kind="stable")
-    scales, zeros = mse_grid(w, grid, importance)
+    scales, zeros = mse_grid(w, grid, importance, shrink)
     return sweep(w, inverse_factor(h[np.ix_(order, order)]), order, scales, zeros, grid)
 
 
 def inverse_factor(h: Square) -> Floats:
     """U upper triangular with h^-1 = U^T U, without inverting h: h = R R^T with R upper triangular, and U = R^-1."""
-    from scipy.linalg import solve_triangular
+    import torch
 
-    upper = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
-    factor: Floats = solve_triangular(upper, np.eye(len(h)), check_finite=False).astype(np.float32)
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(h[::-1, ::-1].copy()))
+    if failed:
+        raise np.linalg.LinAlgError(f"the leading block of {int(failed)} is not positive definite")
+    unit = torch.eye(len(h), dtype=lower.dtype)
+    factor: Floats = torch.linalg.solve_triangular(lower.flip(0, 1), unit, upper=True).float().numpy()
     return factor
 
 
-def mse_grid(w: Floats, grid: Grid, importance: NDArray[np.float64]) -> tuple[Floats, Codes]:
+def mse_grid(w: Floats, grid: Grid, importance: NDArray[np.float64],
+             shrink: tuple[float, ...] = SHRINK) -> tuple[Floats, Codes]:  # fmt: skip
     """Scales and zeros [N, G]: of every group the shrunk range with the least  sum_k importance_k (w_k - q_k)^2."""
     grouped = in_groups(w, grid.group)
     weights = in_groups(importance[None].astype(np.float32), grid.group)
     low, high = grouped.min(axis=-1), grouped.max(axis=-1)
-    top = np.float32((1 << grid.bits) - 1)
     best_scales, best_zeros = group_grid(low, high, grid.bits, grid.symmetric)
     least = np.full(low.shape, np.inf, np.float32)
-    for factor in SHRINK:
+    for factor in shrink:
         scales, zeros = group_grid(low * np.float32(factor), high * np.float32(factor), grid.bits, grid.symmetric)
-        middle = zeros[..., None].astype(np.float32)
-        error = np.rint(grouped / scales[..., None])
-        np.clip(error, -middle, top - middle, out=error)
-        error *= scales[..., None]
+        error = rounded_groups(grouped, scales, zeros, grid.bits)
         error -= grouped
         cost = np.einsum("ngk,gk->ng", np.square(error, out=error), weights[0])
         better = cost < least
@@ -96,22 +96,32 @@ def mse_grid(w: Floats, grid: Grid, importance: NDArray[np.float64]) -> tuple[Fl
 def sweep(w: Floats, factor: Floats, order: NDArray[np.intp], scales: Floats, zeros: Codes, grid: Grid) -> Grouped:
     """w: [N, K], factor: [K, K] of the ordered Hessian, scales and zeros: [N, G] -> integers, columns taken in `order`.
 
-    Within a block, column i is corrected just before it is rounded by all errors of the block so far; later blocks are
-    corrected at its end.
+    The first half is rounded, its errors correct the second half in one matrix product, then that is rounded; each half
+    likewise, down to blocks in which every column corrects the next ones as soon as it is rounded.
     """
+    import torch
+
     columns = np.ascontiguousarray(w.T[order])
+    errors = np.empty_like(columns)
     step, middle = np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T).astype(np.float32)
     top = np.float32((1 << grid.bits) - 1)
-    width = len(columns)
-    codes = np.empty(w.shape[::-1], np.uint8)
-    for start in range(0, width, BLOCK):
-        end = min(start + BLOCK, width)
-        errors = np.empty((end - start, len(w)), np.float32)
+    codes = np.empty(columns.shape, np.uint8)
+    left, made, factors = (torch.from_numpy(array) for array in (columns, errors, factor))
+
+    def round_between(start: int, end: int) -> None:
+        if end - start > BLOCK:
+            half = (start + end) // 2
+            round_between(start, half)
+            left[half:end].addmm_(factors[start:half, half:end].T, made[start:half], alpha=-1)
+            round_between(half, end)
+            return
         for i in range(start, end):
             at = int(order[i]) // grid.group
-            column = columns[i] - factor[start:i, i] @ errors[: i - start]
-            code = np.clip(np.rint(column / step[at]) + middle[at], 0, top)
+            code = np.rint(columns[i] / step[at]) + middle[at]
+            code = np.minimum(np.maximum(code, 0), top)
             codes[order[i]] = code
-            errors[i - start] = (column - (code - middle[at]) * step[at]) / factor[i, i]
-        columns[end:] -= factor[start:end, end:].T @ errors
+            errors[i] = (columns[i] - (code - middle[at]) * step[at]) / factor[i, i]
+            columns[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i]
+
+    round_between(0, len(columns))
     return Grouped(np.ascontiguousarray(codes.T), scales, zeros)

@@ -28,6 +28,8 @@ from .stream import stream
 
 SAMPLES = 64
 """Calibration samples that Hessians come from."""
+STRIP = 384
+"""Columns of a Gram matrix that are computed together."""
 RUNTIMES = (*ONNX, "openvino", *HALF)
 Square = NDArray[float64]
 
@@ -97,7 +99,27 @@ def solved(solve: Solve, targets: tuple[str, ...], w: Floats, h: Square, grid: G
 
 def hessian(x: Floats) -> Square:
     """x: [T, K] -> 2 / T x^T x, the Hessian of the mean square error of x w^T in any row of w."""
-    return (x.T @ x).astype(float64) * (2 / len(x))
+    return gram(x).astype(float64) * (2 / len(x))
+
+
+def gram(x: Floats) -> Floats:
+    """x: [T, K] -> x^T x [K, K]; blocks above its diagonal are those below it, and are not computed again.
+
+    The products of the methods are torch's, whose threads the decoder has already: numpy's are a second pool, and wait
+    for each other without leaving the core.
+    """
+    import torch
+
+    inputs = torch.from_numpy(x)
+    width = x.shape[1]
+    found = torch.empty(width, width)
+    for start in range(0, width, STRIP):
+        end = start + STRIP
+        strip = inputs[:, start:].T @ inputs[:, start:end]
+        found[start:, start:end] = strip
+        found[start:end, start:] = strip.T
+    result: Floats = found.numpy()
+    return result
 
 
 def damped(h: Square, damping: float) -> Square:

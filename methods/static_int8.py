@@ -14,8 +14,9 @@ the KL is ten times that of `smoothquant`, which moves such channels into the we
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import int64
@@ -41,6 +42,17 @@ KEPT_VALUES = 1 << 13
 WORDS: dict[Clip, str] = {
     "minmax": "the extremes", "percentile": "99.99 %", "entropy": "the least divergence", "mse": "the least mean square error",
 }  # fmt: skip
+
+LOUDEST = 1 << 10
+"""Of each batch: kept whole."""
+
+
+class Sample(NamedTuple):
+    """`values` float32 [n], and how many each stands for, int64 [n]."""
+
+    values: Floats
+    counts: NDArray[int64]
+
 
 Range = tuple[tuple[str, ...], float, float]
 """(linears that read one tensor, low, high)"""
@@ -84,23 +96,45 @@ def ranges(model: Any, calibration: NDArray[int64], clip: Clip = "minmax") -> li
 
     observe(model, calibration, dict.fromkeys(groups, widen))
     if clip != "minmax":
-        for name, x in sampled(model, calibration[:CLIPPED_SAMPLES], groups).items():
-            a, b = limits(x, clip)
+        for name, (x, counts) in sampled(model, calibration[:CLIPPED_SAMPLES], groups).items():
+            a, b = limits(x, clip, counts=counts)
             low[name], high[name] = max(low[name], a), min(high[name], b)
     return [(readers, low[name], high[name]) for name, readers in groups.items()]
 
 
-def sampled(model: Any, calibration: NDArray[int64], names: Iterable[str]) -> dict[str, Floats]:
-    """{linear: some of the values it reads, float32 [n]}, evenly spaced, and 0, which every grid holds."""
+def sampled(model: Any, calibration: NDArray[int64], names: Iterable[str]) -> dict[str, Sample]:
+    """{linear: a sample of the values it reads}: the loudest of each batch, and of the others some, evenly spaced."""
     from .observe import observe
 
-    seen: dict[str, list[Floats]] = {name: [np.zeros(1, np.float32)] for name in names}
+    seen: dict[str, list[Sample]] = {name: [] for name in names}
 
     def keep(name: str, x: Floats) -> None:
-        seen[name].append(x.reshape(-1)[:: max(1, x.size // KEPT_VALUES)].copy())
+        seen[name].append(sample_of(x))
 
     observe(model, calibration, dict.fromkeys(seen, keep))
-    return {name: np.concatenate(values) for name, values in seen.items()}
+    return {name: Sample(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in seen.items()}
+
+
+def sample_of(x: Floats) -> Sample:
+    """x: [tokens, K] -> its LOUDEST values, and each `step`th of the rest, which stands for all between. On a language model
+    a handful of values are a hundred times the others and matter most: a sample that misses them is of another tensor."""
+    flat = x.reshape(-1)
+    loud = np.argpartition(np.abs(flat), -LOUDEST)[-LOUDEST:] if flat.size > LOUDEST else np.arange(flat.size)
+    rest = np.delete(flat, loud)
+    step = stride(flat.size, x.shape[-1])
+    quiet = rest[::step]
+    counts = np.full(quiet.size, step)
+    if quiet.size:
+        counts[-1] = rest.size - step * (quiet.size - 1)
+    return Sample(np.concatenate([flat[loud], quiet]), np.concatenate([np.ones(loud.size, np.int64), counts]))
+
+
+def stride(size: int, channels: int) -> int:
+    """Between the values that are kept; it shares no factor with `channels`, else the same few are met again and again."""
+    step = max(1, size // KEPT_VALUES)
+    while gcd(step, channels) > 1:
+        step += 1
+    return step
 
 
 def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:

@@ -125,7 +125,7 @@ def last_level_cache() -> int:
 def measure_peaks(threads: int, budget_s: float = 3.2) -> Peaks:
     """Measured roofs with `threads` threads: the fastest of several implementations for each, named in its source.
 
-    Reading: sums over a buffer of four last-level caches (256 MiB at least). Products: square, 1,024 or 2,048 wide.
+    Reading: sums over a buffer of four last-level caches (256 MiB at least). Products: square, 512 to 2,048 wide.
     """
     import torch
 
@@ -187,21 +187,32 @@ def _readers() -> list[Run]:
     ]
 
 
+SIZES = (512, 1024, 2048)
+LONG_S = 0.02
+"""A product that takes this long shows its full rate: a larger one only takes longer."""
+
+
 def _products(number: str, threads: int) -> tuple[list[Run], list[str]]:
     """Implementations of a square product of one number type that run here, and the reasons of those that do not."""
     runs: list[Run] = []
     reasons: list[str] = []
     for build in (_torch_product, _onnxruntime_product):
         try:
-            made = [build(number, size, threads) for size in (1024, 2048)]
-            small = time.perf_counter()
-            made[0][1]()
-            made[0][1]()
-            small = (time.perf_counter() - small) / 2
-            runs.append(made[1] if small < 0.02 else made[0])
+            for size in SIZES:
+                run = build(number, size, threads)
+                run[1]()
+                if _seconds(run[1]) >= LONG_S:
+                    break
+            runs.append(run)
         except (ImportError, RuntimeError, NotImplementedError) as error:
             reasons.append(f"{build.__name__.split('_')[1]}: {str(error).splitlines()[0] if str(error) else error!r}")
     return runs, reasons
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    run()
+    return time.perf_counter() - before
 
 
 def _torch_product(number: str, size: int, threads: int) -> Run:
@@ -222,17 +233,19 @@ def _onnxruntime_product(number: str, size: int, threads: int) -> Run:
     return f"{name} {size}", run, 2.0 * size**3
 
 
+HOPELESS = 4.0
+
+
 def _fastest(runs: list[Run], budget_s: float) -> Figure:
-    """Rates of the fastest of `runs`, measured in turns until the budget is spent: five rounds at least, or three."""
-    for _, run, _ in runs:
-        run()
+    """Rates of the fastest of `runs`, measured in turns until the budget is spent: five rounds at least, or three. Those
+    whose first call is HOPELESS times slower than another's are left out."""
+    first = [work / _seconds(run) for _, run, work in runs]
+    runs = [run for run, rate in zip(runs, first, strict=True) if rate * HOPELESS >= max(first)]
     rates: dict[str, list[float]] = {name: [] for name, _, _ in runs}
     started = time.perf_counter()
     while (spent := time.perf_counter() - started) < budget_s or len(rates[runs[0][0]]) < 5:
         for name, run, work in runs:
-            before = time.perf_counter()
-            run()
-            rates[name].append(work / (time.perf_counter() - before))
+            rates[name].append(work / _seconds(run))
         taken = len(rates[runs[0][0]])
         if (spent > 3 * budget_s and taken >= 3) or taken >= 25:
             break

@@ -34,11 +34,14 @@ def describe_gpus() -> tuple[Gpu, ...]:
 
 
 def _described(nvml: Any, handle: Any, place: str, driver: str) -> Gpu:
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    try:
+        known = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    except nvml.NVMLError_NotSupported:  # an instance of a GPU (MIG) may not tell
+        known = None
     return Gpu(
         name=_text(nvml.nvmlDeviceGetName(handle)),
         memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        compute_capability=f"{major}.{minor}",
+        compute_capability=known,
         driver=driver,
         place=place,
     )

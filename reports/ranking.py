@@ -84,10 +84,16 @@ def reason(results: Results, item: Candidate) -> str:
         return "Tied with the advice: their intervals overlap"
     against = _against(results, facts.shortfall(results, item))
     if place == "unmeasured":
-        predicted = f"; predicted {against}" if against else ""
+        predicted = f"; predicted {against}{_by(item)}" if against else ""
         return "; ".join((f"Not measured{predicted}", *item.notes))
     today = "Change nothing: " if item.name == results.profile.baseline else ""
     return today + against if against else "Measured; no objective to compare"
+
+
+def _by(item: Candidate) -> str:
+    """What the prediction rests on, where it is not on kernels that were timed here."""
+    source = item.predicted.kernels if item.predicted else None
+    return {"interpolated": ", by published kernel tables", "roofline": ", by the roofline"}.get(source or "", "")
 
 
 def _against(results: Results, shortfall: float | None) -> str:

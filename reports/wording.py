@@ -269,17 +269,27 @@ def environment(results: Results) -> list[tuple[str, str]]:
         ("Device", device.name),
         ("Cores, threads used", f"{device.cores}, {made.threads}"),
         ("Memory", units.size(device.memory_bytes)),
+        *([("Memory of the machine", units.size(device.host_memory_bytes))] if device.host_memory_bytes else []),
         ("Last-level cache", units.size(device.last_level_cache_bytes or None)),
         ("Instruction sets", ", ".join(device.isa) or units.ABSENT),
     ]
     rows += [("GPU", f"{gpu.name}, {units.size(gpu.memory_bytes)}, driver {gpu.driver or '?'}") for gpu in device.gpus]
     peaks = device.peaks or results.profile.device.peaks
     if peaks is not None:
-        rows.append(("Memory read, measured", units.spread(peaks.read_bytes_per_s, units.bandwidth)))
+        read = peaks.read_bytes_per_s
+        rows.append((f"Memory read, {read.kind}", units.spread(read, units.bandwidth)))
         rows += [
-            (f"Peak {name}, measured", units.spread(value, units.operations)) for name, value in sorted(peaks.flops_per_s.items())
+            (f"Peak {name}, {value.kind}", units.spread(value, units.operations))
+            for name, value in sorted(peaks.flops_per_s.items())
         ]
         rows += [(f"Peak {name}", f"not available: {why}") for name, why in sorted(peaks.refused.items())]
+    if (by := results.profile.calibration) is not None:
+        rows.append(
+            (
+                "Kernels here over tables",
+                f"reading {units.times(by.reading)}, arithmetic {units.times(by.arithmetic)}; {by.source}",
+            )
+        )
     rows.append(("Fingerprint", device.fingerprint))
     rows += [("Python", made.python)] if made.python else []
     rows += [(name, version) for name, version in sorted(made.versions.items())]

@@ -14,6 +14,7 @@ import pytest
 
 from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods.registry import METHODS
+from quantadvisor.profiling.inventory import inventory_from_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/methods_table.py, which finds its neighbour in its own folder."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("methods_table", "methods_page", "methods_encoder", "methods_rows", "methods_simulation", "methods_speeds"):
+    for name in (
+        "methods_table",
+        "methods_page",
+        "methods_encoder",
+        "methods_rows",
+        "methods_simulation",
+        "methods_speeds",
+        "methods_oracles",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("methods_table", ROOT / "benchmarks" / "methods_table.py")
     assert spec and spec.loader
@@ -46,12 +55,16 @@ def timed(table: ModuleType, name: str, device: str, ratio: float | None) -> Any
     return table.Speed.model_validate(data | ({"decode": figure, "prefill": figure} if ratio else {"reason": "no memory left"}))
 
 
+SMOLLM2 = inventory_from_config({
+    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+})  # fmt: skip
 ENCODED = {"model": "e", "name": "rtn-w8-g64", "target": "weights", "distance": {"mean": 0.001, "low": 0, "high": 0.002},
            "top1": 1, "seconds": 1}  # fmt: skip
 
 
 def known(table: ModuleType, *records: Any) -> Any:
-    found = table.Known({}, {}, {})
+    found = table.Known({}, {}, {}, {})
     for record in records:
         found.add(record)
     return found
@@ -62,7 +75,7 @@ def asked(*names: str, **given: bool) -> Namespace:
 
 
 def test_every_method_has_an_oracle_and_its_test_exists(table: ModuleType) -> None:
-    oracles = sys.modules["methods_page"].ORACLES
+    oracles = sys.modules["methods_oracles"].ORACLES
     for name in METHODS:
         file, function = oracles[name][1].split("::")
         tree = ast.parse((ROOT / "tests" / "methods" / file).read_text())
@@ -202,13 +215,12 @@ def test_orders_that_do_not_hold_are_said(table: ModuleType) -> None:
 
 
 @pytest.fixture
-def written(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def written(table: ModuleType) -> Callable[..., str]:
     """The page of some records, as the machine "here" writes it."""
     page = sys.modules["methods_page"]
-    monkeypatch.setattr(page, "verdicts", lambda named: dict.fromkeys(named, "agrees"))
-    device = SimpleNamespace(fingerprint="here")
-    source = SimpleNamespace(name="text", licence="PSF")
-    return lambda *records: page.page(known(table, *records), device, source, 2048, 114)
+    context = SimpleNamespace(device=SimpleNamespace(fingerprint="here"), inventory=SMOLLM2,
+                              evaluation=(None, SimpleNamespace(name="text", licence="PSF")))  # fmt: skip
+    return lambda *records: page.page(known(table, *records), context, 114, "code")
 
 
 def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Callable[..., str]) -> None:
@@ -219,10 +231,26 @@ def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Cal
     text = written(*rows, encoder.EncoderRow.model_validate(ENCODED))
     assert "3 of 114 rows (1 measured, 1 simulated, 1 refused), 0 of 1 timed" in text
     assert "| `rtn-w8-g64` | weights | 0.00100 [0.00000, 0.00200] | 1.000 | 1 |" in text
-    assert "| `rtn-w4-g64` | measured | onnxruntime | 100 | 0.25 |" in text
+    assert "| **`rtn-w4-g64`** | measured | onnxruntime | 100 | 0.25 |" in text
     assert "| `kbit-nf4-b64` | simulated |" in text
     assert "- `obq-w4-g64` refused: 46 hours \\| at least" in text
-    assert text.count("| agrees |") == len(METHODS)
+    assert text.count("| not asked yet |") == len(METHODS)
+
+
+def test_a_cache_is_judged_by_its_own_bytes_and_what_is_beaten_is_not_bold(
+    table: ModuleType, written: Callable[..., str]
+) -> None:
+    kl = {"fp32-kv8": 0.01, "w8-g64-kv4": 0.1, "fp32-kv4": 0.2}
+    rows = [planted(table, f"kv_int{name[-1]}", name, value, target="kv_cache", bytes=10**8, plain_bytes=10**8)
+            for name, value in kl.items()]  # fmt: skip
+    unrun = planted(table, "kivi", "fp32-kv2-kivi", 0.001, target="kv_cache", kind="simulated")
+    lines = [line for line in written(*rows, unrun).splitlines() if "kB a token" in line]
+    values = 2 * 30 * 3 * 64
+    int8 = values * 1 / 1e3
+    assert lines[0].startswith(f"| **`kv_int8-fp32-kv8`** | measured | onnxruntime | {int8:.1f} kB a token | 0.25 | 0.0100")
+    assert lines[1].startswith("| **`kv_int4-w8-g64-kv4`**")
+    assert lines[2].startswith("| `kv_int4-fp32-kv4`")
+    assert lines[3].startswith("| `kivi-fp32-kv2-kivi` | simulated")
 
 
 def test_the_encoder_is_in_the_package_that_make_installs(table: ModuleType) -> None:
@@ -246,13 +274,17 @@ def test_the_page_says_why_there_is_no_encoder(table: ModuleType, written: Calla
 
 def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str]) -> None:
     """This one, else that which timed most; a row that it did not time says so, and what cannot be timed says nothing."""
-    rows = [planted(table, "rtn", "w4-g64", 0.5), planted(table, "rtn", "w8-g64", 0.1),
-            planted(table, "kbit", "nf4-b64", 0.2, kind="simulated"), planted(table, "none", "fp32", 0.0, target="none")]  # fmt: skip
+    rows = [
+        planted(table, "rtn", "w4-g64", 0.5),
+        planted(table, "rtn", "w8-g64", 0.1),
+        planted(table, "kbit", "nf4-b64", 0.2, kind="simulated"),
+        planted(table, "none", "fp32", 0.0, target="none"),
+    ]
     there = [timed(table, "rtn-w4-g64", "there", 3.0), timed(table, "rtn-w8-g64", "there", 4.0)]
 
     def speeds(text: str) -> dict[str, str]:
-        lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| `") and "tests/" not in line]
-        return {line[0].strip("| `"): " ".join(line[10:12]).strip() for line in lines}
+        lines = [line.split(" | ") for line in text.splitlines() if line.startswith(("| `", "| **`")) and "tests/" not in line]
+        return {line[0].strip("| *`"): " ".join(line[10:12]).strip() for line in lines}
 
     theirs = written(*rows, *there)
     assert "2 of 2 timed" in theirs and "Speeds: machine there" in theirs
@@ -265,11 +297,39 @@ def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str
 
 
 def test_verdicts_are_pytests(table: ModuleType) -> None:
-    page = sys.modules["methods_page"]
+    oracles = sys.modules["methods_oracles"]
     named = {
         "rtn": ("closed form", "test_affine.py::test_half_goes_to_even_and_zero_stays_zero"),
         "awq": ("", "test_affine.py::test_nowhere"),
     }
-    assert page.verdicts(named) == {"rtn": "**did not run**", "awq": "**did not run**"}  # pytest refuses a name that is not there
+    # pytest refuses a name that is not there
+    assert oracles.verdicts(named) == {"rtn": "**did not run**", "awq": "**did not run**"}
     del named["awq"]
-    assert page.verdicts(named) == {"rtn": "agrees"}
+    assert oracles.verdicts(named) == {"rtn": "agrees"}
+
+
+def test_an_oracle_is_asked_again_when_the_code_changed_or_it_was_skipped(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Callable[..., str]
+) -> None:
+    oracles = sys.modules["methods_oracles"]
+    asked: list[str] = []
+
+    def verdicts(named: dict[str, Any]) -> dict[str, str]:
+        asked.extend(named)
+        return {name: "skipped here: no llama.cpp" if name == "gguf" else "agrees" for name in named}
+
+    monkeypatch.setattr(oracles, "verdicts", verdicts)
+    monkeypatch.setattr(oracles, "code_digest", lambda: "code")
+    kept, found = tmp_path / "rows.jsonl", known(table)
+    oracles.fill(found, kept)
+    assert asked == list(METHODS)
+    again = sys.modules["methods_rows"].read((kept,), "m", "t")
+    assert again == found
+    oracles.fill(again, kept)
+    assert asked[len(METHODS) :] == ["gguf"]
+    text = written(*again.verdicts.values(), again.verdicts["rtn"].model_copy(update={"code": "older"}))
+    assert text.count("| agrees |") == len(METHODS) - 2
+    assert "| agrees (as the code was before) |" in text and "| skipped here: no llama.cpp |" in text
+    monkeypatch.setattr(oracles, "code_digest", lambda: "new code")
+    oracles.fill(again, kept)
+    assert asked[len(METHODS) + 1 :] == list(METHODS)

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import torch_cuda
+from .triton_evidence import LINEAR, observed
+
 NAME = "triton"
 OPTIONS = ("kvint8", "kvint4", "kvfp8", "kvturbo")
 ELSEWHERE = "advisor selfcheck --interpreted checks its kernels' numbers here"
@@ -97,7 +100,8 @@ def swapped(path: str, device: str) -> Any:
 
     from quantadvisor.kernels import triton_modules
 
-    AttentionInterface.register(triton_modules.NAME, triton_modules.attention)
+    # by name at each call, so that who observes it can wrap it
+    AttentionInterface.register(triton_modules.NAME, lambda *given, **more: triton_modules.attention(*given, **more))
     config = AutoConfig.from_pretrained(path)
     stored = quantization(path)
     if hasattr(config, "quantization_config"):
@@ -126,6 +130,18 @@ def swapped(path: str, device: str) -> Any:
     return model.to(device).eval()
 
 
+def problems_of(model: Any, kind: str) -> list[tuple[str, tuple[int, int, int]]]:
+    """What is timed on a GPU that has not met it before: each linear and its cache's attention, at several numbers of rows."""
+    from quantadvisor.kernels.triton_tuning import ATTENDING, ATTENTION_ROWS, ROWS
+
+    config = model.config
+    heads, held = config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    linears = dict.fromkeys(one.problem for one in model.modules() if hasattr(one, "problem"))
+    attending = [] if kind == "16 bit" else [(f"{ATTENDING}{kind}", (rows, heads // held, width)) for rows in ATTENTION_ROWS]
+    return [*((name, (rows, n, k)) for name, n, k in linears for rows in ROWS), *attending]
+
+
 class TritonSession:
     """See docs/architecture.md for the methods of a session. `device` "cpu": triton's interpreter, for tests."""
 
@@ -136,22 +152,26 @@ class TritonSession:
 
         torch.set_num_threads(threads)
         if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+            torch_cuda.reset_memory()
         self.device = device
         self.kind = CACHES[options[0]] if options else "16 bit"
         self.model = swapped(path, device)
+        if device == "cuda":
+            from quantadvisor.kernels.triton_tuning import tune_here
+
+            tune_here(problems_of(self.model, self.kind))
         self.places: Any = None
         self.cache: Any = None
         self.graph: Any = None
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
         self._new(len(tokens), capacity)
-        return self._step(tokens, fresh=True)[:, -1].float().cpu().numpy()
+        return self._told(self._step(tokens, fresh=True))
 
     def decode(self, tokens: Any) -> Any:
         if self.device == "cuda":
             return self._replayed(tokens)
-        return self._step(tokens, fresh=False)[:, -1].float().cpu().numpy()
+        return self._told(self._step(tokens, fresh=False))
 
     def fill(self, batch: int, capacity: int) -> None:
         for layer in self.cache.layers:
@@ -180,10 +200,7 @@ class TritonSession:
         return {"prefill": prefill, "decode": decode}
 
     def allocated(self) -> tuple[int, int] | None:
-        """Bytes that torch's allocator holds on the GPU, and held at most since the session began; None in the interpreter."""
-        import torch
-
-        return (torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()) if self.device == "cuda" else None
+        return torch_cuda.allocated() if self.device == "cuda" else None
 
     def close(self) -> None:
         self.cache = self.graph = None
@@ -252,13 +269,11 @@ class TritonSession:
         self.places.lengths.fill_(self.places.seen + 1)
         self.graph.replay()
         self.places.seen += 1
-        return self.logits[:, -1].float().cpu().numpy()
+        return self._told(self.logits)
 
     def _observed(self, run: Any, launched: Any, rounds: int) -> dict[str, Any]:
         """Walls of `run`; its kernels from `launched`, the same pass with every kernel launched by the host."""
         import torch
-
-        from quantadvisor.kernels.triton_evidence import LINEAR, observed
 
         walls = []
         for _ in range(rounds):
@@ -266,22 +281,27 @@ class TritonSession:
             run()
             walls.append(time.perf_counter() - began)
         wall_s = sorted(walls)[len(walls) // 2]
-        seen = observed(self.model, launched, on_gpu=self.device == "cuda")
+        seen = observed(self.model, launched, wall_s, on_gpu=self.device == "cuda")
         linears = [one for one in self.model.modules() if isinstance(one, torch.nn.Linear)]
         ours = [one for one in self.model.modules() if hasattr(one, "kernel")]
         weights = "/".join(sorted({one.kernel for one in ours}))
+        for row in seen.rows:
+            row["quantized"] = row["name"] in LINEAR
+            row["linear"] = row["quantized"] or row.pop("part", None) == "linears"
+            if row["quantized"] or "attend_kernel" in row["name"]:
+                row["precision"] = weights if row["quantized"] else self.kind
         return {
-            "operators": [
-                {"name": name, "count": one.count, "provider": self.device, "time_s": one.seconds, "linear": name in LINEAR,
-                 "quantized": name in LINEAR,
-                 "precision": self.kind if "attend" in name else weights if name in LINEAR else ""}
-                for name, one in sorted(seen.kernels.items(), key=lambda pair: -pair[1].seconds)
-            ],
+            "operators": seen.rows,
             "linears": len(linears) + len(ours),
             "quantized_linears": len(ours),
             "wall_s": wall_s,
             "walls_s": walls,
             **{f"{part}_s": seconds for part, seconds in seen.parts.items()},
             "other_s": max(0.0, wall_s - sum(seen.parts.values())),
-            "notes": seen.notes or [f"kernels take {seen.busy_s / wall_s:.0%} of the wall; the host's gap is part of other"],
-        }  # fmt: skip
+            "notes": [seen.note],
+        }
+
+    def _told(self, logits: Any) -> Any:
+        """Of the last position; on a GPU they stay there."""
+        last = logits[:, -1]
+        return torch_cuda.Logits(last) if self.device == "cuda" else last.float().numpy()

@@ -100,7 +100,7 @@ def test_what_a_ghost_in_doubt_says_is_not_predicted_but_told() -> None:
     probes = Probes(kernels(), INVENTORY, 0.5)
 
     def seen(*ghosts: Ghost) -> Candidate:
-        return predicted_candidate(context, one, ghosts, probes, schemes, {})  # type: ignore[arg-type]
+        return predicted_candidate(context, one, ghosts, probes, schemes, {}, lambda _: None)  # type: ignore[arg-type]
 
     carried = seen(ghost(), doubted)
     assert carried.predicted and carried.predicted.ttft_s

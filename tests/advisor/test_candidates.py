@@ -1,4 +1,4 @@
-"""Methods that train are candidates where the workload gives them seconds, and not before."""
+"""What the catalogues offer: methods that train where they are given seconds, caches as options, a GPU's own places."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantadvisor.advisor import candidates
 from quantadvisor.advisor.builds import Build, build_all
 from quantadvisor.advisor.candidates import enumerate_candidates, recipe, session_options, untrained
 from quantadvisor.advisor.catalogue import NOMINAL
+from quantadvisor.advisor.checkpoint import PLACES
 from quantadvisor.advisor.risk import schemes_at_risk
-from quantadvisor.documents import Device
+from quantadvisor.documents import Device, Gpu
 from quantadvisor.methods import awq
 from quantadvisor.methods.registry import METHODS, method, trains
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.gpus import on_gpu
 from quantadvisor.profiling.runtimes import triton
 
 from .documents import workload
@@ -98,3 +101,62 @@ def test_plain_is_a_candidate_where_the_fast_layout_crashes(
     assert not crashes or "the option plain avoids it" in str(fast.refused)
     assert crashes or "plain only avoids" in str(plain.excluded)
     assert found["none-bf16@llama.cpp"].refused is None
+
+
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, compute_capability="9.0", place="0")
+
+
+def on(capability: str) -> Device:
+    return on_gpu(PLAIN.model_copy(update={"gpus": (H100.model_copy(update={"compute_capability": capability}),)}), 0)
+
+
+def test_a_gpu_offers_its_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every runtime with the option that means the GPU, or triton; every baseline, scheme and cache of a GPU."""
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    monkeypatch.setattr(candidates, "refusal", lambda *_: None)
+    found = {c.name: c for c in enumerate_candidates(workload(), tmp_path, on("9.0"))}
+    assert all(c.runtime == "triton" or {"cuda", "tensorrt"} & set(c.options) for c in found.values())
+    for name in (
+        "none-bf16@torch+cuda", "none-fp16@vllm+cuda", "none-fp32@onnxruntime+cuda", "none-fp32@onnxruntime+tensorrt",
+        "none-bf16@llama.cpp+cuda", "none-bf16@triton", "gptq-w4-g64-bf16@vllm+cuda", "rtn-w8-g64-bf16@vllm+cuda",
+        "dynamic_int8-w8a8-bf16@triton", "fp8-fp8-bf16@vllm+cuda", "kv_fp8-fp8-bf16-kvf8-unit@vllm+cuda",
+        "kv_int8-q8_0-kv8@llama.cpp+cuda+fa", "turboquant-bf16-kv4-turbo@triton",
+    ):  # fmt: skip
+        assert found[name].refused is None, found[name].refused
+
+
+@pytest.mark.parametrize(
+    ("capability", "fp8", "bf16"),
+    [("9.0", None, None), ("8.9", None, None), ("8.0", "no FP8 products: those begin with 8.9", None),
+     ("7.5", "no FP8 products", "no bfloat16 products: those begin with 8.0")],
+)  # fmt: skip
+def test_arithmetic_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, fp8: str | None, bf16: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    monkeypatch.setattr(candidates, "refusal", lambda *_: None)
+    found = {c.name: c.refused for c in enumerate_candidates(workload(), tmp_path, on(capability))}
+    for name, said in (("fp8-fp8-bf16@vllm+cuda", fp8), ("none-bf16@torch+cuda", bf16), ("none-fp16@torch+cuda", None)):
+        assert (said in str(found[name])) if said else found[name] is None
+    baseline = candidates.baseline_name(workload(), on(capability), None, "float32")
+    assert baseline == ("none-fp16@torch+cuda" if bf16 else "none-bf16@torch+cuda")
+
+
+def test_every_scheme_of_the_gpu_s_catalogue_has_an_artifact_that_some_method_writes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    for entry in candidates.GPU_CATALOGUE:
+        for place in entry.runtimes:
+            writes, made = candidates.recipe(entry.method, scheme(entry.scheme), place.split("+")[0])
+            reason = method(writes).refuse(tmp_path, made, place.split("+")[0])
+            assert reason is None or "pip install" in reason or "runtime-llama" in reason, (entry, place, reason)
+
+
+def test_checkpoints_compete_where_the_gpu_reads_them() -> None:
+    places = {kind: candidates.places_on(on("9.0"), there) for kind, there in PLACES.items()}
+    assert places == {
+        "onnx": ("onnxruntime+cuda",),
+        "openvino": (),
+        "transformers": ("torch+cuda", "vllm+cuda"),
+        "gguf": ("llama.cpp+cuda", "llama.cpp+cuda+fa"),
+    }
+    assert candidates.places_on(PLAIN, PLACES["gguf"]) == PLACES["gguf"]

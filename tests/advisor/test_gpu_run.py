@@ -12,7 +12,7 @@ from types import ModuleType
 import pynvml
 import pytest
 
-from quantadvisor.advisor import cli, first_contact, pipeline
+from quantadvisor.advisor import cli, first_contact, gpu_probe, pipeline
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import Results
 from quantadvisor.kernels.gpu_fractions import reached
@@ -65,6 +65,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QA_GPU", "NVIDIA Virtual V1, sm_90")
     monkeypatch.setenv("QA_CHECKED", str(tmp_path / "checked"))
     monkeypatch.setattr(gpu_peaks, "CHILD", Path(__file__).with_name("virtual_peaks.py"))
+    monkeypatch.setattr(gpu_probe, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
+    monkeypatch.setenv("QA_TIMED", str(tmp_path / "timed"))
     monkeypatch.setattr(first_contact, "CHILD", Path(__file__).with_name("virtual_selfcheck.py"))
     files = {name: tmp_path / "runtimes" / f"{name}.py" for name in virtual_cuda.FIXED_S}
     (tmp_path / "runtimes").mkdir()
@@ -79,13 +81,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_from_spec_to_report(machine: None, tmp_path: Path) -> None:
-    traffic = {"prompt_tokens": 32, "output_tokens": 24, "concurrency": 2}
+    traffic = {"prompt_tokens": 64, "output_tokens": 24, "concurrency": 2}
     model = str(write_model(tmp_path / "model"))
     work = workload(model=model, device="cuda:0", traffic=traffic, budget={"advise_s": 60})
     found = pipeline.run(work, tmp_path / "out", Quiet())
     cli.write_results(found, tmp_path / "out")
     the_gpu_is_the_device(found)
     the_baseline_calibrates(found)
+    kernels_are_timed_at_the_model_s_sizes(found)
     the_planted_times_decide(found)
     predictions_say_their_source(found)
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -110,6 +113,13 @@ def the_baseline_calibrates(found: Results) -> None:
     share = reached("NVIDIA Virtual V1", "bf16")
     assert by.reading == pytest.approx(virtual_cuda.SLOWER * share.read, rel=0.1)
     assert by.arithmetic == pytest.approx(virtual_cuda.SLOWER * share.peak, rel=0.1)
+
+
+def kernels_are_timed_at_the_model_s_sizes(found: Results) -> None:
+    timed = {(one.runtime, one.option, one.scheme.name) for one in found.profile.kernels if one.source == "measured"}
+    assert {("torch", "cuda", "bf16"), ("vllm", "cuda", "bf16"), ("triton", "", "fp8-bf16")} <= timed
+    assert ("triton", "", "w8a8-bf16") not in timed  # its kernel is wrong
+    assert {one.m for one in found.profile.kernels if one.source == "measured"} == {2, 128}
 
 
 def the_planted_times_decide(found: Results) -> None:

@@ -1,9 +1,16 @@
 """Prediction against planted machines whose times are known exactly."""
 
+import random
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from quantadvisor.advisor.predict import Probes, at, predict, users_within
-from quantadvisor.documents import Ghost, KernelTiming
+from quantadvisor.documents import Device, Ghost, KernelTiming
+from quantadvisor.kernels import grid
+from quantadvisor.kernels.homes import Home
+from quantadvisor.kernels.point import Point
+from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.methods.schemes import scheme
 
 from .documents import candidate, figure, workload
@@ -167,3 +174,89 @@ def test_llm_int8_has_a_product_more_than_plain_w8a8_and_only_its_own_ghost_show
     assert tpot("llm_int8-w8a8-outlier@onnxruntime", plain, split) == 0.6
     assert tpot("dynamic_int8-w8a8@onnxruntime", split, plain) == 0.5
     assert tpot("dynamic_int8-w8a8@onnxruntime", split) is None
+
+
+PLANTED: dict[str, Callable[[int], float]] = {
+    "fp32_onnxruntime": lambda m: max(8.0, m / 4),
+    "w8_onnxruntime": lambda m: max(2.0, -(-m // 32) * 8.0),  # tiles of 32 rows
+    "w4_onnxruntime": lambda m: max(1.0, m / 8) * (1 if m < 24 else 3),  # dequantizes from 24 rows on
+    "w8a8_onnxruntime": lambda m: 2.2 + m / 16 + (20 if m >= 100 else 0),  # another algorithm from 100 rows on
+}
+"""Probe → microseconds for each row of the weight at M rows."""
+DEVICE = Device(name="x", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f", last_level_cache_bytes=1 << 20)
+SPREAD = 0.02
+GRID = (1, 4, 16, 64, 256, 1024, 4096)
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, ms: Sequence[int], extra: Sequence[int], whole: bool) -> tuple[KernelTiming, ...]:
+    """The sweep over planted kernels, all of the grid or what it finds necessary."""
+
+    def take(self: Home, points: Sequence[Point], end: float) -> list[KernelTiming]:
+        noise = random.Random(repr([(point.kernel.name, point.m, point.shape.n) for point in points]))
+        found = []
+        for point in points:
+            true = PLANTED[point.kernel.name](point.m) * point.shape.n * 1e-6
+            samples = tuple(sorted(true * (1 + SPREAD * noise.uniform(-1, 1)) for _ in range(9)))
+            time_s = figure(samples[4]).model_copy(update={"low": samples[2], "high": samples[6], "samples": samples})
+            found.append(point.timing(time_s=time_s))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Home, "take", take)
+        patched.setattr(Home, "begin_import", lambda self: None)
+        patched.setattr(Home, "end_import", lambda self: None)
+        if whole:
+            patched.setattr(grid, "clear", lambda times, m: False)
+            patched.setattr(grid, "beaten", lambda times, m, rivals: False)
+        return probe_kernels(INVENTORY.linears, ms, DEVICE, probes=PLANTED, extra_ms=extra, budget_s=60)
+
+
+def timed(kernels: Sequence[KernelTiming]) -> int:
+    return sum(1 for one in kernels if one.time_s and one.time_s.samples)
+
+
+SCHEMES = ("fp32", "w8-g64", "w4-g64", "w8a8")
+
+
+def test_predictions_from_the_points_that_are_timed_are_those_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run probes: the ends, and between them what is not clear. Every scheme's linears, at any M between."""
+    ms, extra = (1, 2048), (4, 16, 64, 256, 512)
+    some, every = (probed(monkeypatch, ms, extra, whole) for whole in (False, True))
+    assert timed(some) < 0.85 * timed(every)
+    sparse, full = (Probes(kernels, INVENTORY, 0.5) for kernels in (some, every))
+    for name in SCHEMES:
+        for m in (1, 2, 4, 16, 40, 64, 200, 256, 512, 1000, 2048):
+            a, b = (probes.linears_s(scheme(name), "onnxruntime", (), m, 1) for probes in (sparse, full))
+            assert a is not None
+            assert b is not None
+            assert a == pytest.approx(b, rel=grid.CLEAR - 1), (name, m)
+        first, second = (
+            predict(candidate(f"rtn-{name}@onnxruntime", 1.0), workload(), probes, [ghost()], {k: scheme(k) for k in SCHEMES})
+            for probes in (sparse, full)
+        )
+        assert first
+        assert second
+        assert first.ttft_s == pytest.approx(second.ttft_s, rel=grid.CLEAR - 1)
+        assert first.tpot_s == pytest.approx(second.tpot_s, rel=grid.CLEAR - 1)
+
+
+def test_kernels_that_are_surely_slower_are_left_and_the_winner_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    some, every = (probed(monkeypatch, GRID, (), whole) for whole in (False, True))
+    assert timed(some) < 0.85 * timed(every)
+    by_place = {(one.probe, one.n, one.m): one.time_s for one in every if one.time_s}
+    for one in some:
+        truly = by_place[one.probe, one.n, one.m]
+        assert one.time_s, "nothing is left open"
+        assert one.time_s.low / grid.CLEAR <= truly.median <= one.time_s.high * grid.CLEAR, (one.probe, one.m)
+        if one.time_s.kind == "modelled":
+            assert "interpolated between" in one.time_s.source
+    for n in {one.n for one in every}:
+        for m in GRID:
+            sparse, full = (
+                {one.probe: one.time_s.median for one in kernels if (one.n, one.m) == (n, m) and one.time_s}
+                for kernels in (some, every)
+            )
+            if not full:
+                continue
+            winner = min(sparse, key=lambda probe: sparse[probe])
+            assert full[winner] <= grid.CLEAR * min(full.values()), (n, m, winner)

@@ -15,7 +15,7 @@ NAME = Path(__file__).stem
 PLACE = "5"
 VOCABULARY = 128
 READ_BYTES_PER_S = 6e6
-FLOPS_PER_S = {"bf16": 0.6e9, "int8": 0.9e9, "fp8": 1.2e9}
+FLOPS_PER_S = {"bf16": 0.10e9, "int8": 0.15e9, "fp8": 0.20e9}
 SLOWER = 1.3
 FIXED_S = {"torch": 0.015, "vllm": 0.004, "triton": 0.006}
 """Of any pass, beside its linears."""
@@ -24,11 +24,11 @@ WEIGHTS = {"bfloat16": (2.0, "bf16"), "float16": (2.0, "bf16"), "int-quantized":
 """Bytes of a weight with its scales, and what multiplies."""
 
 
-def linears_s(kind, weights, head, rows, head_rows):
-    """Seconds of linears of so many weights at `rows` rows, and of a 16-bit head at `head_rows`."""
+def product_s(kind, rows, n, k):
+    """Seconds of y[rows, n] = x[rows, k] @ w[n, k].T: reading weights and activations, or arithmetic."""
     size, number = WEIGHTS[kind]
-    body = max(size * weights / READ_BYTES_PER_S, 2 * rows * weights / FLOPS_PER_S[number])
-    return SLOWER * (body + max(2 * head / READ_BYTES_PER_S, 2 * head_rows * head / FLOPS_PER_S["bf16"]))
+    reading = (size * n * k + 2 * rows * (n + k)) / READ_BYTES_PER_S
+    return SLOWER * max(reading, 2 * rows * n * k / FLOPS_PER_S[number])
 
 
 def real_torch():
@@ -61,14 +61,16 @@ class VirtualSession:
         self.kind = settings.get("format") or config.get("dtype") or config["torch_dtype"]
         if "'num_bits': 8" in str(settings) and self.kind == "pack-quantized":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        hidden, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+        hidden, inner, self.layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
         cached = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
-        self.weights = layers * (2 * hidden * hidden + 2 * hidden * cached + 3 * hidden * inner)
-        self.head = hidden * VOCABULARY
+        attention = [(hidden, hidden), (cached, hidden), (cached, hidden), (hidden, hidden)]
+        self.shapes = [*attention, (inner, hidden), (inner, hidden), (hidden, inner)]
+        self.hidden = hidden
         self.scored = 0
 
     def linears_s(self, rows, head_rows):
-        return linears_s(self.kind, self.weights, self.head, rows, head_rows)
+        layer = sum(product_s(self.kind, rows, n, k) for n, k in self.shapes)
+        return self.layers * layer + product_s("bfloat16", head_rows, VOCABULARY, self.hidden)
 
     def prefill(self, tokens, capacity):
         time.sleep(self.linears_s(tokens.size, len(tokens)) + FIXED_S[NAME])

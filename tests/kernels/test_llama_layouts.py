@@ -13,7 +13,8 @@ AMX = ("avx2", "amx_tile", "amx_int8")
 PLACED = """
 import json, sys
 for line in sys.stdin:
-    print(json.dumps({"samples": [1.0], "operator": "MUL_MAT " + json.loads(line)["probe"] + " in AMX"}), flush=True)
+    timing = {"samples": [1.0], "operator": "MUL_MAT " + json.loads(line)["probe"] + " in AMX"}
+    print(json.dumps({"timings": [timing]}), flush=True)
 """
 TILES_LOST = """
 import os, signal, sys

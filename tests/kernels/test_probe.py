@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from quantadvisor.documents import CandidateFailed, Device, LinearShape, Peaks
-from quantadvisor.kernels import probe as module
-from quantadvisor.kernels import timing_cache
+from quantadvisor.documents import CandidateFailed, Device, LinearShape
+from quantadvisor.kernels import homes, point, timing_cache
 from quantadvisor.kernels.cliffs import cliffs
-from quantadvisor.kernels.probe import NOT_REACHED, probe_kernels, request_of, roof_s
+from quantadvisor.kernels.probe import NOT_REACHED, probe_kernels
 from quantadvisor.kernels.processes import ProbeProcess
-from quantadvisor.kernels.registry import PROBES
 from quantadvisor.kernels.timing import figure
 
 CPU = Device(name="x", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f", last_level_cache_bytes=1 << 20)
@@ -21,19 +19,27 @@ SHAPES = [
     LinearShape(name="lm_head", n=300, k=64, count=1, lm_head=True),
 ]
 
-ANSWERS = 'import sys\nfor line in sys.stdin: print(\'{"samples": [0.002, 0.004, 0.003], "operator": "op"}\', flush=True)'
-CRASHES = """import os, signal, sys
-sys.stdin.readline()
-print("bad tile", file=sys.stderr, flush=True)
-os.kill(os.getpid(), signal.SIGSEGV)
+LISTENS = """import json, os, signal, sys
+for request in map(json.loads, sys.stdin):
+    if "import" in request:
+        print("{}", flush=True)
+        continue
+    m = request["m"]
+    samples = SAMPLES
+    print(json.dumps({"timings": [{"samples": samples, "operator": "op"} for _ in request["shapes"]]}), flush=True)
 """
+ANSWERS = LISTENS.replace("SAMPLES", "[0.002 * m**0.5, 0.004 * m**0.5, 0.003 * m**0.5]")
+CLIFF = LISTENS.replace("SAMPLES", "[m * (0.1 if m >= 20 else 0.001)] * 5")
+CRASHES = LISTENS.replace("SAMPLES", "os.kill(os.getpid(), signal.SIGSEGV)").replace(
+    "m = request", 'print("bad tile", file=sys.stderr, flush=True); m = request'
+)
 HANGS = "import sys, time\nsys.stdin.readline()\ntime.sleep(60)"
 
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "child.py"
-    monkeypatch.setattr(module, "ProbeProcess", lambda threads, python: ProbeProcess(threads, path, python))
+    monkeypatch.setattr(homes, "ProbeProcess", lambda threads, python: ProbeProcess(threads, path, python))
     return path
 
 
@@ -57,7 +63,7 @@ def test_a_runtime_of_another_interpreter_is_timed_there(tmp_path: Path, monkeyp
     asked = """echo '{"vllm": "7"}'"""
     other.write_text(f'#!/bin/sh\ncase "$*" in *metadata*) {asked};; *) exec {sys.executable} {tmp_path}/child.py;; esac\n')
     other.chmod(0o755)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)  # not here
+    monkeypatch.setattr(point.importlib.util, "find_spec", lambda name: None)  # not here
     options = {"probes": ["w8a8_vllm"], "budget_s": 20, "cache": tmp_path / "kept"}
     assert "make runtime-vllm" in str(probe_kernels(SHAPES, [1], CPU, **options)[0].refused)  # type: ignore[arg-type]
     found = probe_kernels(SHAPES, [1], CPU, pythons={"vllm": str(other)}, **options)  # type: ignore[arg-type]
@@ -86,7 +92,7 @@ def test_points_heads_extras_and_cache(child: Path, tmp_path: Path) -> None:
     options = {"probes": ["fp32_torch", "bf16_onnxruntime"], "budget_s": 30, "cache": tmp_path / "cache"}
     found = probe_kernels(SHAPES, [512, 1], CPU, extra_ms=[8], progress=lambda i, n, what: seen.append(what), **options)  # type: ignore[arg-type]
     timed = [(timing.m, timing.n) for timing in found if timing.time_s]
-    assert timed == [(1, 48), (1, 300), (512, 48), (8, 48)]
+    assert timed == [(1, 48), (8, 48), (512, 48), (1, 300)]
     assert found[0].time_s == figure([0.002, 0.004, 0.003], source="fp32_torch")
     assert found[0].operator == "op"
     refused = [timing for timing in found if timing.probe == "bf16_onnxruntime"]
@@ -105,12 +111,34 @@ def test_points_heads_extras_and_cache(child: Path, tmp_path: Path) -> None:
     assert probe_kernels(SHAPES, [1], other, **options)[0].refused  # type: ignore[arg-type]
 
 
+def test_points_that_are_clear_come_back_interpolated(child: Path, tmp_path: Path) -> None:
+    """A child whose time is proportional to M, without noise: the ends tell all, and a second look says the same."""
+    child.write_text(LISTENS.replace("SAMPLES", "[0.001 * m] * 5"))
+    options = {"probes": ["fp32_torch"], "budget_s": 30, "cache": tmp_path}
+    found = probe_kernels(SHAPES[:1], [1, 4, 16], CPU, extra_ms=[8], **options)  # type: ignore[arg-type]
+    kinds = {timing.m: (timing.time_s.kind, timing.time_s.median) for timing in found if timing.time_s}
+    assert kinds == {1: ("measured", 0.001), 4: ("modelled", pytest.approx(0.004)), 16: ("measured", 0.016)}
+    assert len(list(tmp_path.glob("fp32_torch-*.json"))) == 2, "only what was timed is kept"
+    child.write_text(CRASHES)
+    assert probe_kernels(SHAPES[:1], [1, 4, 16], CPU, extra_ms=[8], **options) == found  # type: ignore[arg-type]
+
+
+def test_what_fails_in_turns_is_asked_alone(child: Path) -> None:
+    """An error at one (N, K) is not the others'."""
+    child.write_text(
+        LISTENS.replace("samples = SAMPLES", "samples = [0.002] * 3").replace(
+            "    m = request",
+            '    if any(s["n"] == 300 for s in request["shapes"]):\n'
+            '        print(json.dumps({"refused": "ValueError: too wide"}), flush=True)\n        continue\n    m = request',
+        )
+    )
+    found = probe_kernels(SHAPES, [1], CPU, probes=["fp32_torch"], budget_s=20)
+    assert [(timing.n, timing.refused) for timing in found] == [(48, None), (300, "ValueError: too wide")]
+
+
 def test_cliffs_are_searched_while_timing_and_kept(child: Path, tmp_path: Path) -> None:
     """A child whose products cost a hundred times more from M = 20 on; a second look starts no process."""
-    child.write_text(
-        "import json, sys\nfor line in sys.stdin:\n    m = json.loads(line)['m']\n"
-        "    print(json.dumps({'samples': [m * (0.1 if m >= 20 else 0.001)] * 5, 'operator': 'op'}), flush=True)"
-    )
+    child.write_text(CLIFF)
     options = {"probes": ["fp32_torch"], "budget_s": 30, "cache": tmp_path / "cache", "search_cliffs": True}
     found = probe_kernels(SHAPES[:1], [1, 16, 256], CPU, **options)  # type: ignore[arg-type]
     curve = {timing.m: timing.time_s for timing in found if timing.time_s}
@@ -124,38 +152,9 @@ def test_cliffs_are_searched_while_timing_and_kept(child: Path, tmp_path: Path) 
 
 
 def test_an_absent_runtime_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(point.importlib.util, "find_spec", lambda name: None)
     found = probe_kernels(SHAPES, [1], CPU, probes=["w4_openvino"], budget_s=5)
     assert "pip install 'quantadvisor[openvino]'" in str(found[0].refused)
-
-
-def test_weights_are_cold_at_small_m_only() -> None:
-    shape = LinearShape(name="x", n=576, k=576, count=60)
-    point = module.Point("fp32_torch", PROBES["fp32_torch"], shape, "", 1)
-    asked = request_of(point, CPU)
-    assert (asked["copies"], asked["flush_bytes"]) == (7, 2 << 20)  # 7 x 1.3 MB exceed 8 MiB
-    large = request_of(module.Point("fp32_torch", PROBES["fp32_torch"], shape, "", 512), CPU)
-    assert (large["copies"], large["flush_bytes"]) == (1, 0)
-    warm = request_of(module.Point("fp32_torch", PROBES["fp32_torch"], shape, "", 1, cold=False), CPU)
-    assert warm["flush_bytes"] == 0
-
-
-def test_a_huge_weight_is_timed_in_part_and_says_so() -> None:
-    head = LinearShape(name="lm_head", n=150_000, k=4096, count=1, lm_head=True)
-    point = module.Point("fp32_torch", PROBES["fp32_torch"], head, "", 1)
-    rows = request_of(point, CPU)["n"]
-    assert rows == 16384  # 256 MiB
-    found = module.timed_figure([1.0], point)
-    assert (found.median, found.kind) == (150_000 / 16384, "modelled")
-    assert "16384 of 150000 rows" in found.source
-
-
-def test_roof_is_the_longer_of_reading_and_arithmetic() -> None:
-    peaks = Peaks(read_bytes_per_s=figure([10.0]), flops_per_s={"fp32": figure([100.0])})
-    assert roof_s(peaks, "fp32", 1000, 200) == 100
-    assert roof_s(peaks, "fp32", 10, 20000) == 200
-    assert roof_s(peaks, "int8", 10, 20000) is None
-    assert roof_s(None, "fp32", 10, 20000) is None
 
 
 def test_real_runtimes_answer() -> None:

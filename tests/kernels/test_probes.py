@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from quantadvisor.documents import Device, LinearShape
-from quantadvisor.kernels.probe import MODULES, probe_kernels
-from quantadvisor.kernels.problem import Problem
+from quantadvisor.kernels.point import module_of
+from quantadvisor.kernels.probe import probe_kernels
+from quantadvisor.kernels.problem import Problem, inputs, output
 from quantadvisor.kernels.processes import DIED, PACKAGE_ROOT
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.environments import interpreter_of
@@ -21,7 +22,7 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "int8": 1.5e-2}
 # Rounding x to INT8 over 4.2 sigma on either side: step 4.2 / 127, error step / sqrt(12) = 0.0095 of sigma.
 
 SHAPES = [Problem(m=1, n=40, k=192, threads=2), Problem(m=7, n=33, k=200, threads=2, copies=3),
-          Problem(m=5, n=65, k=128, threads=1, copies=2)]  # fmt: skip
+          Problem(m=5, n=65, k=128, threads=2, copies=2)]  # fmt: skip
 CASES = [(name, option) for name, probe in PROBES.items() for option in probe.options]
 
 
@@ -39,13 +40,25 @@ def test_probe_multiplies_what_it_says(name: str, option: str, shape: Problem) -
     if reason := probe.refuse(CPU, shape):
         assert "not available" in reason or "no multiple" in reason
         return
-    pytest.importorskip(MODULES.get(probe.runtime, probe.runtime), reason=f"{probe.runtime} is not in this environment")
+    pytest.importorskip(module_of(probe.runtime), reason=f"{probe.runtime} is not in this environment")
     prepared = probe.prepare(shape)
     true = probe.reference(shape)()
-    assert prepared.run().shape == (shape.m, shape.n)
-    assert error(prepared.run(), true) <= TOLERANCE[probe.arithmetic(option, ())]
-    prepared()
+    found = output(prepared, shape)
+    assert found.shape == (shape.m, shape.n)
+    assert error(found, true) <= TOLERANCE[probe.arithmetic(option, ())]
     assert prepared.operator()
+
+
+@pytest.mark.parametrize("name", ["fp32_torch", "w4_onnxruntime", "w8_openvino"])
+def test_one_preparation_serves_every_number_of_rows(name: str) -> None:
+    """Two bound at once do not disturb each other."""
+    few, many = (Problem(m=m, n=40, k=192, threads=2, copies=2) for m in (2, 9))
+    prepared = PROBES[name].prepare(few)
+    bound = [prepared.bind(inputs(shape.m, shape.k)) for shape in (few, many)]
+    for one in bound:
+        one.call()
+    for one, shape in zip(bound, (few, many), strict=True):
+        assert error(one.output(), PROBES[name].reference(shape)()) <= TOLERANCE["int8"]
 
 
 @pytest.mark.parametrize(("name", "operator"), [
@@ -63,7 +76,7 @@ def test_int8_arithmetic_leaves_its_trace() -> None:
     for name in ("w4_openvino", "w8_openvino", "w4_onnxruntime"):
         probe = PROBES[name]
         shape = Problem(m=3, n=64, k=192, option=probe.options[0], threads=2)
-        assert np.isfinite(found := error(probe.prepare(shape).run(), probe.reference(shape)()))
+        assert np.isfinite(found := error(output(probe.prepare(shape), shape), probe.reference(shape)()))
         assert found > 1e-4 or name.endswith("openvino")  # without VNNI OpenVINO multiplies in fp32
 
 
@@ -107,7 +120,7 @@ def test_vllm_s_kernels_in_its_own_interpreter() -> None:
     check = """
 import sys
 import numpy as np
-from quantadvisor.kernels.problem import Problem
+from quantadvisor.kernels.problem import Problem, output
 from quantadvisor.kernels.processes import DIED, PACKAGE_ROOT
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.environments import interpreter_of
@@ -115,7 +128,7 @@ for m, n, k in ((1, 40, 192), (7, 33, 200), (40, 64, 256)):
     shape = Problem(m=m, n=n, k=k, threads=2, copies=2)
     for name, most in (("bf16_vllm", 1e-2), ("w8a8_vllm", 1.5e-2)):
         true = PROBES[name].reference(shape)()
-        error = np.linalg.norm(PROBES[name].prepare(shape).run() - true) / np.linalg.norm(true)
+        error = np.linalg.norm(output(PROBES[name].prepare(shape), shape) - true) / np.linalg.norm(true)
         assert error < most, (name, m, n, k, error)
 """
     environment = os.environ | {"PYTHONPATH": str(PACKAGE_ROOT)}

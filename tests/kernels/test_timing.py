@@ -3,7 +3,7 @@ import time
 import pytest
 
 from quantadvisor.documents import KernelTiming, Scheme
-from quantadvisor.kernels.timing import elasticity, figure, rotate, rotation, time_callable
+from quantadvisor.kernels.timing import elasticity, figure, time_in_turns
 
 
 def test_figure_is_median_with_interval() -> None:
@@ -30,29 +30,24 @@ def test_figure_refuses(samples: list[float]) -> None:
         figure(samples)
 
 
-def test_rotation_exceeds_twice_the_cache() -> None:
-    assert rotation(10, 100) == 20
-    assert rotation(1000, 100) == 1
-    assert rotation(1, 1 << 30) == 64
-    assert rotation(10, 0) == 1
+def test_callables_take_turns() -> None:
+    calls: list[str] = []
+    steps = [lambda: calls.append("a"), lambda: calls.append("b")]
+    samples = time_in_turns(steps, rounds=3, once=True, before_round=lambda: calls.append("-"))
+    assert [len(one) for one in samples] == [3, 3]
+    assert "".join(calls) == "aabb-ab-ab-ab", "two to warm up, then each once a round"
 
 
-def test_rotate_takes_turns() -> None:
-    calls: list[int] = []
-    turn = rotate([lambda: calls.append(0), lambda: calls.append(1), lambda: calls.append(2)])
-    for _ in range(4):
-        turn()
-    assert calls == [0, 1, 2, 0]
+def test_a_short_callable_is_repeated() -> None:
+    sleep, quick = time_in_turns([lambda: time.sleep(0.002), lambda: None], min_time_s=0.004, rounds=3)
+    assert all(0.002 <= sample < 0.1 for sample in sleep)
+    assert max(quick) < 0.001
 
 
-def test_time_callable_times() -> None:
-    samples = time_callable(lambda: time.sleep(0.002), min_time_s=0.004, rounds=3)
-    assert len(samples) == 3
-    assert all(0.002 <= sample < 0.1 for sample in samples)
-
-
-def test_time_callable_stops_at_its_limit() -> None:
-    assert len(time_callable(lambda: time.sleep(0.01), rounds=1000, limit_s=0.03)) < 10
+def test_timing_stops_at_its_limit_or_when_steady() -> None:
+    assert len(time_in_turns([lambda: time.sleep(0.01)], rounds=1000, limit_s=0.03)[0]) < 10
+    assert len(time_in_turns([lambda: time.sleep(0.02)], rounds=1000, limit_s=0.001)[0]) == 1, "not even three rounds"
+    assert len(time_in_turns([lambda: time.sleep(0.01)], rounds=1000, tight=10)[0]) == 3
 
 
 def timing(m: int, seconds: float) -> KernelTiming:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantadvisor.methods.clipping import BINS, CLIPS, LEVELS, least_divergent, limits, rounding_error
+from quantadvisor.methods.clipping import BINS, CLIPS, LEVELS, Clip, least_divergent, limits, rounding_error
 
 
 def planted() -> np.ndarray:
@@ -70,3 +70,11 @@ def test_a_clean_sample_is_hardly_cut() -> None:
         low, high = limits(x, clip)
         assert low < -0.95
         assert high > 0.95
+
+
+@pytest.mark.parametrize("clip", ["percentile", "entropy", "mse"])
+def test_a_counted_value_is_as_many(clip: Clip) -> None:
+    """The range of values with counts is that of the values written out."""
+    rng = np.random.default_rng(3)
+    x, counts = rng.standard_t(4, 4000).astype(np.float32), rng.integers(1, 6, 4000)
+    assert limits(x, clip, counts=counts) == pytest.approx(limits(np.repeat(x, counts), clip), rel=1e-6)

@@ -44,6 +44,38 @@ def test_clipped_ranges_lie_inside_the_extremes(clip: Clip, llama: Path, tokens:
     assert any(wide[i] != narrow[i] for i in range(len(wide)))
 
 
+def test_a_sample_stands_for_the_tensor() -> None:
+    """Loud channels and lone loud values are in it, and its counted mean square is the tensor's: a stride that divides the
+    width would meet only some channels."""
+    rng = np.random.default_rng(0)
+    for channels in (576, 1536):
+        x = rng.standard_normal((1024, channels)).astype(np.float32)
+        x[:, 1::7] *= 30
+        x[3, 5] = 4000
+        values, counts = static_int8.sample_of(x)
+        assert values.size < x.size / 20 and counts.sum() == x.size
+        assert values.max() == 4000 and values.min() == x.min()
+        assert np.average(np.square(values), weights=counts) == pytest.approx(np.square(x).mean(), rel=0.1)
+    few = rng.standard_normal((4, 16)).astype(np.float32)
+    assert sorted(static_int8.sample_of(few).values) == sorted(few.reshape(-1))
+
+
+def test_least_squares_keep_the_value_that_matters(llama: Path, tokens: np.ndarray) -> None:
+    """The range with the least error over all that the linears read, by trying each on whole tensors."""
+    from quantadvisor.methods.clipping import SHRINK, rounding_error
+    from quantadvisor.methods.observe import observe
+
+    model = load(llama)
+    name = "model.layers.0.mlp.down_proj"
+    whole: list[np.ndarray] = []
+    observe(model, tokens, {name: lambda _, x: whole.append(x.reshape(-1).copy())})
+    x = np.concatenate(whole)
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    best = min(rounding_error(x, low * f, high * f, 8) for f in SHRINK)
+    found = next(each for each in static_int8.ranges(model, tokens, "mse") if name in each[0])
+    assert rounding_error(x, *found[1:], 8) <= 1.02 * best
+
+
 def test_the_fake_is_the_grid_of_the_artifact(llama: Path, tokens: np.ndarray) -> None:
     made = static_int8.fake(load(llama), scheme("w8a8-static"), tokens)
     (readers, low, high), *_ = static_int8.ranges(load(llama), tokens)

@@ -8,7 +8,7 @@ import pytest
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.gpus import capability, describe_gpus, environment, on_gpu
 
-from .fake_nvml import OK, fake, gives
+from .fake_nvml import NOT_SUPPORTED, OK, fake, gives
 
 
 @pytest.fixture
@@ -80,6 +80,14 @@ def test_the_fingerprint_is_identity(asked: list[Any]) -> None:
     assert on_gpu(host.model_copy(update={"gpus": (smaller,)}), 0).fingerprint != one.fingerprint
     newer = host.gpus[0].model_copy(update={"driver": "580.1"})
     assert on_gpu(host.model_copy(update={"gpus": (newer,)}), 0).fingerprint == one.fingerprint
+
+
+def test_what_an_instance_does_not_tell_is_none(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlLib", fake(nvmlDeviceGetCudaComputeCapability=lambda *_: NOT_SUPPORTED))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    (only,) = describe_gpus()
+    assert only.compute_capability is None
+    assert capability(on_gpu(describe_device(), 0)) == 0
 
 
 def test_no_driver_is_no_gpu(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from quantadvisor.kernels import triton_codebook, triton_fp8, triton_w4a16, triton_w8a8, triton_w8a16
+from quantadvisor.kernels import triton_codebook, triton_w4a16, triton_w8a8, triton_w8a16
 from quantadvisor.kernels.triton_launch import Tile, pack_pairs
 
 SHAPES = [(1, 40, 192), (17, 33, 200), (5, 65, 72)]
@@ -132,7 +132,7 @@ def test_int8_codes_are_bit_exact(m: int, k: int) -> None:
     x = torch.randn(m, k).to(torch.bfloat16)
     x[0, ::7] = 0.5  # codes that end in a half
     x[0, 0] = 127
-    q, scales = triton_w8a8.quantize(x)
+    q, scales = triton_w8a8.quantize(x, torch.int8)
     assert torch.equal(scales, x.float().abs().amax(1) / 127)
     assert torch.equal(q, (x.float() / scales[:, None]).round().to(torch.int8))
 
@@ -141,19 +141,19 @@ def test_int8_codes_are_bit_exact(m: int, k: int) -> None:
 def test_fp8_codes_are_bit_exact(m: int, k: int) -> None:
     torch.manual_seed(k)
     x = torch.randn(m, k).to(torch.bfloat16)
-    q, scales = triton_fp8.quantize(x)
+    q, scales = triton_w8a8.quantize(x, torch.float8_e4m3fn)
     assert torch.equal(scales, x.float().abs().amax(1) / 448)
     assert torch.equal(q.float(), (x.float() / scales[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn).float())
 
 
-@pytest.mark.parametrize("module", [triton_w8a8, triton_fp8], ids=["int8", "fp8"])
-def test_rows_of_zeros_and_of_no_numbers(module: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_rows_of_zeros_and_of_no_numbers(dtype: Any) -> None:
     x = torch.randn(5, 96).to(torch.bfloat16)
     x[1] = 0
     x[2, 3], x[3, 7] = float("inf"), float("nan")
-    q, scales = module.quantize(x)
-    w = torch.randint(-8, 8, (40, 96)).to(q.dtype)
-    found = (module.w8a8 if module is triton_w8a8 else module.fp8)(q, scales, w, torch.ones(40), torch.float32)
+    q, scales = triton_w8a8.quantize(x, dtype)
+    w = torch.randint(-8, 8, (40, 96)).to(dtype)
+    found = triton_w8a8.w8a8(q, scales, w, torch.ones(40), torch.float32)
     assert torch.equal(found[1], torch.zeros(40))
     assert found[2:4].isnan().all()
     assert found[[0, 4]].isfinite().all()
@@ -177,7 +177,7 @@ def test_fp8(close: Close, shape: tuple[int, int, int], splits: int) -> None:
     torch.manual_seed(m)
     x, w = (torch.randn(size).to(torch.float8_e4m3fn) for size in ((m, k), (n, k)))
     a, b = torch.rand(m) + 0.5, torch.rand(n) / k
-    found = triton_fp8.fp8(x, a, w, b, torch.bfloat16, splits=splits)
+    found = triton_w8a8.w8a8(x, a, w, b, torch.bfloat16, splits=splits)
     true = (x.double() @ w.double().T) * a.double()[:, None] * b.double()
     close(found, true, (x.double().abs() @ w.double().abs().T) * a.double()[:, None] * b.double(), k + splits)
 
@@ -186,7 +186,7 @@ def test_no_rows_give_no_rows() -> None:
     x, codes, scales, _ = drawn(0, 40, 64, 32, torch.bfloat16)
     assert triton_w4a16.w4a16(x, *triton_w4a16.pack(codes, scales, None, 32), 32).shape == (0, 40)
     assert triton_w8a16.w8a16(x, codes.to(torch.int8), scales.T.contiguous(), 32).shape == (0, 40)
-    q, of_rows = triton_w8a8.quantize(x)
+    q, of_rows = triton_w8a8.quantize(x, torch.int8)
     assert triton_w8a8.w8a8(q, of_rows, codes.to(torch.int8), torch.ones(40), torch.bfloat16).shape == (0, 40)
 
 
@@ -220,6 +220,8 @@ def test_misfits_are_refused() -> None:
     with pytest.raises(ValueError, match="overflow"):
         k = 1 << 17
         triton_w8a8.w8a8(*_int8(1, k), *_int8(1, k), torch.float32)
+    with pytest.raises(ValueError, match=r"float8_e4m3fn.* do not fit"):
+        triton_w8a8.w8a8(*_int8(1, 64), torch.zeros(1, 64, dtype=torch.float8_e4m3fn), torch.ones(1), torch.float32)
 
 
 def _int8(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:

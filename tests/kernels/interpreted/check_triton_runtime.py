@@ -207,10 +207,10 @@ def test_what_is_launched_is_written_down(folders: dict[str, Path]) -> None:
     seen = session.operators(PROMPT, batch=2)
     assert (seen["decode"]["linears"], seen["decode"]["quantized_linears"]) == (15, 14)
     counts = {one["name"]: one["count"] for one in seen["decode"]["operators"]}
-    assert counts["w8a8_kernel"] == counts["quantize_int8_kernel"] == 14
+    assert counts["w8a8_kernel"] == counts["quantize_rows_kernel"] == 14
     assert counts["attend_kernel"] == counts["join_kernel"] == 2
     assert "attend_kernel" not in {one["name"] for one in seen["prefill"]["operators"]}
-    precision = {one["name"]: one["precision"] for one in seen["decode"]["operators"] if one["precision"]}
+    precision = {one["name"]: one["precision"] for one in seen["decode"]["operators"] if "precision" in one}
     assert precision == {"w8a8_kernel": "w8a8", "attend_kernel": "int8"}
     assert all(one["time_s"] > 0 for one in seen["decode"]["operators"])
 
@@ -230,7 +230,7 @@ def test_parts_of_a_pass_are_told_apart(folders: dict[str, Path], monkeypatch: p
     slow = session.operators(PROMPT, batch=None)["decode"]
     layers = 2
     assert slow["cache_s"] - fast["cache_s"] > 0.8 * 2 * layers * 0.2
-    assert slow["linears_s"] + slow["attention_s"] < 0.5 * slow["cache_s"]
+    assert slow["linears_s"] < 0.2 * slow["cache_s"]
     assert 0 < fast["linears_s"] < fast["wall_s"]
     assert fast["attention_s"] > 0
     assert fast["linears_s"] + fast["attention_s"] + fast["cache_s"] + fast["other_s"] >= fast["wall_s"]

@@ -83,7 +83,7 @@ def test_checkpoints_with_one() -> None:
 def test_the_kernels_that_must_have_passed() -> None:
     assert needed(FP8, ("kvturbo",)) == ["fp8", "decode-attention-turbo"]
     assert needed(PACKED, ()) == ["w4a16-g64"]
-    assert needed(weights(symmetric=False), ()) == ["w4a16-g64", "w4a16-g64-asymmetric"]
+    assert needed(weights(symmetric=False), ()) == ["w4a16-g64-asymmetric"]
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""The process in which a run's GPU kernels are timed at its model's sizes: started by path, one JSON object per line in and out.
+
+    in   {"probe": name in `triton_subjects.product_at`, or "16 bit" for cuBLAS alone, "sizes": [M, N, K]}
+    out  {"samples": {"triton": [seconds per call], "16 bit": [...]}}, or {"refused": reason}
+
+CUDA graphs, L2 cache emptied before each call, ours and the 16-bit product it replaces interleaved (kernels/gpu_timing.py). On
+the first GPU that the process sees. Never run on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from quantadvisor.kernels import gpu_timing
+
+OURS, PLAIN = "triton", "16 bit"
+ROUNDS = 12
+WARM_S = 0.05
+"""Of each point; the first ones have warmed the clocks by then."""
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    samples, refused = gpu_timing.interleaved(calls(request["probe"], tuple(request["sizes"])), ROUNDS, WARM_S)
+    if refused and not samples:
+        return {"refused": next(iter(refused.values()))}
+    return {"samples": samples}
+
+
+def calls(name: str, sizes: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    import torch
+
+    if name == PLAIN:
+        m, n, k = sizes
+        x, w = (torch.randn(rows, k, device="cuda").to(torch.bfloat16) for rows in (m, n))
+        return {PLAIN: lambda: x @ w.T}
+    from quantadvisor.kernels.triton_subjects import product_at
+
+    made = product_at(name, "cuda", sizes)
+    return {OURS: made.run} | ({PLAIN: made.plain} if made.plain else {})
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            said = answer(json.loads(line))
+        except Exception as error:
+            said = {"refused": f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:300]}"}
+        print(json.dumps(said), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

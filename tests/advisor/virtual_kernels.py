@@ -1,0 +1,27 @@
+"""The child that times kernels, on the GPU of virtual_cuda.py. QA_TIMED is a file in which each point is noted; INT4 fails."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("virtual_cuda", Path(__file__).with_name("virtual_cuda.py"))
+assert spec
+assert spec.loader
+virtual = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(virtual)
+KINDS = {"16 bit": "bfloat16", "w8a8": "int-quantized", "fp8": "float-quantized"}
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    with Path(os.environ["QA_TIMED"]).open("a") as file:
+        file.write(f"{asked['probe']} {asked['sizes']}\n")
+    if kind := KINDS.get(asked["probe"]):
+        plain, own = (virtual.product_s(one, *asked["sizes"]) for one in ("bfloat16", kind))
+        ours = {} if asked["probe"] == "16 bit" else {"triton": [own] * 3}
+        said = {"samples": ours | {"16 bit": [plain] * 3}}
+    else:
+        said = {"refused": "planted: it does not launch"}
+    print(json.dumps(said), flush=True)
