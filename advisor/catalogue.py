@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme
+from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme, SelfCheck
+from quantadvisor.kernels import selfcheck_record
 from quantadvisor.kernels.gpu_devices import gpus
 from quantadvisor.kernels.gpu_fractions import runtimes_with, tables
 from quantadvisor.kernels.processes import DIED
@@ -40,8 +41,8 @@ WRITERS = {
 DECODE_M, PREFILL_M = 1, 1024
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
-NEVER_ON_GPU = "its GPU path has never run on a GPU"
-GPU_ONLY = "GPU only; its kernels have never run on one: advisor selfcheck"
+NO_GPU_PATH = "no path to an NVIDIA GPU"
+NEVER_ON_GPU = "its GPU path has never run on a GPU; advisor selfcheck there makes the report that shows it"
 
 
 class SchemeHere(OpenDocument):
@@ -83,7 +84,7 @@ def runtimes_here(
     """Every runtime, and every scheme of the catalogue on it; where there is a GPU also those of the GPU."""
     with folder_or_nominal(model_folder) as folder:
         probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
-        found = []
+        found, reports = [], selfcheck_record.shipped()
         for name in RUNTIMES:
             python = interpreter_of(name)
             candidates = {
@@ -101,7 +102,7 @@ def runtimes_here(
                     what=first_line(module.__doc__),
                     versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
-                    gpu=GPU_ONLY if name == "triton" else NEVER_ON_GPU,
+                    gpu=gpu_path(name, reports),
                     schemes=tuple(
                         SchemeHere(
                             name=one.name,
@@ -113,6 +114,14 @@ def runtimes_here(
                 )
             )
     return tuple(found)
+
+
+def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:
+    """What is known of a runtime on GPUs, from the reports of `advisor selfcheck` in the repository."""
+    if not hasattr(runtime(name), "on_gpu"):
+        return NO_GPU_PATH
+    devices = selfcheck_record.ran(name, reports)
+    return f"its GPU path was checked on {', '.join(devices)}" if devices else NEVER_ON_GPU
 
 
 def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:

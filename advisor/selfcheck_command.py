@@ -1,6 +1,8 @@
-"""`advisor selfcheck`: every Triton kernel against the float64 truth, and on a GPU timed against what it replaces.
+"""`advisor selfcheck`: every Triton kernel against the float64 truth, and on a GPU timed against what it replaces; there, too,
+every runtime's GPU path against torch on the CPU.
 
-Exit 1 where a kernel is wrong, or slower than the 16-bit operator that it replaces; 2 where nothing can be checked.
+Exit 1 where a kernel or a runtime is wrong, or a kernel slower than the 16-bit operator that it replaces; 2 where nothing can
+be checked.
 """
 
 from __future__ import annotations
@@ -43,9 +45,14 @@ def selfcheck(
     from quantadvisor.kernels import selfcheck_record
     from quantadvisor.reports.selfcheck import page
 
+    from . import selfcheck_runtimes
+
     if out.exists() and not out.is_dir():
         raise BadInput(str(out), "is a file", "give a folder with --out")
     found = examined(interpreted)
+    if found.proof == "gpu":
+        with console.status("checking runtimes", spinner="dots"):
+            found = found.model_copy(update={"runtimes": selfcheck_runtimes.checks()})
     selfcheck_record.keep(found)
     out.mkdir(parents=True, exist_ok=True)
     found.write(out / "selfcheck.json")
@@ -57,11 +64,13 @@ def selfcheck(
         for one in found.failed:
             said = one.reason or "slower than the 16-bit operator that it replaces"
             console.print(f"[red]✗[/red] {one.name} {one.shape}: {escape(said)}", soft_wrap=True)
+        for check in found.runtimes:
+            console.print(selfcheck_runtimes.line(check), soft_wrap=True)
         console.print(escape(found.note), soft_wrap=True)
         wrong, slow = sum(not one.right for one in found.kernels), sum(one.speed == "slower" for one in found.kernels)
         total = f"{wrong} wrong, {slow} slower than what they replace" if found.proof == "gpu" else f"{wrong} wrong"
         console.print(f"{len(found.kernels)} checks ({found.proof}): {total}; written to {escape(str(out))}", soft_wrap=True)
-    if found.failed:
+    if found.failed or found.failed_runtimes:
         raise typer.Exit(FAILED)
 
 

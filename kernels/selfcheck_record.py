@@ -11,6 +11,9 @@ from pydantic import ValidationError
 
 from quantadvisor.documents import SelfCheck
 
+SHIPPED = Path(__file__).parent / "gpu_reports"
+"""Reports that users sent: `selfcheck.json` of `advisor selfcheck` on a GPU, one file a GPU model."""
+
 
 def place(device: str, kind: str = "selfcheck") -> Path:
     """`device`: as SelfCheck has it, name and capability. `kind`: the folder of what is kept."""
@@ -23,6 +26,17 @@ def keep(found: SelfCheck) -> None:
     if found.proof == "gpu":
         place(found.device).parent.mkdir(parents=True, exist_ok=True)
         found.write(place(found.device))
+
+
+def shipped(folder: Path = SHIPPED) -> tuple[SelfCheck, ...]:
+    """The reports of GPUs that are in the repository, by file name; ValidationError for a file that is none."""
+    found = (SelfCheck.read(path) for path in sorted(folder.glob("*.json")))
+    return tuple(one for one in found if one.proof == "gpu")
+
+
+def ran(runtime: str, reports: Iterable[SelfCheck]) -> tuple[str, ...]:
+    """Devices on which those reports saw the runtime compute what it should, on the GPU."""
+    return tuple(sorted({report.device for report in reports for one in report.runtimes if one.name == runtime and one.right}))
 
 
 def known(device: str, versions: dict[str, str]) -> SelfCheck | None:

@@ -19,11 +19,14 @@ import numpy as np
 from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, Measured, Traffic, Workload
 from quantadvisor.kernels.timing import figure
 
+from .memory import PROCESS
+from .nvml import Summary
 from .rapl import counters, joules_between
 from .served import Served
 from .workers import RunningWorker, Steady
 
 PREFILL_TOKENS_MEASURED = 16_384
+CPU_ENERGY = "RAPL, all CPU packages"
 RECORDED_STEPS = 6
 ENOUGH_ROUNDS = 3
 MOST_TRIES = 6
@@ -41,7 +44,11 @@ class Round(Document):
     recorded: bool = False
     served: bool = False
     request_j: Finite | None = None
-    """Energy of the CPU packages per request, joules; None where it cannot be read, or is not of a whole request here."""
+    """Energy per request, joules; None where it cannot be read, or is not of a whole request here."""
+    energy_from: str = CPU_ENERGY
+    memory_from: str = PROCESS
+    gpu: Summary | None = None
+    """What the GPU did during the round; None on a CPU."""
 
     @property
     def tpot_s(self) -> float:
@@ -71,18 +78,39 @@ def run_round(
         if not steady.rows_equal:
             raise CandidateFailed("rows with the same recorded cache decode to different tokens")
         ttft_s = steady.prefill_row_s * traffic.concurrency
-        return Round(ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True)
+        return Round(
+            ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True,
+            memory_from=steady.memory_from, gpu=steady.gpu,
+        )  # fmt: skip
     tokens = output_tokens or traffic.output_length
     before = counters()
     made = worker.generate(prompts, tokens)
-    spent = joules_between(before, counters())
+    spent, energy_from = energy(joules_between(before, counters()), made.gpu)
     served = isinstance(worker, Served)
     requests = worker.requests(len(prompts)) if isinstance(worker, Served) else len(prompts)
     whole = tokens == traffic.output_length and not (isinstance(worker, Served) and worker.own is None)
     return Round(
         ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block, served=served,
         request_j=spent / requests if spent is not None and whole else None,
+        energy_from=energy_from, memory_from=made.memory_from, gpu=made.gpu,
     )  # fmt: skip
+
+
+def energy(cpu_j: float | None, gpu: Summary | None) -> tuple[float | None, str]:
+    """Joules of what could be read, of the CPUs and of the GPU's board, and where they come from."""
+    board = f"NVML, the GPU's board ({gpu.energy_from})" if gpu else ""
+    known = {CPU_ENERGY: cpu_j, **({board: gpu.energy_j} if gpu else {})}
+    told = {source: joules for source, joules in known.items() if joules is not None}
+    return (sum(told.values()), " + ".join(told)) if told else (None, CPU_ENERGY)
+
+
+def clocks(rounds: Sequence[Round]) -> str:
+    """The GPU's SM clock over all rounds and what held it back; empty on a CPU. Times at other clocks cannot be compared."""
+    seen = [r.gpu for r in rounds if r.gpu is not None]
+    ranges = [one.sm_mhz for one in seen if one.sm_mhz is not None]
+    reasons = sorted({reason for one in seen for reason in one.throttling or ()})
+    said = [f"SM clock {min(low for low, _, _ in ranges)} to {max(high for _, _, high in ranges)} MHz"] if ranges else []
+    return "; ".join([*said, *([f"throttled: {', '.join(reasons)}"] if reasons else [])])
 
 
 def interleave(
@@ -179,7 +207,7 @@ def measured_from_rounds(
     """Medians and intervals of the rounds; TTFT is *modelled* where the caches were recorded."""
     kind: Literal["measured", "modelled"] = "modelled" if rounds[0].recorded else "measured"
     source = "one row's prefill x rows" if rounds[0].recorded else "static batch, all rows at t = 0"
-    peak_source = "VmHWM above imports"
+    peak_source = rounds[0].memory_from
     if rounds[0].served:
         source, peak_source = "mean of a closed loop's requests (vllm bench serve)", "the server's processes, imports too"
     loading = "until the server answers" if rounds[0].served else "open_session"
@@ -187,14 +215,15 @@ def measured_from_rounds(
     values = [objective_value(workload.objective, workload.traffic, r.ttft_s, r.tpot_s, None) for r in rounds]
     numbers = [value for value in values if value is not None]
     objective = of_rounds(rounds, numbers, kind, workload.objective) if numbers else max_concurrency
-    energy = [r.request_j for r in rounds if r.request_j is not None]
+    joules = [r.request_j for r in rounds if r.request_j is not None]
+    gaps = "; ".join(filter(None, ["mean gap per round", clocks(rounds)]))
     return Measured(
         ttft_s=of_rounds(rounds, [r.ttft_s for r in rounds], kind, source),
-        tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", "mean gap per round"),
+        tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", gaps),
         peak_bytes=figure([float(peak)], "measured", peak_source) if peak else None,
         max_concurrency=max_concurrency,
         load_s=figure(list(load_s), "measured", loading) if load_s else None,
-        request_j=figure(energy, "measured", "RAPL, all CPU packages") if energy else None,
+        request_j=figure(joules, "measured", rounds[0].energy_from) if joules else None,
         objective=objective,
     )
 
@@ -206,7 +235,7 @@ def of_rounds(rounds: Sequence[Round], samples: Sequence[float], kind: Literal["
 
 
 def peak_of(rounds: Sequence[Round]) -> int:
-    """Peak of the process, bytes. Of the first round where caches are recorded: to fill them again beside the old ones is
+    """Peak memory, bytes. Of the first round where caches are recorded: to fill them again beside the old ones is
     our doing, not the workload's."""
     return rounds[0].peak_bytes if rounds[0].recorded else max(r.peak_bytes for r in rounds)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from quantadvisor.documents import KernelCheck, SelfCheck
+from quantadvisor.documents import KernelCheck, RuntimeCheck, SelfCheck
 
 from . import units
 from .gate import CSS, POLICY
@@ -28,11 +28,22 @@ def page(found: SelfCheck) -> str:
             "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead>\n<tbody>",
             *(f"<tr>{''.join(cells(one))}</tr>" for one in found.kernels),
             "</tbody>\n</table>\n</div>",
+            *(f"<p>{runtime_line(one)}</p>" for one in found.runtimes),
             f'<p class="soft">{safe(found.note)}</p>',
             f'<p class="soft">{safe(found.device)}; {safe(versions)}; {found.proof}</p>',
             "</main>\n</body>\n</html>\n",
         ]
     )
+
+
+def runtime_line(one: RuntimeCheck) -> str:
+    """Whether a runtime's path on the GPU computes what torch does on the CPU, in one line of HTML."""
+    state, said = ("pass", f"right: KL {one.kl:.1e} nats") if one.right else ("regression", f"wrong: {one.reason}")
+    if one.refused is not None:
+        state, said = "soft", f"cannot run: {one.refused}"
+    ran = f" On the GPU: {', '.join(one.on_gpu)}." if one.on_gpu else ""
+    name = "+".join((one.name, *one.options))
+    return f'{html.escape(name)} <span class="{state}">{html.escape(said)}</span>{html.escape(ran)}'
 
 
 def headline(found: SelfCheck) -> str:

@@ -55,6 +55,7 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
         "advisor/*.json",
         "kernels/*.json",
         "kernels/gpu/*",
+        "kernels/gpu_reports/*",
         "profiling/models/*.json",
     )
     for pattern in data:

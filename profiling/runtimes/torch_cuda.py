@@ -6,6 +6,7 @@ interfaces and checked here with stand-ins for them: never run on a GPU.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -128,11 +129,16 @@ def kernels(events: Iterable[Any]) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: -row["time_s"])
 
 
-PRECISIONS = {"e4m3": "fp8", "fp8": "fp8", "s8": "int8", "int8": "int8", "i8": "int8", "bf16": "bfloat16", "bfloat16": "bfloat16",
-              "f16": "float16", "half": "float16", "hgemm": "float16", "sgemm": "float32", "tf32": "tf32"}  # fmt: skip
+PRECISIONS = {
+    r"e4m3|fp8": "fp8",
+    r"(?<![a-z0-9])(s8|i8|int8)": "int8",
+    r"bf16|bfloat16": "bfloat16",
+    r"f16|half|hgemm|h16816": "float16",
+    r"sgemm|tf32": "float32",
+}
+"""Marks in the names of kernels, in this order."""
 
 
 def precision(kernel: str) -> str:
     """The number type that a kernel's name tells; empty where it tells none."""
-    name = kernel.lower()
-    return next((kind for mark, kind in PRECISIONS.items() if mark in name), "")
+    return next((number for mark, number in PRECISIONS.items() if re.search(mark, kernel.lower())), "")

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from quantadvisor.advisor.catalogue import devices_here, methods_here, runtimes_here, slow_path
+from quantadvisor.advisor.catalogue import devices_here, gpu_path, methods_here, runtimes_here, slow_path
 from quantadvisor.advisor.kernel_truth import crossing, probes_here, truth
 from quantadvisor.advisor.predict import Probes
-from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, LinearShape
+from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, SelfCheck
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
@@ -39,6 +39,16 @@ def test_every_runtime_says_ready_or_why_not() -> None:
     half = [one for one in found["openvino"].schemes if one.name.endswith("+bf16")]
     assert half and all(one.status == "refused" and one.refused and "bf16" in one.refused for one in half)
     assert all(one.what and one.schemes for one in found.values())
+
+
+def test_a_gpu_path_has_never_run_until_a_report_shows_it() -> None:
+    assert gpu_path("openvino", ()) == "no path to an NVIDIA GPU"
+    right = RuntimeCheck(name="torch", options=("cuda",), right=True)
+    report = SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions={}, note="", kernels=(), runtimes=(right,))
+    for name in set(RUNTIMES) - {"openvino"}:
+        assert "has never run on a GPU" in gpu_path(name, ())
+        assert gpu_path(name, (report,)) == gpu_path(name, ()) or name == "torch"
+    assert gpu_path("torch", (report,)) == "its GPU path was checked on Made-up GPU, sm_90"
 
 
 def test_a_slow_path_is_measured_not_believed() -> None:

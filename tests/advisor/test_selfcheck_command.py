@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from quantadvisor.advisor import selfcheck_command
-from quantadvisor.documents import CandidateFailed, Figure, KernelCheck, SelfCheck, compared
+from quantadvisor.advisor import selfcheck_command, selfcheck_runtimes
+from quantadvisor.documents import CandidateFailed, Figure, KernelCheck, RuntimeCheck, SelfCheck, compared
 from quantadvisor.kernels import processes
 from quantadvisor.kernels.triton_subjects import COMPILED
 from quantadvisor.profiling import nvml
@@ -90,6 +90,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(nvml, "why_not", lambda: None)
     monkeypatch.setattr(processes, "ProbeProcess", Answers)
+    monkeypatch.setattr(selfcheck_runtimes, "checks", lambda: ())
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -120,6 +121,32 @@ def test_what_ends_in_exit_1(
     assert found.proof == "gpu"
     assert [one.passed for one in found.kernels] == [not fails]
     assert all(not request["interpreted"] for request in Answers.asked)
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        (RuntimeCheck(name="torch", options=("cuda",), right=True, kl=1e-5, on_gpu=("gemm",)), 0, "✓ torch+cuda: KL 1.0e-05"),
+        (RuntimeCheck(name="vllm", options=("cuda",), refused="not installed"), 0, "- vllm+cuda: not installed"),
+        (RuntimeCheck(name="torch", options=("cuda",), reason="CUDA error"), 1, "✗ torch+cuda: CUDA error"),
+    ],
+    ids=["right", "refused", "wrong"],
+)
+def test_a_runtime_that_is_wrong_ends_in_exit_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], found: Any, code: int, said: str
+) -> None:
+    monkeypatch.setattr(Answers, "said", {"list": LISTED, "w8a8 1x2x3": times(1e-5, 2e-5)})
+    monkeypatch.setattr(selfcheck_runtimes, "checks", lambda: (found,))
+    ended = 0
+    try:
+        selfcheck_command.selfcheck(out=tmp_path / "here")
+    except typer.Exit as end:
+        ended = end.exit_code
+    assert (ended, SelfCheck.read(tmp_path / "here" / "selfcheck.json").runtimes) == (code, (found,))
+    assert said in " ".join(capsys.readouterr().err.split())
+    text = (tmp_path / "here" / "selfcheck.html").read_text(encoding="utf-8")
+    assert f"{found.name}+cuda" in text
 
 
 @pytest.mark.usefixtures("with_gpu")

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from quantadvisor.documents import KernelCheck, SelfCheck
-from quantadvisor.kernels.selfcheck_record import keep, place, refusal
+from quantadvisor.documents import KernelCheck, RuntimeCheck, SelfCheck
+from quantadvisor.documents.selfcheck import Proof
+from quantadvisor.kernels.selfcheck_record import keep, place, ran, refusal, shipped
 from quantadvisor.kernels.triton_modules import CACHES, needed
 from quantadvisor.kernels.triton_subjects import COMPILED
 
@@ -64,3 +65,20 @@ def test_every_kernel_that_a_checkpoint_takes_is_one_that_is_checked() -> None:
     for layout in ("int-quantized", "float-quantized"):
         for option in CACHES:
             assert set(needed({"format": layout}, (option,))) <= set(COMPILED)
+
+
+def test_reports_in_the_repository_say_which_runtime_ran_where(tmp_path: Path) -> None:
+    """Right ones on a GPU alone: not wrong ones, not refused ones, not the interpreter's."""
+
+    def report(device: str, proof: Proof, *runtimes: RuntimeCheck) -> None:
+        made = SelfCheck(proof=proof, device=device, versions={}, note="", kernels=(), runtimes=runtimes)
+        made.write(tmp_path / f"{device}.json")
+
+    right = RuntimeCheck(name="torch", options=("cuda",), right=True)
+    report("b", "gpu", right, RuntimeCheck(name="vllm", options=("cuda",), reason="wrong"))
+    report("a", "gpu", right, RuntimeCheck(name="vllm", options=("cuda",), refused="not here"))
+    report("c", "interpreted", right)
+    found = shipped(tmp_path)
+    assert ran("torch", found) == ("a", "b")
+    assert ran("vllm", found) == ()
+    assert all(one.proof == "gpu" and one.runtimes for one in shipped()), "a report in the repository that shows no runtime"

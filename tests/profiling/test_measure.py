@@ -20,6 +20,7 @@ from quantadvisor.profiling.measure import (
     recorded,
     run_round,
 )
+from quantadvisor.profiling.nvml import Summary
 from quantadvisor.profiling.rapl import Counter
 from quantadvisor.profiling.workers import Steady
 
@@ -88,6 +89,25 @@ def test_energy_is_of_whole_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     energy = measured_from_rounds([whole, whole], spec, [0.2]).request_j
     assert energy and (energy.median, energy.source) == (1.5, "RAPL, all CPU packages")
     assert measured_from_rounds([short], spec, [0.2]).request_j is None
+
+
+def test_what_the_gpu_did_goes_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks with TPOT, the board's energy beside the CPU's, and who told the memory."""
+
+    def did(low: int, high: int, *throttling: str) -> Summary:
+        return Summary(1.0, 3, (low, low, high), 2619, 300.0, 8.0, "counter", 60, 1 << 30, throttling)
+
+    def made(gpu: Summary) -> Round:
+        joules, source = measure.energy(2.0, gpu)
+        assert joules == 10
+        return Round(ttft_s=1, itl_s=(1,), peak_bytes=5, request_j=joules, energy_from=source, memory_from="NVML", gpu=gpu)
+
+    found = measured_from_rounds([made(did(1400, 1900)), made(did(1300, 1800, "power cap"))], workload(), [])
+    assert found.tpot_s and found.tpot_s.source == "mean gap per round; SM clock 1300 to 1900 MHz; throttled: power cap"
+    assert found.request_j and found.request_j.source == "RAPL, all CPU packages + NVML, the GPU's board (counter)"
+    assert found.peak_bytes and found.peak_bytes.source == "NVML"
+    assert measure.energy(None, did(1, 2)) == (8.0, "NVML, the GPU's board (counter)")
+    assert measure.energy(None, None)[0] is None
 
 
 def rounds_of(*seconds: float) -> list[Round]:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from quantadvisor.documents import CandidateFailed
+from quantadvisor.profiling import nvml
+from quantadvisor.profiling.memory import ALLOCATOR, PROCESS
 from quantadvisor.profiling.workers import RunningWorker
 
 RUNTIME = Path(__file__).with_name("virtual_runtime.py")
@@ -39,6 +41,21 @@ def test_memory_is_what_the_sessions_allocator_says_else_the_process() -> None:
         assert running.generate(PROMPT, 2).peak_bytes == running.steady(PROMPT, 2, 2).peak_bytes == 222
     with worker() as running:
         assert running.generate(PROMPT, 2).peak_bytes not in (111, 222)
+
+
+def test_who_told_the_memory_is_said() -> None:
+    with worker() as running:
+        made = running.generate(PROMPT, 2)
+    assert (running.loaded.memory_from, made.memory_from, made.gpu) == (PROCESS, PROCESS, None)
+    with worker("gpu", "allocator") as running:
+        assert running.loaded.memory_from == ALLOCATOR
+        assert running.steady(PROMPT, 2, 2).memory_from == ALLOCATOR
+
+
+@pytest.mark.skipif(nvml.why_not() is None, reason="this machine has a GPU")
+def test_a_gpu_whose_memory_nobody_tells_is_a_reason() -> None:
+    with pytest.raises(CandidateFailed, match="the GPU's memory cannot be read: NVML cannot be used"), worker("gpu"):
+        pass
 
 
 def test_score_against_itself_is_zero(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def refuse(path, options, isa):
     return None
 
 
+def on_gpu(options):
+    return "gpu" in options
+
+
 def warm_imports():
     import numpy  # noqa: F401
 

@@ -58,7 +58,7 @@ from .results import (
     Verdict,
 )
 from .scheme import Format, Scheme
-from .selfcheck import KernelCheck, SelfCheck, compared
+from .selfcheck import KernelCheck, RuntimeCheck, SelfCheck, compared
 from .workload import SLO, Lengths, RuntimeChoice, Traffic, Workload
 
 __all__ = [
@@ -132,6 +132,7 @@ __all__ = [
     "Regret",
     "Results",
     "RunnerUp",
+    "RuntimeCheck",
     "RuntimeChoice",
     "Scheme",
     "SelfCheck",

@@ -109,7 +109,7 @@ class Measured(OpenDocument):
     max_concurrency: Figure | None = None
     load_s: Figure | None = None
     request_j: Figure | None = None
-    """Energy of the CPU packages per request, joules; None where RAPL cannot be read."""
+    """Energy per request, joules: of the CPU packages (RAPL) and of the GPU's board (NVML), as its source says; None unread."""
     objective: Figure | None = None
 
 

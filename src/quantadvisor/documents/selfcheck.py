@@ -39,6 +39,28 @@ class KernelCheck(Document):
         return self.right and self.speed != "slower"
 
 
+class RuntimeCheck(Document):
+    """One runtime's path on the GPU, on a tiny model, beside torch in fp32 on the CPU."""
+
+    name: str
+    options: tuple[str, ...]
+    refused: str | None = None
+    """Why it cannot run there; such a one is neither right nor wrong."""
+    right: bool = False
+    reason: str = ""
+    """Why it is not right."""
+    kl: Finite | None = None
+    """Mean KL divergence of its next-token distributions, nats."""
+    on_gpu: tuple[str, ...] = ()
+    """Kernels or operators that were seen to run there."""
+    memory_from: str = ""
+    versions: dict[str, str] = {}
+
+    @property
+    def failed(self) -> bool:
+        return self.refused is None and not self.right
+
+
 class SelfCheck(Document):
     schema_: Literal["quantadvisor/selfcheck/1"] = Field("quantadvisor/selfcheck/1", alias="schema")
     proof: Proof
@@ -46,12 +68,18 @@ class SelfCheck(Document):
     versions: dict[str, str]
     note: str
     kernels: tuple[KernelCheck, ...]
+    runtimes: tuple[RuntimeCheck, ...] = ()
+    """On a GPU only."""
 
     model_config = Document.model_config | {"populate_by_name": True}
 
     @property
     def failed(self) -> tuple[KernelCheck, ...]:
         return tuple(one for one in self.kernels if not one.passed)
+
+    @property
+    def failed_runtimes(self) -> tuple[RuntimeCheck, ...]:
+        return tuple(one for one in self.runtimes if one.failed)
 
 
 def compared(ours: Figure, other: Figure) -> Speed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,3 +110,44 @@ def test_a_broken_file_is_an_error_with_its_words(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(ValueError, match="cannot load"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize(("options", "layers"), [((), 0), (("cuda", "fa"), -1)])
+def test_all_layers_go_to_the_gpu_or_none(options: tuple[str, ...], layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp is a stand-in that keeps its parameters and logs as a build for CUDA does."""
+    api = stand_in(
+        ["load_tensors: offloaded 31/31 layers to GPU\n", "load_tensors:        CUDA0 model buffer size =    96.00 MiB\n"]
+    )
+    monkeypatch.setitem(sys.modules, "llama_cpp", api)
+    session = runtime.open_session("model.gguf", options, 2)
+    assert api.model.n_gpu_layers == layers
+    assert getattr(api.model, "split_mode", None) == (0 if layers else None)
+    assert len(session._buffers()) == (2 if layers else 1)
+    session._open(1, 8)
+    assert api.context.op_offload is bool(layers)
+
+
+def test_weights_that_stayed_on_the_cpu_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", stand_in(["load_tensors:   CPU model buffer size =    96.00 MiB\n"]))
+    with pytest.raises(RuntimeError, match=r"no weights on the GPU: load_tensors:   CPU model buffer size"):
+        runtime.open_session("model.gguf", ("cuda",), 2)
+
+
+def stand_in(log: list[str]) -> Any:
+    """The functions of llama-cpp-python's low-level interface that opening a session calls."""
+    api = SimpleNamespace(model=SimpleNamespace(), context=SimpleNamespace(), said=None)
+
+    def load(path: bytes, params: Any) -> int:
+        for line in log:
+            api.said(2, line.encode(), None)
+        return 1
+
+    api.llama_log_callback = lambda function: function
+    api.llama_log_set = lambda function, _: setattr(api, "said", function)
+    api.llama_model_default_params = lambda: api.model
+    api.llama_context_default_params = lambda: api.context
+    api.llama_model_load_from_file = load
+    api.llama_model_get_vocab = api.llama_vocab_n_tokens = lambda _: 256
+    api.llama_batch_init = lambda *_: None
+    api.llama_init_from_model = lambda *_: 1
+    return api
