@@ -151,10 +151,13 @@ def predicted_candidate(
     own = next((g for g in ghosts if exact(candidate, g)), None)
     if own and own.refused:
         return candidate.model_copy(update={"refused": own.refused})
-    if own and own.unused:
-        candidate = candidate.model_copy(update={"notes": (*candidate.notes, f"its ghost was {own.unused}")})
-    used = [g for g in ghosts if g.unused is None]
-    predicted = predict(candidate, context.workload, probes, used, schemes) or first(candidate)
+    predicted = predict(candidate, context.workload, probes, [g for g in ghosts if g.unused is None], schemes)
+    predicted = predicted or first(candidate)
+    relatives = [g for g in ghosts if (g.runtime, g.options) == (candidate.runtime, candidate.options)]
+    missing = own if predicted else next((g for g in (own, *relatives) if g and g.unused), None)
+    if missing and missing.unused:
+        whose = "its ghost" if missing is own else f"the ghost of {missing.scheme} in its runtime"
+        candidate = candidate.model_copy(update={"notes": (*candidate.notes, f"{whose} was {missing.unused}")})
     if predicted is None:
         return candidate
     predicted = completed(context, candidate, predicted, simulated)

@@ -13,6 +13,7 @@ from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.gpus import capability
+from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 from quantadvisor.profiling.server import split_url
 
@@ -198,7 +199,7 @@ def untrained(method_name: str, workload: Workload) -> str | None:
 def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: Path, device: Device, python: str) -> Candidate:
     """`python`: the interpreter that the runtime lives in."""
     made = scheme(entry.scheme)
-    refused = no_arithmetic(made, device)
+    refused = no_arithmetic(made, device) or no_kernel_of_vllm(made, name, device)
     refused = refused or refusal(name, python, None, session_options(name, options, made), device.isa)
     refused = refused or crash(made, name, options, device.isa, python)
     if refused is None:
@@ -226,6 +227,12 @@ def no_arithmetic(made: Scheme, device: Device) -> str | None:
     if made.compute == "bf16" and has < FIRST_BF16:
         return f"{device.name} (compute capability {known}) has no bfloat16 products: those begin with 8.0"
     return None
+
+
+def no_kernel_of_vllm(made: Scheme, name: str, device: Device) -> str | None:
+    """Why vLLM's CPU build has no product of a scheme on this CPU: before there is a folder, which would say it."""
+    plain_int4 = made.weights is not None and made.weights.number == "int" and made.weights.bits == 4 and made.activations is None
+    return vllm.int4_refusal(device.isa) if name == "vllm" and device.kind == "cpu" and plain_int4 else None
 
 
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:

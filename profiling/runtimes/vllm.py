@@ -9,6 +9,7 @@ must agree with it. Its GPU path has never run on a GPU.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -43,14 +44,30 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return nvidia.refusal("this vLLM", built_for, FOR_CUDA, without=FOR_CPU)
     if built_for is not None:
         return f"this vLLM is built for CUDA {built_for} and has no CPU path: add the option cuda, or {FOR_CPU}"
-    return fp8_cache_refusal(isa) if "kvfp8" in options else None
+    if "kvfp8" in options and (reason := fp8_cache_refusal(isa)):
+        return reason
+    return int4_refusal(isa) if path is not None and 4 in weight_bits(Path(path)) else None
+
+
+def only_avx2(isa: tuple[str, ...]) -> bool:
+    return "avx2" in isa and not any(flag.startswith(("avx512", "amx")) for flag in isa)
 
 
 def fp8_cache_refusal(isa: tuple[str, ...]) -> str | None:
     """vLLM 0.32's attention on x86 decodes FP8 with AVX-512 or AMX only (v1/attention/backends/cpu_attn.py)."""
-    if "avx2" in isa and not any(flag.startswith(("avx512", "amx")) for flag in isa):
-        return "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither (AVX2)"
-    return None
+    return "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither: it ends at AVX2" if only_avx2(isa) else None
+
+
+def int4_refusal(isa: tuple[str, ...]) -> str | None:
+    """vLLM 0.32 builds `cpu_gemm_wna16` into its AVX-512 libraries, and not into the one for AVX2 (seen in both)."""
+    return "vLLM's INT4 product on a CPU needs AVX-512 (its library for AVX2 has none)" if only_avx2(isa) else None
+
+
+def weight_bits(folder: Path) -> set[int]:
+    """Of a quantized Hugging Face folder: as compressed-tensors, GPTQ and AWQ say it; none where it says nothing."""
+    said = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    groups = [one.get("weights") or {} for one in (said.get("config_groups") or {}).values()]
+    return {int(bits) for bits in (said.get("bits"), *(one.get("num_bits") for one in groups)) if bits}
 
 
 def on_gpu(options: tuple[str, ...]) -> bool:

@@ -111,5 +111,7 @@ def test_what_a_ghost_in_doubt_says_is_not_predicted_but_told() -> None:
     assert alone.predicted is None
     assert alone.refused is None
     assert alone.notes == carried.notes
+    other = seen(doubted.model_copy(update={"scheme": "fp32"}))
+    assert other.notes == ("the ghost of fp32 in its runtime was not believed: TTFT of 4081 s",)
     broken = seen(ghost("w8-g64").model_copy(update={"refused": "the worker died"}))
     assert broken.refused == "the worker died"

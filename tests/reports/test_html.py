@@ -278,3 +278,39 @@ def test_it_stays_small(complete: str) -> None:
 def test_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         render_html([])
+
+
+def test_a_server_as_the_baseline_is_compared_with_and_the_profile_says_whose_it_is() -> None:
+    """Its memory, operators and time by part are unknown: the page has its times, and torch's profile under torch's name."""
+    made = sample.complete()
+    server = next(item for item in made.candidates if item.name == sample.BASELINE).model_copy(
+        update={"name": "given-server@vllm", "runtime": "vllm", "url": "http://127.0.0.1:8000", "phases": (), "operators": None}
+    )
+    assert server.measured
+    server = server.model_copy(update={"measured": server.measured.model_copy(update={"peak_bytes": None})})
+    compared = made.profile.model_copy(update={"baseline": server.name})
+    page = render_html([made.model_copy(update={"candidates": (*made.candidates, server), "profile": compared})])
+    assert "given-server@vllm" in page
+    assert f"On {sample.BASELINE} a forward pass takes" in page
+    assert "On the baseline a forward pass takes" not in page
+    assert "On the baseline a forward pass takes" in render_html([made])
+
+
+def test_an_unmeasured_candidate_says_why_nothing_is_predicted_of_it() -> None:
+    note = "its ghost was not run: the others took the 90 s that ghosts have of budget.advise_s"
+    one = (
+        sample.complete()
+        .candidates[-1]
+        .model_copy(
+            update={
+                "name": "rtn-w3-g64@onnxruntime",
+                "notes": (note,),
+                "measured": None,
+                "predicted": None,
+                "refused": None,
+                "excluded": None,
+            }
+        )
+    )
+    page = render_html([sample.complete(candidates=(*sample.complete().candidates, one))])
+    assert f"Not measured; {note}" in page

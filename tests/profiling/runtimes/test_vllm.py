@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 512}
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("vllm")
     write_llama(root / "hf", **SIZES)
-    half_precision(root / "hf", root / "bf16")
+    half_precision(root / "hf", root / "bf16", "bfloat16")
     compressed.quantize_w8a8(root / "hf", root / "w8a8")
     rtn.apply(root / "hf", scheme("w4-g32-bf16"), "vllm", TOKENS, root / "w4")
     return {name: root / name for name in ("hf", "bf16", "w8a8", "w4")}
@@ -56,11 +57,31 @@ def test_an_fp8_cache_is_refused_where_the_cpu_has_no_instruction_for_it(monkeyp
     """A plain cache does not need it, and other CPUs have their own."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
     assert runtime.refuse(None, ("kvfp8",), ("avx2", "fma")) == (
-        "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither (AVX2)"
+        "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither: it ends at AVX2"
     )
     for options, isa in ((("kvfp8",), ("avx2", "avx512f")), (("kvfp8",), ("neon",)), ((f"{runtime.POOL}1024",), ("avx2",))):
         assert runtime.refuse(None, options, isa) is None
     assert "AVX" not in str(runtime.refuse(None, ("kvfp8", "cuda"), ("avx2",)))  # a GPU does not care for the CPU
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, True),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}, True),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}}, False),
+        (None, False),
+    ],
+)
+def test_int4_weights_are_refused_where_the_build_has_no_product_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, object] | None, refused: bool
+) -> None:
+    """Its library for AVX2 has no cpu_gemm_wna16: AttributeError at the first step."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said} if said else {}))
+    found = runtime.refuse(str(tmp_path), (), ("avx2",))
+    assert found == ("vLLM's INT4 product on a CPU needs AVX-512 (its library for AVX2 has none)" if refused else None)
+    assert runtime.refuse(str(tmp_path), (), ("avx2", "avx512f")) is None
 
 
 def test_the_pool_is_what_is_asked_for_and_bounds_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +164,7 @@ class TestVllm:
             assert running.generate(TOKENS, 4).generated == first.generated
         assert phases["decode"]["quantized_linears"] == 2 * 4
 
+    @pytest.mark.skipif(runtime.int4_refusal(describe_device().isa) is not None, reason="no AVX-512")
     def test_int4_in_groups_runs_as_int4_and_computes_what_the_integers_say(
         self, folders: dict[str, Path], tmp_path: Path
     ) -> None:
