@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from quantadvisor.documents import Device, KernelTiming
 
-FORMAT = 2
+FORMAT = 3
 PACKAGES = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),

@@ -12,6 +12,7 @@ from quantadvisor.documents import Device, Scheme
 
 from . import onnx_graph
 from .problem import Prepared, Problem, channel_weights, inputs, product
+from .saturation import saturates
 from .schemes import W8A8_TENSOR
 
 if TYPE_CHECKING:
@@ -31,12 +32,16 @@ def arithmetic(option: str, isa: Sequence[str]) -> str:
 
 
 def prepare(shape: Problem) -> Prepared:
+    import numpy as np
     from onnx import helper
 
     def node_of(shape: Problem, copy: int) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
-        names = [f"w{copy}", f"s{copy}"]
-        node = helper.make_node("DynamicQuantizeMatMul", ["x", *names], [f"y{copy}"], domain="com.microsoft")
-        return node, dict(zip(names, channel_weights(shape, copy, transposed=True), strict=True))
+        q, scale = channel_weights(shape, copy, transposed=True)
+        constants = {f"w{copy}": q, f"s{copy}": scale}
+        if saturates():  # as the methods write them there: uint8 about 128
+            constants |= {f"w{copy}": q.view(np.uint8) ^ np.uint8(128), f"z{copy}": np.full(shape.n, 128, np.uint8)}
+        node = helper.make_node("DynamicQuantizeMatMul", ["x", *constants], [f"y{copy}"], domain="com.microsoft")
+        return node, constants
 
     return onnx_graph.prepare(shape, node_of)
 
