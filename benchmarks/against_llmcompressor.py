@@ -82,7 +82,8 @@ def compare(method: str, settings: list[str], rounds: int, scratch: Path) -> Non
                 [sys.executable, __file__, "--child", side, method, str(scratch)], capture_output=True, text=True
             )
             if done.returncode:
-                raise SystemExit(f"{side} {method}: {done.stderr.strip().splitlines()[-1]}")
+                said = done.stderr.strip() or f"ended with {done.returncode}"
+                raise SystemExit(f"{side} {method}: {said.splitlines()[-1]}")
             found = json.loads(done.stdout.strip().splitlines()[-1])
             seen[side].append(found)
             print(f"{method} {side:15} KL {found['kl']:.4f}  top-1 {found['top1']:.3f}  {found['seconds']:.1f} s"

@@ -6,9 +6,12 @@ from quantadvisor.methods.affine import (
     dequantize_groups,
     fake_activations,
     fake_tokens,
+    in_groups,
     quantize,
     quantize_channels,
     quantize_groups,
+    round_groups,
+    rounded_groups,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # deprecated, still an oracle
@@ -125,3 +128,15 @@ def test_tokens_have_scales_of_their_own() -> None:
 def test_widths_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="2 to 8"):
         quantize_groups(np.zeros((1, 4), np.float32), 9, 4, True)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounded_without_codes_is_what_the_codes_stand_for(bits: int, symmetric: bool) -> None:
+    """To the last bit, the filled-up end of a row among them; on grids smaller than the range, so that codes are clipped."""
+    w = np.random.default_rng(bits).standard_normal((5, 40)).astype(np.float32)
+    _, scales, zeros = quantize_groups(w * np.float32(0.7), bits, 16, symmetric)
+    codes = round_groups(w, scales, zeros, bits, 16)
+    found = rounded_groups(in_groups(w, 16), scales, zeros, bits).reshape(5, -1)
+    np.testing.assert_array_equal(found[:, :40], dequantize_groups(codes, scales, zeros, 16))
+    assert not found[:, 40:].any()

@@ -81,6 +81,30 @@ def test_blocks_change_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.codes == gptq.solve(w, h, Grid(4, 64, False)).codes).mean() > 0.99
 
 
+def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide product takes all threads, a narrow one a single one; the codes are the same but for ties."""
+    import torch
+
+    w, h = draw(3, 8, 80)
+    threads = torch.get_num_threads()
+    found = gptq.solve(w, h, Grid(4, 16, False))
+    assert torch.get_num_threads() == threads
+    monkeypatch.setattr(gptq, "ALONE", 1)
+    assert (found.codes == gptq.solve(w, h, Grid(4, 16, False)).codes).mean() > 0.99
+    with pytest.raises(ValueError, match="in a product"), gptq.one_thread():
+        assert torch.get_num_threads() == 1
+        raise ValueError("in a product")
+    assert torch.get_num_threads() == threads
+
+
+def test_one_share_is_the_min_max_grid() -> None:
+    w, h = draw(4, 6, 40)
+    _, scales, zeros = quantize_groups(w, 4, 16, False)
+    found = gptq.solve(w, h, Grid(4, 16, False), shrink=(1.0,))
+    np.testing.assert_array_equal(found.scales, scales)
+    np.testing.assert_array_equal(found.zeros, zeros)
+
+
 def test_below_nearest_on_average() -> None:
     """Not in every draw (about nine in ten): the mean over draws."""
     ours, nearest = [], []
