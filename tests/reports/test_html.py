@@ -292,6 +292,9 @@ def test_a_server_as_the_baseline_is_compared_with_and_the_profile_says_whose_it
     page = render_html([made.model_copy(update={"candidates": (*made.candidates, server), "profile": compared})])
     assert "given-server@vllm" in page
     assert f"On {sample.BASELINE} a forward pass takes" in page
+    assert f"profiled: {sample.BASELINE}" in page
+    assert f"{sample.BASELINE} needs" in page
+    assert f"Baseline, by ledger: {server.name}" not in page
     assert "On the baseline a forward pass takes" not in page
     assert "On the baseline a forward pass takes" in render_html([made])
 
