@@ -4,7 +4,7 @@
 # make runtime-vllm    add vLLM (its CPU build), in an environment of its own: .venv-vllm, 3.4 GB
 # make test-runtimes   the tests of heavy runtimes that are installed; says which it skipped
 # make bench     the table of the README, measured on this machine
-# make methods   docs/methods.md: every method and scheme, applied and measured or simulated; hours, resumable
+# make methods   docs/methods.md: every method and scheme, measured or simulated; hours, resumable; METHODS_ARGS=--quality-only times nothing
 # make bench-gate  100 real gates: false alarms, what is caught, how long it takes; resumable
 #
 # PYTHON=python3.12 names another interpreter; PIP_ARGS adds options to pip (another index, say).

@@ -33,7 +33,7 @@ LLAMA_WEIGHTS = (*LLAMA, "llama.cpp+plain", "llama.cpp+fa+plain")
 """Of quantized weights: `plain` keeps them out of the layouts of fast kernels, which crash in some builds."""
 CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "openvino": (("kvf16",), {"-kv8": "kvu8"}),
-    "llama.cpp": ((), {"-kv8": "kvq8"}),
+    "llama.cpp": ((), {"-kv8": "kvq8", "-kv4": "kvq4"}),
     "vllm": ((), {"-kvf8-unit": "kvfp8"}),
     "triton": ((), {"-kv8-head": "kvint8", "-kv4-head": "kvint4", "-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
 }
@@ -87,6 +87,7 @@ CATALOGUE = (
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa", "llama.cpp+fa+plain")),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
+    Entry("kv_int4", "q8_0-kv4", "kv_cache", ("llama.cpp+fa", "llama.cpp+fa+plain")),
     Entry("kv_int4", "fp32-kv4", "kv_cache", ("onnxruntime",)),
     Entry("kv_int4", "w8-g64-kv4", "kv_cache", ("onnxruntime",)),
     Entry("llm_int8", "w8a8-outlier", "activations", ("onnxruntime",)),

@@ -42,7 +42,7 @@ DECODE_M, PREFILL_M = 1, 1024
 SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
 NO_GPU_PATH = "no path to an NVIDIA GPU"
-NEVER_ON_GPU = "its GPU path has never run on a GPU; advisor selfcheck there makes the report that shows it"
+NEVER_ON_GPU = "its GPU path has never run on a GPU: advisor selfcheck there"
 
 
 class SchemeHere(OpenDocument):

@@ -35,8 +35,8 @@ PLACES = {
     "gguf": ("llama.cpp", "llama.cpp+fa", "llama.cpp+plain", "llama.cpp+fa+plain"),
 }
 """Runtimes with options on which a checkpoint of the format competes."""
-CACHES = ("kvu8", "kvf16", "kvq8")
-"""Options of a session that say how the cache is stored."""
+CACHES = {"kvf16": "", "kvu8": "-kv8", "kvq8": "-kv8", "kvq4": "-kv4"}
+"""Options of a session that say how the cache is stored, and the end of the scheme's name that stands for it."""
 
 
 def inspect(path: str, place: str | None, isa: tuple[str, ...]) -> Checkpoint:
@@ -47,9 +47,9 @@ def inspect(path: str, place: str | None, isa: tuple[str, ...]) -> Checkpoint:
     refused = refusal(name, python, made.path, options, isa) or crash(made.scheme, name, options, isa, python)
     if refused:
         raise BadInput(path, f"cannot run on {name}: {refused}", "see advisor runtimes")
-    cache = "kvu8" in options or "kvq8" in options
+    cache = next((CACHES[option] for option in options if option in CACHES), "")
     options = tuple(option for option in options if option not in CACHES)  # the session gets them from the scheme
-    update: dict[str, Any] = {"scheme": with_cache(made.scheme)} if cache else {}
+    update: dict[str, Any] = {"scheme": with_cache(made.scheme, cache)} if cache else {}
     if name == "llama.cpp":
         update["layouts"] = layouts(python)
     if name == "vllm":  # it computes in bfloat16, whatever the file holds
@@ -121,10 +121,10 @@ def runtime_for(kind: str, place: str | None, path: str) -> tuple[str, tuple[str
     return name, tuple(options)
 
 
-def with_cache(made: Scheme) -> Scheme:
-    """The scheme with an INT8 cache: an option of OpenVINO, not of its artifact."""
-    cache = scheme("fp32-kv8")
-    return made.model_copy(update={"name": f"{made.name}-kv8", "keys": cache.keys, "values": cache.values})
+def with_cache(made: Scheme, end: str) -> Scheme:
+    """The scheme with a quantized cache: an option of the runtime, not of its artifact."""
+    cache = scheme(f"q8_0{end}" if end == "-kv4" else f"fp32{end}")
+    return made.model_copy(update={"name": made.name + end, "keys": cache.keys, "values": cache.values})
 
 
 def check_quantized(checkpoint: Checkpoint) -> None:

@@ -29,6 +29,7 @@ CALIBRATION_LENGTH = 128
 EVALUATION_TOKENS = 2048
 MOST_EVALUATION_TOKENS = 16_384
 WINDOW = 512
+SHORTEST_PASSKEY = 96
 GHOST_SAMPLES = 2
 """Calibration samples of a ghost: its numbers are random, only its shapes matter."""
 OWN_CHANNELS = ("llm_int8",)
@@ -94,7 +95,8 @@ class Context:
         return path
 
     def passkey(self) -> tuple[np.ndarray, np.ndarray]:
-        return passkey_prompt(self.model_folder, self.workload.traffic.context_length - 8)
+        """(prompt, answer) that fill the declared context, or the shortest that holds a pass key."""
+        return passkey_prompt(self.model_folder, max(SHORTEST_PASSKEY, self.workload.traffic.context_length - 8))
 
     def base(self, runtime: str, ghost: bool = False) -> Path:
         """Where the fp32 export of the model (or of its ghost) for a runtime lies."""

@@ -69,7 +69,7 @@ def linears_s(made: Scheme, runtime: str, options: tuple[str, ...], known: Known
     probed = known.probes.linears_s(made, runtime, options, rows, head_rows)
     if probed is not None or known.peaks is None:
         return probed
-    plain = 2 if made.compute == "bf16" or "bf16" in options else 4
+    plain = 2 if made.compute != "fp32" or "bf16" in options else 4
     number = number_of(made, plain)
     if number not in known.peaks.flops_per_s:
         number = "fp32"

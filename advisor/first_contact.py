@@ -65,11 +65,9 @@ def check_kernels(workload: Workload, device: Device, say: Callable[[str], None]
             say(f"Triton kernel {name} ({place + 1} of {len(todo)})")
             checks.append(one_check(process, name, False))
     if checks:
-        made = SelfCheck(
-            proof="gpu", device=listed["device"], versions=listed["versions"], note=NOTE,
-            kernels=(*(known.kernels if known else ()), *checks),
-        )  # fmt: skip
-        selfcheck_record.keep(made)
+        empty = SelfCheck(proof="gpu", device=listed["device"], versions=listed["versions"], note=NOTE, kernels=())
+        before = known or empty
+        selfcheck_record.keep(before.model_copy(update={"kernels": (*before.kernels, *checks)}))
 
 
 def unchecked(subjects: Iterable[str], known: SelfCheck | None) -> list[str]:

@@ -1,7 +1,8 @@
 """Ghosts, run within their share of budget.advise_s: the most promising first, each for one round, then more in turn.
 
 A runtime whose start takes longer than its rounds runs its ghosts one after the other in one process (SHARED). So there is
-never more than one of its pools of cache in memory. Who was not reached, and whose time cannot be, is said.
+never more than one of its pools of cache in memory. On a GPU that does not hold all of them each leaves when it is done. Who
+was not reached, and whose time cannot be, is said.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .builds import build_all
 from .context import Context, export_format
 from .expected import Expected, doubt, promise
 from .ghosts import ghost_of
+from .room import in_parts
 from .survey import SHORT_DECODE
 
 SHARED = ("vllm",)
@@ -80,6 +82,7 @@ def in_turn(
     rounds = 1 if recorded(context.workload.traffic) else ROUNDS
     advise_s, began = context.workload.budget.advise_s, time.monotonic()
     further, last = began + FURTHER_SHARE * advise_s, began + LAST_SHARE * advise_s
+    crowded = len(in_parts(context, order)) > 1
     with Seats(context, artifacts) as seats:
         able = [c for c in order if c.name not in failed]
         broke |= seats.start(able)
@@ -97,13 +100,15 @@ def in_turn(
                     said = doubt_of(rows[name], expectations.get(name))
                 if said:
                     unused[name] = said
-                elif candidate.runtime in SHARED:  # its seat goes to the next
+                elif crowded or candidate.runtime in SHARED:  # its seat goes to the next
                     rows[name] += more(context, {name: worker}, rounds - 1, further)[0].get(name, [])
             except CandidateFailed as error:
                 broke[name] = str(error)
+            if crowded or name in broke:
                 seats.leave(candidate)
             took[candidate.runtime] = max(took.get(candidate.runtime, 0.0), time.monotonic() - start)
-        alone = {c.name: seats.of(c) for c in able if c.name in rows and c.name not in broke | unused and c.runtime not in SHARED}
+        waiting = [c for c in able if not crowded and c.runtime not in SHARED]
+        alone = {c.name: seats.of(c) for c in waiting if c.name in rows and c.name not in broke | unused}
         again, failures = more(context, alone, rounds - 1, further)
     rows = {name: made + again.get(name, []) for name, made in rows.items() if name not in broke | failures}
     return rows, broke | failures, unused

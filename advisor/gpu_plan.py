@@ -6,8 +6,9 @@ tied; ties go to better quality, then to fewer GPUs. Quality is cited, never mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, GpuModel, PlanCandidate, Workload
 from quantadvisor.kernels.gpu_devices import gpu
@@ -35,12 +36,21 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
     chosen = [gpu(name) for name in devices]
     found = [(device, *options_on(device, config, workload)) for device in chosen]
     refuse_floor(workload, [option for _, fits, _ in found for option in fits])
+    largest = max(chosen, key=lambda one: one.memory_bytes)
     return CapacityPlan(
         workload=workload,
         devices=tuple(device_plan(*each, workload, parameters) for each in found),
-        family=family(workload, chosen),
+        family=family(workload, largest, partial(planned_on, largest, workload=workload, parameters=parameters)),
         notes=(*inventory.notes, *not_planned_for(workload)),
     )
+
+
+def planned_on(
+    device: GpuModel, config: Mapping[str, Any], workload: Workload, parameters: Parameters
+) -> tuple[PlanCandidate, ...]:
+    """Every candidate of a model there: timed, or refused."""
+    fits, refused = options_on(device, config, workload)
+    return (*(judged(fits, workload, parameters) if fits else ()), *refused)
 
 
 def not_planned_for(workload: Workload) -> tuple[str, ...]:

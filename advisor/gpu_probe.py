@@ -57,19 +57,20 @@ def timed_here(
     with ProbeProcess(device.threads, CHILD, environment=environment(device)) as process:
         for point in points:
             taken += timings_at(point, device, process, cache, end - time.monotonic(), say)
-    return tuple(whole(taken, {one.m for one in points}))
+    return tuple(whole(taken, points))
 
 
 def points_of(inventory: Inventory, kernels: Mapping[str, Scheme], rows: Iterable[int]) -> list[Point]:
     """The head sees one row a sequence: it is timed at the smallest alone, and in 16 bit, as every scheme here leaves it."""
     counts = sorted(set(rows))
-    shapes = {(one.n, one.k): one for one in inventory.linears}.values()
+    body = {(one.n, one.k) for one in inventory.linears if not one.lm_head}
+    shapes = dict.fromkeys((one.n, one.k) for one in inventory.linears)
     return [
-        Point(kernel, made, m, one.n, one.k)
+        Point(kernel, made, m, *shape)
         for m in counts
         for kernel, made in kernels.items()
-        for one in shapes
-        if not one.lm_head or (m == counts[0] and kernel == PLAIN)
+        for shape in shapes
+        if shape in body or (m == counts[0] and kernel == PLAIN)
     ]
 
 
@@ -108,10 +109,12 @@ def places_of(timing: KernelTiming) -> list[KernelTiming]:
     return [timing.model_copy(update={"runtime": runtime, "option": option}) for runtime, option in CUBLAS_PLACES]
 
 
-def whole(taken: Sequence[KernelTiming], rows: set[int]) -> list[KernelTiming]:
-    """Those of kernels that were timed at every shape and number of rows that theirs were wanted at."""
-    counts: dict[tuple[str, str, str], set[tuple[int, int, int]]] = {}
+def whole(taken: Sequence[KernelTiming], points: Iterable[Point]) -> list[KernelTiming]:
+    """Those of kernels that were timed at all of their points."""
+    wanted: dict[str, set[tuple[int, int, int]]] = {}
+    for point in points:
+        wanted.setdefault(kernel_class(point.made), set()).add((point.m, point.n, point.k))
+    had: dict[str, set[tuple[int, int, int]]] = {}
     for one in taken:
-        counts.setdefault((one.runtime, one.option, kernel_class(one.scheme)), set()).add((one.m, one.n, one.k))
-    full = {key for key, points in counts.items() if {m for m, _, _ in points} == rows}
-    return [one for one in taken if (one.runtime, one.option, kernel_class(one.scheme)) in full]
+        had.setdefault(kernel_class(one.scheme), set()).add((one.m, one.n, one.k))
+    return [one for one in taken if had[kernel_class(one.scheme)] == wanted[kernel_class(one.scheme)]]

@@ -52,6 +52,7 @@ from .model_source import resolve_model
 from .predict import EIGHT_BIT_SHARE, Probes
 from .questions import answer, prediction_ledger
 from .risk import Job, schemes_at_risk, simulate_all
+from .run_family import family_of, sizes_of
 from .serve import place_artifact
 from .servers import given_servers, today
 from .spec import check_against_model, not_acted_on
@@ -105,6 +106,7 @@ class Run:
             with progress.stage("Triton kernels on this GPU"):
                 check_kernels(workload, device, progress.say)
         check_runtimes(workload, device)
+        self.sizes = sizes_of(workload)
         with progress.stage("Model"):
             model = load_model(workload, progress)
         self.given = existing_checkpoints(workload, model.inventory, device) + given_servers(workload)
@@ -321,7 +323,7 @@ def run(
         timing_s=dict(stages.seconds),
         extra={"not_acted_on": list(not_acted_on(workload))},
     )
-    return completed(results)
+    return completed(results.model_copy(update={"family": family_of(results, job.sizes)}))
 
 
 def measuring_left(stages: Stages, workload: Workload) -> float:

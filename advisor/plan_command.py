@@ -97,7 +97,10 @@ def show(found: CapacityPlan, everything: bool) -> None:
         if one.decision_map is not None:
             console.print(map_table(one, one.decision_map))
     if found.family:
+        from quantadvisor.reports.family import of_plan
+
         console.print(family_table(found))
+        console.print(escape(of_plan(found) or ""), soft_wrap=True)
     for note in found.notes:
         console.print(f"[dim]{escape(note)}[/dim]", soft_wrap=True)
     console.print("[dim]all times and bytes are modelled; intervals hold 80 %; quality is cited, not measured[/dim]")
@@ -157,10 +160,12 @@ def map_table(found: DevicePlan, drawn: DecisionMap) -> Table:
 
 def family_table(found: CapacityPlan) -> Table:
     table = Table(box=None, pad_edge=False, title="sizes of the family", title_justify="left")
-    for column in ("rank", "model", "scheme", "weights GiB"):
-        table.add_column(column, justify="left" if column in ("model", "scheme") else "right")
+    for column in ("rank", "model", "scheme", "weights GiB", "TPOT ms", ""):
+        left = column in ("model", "scheme", "")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "")
     for one in found.family:
-        rank = "" if one.rank is None else str(one.rank)
-        table.add_row(rank, escape(one.model), one.scheme, f"{one.weights_bytes / 2**30:,.1f}", style=None if one.fits else "dim")
+        rank, time = ("" if number is None else f"{number:,.3g}" for number in (one.rank, one.tpot_s and one.tpot_s * 1e3))
+        size, why = f"{one.weights_bytes / 2**30:,.1f}", escape(one.why_not or "")
+        table.add_row(rank, escape(one.model), one.scheme, size, time, why, style=None if one.fits else "dim")
     table.caption = found.family[0].source
     return table

@@ -222,17 +222,18 @@ def exact(candidate: Candidate, ghost: Ghost) -> bool:
 
 
 def nearest_ghost(candidate: Candidate, ghosts: Sequence[Ghost], schemes: Mapping[str, Scheme]) -> Ghost | None:
-    """The ghost of the same family nearest to the candidate: its own scheme, else its second product, its cache, whether
-    activations are rounded, its bits: what probes must bridge is kept small."""
+    """The ghost of the same family nearest to the candidate: its own scheme, else its second product, its cache, its very
+    linears, whether activations are rounded, its bits: what probes must bridge is kept small."""
     same = [g for g in ghosts if g.refused is None and (g.runtime, g.options) == (candidate.runtime, candidate.options)]
     wanted = candidate.scheme
 
-    def distance(ghost: Ghost) -> tuple[bool, bool, bool, bool, float]:
+    def distance(ghost: Ghost) -> tuple[bool, bool, bool, bool, bool, float]:
         scheme = schemes[ghost.scheme]
         other_activations = (scheme.activations is None) != (wanted.activations is None)
         apart = abs(math.log2(bits_of_weights(scheme) / bits_of_weights(wanted)))
         second = outlier_channels(scheme) != outlier_channels(wanted)
-        return (not exact(candidate, ghost), second, scheme.quantizes_cache != wanted.quantizes_cache, other_activations, apart)
+        other_cache, other_linears = scheme.quantizes_cache != wanted.quantizes_cache, not same_linears(scheme, wanted)
+        return (not exact(candidate, ghost), second, other_cache, other_linears, other_activations, apart)
 
     return min(same, key=distance, default=None)
 

@@ -331,9 +331,21 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
             break
         start, end = end, end * 2
     if candidate.scheme.quantizes_cache:
-        prompt, answer = context.passkey()
-        quality = quality.model_copy(update={"passkey_found": passkey_found(worker, prompt, answer)})
+        found = passkey_found(worker, *context.passkey())
+        reference = None if found else reference_finds(context)
+        quality = quality.model_copy(update={"passkey_found": found, "passkey_reference_found": reference})
     return quality.model_copy(update={"tasks": tuple(task_scores(context, worker))})
+
+
+def reference_finds(context: Context) -> bool:
+    """Does the fp32 model in torch find the passkey? Kept: asked only where a quantized cache has lost it."""
+    prompt, answer = context.passkey()
+    path = context.model_cache / f"passkey-{len(prompt)}.json"
+    if not path.exists():
+        with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
+            found = passkey_found(worker, prompt, answer)
+        write_text(path, json.dumps(found))
+    return bool(json.loads(path.read_text()))
 
 
 def task_scores(context: Context, worker: RunningWorker) -> Iterator[TaskScore]:

@@ -103,7 +103,6 @@ def not_acted_on(workload: Workload) -> tuple[str, ...]:
     """Declared fields that this version accepts and does not use, to be said beside the advice."""
     traffic = workload.traffic
     declared = {
-        "family": bool(workload.family),
         "traffic.batch": traffic.batch is not None,
         "traffic.shared_prefix_tokens": traffic.shared_prefix_tokens > 0,
         "traffic.arrivals": traffic.arrivals != "closed",
@@ -208,9 +207,13 @@ def _refuse_odd_values(
 
 def _refuse_contradictions(name: str, workload: Workload, lines: Mapping[tuple[str | int, ...], int]) -> None:
     if workload.quality.tasks:
+        from quantadvisor.profiling.tasks import task_name
+
         where = place(name, ("quality", "tasks"), lines)
         if missing := [file for file in workload.quality.tasks if not Path(file).is_file()]:
             raise BadInput(where, f"no task file {missing[0]}", "give the path of a YAML file of lm-evaluation-harness")
+        for file in workload.quality.tasks:
+            task_name(Path(file))
         if find_spec("lm_eval") is None:
             raise BadInput(
                 where, "lm-evaluation-harness is not installed", "pip install 'quantadvisor[tasks]', or take tasks out"

@@ -16,7 +16,7 @@ from .stored_words import json_of, named
 
 CODES = {"I8", "U8", "I32", "F8_E4M3", "F8_E5M2", "F4"}
 """safetensors' names of element types that hold codes: bytes, floats of 8 bit, or integers packed into words."""
-WEIGHTS = re.compile(r"(?P<module>.+)\.(?:weight|weight_packed|qweight)$")
+WEIGHTS = re.compile(r"(?P<module>.+)\.(?:weight|weight_packed|qweight|weight\._data|_weight_qdata)$")
 BLOCK_SIZES = {"nf4": 64, "fp4": 64}
 """bitsandbytes' blocks of 4-bit weights."""
 
@@ -28,7 +28,7 @@ def of_transformers(folder: Path) -> dict[str, Any]:
     config = json_of(folder / "config.json")
     inventory = inventory_from_config(config)
     linears = sum(shape.count for shape in inventory.linears)
-    given = config.get("quantization_config")
+    given = config.get("quantization_config") or quanto_config(folder)
     half = str(config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16")
     plain = "bf16" if half else "fp32"
     if isinstance(given, dict):
@@ -43,6 +43,15 @@ def of_transformers(folder: Path) -> dict[str, Any]:
         "scheme": made, "linears": linears, "stored_quantized": stored, "plain": plain,
         "layers": inventory.layers, "vocabulary": inventory.vocabulary,
     }  # fmt: skip
+
+
+def quanto_config(folder: Path) -> dict[str, Any] | None:
+    """What optimum-quanto wrote beside a config that says nothing of it: `quanto_qmap.json`, module -> its types."""
+    if not (folder / "quanto_qmap.json").is_file():
+        return None
+    weights = Counter(str(one.get("weights")) for one in json_of(folder / "quanto_qmap.json").values() if isinstance(one, dict))
+    kind = re.fullmatch(r"qint([248])", weights.most_common(1)[0][0]) if weights else None
+    return {"quant_method": "optimum-quanto", "bits": int(kind[1]) if kind else None}
 
 
 def coded_modules(folder: Path) -> set[str]:
@@ -62,7 +71,7 @@ def coded_modules(folder: Path) -> set[str]:
 
 
 def of_quantization_config(given: Mapping[str, Any], where: str, head_quantized: bool = False) -> Scheme:
-    """The scheme of a `quantization_config` of GPTQ, AWQ, bitsandbytes, FP8, MXFP4, torchao or compressed-tensors."""
+    """The scheme of a `quantization_config` of GPTQ, AWQ, bitsandbytes, FP8, MXFP4, torchao, hqq or compressed-tensors."""
     method = str(given.get("quant_method", "unnamed"))
     groups = given.get("config_groups")
     if isinstance(groups, dict) and groups:
@@ -79,11 +88,14 @@ def of_quantization_config(given: Mapping[str, Any], where: str, head_quantized:
         made = scheme("w8a8-outlier").model_copy(update={"lm_head": None, "embeddings": None})
     elif method == "torchao":
         made = of_torchao(json.dumps(given.get("quant_type")))
+    elif method == "hqq":
+        sizes = (given.get("quant_config") or {}).get("weight_quant_params") or {}
+        made = of_integers(sizes.get("nbits"), sizes.get("group_size"), None)
     else:
         made = of_integers(given.get("bits", given.get("w_bit")), given.get("group_size", given.get("q_group_size")), None)
     if made is None:
         what = f"quantization_config of {method!r} says nothing about bits that is understood here"
-        raise BadInput(where, what, "understood are GPTQ, AWQ, bitsandbytes, FP8, MXFP4, torchao and compressed-tensors")
+        raise BadInput(where, what, "understood are GPTQ, AWQ, bitsandbytes, FP8, MXFP4, torchao, hqq and compressed-tensors")
     return made.model_copy(update={"lm_head": made.weights, "embeddings": None}) if head_quantized else made
 
 

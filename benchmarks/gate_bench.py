@@ -42,6 +42,7 @@ MOST_FALSE_ALARMS, LEAST_CAUGHT, MOST_INCONCLUSIVE, MOST_MEDIAN_S = 1, 38, 0.1, 
 CODE = (
     *(f"advisor/gate_{name}.py" for name in ("anomalies", "blocks", "exact", "inspect", "live", "rule", "times", "watch")),
     "profiling/measure.py",
+    "profiling/memory.py",
     "profiling/worker.py",
     "profiling/workers.py",
     "profiling/runtimes/onnxruntime.py",

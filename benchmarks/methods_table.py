@@ -87,12 +87,12 @@ def main() -> None:
         methods_encoder.fill(known, kept)
     if not asked.only_page and (not asked.names or ORACLES in asked.names):
         methods_oracles.fill(known, kept)
-    order = [name for m, s in wanted(()) if (name := f"{m}-{s.name}") in known.rows]
-    known = known._replace(rows={name: known.rows[name] for name in order})
+    names = [f"{m}-{s.name}" for m, s in wanted(())]
+    known = known._replace(rows={name: known.rows[name] for name in names if name in known.rows})
     write(beside, known)
-    made = page(known, context, len(wanted(())), methods_oracles.code_digest())
+    made = page(known, context, names, methods_oracles.code_digest())
     write_text(asked.page, made)
-    print(f"written to {asked.page}: {len(known.rows)} of {len(wanted(()))} rows")
+    print(f"written to {asked.page}: {len(known.rows)} of {len(names)} rows")
 
 
 def fill(context: Context, known: Known, asked: argparse.Namespace, kept: Path, pool: ProcessPoolExecutor) -> None:
@@ -177,9 +177,14 @@ def wanted(names: Sequence[str]) -> list[tuple[str, Scheme]]:
 
 
 def cheapest_first(pairs: Iterable[tuple[str, Scheme]]) -> list[tuple[str, Scheme]]:
-    """What rounds, then what computes in bfloat16 (slow on a CPU that has no instructions for it), then what goes through
-    the model layer by layer, then what trains."""
-    return sorted(pairs, key=lambda pair: (trains(pair[0]), pair[0] in SEARCHED, pair[1].compute == "bf16"))
+    """What only rounds, then what looks at calibration samples, then what goes through the model layer by layer, then what
+    trains; in each bfloat16 last, for which a CPU may have no instructions."""
+
+    def cost(pair: tuple[str, Scheme]) -> tuple[bool, ...]:
+        name, made = pair
+        return trains(name), name in SEARCHED, "samples" in method(name).COST, made.compute == "bf16"
+
+    return sorted(pairs, key=cost)
 
 
 def context_of(model: str, out: Path, threads: int | None = None) -> Context:
@@ -208,6 +213,7 @@ def row_of(context: Context, method_name: str, made: Scheme, pool: ProcessPoolEx
     """The row, whatever happens: a failure is a row with its reason."""
     row = Row(model=context.source.sha256[:12], text=text_of(context), method=method_name, scheme=made.name,
               target=method(method_name).TARGET, kind="failed", machine=machine_of(context.device))  # fmt: skip
+    refused = ""
     try:
         chosen, refused = place_of(context, method_name, made)
         if chosen is not None:
@@ -217,6 +223,8 @@ def row_of(context: Context, method_name: str, made: Scheme, pool: ProcessPoolEx
         return row.model_copy(update={"kind": "refused", "reason": refused})
     except AdvisorError as error:
         return row.model_copy(update={"reason": str(error)})
+    except ModuleNotFoundError as error:
+        return row.model_copy(update={"kind": "refused", "reason": f"{refused}; simulating it takes {error.name} too"})
     except Exception as error:
         return row.model_copy(update={"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
 

@@ -44,12 +44,13 @@ def cliffs(curve: Mapping[int, Figure]) -> list[tuple[int, int, float]]:
 def next_ms(curve: Curve, grid: Sequence[int], searched: Curve | None = None) -> list[int]:
     """The M to time next: the middle of the steepest step in each interval of the grid that may hide a cliff.
 
-    An interval whose ends show one is always searched. `searched`: M → the fastest kernel's seconds; where this kernel is
-    the fastest at an end, a rise by CLIFF is searched too, since a cliff may hide in a curve that is flat before it.
+    An interval whose ends show one is always searched. `searched`: M → the fastest kernel's seconds, as far as it is known;
+    where this kernel is the fastest at an end, a rise by CLIFF is searched too, since a cliff may hide in a curve that is
+    flat before it.
     """
     found = []
     for low, high in pairwise(sorted(m for m in grid if m in curve)):
-        wins = searched is not None and any(curve[m] <= searched[m] for m in (low, high))
+        wins = searched is not None and any(m in searched and curve[m] <= searched[m] for m in (low, high))
         if not (row_factor(curve, low, high) > CLIFF or (wins and curve[high] > CLIFF * curve[low])):
             continue
         inside = sorted(m for m in curve if low <= m <= high)

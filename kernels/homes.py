@@ -21,8 +21,8 @@ from .point import Point, module_of, refusal, request_of, roofline_share, timed_
 from .processes import DIED, ProbeProcess
 
 MOST_DEATHS = 2
-IMPORT_LIMIT_S = 60.0
-GRACE_S = 10.0
+GRACE_S = 30.0
+"""On a busy machine points that take turns are slow, which is no hang."""
 
 
 class Home:
@@ -64,9 +64,9 @@ class Home:
         with suppress(CandidateFailed):
             self.process.send({"import": module_of(self.runtime)})
 
-    def end_import(self) -> None:
+    def end_import(self, end: float) -> None:
         with suppress(CandidateFailed):
-            self.process.receive("its import", IMPORT_LIMIT_S)
+            self.process.receive("its import", _patience(end))
 
     def take(self, points: Sequence[Point], end: float) -> list[KernelTiming]:
         """Timings or refusals of points of one kernel and one M; an answer is waited for a little beyond `end`."""
@@ -76,19 +76,22 @@ class Home:
         return [taken[point] for point in points]
 
     def _asked(self, points: list[Point], end: float) -> dict[Point, KernelTiming]:
+        answer: dict[str, Any] = {}
+        failed = False
         try:
-            answer = self.process.ask(request_of(points, self.device), max(0.0, end - time.monotonic()) + GRACE_S)
+            answer = self.process.ask(request_of(points, self.device), _patience(end))
             reason = answer.get("refused")
         except CandidateFailed as error:
-            answer, reason = {}, str(error)
-            if len(points) == 1:
-                self._died(points[0], reason)
-        if reason and len(points) > 1 and time.monotonic() < end:
+            reason, failed = str(error), True
+        if not reason:
+            answers = zip(points, answer["timings"], strict=True)
+            return {point: self._stored(point, self._timing(point, one)) for point, one in answers}
+        if len(points) > 1 and time.monotonic() < end:
             return {point: timing for point in points for timing in self.take([point], end)}
-        if reason:
-            return {point: self._stored(point, point.timing(refused=reason)) for point in points}
-        answers = zip(points, answer["timings"], strict=True)
-        return {point: self._stored(point, self._timing(point, one)) for point, one in answers}
+        if failed:
+            self._died(points[0], reason)
+        refused = {point: point.timing(refused=reason) for point in points}
+        return {point: self._stored(point, refused[point]) for point in points} if len(points) == 1 else refused
 
     def _timing(self, point: Point, found: dict[str, Any]) -> KernelTiming:
         time_s = timed_figure(found["samples"], point)
@@ -111,6 +114,11 @@ class Home:
         if (place := self._place(point)) and (timing.time_s is not None or crashed(timing)):
             timing.write(place)
         return timing
+
+
+def _patience(end: float) -> float:
+    """Seconds that an answer is waited for."""
+    return max(0.0, end - time.monotonic()) + GRACE_S
 
 
 def crashed(timing: KernelTiming) -> bool:

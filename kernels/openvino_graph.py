@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from quantadvisor.documents import Device
+
 from .problem import GROUP, Bound, Prepared, Problem, group_scales, integer_weights
 
 if TYPE_CHECKING:
@@ -103,10 +105,17 @@ def compressed_weight(shape: Problem, bits: int) -> Weight:
     return weight
 
 
-def refuse_group(shape: Problem) -> str | None:
+def refuse(device: Device, shape: Problem) -> str | None:
+    """Asked for bfloat16, the plugin runs its f32 kernels where the CPU has no instructions for it."""
+    if shape.option == "bf16" and not {"amx_bf16", "avx512_bf16"} & set(device.isa):
+        return "bf16 needs a CPU with amx_bf16 or avx512_bf16, which this one lacks: the f32 kernel would run"
+    return None
+
+
+def refuse_group(device: Device, shape: Problem) -> str | None:
     if shape.k % GROUP:
         return f"OpenVINO compresses whole groups only: K = {shape.k} is no multiple of {GROUP}"
-    return None
+    return refuse(device, shape)
 
 
 def compressed_arithmetic(option: str, isa: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ MOST_COPIES = 24
 TURN_BYTES = 512 << 20
 """Weights that take turns together, in their own format."""
 ROUNDS, WARM_ROUNDS = 9, 5
-POINT_LIMIT_S = 0.12
+POINT_LIMIT_S = 0.06
 INSTALL = {
     "torch": "pip install torch",
     "onnxruntime": "pip install 'quantadvisor[cpu]'",

@@ -201,7 +201,7 @@ class _Sweep:
         for home in starting:
             home.begin_import()
         for home in starting:
-            home.end_import()
+            home.end_import(deadline)
 
     def _weight(self, kernel: Kernel) -> int:
         return START_POINTS + sum(len({*curve.ms, *curve.extra} - set(curve.taken)) for curve in self.curves[kernel])

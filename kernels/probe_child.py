@@ -82,7 +82,8 @@ def time_probe(request: dict[str, Any], bench: Bench) -> dict[str, Any]:
         Problem(m=1, option=request["option"], threads=request["threads"], **{name: shape[name] for name in ("n", "k", "copies")})
         for shape in request["shapes"]
     ]
-    bound = [bench.at(problem).bind(inputs(request["m"], problem.k)) for problem in problems]
+    xs = {k: inputs(request["m"], k) for k in {problem.k for problem in problems}}
+    bound = [bench.at(problem).bind(xs[problem.k]) for problem in problems]
     samples = time_in_turns(
         [one.call for one in bound],
         rounds=request["rounds"],

@@ -82,7 +82,8 @@ def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_
     if number.granularity in ("group", "block"):
         size = number.group_size or 32
         groups = n * math.ceil(k / size)
-        packed = groups * math.ceil(size * number.bits / 8)
+        whole = number.number != "codebook"  # a codebook's last block of a row is as short as the row leaves it
+        packed = groups * math.ceil(size * number.bits / 8) if whole else n * math.ceil(k * number.bits / 8)
     else:
         groups = 1 if number.granularity == "tensor" else n
         packed = n * math.ceil(k * number.bits / 8)

@@ -53,13 +53,13 @@ def time_in_turns(
     With `once` each is called once a round, so that it finds in the caches what the others left there; `before_round` runs
     untimed before each round (it empties the caches, for instance). Ends after `rounds`, when `limit_s` has passed since the
     warm-up (three rounds are taken as long as they cost no more than four limits), or, from three rounds on, when the
-    quartiles of all lie within `tight` of their medians.
+    quartiles of all lie within `tight` of their medians. A warm-up that takes half the limit is a round too.
     """
     warm = [_last_of_two(call) for call in calls]
     repeats = [1 if once else max(1, round(min_time_s / max(seconds, 1e-7))) for seconds in warm]
-    samples: list[list[float]] = [[] for _ in calls]
+    samples: list[list[float]] = [[seconds] if 2 * sum(warm) > limit_s else [] for seconds in warm]
     started = time.perf_counter()
-    for taken in range(1, rounds + 1):
+    while len(samples[0]) < rounds:
         if before_round:
             before_round()
         for call, times, found in zip(calls, repeats, samples, strict=True):
@@ -68,7 +68,9 @@ def time_in_turns(
                 call()
             found.append((time.perf_counter() - before) / times)
         spent = time.perf_counter() - started
-        if spent >= (limit_s if taken >= 3 else 4 * limit_s) or (tight and all(_is_tight(one, tight) for one in samples)):
+        if spent >= (limit_s if len(samples[0]) >= 3 else 4 * limit_s) or (
+            tight and all(_is_tight(one, tight) for one in samples)
+        ):
             break
     return samples
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from quantadvisor.documents import Document, compared
+from quantadvisor.documents import Document, Figure, compared
 
 from .selfcheck_record import place
 from .timing import figure
@@ -52,9 +52,10 @@ class Choice(Document):
     tile: tuple[int, int, int, int, int]
     """m, n, k, warps, stages"""
     splits: int | None
-    time_s: float
+    time_s: float | None
+    """Median of one call; None where nothing could be timed."""
     usual_s: float | None
-    """Of the static choice, which is taken unless another is faster beyond noise."""
+    """Of the static choice."""
     tried: int
     left_out: dict[str, str]
     """Configuration -> why it was not timed."""
@@ -129,13 +130,13 @@ def tune(
     known = {(one.kernel, one.sizes): one for one in kept(device, versions)}
     wanted = list(dict.fromkeys(problems))
     for problem in wanted:
-        if problem not in known and (made := timed(problem, sm, processors, timer, on)):
-            known[problem] = made
+        if problem not in known:
+            known[problem] = timed(problem, sm, processors, timer, on)
             found = Choices(device=device, versions=versions, table=table_mark(), choices=tuple(known.values()))
             place(device, "tuning").parent.mkdir(parents=True, exist_ok=True)
             found.write(place(device, "tuning"))
     on_this_gpu.cache_clear()
-    return tuple(known[problem] for problem in wanted if problem in known)
+    return tuple(known[problem] for problem in wanted)
 
 
 def tune_here(problems: Iterable[Problem]) -> tuple[Choice, ...]:
@@ -149,41 +150,53 @@ def tune_here(problems: Iterable[Problem]) -> tuple[Choice, ...]:
     return tune(problems, gpu_name(), versions(), target(x), processors(x), interleaved)
 
 
-def timed(problem: Problem, sm: int, processors: int, timer: Timer, on: str) -> Choice | None:
-    """None where no configuration could be timed."""
+def timed(problem: Problem, sm: int, processors: int, timer: Timer, on: str) -> Choice:
     from .triton_subjects import excess
 
     kernel, sizes = problem
-    subject = subject_of(kernel, sizes, on)
-    true = subject.true()
+    made = {f"{tile.label}-k{splits or 0}": (tile, splits) for tile, splits in configurations(kernel, sizes, sm, processors)}
+    try:
+        subject = subject_of(kernel, sizes, on)
+        true = subject.true()
+    except Exception as raised:  # no room for it on this GPU
+        return decided(problem, made, {}, dict.fromkeys(made, _said(raised)))
     subject = replace(subject, true=lambda: true)
     calls: dict[str, Callable[[], Any]] = {}
     left_out: dict[str, str] = {}
-    made = {f"{tile.label}-k{splits or 0}": (tile, splits) for tile, splits in configurations(kernel, sizes, sm, processors)}
     for name, configuration in made.items():
         call = _as(kernel, *configuration, subject.run)
         try:
             error = excess(call(), subject)
         except Exception as raised:  # what does not launch is not chosen
-            left_out[name] = f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0][:200]}"
+            left_out[name] = _said(raised)
             continue
         if error <= 1:
             calls[name] = call
         else:
             left_out[name] = f"an error {error:.3g} times what the formats allow"
     samples, uncaptured = timer(calls)
-    times = {name: figure(one) for name, one in samples.items()}
-    if not times:
-        return None
-    usual = times.get(next(iter(made)))
-    best = min(times, key=lambda name: times[name].median)
+    return decided(problem, made, {name: figure(one) for name, one in samples.items()}, left_out | uncaptured)
+
+
+def decided(
+    problem: Problem, made: Mapping[str, tuple[Tile, int | None]], times: Mapping[str, Figure], left_out: dict[str, str]
+) -> Choice:
+    """`made`: the static choice first, which stands where it was timed and none is faster beyond noise, or nothing was timed."""
+    first = next(iter(made))
+    usual = times.get(first)
+    best = min(times, key=lambda name: times[name].median, default=first)
     if usual is not None and compared(times[best], usual) != "faster":
-        best = next(iter(made))
+        best = first
     tile, splits = made[best]
     return Choice(
-        kernel=kernel, sizes=sizes, tile=(tile.m, tile.n, tile.k, tile.warps, tile.stages), splits=splits,
-        time_s=times[best].median, usual_s=usual.median if usual else None, tried=len(made), left_out=left_out | uncaptured,
+        kernel=problem[0], sizes=problem[1], tile=(tile.m, tile.n, tile.k, tile.warps, tile.stages), splits=splits,
+        time_s=times[best].median if times else None, usual_s=usual.median if usual else None,
+        tried=len(made), left_out=left_out,
     )  # fmt: skip
+
+
+def _said(raised: Exception) -> str:
+    return f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0][:200]}"
 
 
 def _as(kernel: str, tile: Tile, splits: int | None, run: Callable[[], Any]) -> Callable[[], Any]:

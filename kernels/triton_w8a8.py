@@ -110,7 +110,7 @@ def tile_for(m: int, sm: int) -> Tile:
 TRIED = (
     Tile(16, 128, 128, warps=4, stages=3),
     Tile(64, 128, 128, warps=8, stages=3),
-    Tile(128, 256, 64, warps=8, stages=3),
+    Tile(128, 64, 128, warps=4, stages=3),
 )
 """What timing on a device may choose instead (`triton_tuning.py`)."""
 

@@ -20,7 +20,7 @@ options: tuple[str, ...] = openvino_graph.OPTIONS
 
 
 def refuse(device: Device, shape: Problem) -> str | None:
-    return openvino_graph.refuse_group(shape)
+    return openvino_graph.refuse_group(device, shape)
 
 
 def arithmetic(option: str, isa: Sequence[str]) -> str:

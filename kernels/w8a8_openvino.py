@@ -25,7 +25,7 @@ RANGE = 4.0
 
 
 def refuse(device: Device, shape: Problem) -> str | None:
-    return None
+    return openvino_graph.refuse(device, shape)
 
 
 def arithmetic(option: str, isa: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ under the diagonal of H ("MSE grid"). H is damped by 1 % of its mean diagonal.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,8 @@ COST = "one forward pass of 64 calibration samples, layer by layer, and K^3 + N 
 DAMPING = 0.01
 BLOCK = 16
 """Columns that correct each other one by one; corrections between more of them are matrix products (section 3.3, step 2)."""
+ALONE = 512
+"""Products with fewer columns run on one thread: a few hundred a linear, each over before a second thread has come."""
 SHRINK = tuple(1 - 0.03 * step for step in range(14))
 SETTINGS = "GPTQ: act-order, static groups, MSE grid, damping 0.01"
 
@@ -112,7 +116,8 @@ def sweep(w: Floats, factor: Floats, order: NDArray[np.intp], scales: Floats, ze
         if end - start > BLOCK:
             half = (start + end) // 2
             round_between(start, half)
-            left[half:end].addmm_(factors[start:half, half:end].T, made[start:half], alpha=-1)
+            with nullcontext() if half - start >= ALONE else one_thread():
+                left[half:end].addmm_(factors[start:half, half:end].T, made[start:half], alpha=-1)
             round_between(half, end)
             return
         for i in range(start, end):
@@ -125,3 +130,16 @@ def sweep(w: Floats, factor: Floats, order: NDArray[np.intp], scales: Floats, ze
 
     round_between(0, len(columns))
     return Grouped(np.ascontiguousarray(codes.T), scales, zeros)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch's products on the calling thread alone."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -33,6 +33,8 @@ MISSING = {
     "onnxruntime-genai": "the CPU provider's GroupQueryAttention reads no FP8 cache",
     "openvino": "KV_CACHE_PRECISION takes no FP8 on a CPU",
     "llama.cpp": "it has no FP8 cache type",
+    "vllm": "there an FP8 cache is an option of the session, over 16-bit or compressed weights: bf16-kvf8-unit",
+    "triton": "there an FP8 cache is an option of the session, over 16-bit or compressed weights: bf16-kvf8-unit",
 }
 
 

@@ -233,7 +233,7 @@ def _onnxruntime_product(number: str, size: int, threads: int) -> Run:
     return f"{name} {size}", run, 2.0 * size**3
 
 
-HOPELESS = 4.0
+HOPELESS = 2.0
 
 
 def _fastest(runs: list[Run], budget_s: float) -> Figure:

@@ -13,7 +13,7 @@ import re
 from quantadvisor.documents import Format, Inventory, LedgerItem, MemoryLedger, Scheme
 from quantadvisor.kernels.problem import matrix_bytes
 
-GGUF = re.compile(r"q\d_[01k](-kv8)?")
+GGUF = re.compile(r"q\d_[01k](-kv[48])?")
 """Names of the schemes that llama.cpp stores."""
 
 BLOCK_TOKENS = 128

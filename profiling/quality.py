@@ -52,7 +52,8 @@ def budget_breach(quality: Quality, workload: Workload) -> str | None:
     if budget.top1_agreement_min is not None and quality.top1.mean < budget.top1_agreement_min:
         return f"{how}top-1 agreement {quality.top1.mean:.3f} is under the budget of {budget.top1_agreement_min:g}"
     if quality.passkey_found is False:
-        return "the passkey at the declared context is not found"
+        nor = ", nor by the fp32 model: nothing shows what this cache keeps" if quality.passkey_reference_found is False else ""
+        return f"the passkey at the declared context is not found{nor}"
     for score in quality.tasks:
         if score.drop.mean > budget.tasks[score.task].max_drop:
             limit = budget.tasks[score.task].max_drop

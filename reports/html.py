@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from quantadvisor.documents import Results
 
-from . import charts, facts, plots, ranking, side_by_side, units, verdict, wording
+from . import charts, facts, family, plots, ranking, side_by_side, units, verdict, wording
 from .svg import Picture
 
 HERE = Path(__file__).parent
@@ -106,6 +106,9 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "time_error": facts.time_error(results),
         "ledger": plots.ledger_rows(results),
         "regret": wording.regret(results),
+        "family": [family.row(one) for one in results.family],
+        "family_head": family.HEAD,
+        "family_said": family.of_run(results),
         "source": wording.source(results),
         "memory": wording.memory(results),
         "kernels": wording.kernel_rows(results),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from quantadvisor.documents import Results
 
-from . import charts, facts, ranking, side_by_side, units, verdict, wording
+from . import charts, facts, family, ranking, side_by_side, units, verdict, wording
 from .svg import Picture
 
 TABLES = ("map", "users", "memory", "time-prefill", "time-decode", "origin", "prediction")
@@ -51,6 +51,8 @@ def section(results: Results, level: str) -> str:
         "\n".join(f"- {escaped(line)}" for line in wording.boundaries(results)),
         "\n".join(_questions(results)),
         *_serve(results),
+        escaped(family.of_run(results) or ""),
+        folded("Sizes of the family", table(family.HEAD, [family.row(one) for one in results.family])) if results.family else "",
         folded("Ranking", table(RANKING, _ranking(results))) if results.candidates else "",
     ]
     drawn: dict[str, Picture] = {picture.key: picture for picture in charts.pictures(results)}

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from quantadvisor.documents import Bounds, CapacityPlan, DevicePlan, FamilyMember, MapCandidate, PlanCandidate, Workload
+from quantadvisor.documents import Bounds, CapacityPlan, DevicePlan, MapCandidate, PlanCandidate, Workload
 
-from . import facts, units, wording
+from . import facts, family, units, wording
 from .charts import Bar, bars_twice
 from .html import page
 from .map_plots import map_of, memory_of
@@ -67,7 +67,9 @@ def render_plan(plan: CapacityPlan) -> str:
         constraints=constraints(plan.workload),
         objective=facts.OBJECTIVES[plan.workload.objective],
         side=side(plan) if len(plan.devices) > 1 else None,
-        family=[family_row(one) for one in plan.family],
+        family=[family.row(one) for one in plan.family],
+        family_head=family.HEAD,
+        family_said=family.of_plan(plan),
         family_source=plan.family[0].source if plan.family else "",
         glossary=GLOSSARY,
     )
@@ -219,11 +221,6 @@ def side(plan: CapacityPlan) -> list[tuple[str, ...]]:
 
 
 FAMILY = ("Rank", "Model", "Scheme", "Bits", "Weights", "Fits")
-
-
-def family_row(one: FamilyMember) -> tuple[str, ...]:
-    rank = units.ABSENT if one.rank is None else str(one.rank)
-    return (rank, one.model, one.scheme, str(one.bits), units.size(one.weights_bytes), "yes" if one.fits else "no")
 
 
 def pictures(found: DevicePlan, workload: Workload) -> list[Picture]:

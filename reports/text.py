@@ -6,7 +6,7 @@ import re
 
 from quantadvisor.documents import Results
 
-from . import facts, ranking, units, verdict, wording
+from . import facts, family, ranking, units, verdict, wording
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What would move a terminal's cursor or colour it: names come from files."""
@@ -21,6 +21,7 @@ def verdict_lines(results: Results) -> list[str]:
         lines.append(f"{item.label}: {item.value} ({item.detail + '; ' if item.detail else ''}{item.kind})")
     lines += [f"{word}: {sentence}" for word, sentence in verdict.effects(results)]
     lines += wording.holds(results)
+    lines += [line] if (line := family.of_run(results)) else []
     for question in results.questions:
         answer = "yes" if question.answer else "no"
         lines.append(f"{wording.QUESTIONS[question.id]} {answer}. {question.evidence}")
@@ -38,6 +39,7 @@ def render_text(results: Results) -> str:
         ["What the advice rests on", *_advice(results)],
         ["Diagnosis", *_diagnosis(results)],
         ["Users at the declared context", *_users(results)],
+        ["Sizes of the family", *("  " + "  ".join(family.row(one)) for one in results.family)],
         ["Ranking", *_ranking(results)],
         ["Predictions", *_predictions(results)],
         ["Source of the weights", *wording.source(results)],

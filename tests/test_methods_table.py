@@ -12,7 +12,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from quantadvisor.documents import CandidateFailed
+from quantadvisor.advisor.builtin_model import BUILTIN_SHA256
+from quantadvisor.documents import CandidateFailed, Interval
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.profiling.inventory import inventory_from_config
 
@@ -59,6 +60,7 @@ SMOLLM2 = inventory_from_config({
     "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
 })  # fmt: skip
+WANTED = ("rtn-w4-g64", "kbit-nf4-b64", "obq-w4-g64", "gptq-w4-g64")
 ENCODED = {"model": "e", "name": "rtn-w8-g64", "target": "weights", "distance": {"mean": 0.001, "low": 0, "high": 0.002},
            "top1": 1, "seconds": 1}  # fmt: skip
 
@@ -84,8 +86,8 @@ def test_every_method_has_an_oracle_and_its_test_exists(table: ModuleType) -> No
 
 def test_expected_orders_speak_of_rows_that_there_are(table: ModuleType) -> None:
     names = {f"{method}-{scheme.name}" for method, scheme in table.wanted(())}
-    for _, better, worse in sys.modules["methods_page"].EXPECTED:
-        assert {better, worse} <= names
+    for order in sys.modules["methods_page"].EXPECTED:
+        assert {order.better, order.worse} <= names
 
 
 def test_records_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(table: ModuleType, tmp_path: Path) -> None:
@@ -106,6 +108,17 @@ def test_records_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(tabl
     assert list(found.encoder) == ["rtn-w8-g64"]
     rows.write(beside, found)
     assert rows.read((beside,), "m", "t") == found
+
+
+def test_a_fresh_checkout_goes_on_from_the_records_beside_the_page(table: ModuleType) -> None:
+    rows = sys.modules["methods_rows"]
+    path = ROOT / "docs" / "methods.jsonl"
+    lines = [rows.RECORD.validate_json(line) for line in path.read_text().splitlines()]
+    texts = {line.text for line in lines if isinstance(line, rows.Row)}
+    found = rows.read((path,), BUILTIN_SHA256[:12], *texts)
+    assert sum(map(len, found)) == len(lines) > 0
+    assert set(found.rows) <= {f"{method}-{scheme.name}" for method, scheme in table.wanted(())}
+    assert path.stat().st_size < 200_000
 
 
 @pytest.fixture
@@ -133,6 +146,19 @@ def test_a_row_that_fails_is_a_row_with_its_reason_and_is_not_tried_again(
     assert len(kept.read_text().splitlines()) == 2
     table.fill(context, found, asked(*names, redo_failed=True), kept, None)
     assert len(kept.read_text().splitlines()) == 4
+
+
+def test_what_cannot_even_be_simulated_is_refused_with_what_is_missing(
+    table: ModuleType, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'llama_cpp'", name="llama_cpp")
+
+    monkeypatch.setattr(table, "place_of", lambda *_: (None, "llama.cpp is not here: make runtime-llama"))
+    monkeypatch.setattr(table, "simulated", lacks)
+    (method, made), = table.wanted(["gguf-q4_k"])  # fmt: skip
+    row = table.row_of(context, method, made, None)
+    assert (row.kind, row.reason) == ("refused", "llama.cpp is not here: make runtime-llama; simulating it takes llama_cpp too")
 
 
 def test_quality_first_and_later_only_the_speeds(
@@ -190,7 +216,8 @@ def test_what_lacked_a_runtime_is_made_again_once_it_is_here(
     table: ModuleType, context: Any, monkeypatch: pytest.MonkeyPatch, kind: str, here: bool, again: bool
 ) -> None:
     monkeypatch.setattr(table, "place_of", lambda *_: ("a candidate", "") if here else (None, "llama.cpp is not here"))
-    found = known(table, planted(table, "gguf", "q4_0", 0.5, kind=kind))
+    place = "llama.cpp" if kind == "measured" else None
+    found = known(table, planted(table, "gguf", "q4_0", 0.5, kind=kind, place=place))
     (method, made), = table.wanted(["gguf-q4_0"])  # fmt: skip
     assert table.row_due(context, found, method, made, asked()) is again
 
@@ -207,11 +234,17 @@ def test_time_left_is_rows_times_their_mean(table: ModuleType) -> None:
 
 def test_orders_that_do_not_hold_are_said(table: ModuleType) -> None:
     page = sys.modules["methods_page"]
-    rows = {row.name: row for row in (planted(table, "gptq", "w4-g64", 0.6), planted(table, "rtn", "w4-g64", 0.5),
-                                      planted(table, "awq", "w4-g64", 0.1))}  # fmt: skip
-    gptq, awq, *_ = page.expected(rows).splitlines()
-    assert "**does not hold**, the intervals overlap (0.6000 against 0.5000)" in gptq
-    assert "holds (0.1000" in awq and "overlap" not in awq
+    spread = {"a": (0.6, 0.5, 0.7), "b": (0.5, 0.4, 0.6), "c": (0.1, 0.0, 0.2)}
+    found = {name: Interval(mean=mean, low=low, high=high) for name, (mean, low, high) in spread.items()}
+    orders = [
+        page.Order("first", "a", "b", "For a reason."),
+        page.Order("second", "c", "b", "Not said."),
+        page.Order("third", "a", "z"),
+    ]
+    first, second, third = page.expected(orders, found).splitlines()
+    assert first == "- first: **does not hold**, the intervals overlap (0.6000 against 0.5000). For a reason."
+    assert second == "- second: holds (0.1000 against 0.5000)"
+    assert third == "- third: not measured"
 
 
 @pytest.fixture
@@ -220,7 +253,7 @@ def written(table: ModuleType) -> Callable[..., str]:
     page = sys.modules["methods_page"]
     context = SimpleNamespace(device=SimpleNamespace(fingerprint="here"), inventory=SMOLLM2,
                               evaluation=(None, SimpleNamespace(name="text", licence="PSF")))  # fmt: skip
-    return lambda *records: page.page(known(table, *records), context, 114, "code")
+    return lambda *records: page.page(known(table, *records), context, WANTED, "code")
 
 
 def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Callable[..., str]) -> None:
@@ -229,11 +262,12 @@ def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Cal
             planted(table, "kbit", "nf4-b64", 0.2, kind="simulated", place=None),
             planted(table, "obq", "w4-g64", 0.2, kind="refused", quality=None, reason="46 hours | at least")]  # fmt: skip
     text = written(*rows, encoder.EncoderRow.model_validate(ENCODED))
-    assert "3 of 114 rows (1 measured, 1 simulated, 1 refused), 0 of 1 timed" in text
-    assert "| `rtn-w8-g64` | weights | 0.00100 [0.00000, 0.00200] | 1.000 | 1 |" in text
+    assert "3 of 4 rows (1 measured, 1 simulated, 1 refused), 0 of 1 timed" in text
+    assert "| `rtn-w8-g64` | weights | 0.00100 [0.00000, 0.00200] | 1.000 |" in text
     assert "| **`rtn-w4-g64`** | measured | onnxruntime | 100 | 0.25 |" in text
     assert "| `kbit-nf4-b64` | simulated |" in text
     assert "- `obq-w4-g64` refused: 46 hours \\| at least" in text
+    assert "goes on with: `gptq-w4-g64`.\n" in text
     assert text.count("| not asked yet |") == len(METHODS)
 
 
@@ -244,13 +278,13 @@ def test_a_cache_is_judged_by_its_own_bytes_and_what_is_beaten_is_not_bold(
     rows = [planted(table, f"kv_int{name[-1]}", name, value, target="kv_cache", bytes=10**8, plain_bytes=10**8)
             for name, value in kl.items()]  # fmt: skip
     unrun = planted(table, "kivi", "fp32-kv2-kivi", 0.001, target="kv_cache", kind="simulated")
-    lines = [line for line in written(*rows, unrun).splitlines() if "kB a token" in line]
-    values = 2 * 30 * 3 * 64
-    int8 = values * 1 / 1e3
-    assert lines[0].startswith(f"| **`kv_int8-fp32-kv8`** | measured | onnxruntime | {int8:.1f} kB a token | 0.25 | 0.0100")
-    assert lines[1].startswith("| **`kv_int4-w8-g64-kv4`**")
-    assert lines[2].startswith("| `kv_int4-fp32-kv4`")
-    assert lines[3].startswith("| `kivi-fp32-kv2-kivi` | simulated")
+    text = written(*rows, unrun)
+    int8 = 2 * 30 * 3 * 64 / 1e3
+    assert f"| **`kv_int8-fp32-kv8`** | measured | onnxruntime | {int8:.1f} kB a token | 0.25 | 0.0100" in text
+    assert "| **`kv_int4-w8-g64-kv4`**" in text
+    assert "| `kv_int4-fp32-kv4` | measured" in text
+    assert "| `kivi-fp32-kv2-kivi` | simulated" in text
+    assert text.index("kv_int8-fp32-kv8") < text.index("kv_int4-w8-g64-kv4") < text.index("kv_int4-fp32-kv4")
 
 
 def test_the_encoder_is_in_the_package_that_make_installs(table: ModuleType) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import BadInput, CandidateFailed
 from quantadvisor.kernels.packing import pack_nbits, unpack_nbits
+from quantadvisor.kernels.saturation import saturates
 from quantadvisor.methods.affine import Codes, Floats, Grouped, quantize_channels, quantize_groups
 
 from .onnx_base import Array, Factors, Reader, Rewrite, linears
@@ -231,12 +232,15 @@ def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str
 
 
 def channel_weight(edit: Rewrite, node: Any) -> tuple[str, str, str]:
-    """int8 codes [K, N], scales [N] and zeros [N] of a MatMul's weight: names of the three tensors."""
+    """8-bit codes [K, N], scales [N] and zeros [N] of a MatMul's weight: names of the three tensors. The codes are int8
+    about 0, or uint8 about 128 where products with int8 saturate (`kernels/saturation.py`)."""
     weight = node.input[1]
     value = edit.tensor(weight)
     codes, scales = quantize_channels(np.ascontiguousarray(value.T))
     edit.drop(weight)
-    zero: NDArray[np.int8] = np.zeros(len(scales), np.int8)
+    zero: NDArray[Any] = np.zeros(len(scales), np.int8)
+    if saturates():
+        codes, zero = (codes.astype(np.int16) + 128).astype(np.uint8), np.full(len(scales), 128, np.uint8)
     return (
         edit.add(f"{weight}_quantized", np.ascontiguousarray(codes.T)),
         edit.add(f"{weight}_scale", scales),

@@ -80,10 +80,8 @@ def opened(graph: Path, options: Any, option: str) -> Any:
     session.disable_fallback()
     if (got := session.get_providers())[0] != PROVIDERS[option]:
         built = nvidia.stated("onnxruntime", "capi/build_and_package_info.py", "cuda_version")
-        raise RuntimeError(
-            f"ONNX Runtime could not load {PROVIDERS[option]} and took {got[0]}: it needs the libraries of CUDA "
-            f"{str(built).split('.')[0]} and cuDNN 9: {MEND}"
-        )
+        needs = f"CUDA {str(built).split('.')[0]}, cuDNN 9" + (" and TensorRT" if option == "tensorrt" else "")
+        raise RuntimeError(f"ONNX Runtime could not load {PROVIDERS[option]} and took {got[0]}: it needs {needs}: {MEND}")
     return session
 
 
@@ -119,7 +117,7 @@ class Buffer:
 
 def known_s(provider: str, duration_us: float) -> float:
     """Seconds that a node of a profile took. On a GPU its duration is that of the host's call, which only enqueues work: 0."""
-    return duration_us / 1e6 if provider in ("", CPU) else 0.0
+    return 0.0 if provider in PROVIDERS.values() else duration_us / 1e6
 
 
 def noted(phase: dict[str, Any], got: list[str]) -> dict[str, Any]:
@@ -129,8 +127,12 @@ def noted(phase: dict[str, Any], got: list[str]) -> dict[str, Any]:
         nodes[row["provider"]] = nodes.get(row["provider"], 0) + row["count"]
     shares = ", ".join(f"{count} by {name}" for name, count in sorted(nodes.items(), key=lambda item: -item[1]))
     notes = [f"providers {', '.join(got)}; nodes a pass: {shares}"]
-    if slow := sum(row["count"] for row in phase["operators"] if row["linear"] and row["provider"] == CPU):
-        notes.append(f"{slow} linears ran on the CPU: the graph's number type has no kernel on the GPU")
+    left = [row for row in phase["operators"] if row["provider"] == CPU]
+    linears = sum(row["count"] for row in left if row["linear"])
+    attentions = sum(row["count"] for row in left if "Attention" in row["name"])
+    for count, what in ((linears, "linears"), (attentions, "attention nodes, caches copied forth and back,")):
+        if count:
+            notes.append(f"{count} {what} ran on the CPU: the GPU has no kernel for their number type")
     if PROVIDERS["tensorrt"] in nodes:
         notes.append("what is inside TensorRT's subgraphs, linears too, is not told")
     notes.append("times of nodes on the GPU are not told: they are in other; eager, no CUDA graph; logits are copied to the host")

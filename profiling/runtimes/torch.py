@@ -11,6 +11,7 @@ Option `cuda`: the model and its cache on the GPU, eager as on the CPU (the `tri
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,12 +29,27 @@ PACKAGES = {
     "compressed-tensors": ("compressed_tensors",),
     "fp8": ("accelerate",),
     "torchao": ("torchao",),
-    "hqq": ("hqq",),
-    "quanto": ("optimum.quanto",),
+    "optimum-quanto": ("optimum.quanto",),
 }
-"""quant_method of config.json -> the modules that transformers needs to load it."""
-DISTRIBUTIONS = {"compressed_tensors": "compressed-tensors", "optimum.quanto": "optimum-quanto"}
+"""quant_method of config.json (or who else wrote the folder) -> the modules that loading it takes."""
+INSTALL = {
+    "compressed_tensors": "compressed-tensors",
+    "optimum.quanto": "--no-deps optimum-quanto ninja",
+    "gptqmodel": "--no-deps gptqmodel pypcre tokenicer device-smi logbar defuser dill pillow && pip install datasets",
+}
+"""What pip is given where that is not the module's name; GPTQModel pins a newer torch and transformers than it needs to load."""
+UNREAD = {
+    "hqq": "transformers 5 does not read it (5.5.4 leaves its linears random): dequantize it with hqq, and quantize again",
+    "quanto": "transformers never wrote one that can be read again: save it with optimum-quanto's QuantizedModelForCausalLM",
+}
+QUANTO_MAP = "quanto_qmap.json"
+"""What optimum-quanto's own folders hold beside a config that says nothing of it."""
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::mkldnn_linear", "aten::linear", "aten::bmm")
+LOW_BIT = re.compile(
+    r"int[48]pack_mm|::_int_mm|::_scaled_mm|dyn_quant_matmul|gemv_4bit|int8_linear_matmul|int8_scaled_mm|qbytes_mm"
+)
+"""Products that read codes: torch's own, bitsandbytes' and quanto's. What a package dequantizes first runs as a plain one."""
 
 
 def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
@@ -69,12 +85,15 @@ def missing_package(path: str) -> str | None:
         config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         return f"{path}/config.json is not JSON: {error}"
-    method = str((config.get("quantization_config") or {}).get("quant_method", ""))
+    quanto = (Path(path) / QUANTO_MAP).exists()
+    method = "optimum-quanto" if quanto else str((config.get("quantization_config") or {}).get("quant_method", ""))
+    if method in UNREAD:
+        return f"a {method} checkpoint: {UNREAD[method]}"
     for module in PACKAGES.get(method, ()):
         parents = [module.rsplit(".", 1)[0]] if "." in module else []
         if any(find_spec(name) is None for name in (*parents, module)):
-            package = DISTRIBUTIONS.get(module, module)
-            return f"a {method} checkpoint needs {package}, which is not installed: pip install {package}"
+            command = f"pip install {INSTALL.get(module, module)}"
+            return f"a checkpoint of {method} needs {module}, which is not installed: {command}"
     return None
 
 
@@ -95,14 +114,12 @@ class TorchSession:
 
     def __init__(self, path: str, threads: int, device: str) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
         self.device = device
         if device == "cuda":
             torch_cuda.reset_memory()
-        placed = {"device_map": {"": 0}} if device == "cuda" else {}
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", attn_implementation="sdpa", **placed).eval()
+        self.model = loaded(path, device).eval()
         self.cache: Any = None
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
@@ -189,6 +206,23 @@ class TorchSession:
         }
 
 
+def loaded(path: str, device: str) -> Any:
+    """The folder's model. ValueError where it lacks weights: transformers would go on with random ones, and only log it."""
+    if (Path(path) / QUANTO_MAP).exists():
+        from optimum.quanto import QuantizedModelForCausalLM
+
+        return QuantizedModelForCausalLM.from_pretrained(path)._wrapped.to(device)
+    from transformers import AutoModelForCausalLM
+
+    placed = {"device_map": {"": 0}} if device == "cuda" else {}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype="auto", attn_implementation="sdpa", output_loading_info=True, **placed
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{path} holds no {missing[0]} ({len(missing)} weights missing) that transformers can read")
+    return model
+
+
 def is_linear(module: Any) -> bool:
     """torch's own linear, or one of a quantization package: those name their sizes alike and hold no other linear."""
     import torch
@@ -217,8 +251,9 @@ def codes_of(module: Any) -> str:
 
 
 def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
-    """All operators that ran, most expensive first: a list cut by time would differ from look to look."""
-    rows = [event for event in profile.key_averages() if event.key.startswith("aten::")]
+    """All operators that ran, torch's and those that packages register, most expensive first: a list cut by time would differ
+    from look to look."""
+    rows = [event for event in profile.key_averages() if "::" in event.key]
     rows.sort(key=lambda event: -event.self_cpu_time_total)
     return [
         {
@@ -227,7 +262,8 @@ def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
             "provider": "CPU",
             "precision": precision,
             "time_s": event.self_cpu_time_total / 1e6,
-            "linear": event.key in ("aten::mm", "aten::addmm", "aten::mkldnn_linear", "aten::linear", "aten::bmm"),
+            "linear": event.key in PRODUCTS or bool(LOW_BIT.search(event.key)),
+            "quantized": bool(LOW_BIT.search(event.key)),
         }
         for event in rows
     ]

@@ -2,12 +2,12 @@
 
 Options `kvint8`, `kvint4`, `kvfp8`, `kvturbo` choose the cache; without one it is 16 bits wide, read by torch's attention.
 Needs an NVIDIA GPU. Never run on one: what holds is what the interpreter shows on tiny models, which is no speed.
-It lives in the environment of the advisor, so unlike the others it imports ours, inside functions.
+The first session of a model on a GPU times configurations of its kernels, which load_s then holds; they are kept
+(`kernels/triton_tuning.py`). It lives in the environment of the advisor, so unlike the others it imports ours, inside functions.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from . import torch_cuda
 from .triton_evidence import LINEAR, observed
+from .triton_load import problems_of, quantization, swapped
 
 NAME = "triton"
 OPTIONS = ("kvint8", "kvint4", "kvfp8", "kvturbo")
@@ -71,16 +72,6 @@ def on_gpu(options: tuple[str, ...]) -> bool:
     return True
 
 
-def settings(path: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    return found
-
-
-def quantization(path: str) -> dict[str, Any]:
-    """Of a folder's config; empty where it has none."""
-    return settings(path).get("quantization_config") or {}
-
-
 def warm_imports() -> None:
     import torch
     from transformers import AutoModelForCausalLM, Cache  # noqa: F401
@@ -90,56 +81,6 @@ def warm_imports() -> None:
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> TritonSession:
     return TritonSession(path, options, threads, "cuda")
-
-
-def swapped(path: str, device: str) -> Any:
-    """The model in 16 bits on the device, each quantized linear by a kernel."""
-    import torch
-    from safetensors.torch import load_file
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
-
-    from quantadvisor.kernels import triton_modules
-
-    # by name at each call, so that who observes it can wrap it
-    AttentionInterface.register(triton_modules.NAME, lambda *given, **more: triton_modules.attention(*given, **more))
-    config = AutoConfig.from_pretrained(path)
-    stored = quantization(path)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    dtype = torch.float16 if settings(path).get("dtype", settings(path).get("torch_dtype")) == "float16" else torch.bfloat16
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=triton_modules.NAME)
-    state: dict[str, Any] = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        state |= load_file(file)
-    group = None
-    if stored.get("format") == "pack-quantized":
-        group = next(iter(stored["config_groups"].values()))["weights"]["group_size"]
-    for name in sorted(one.removesuffix(".weight_scale") for one in state if one.endswith(".weight_scale")):
-        own = {key.rsplit(".", 1)[1]: state.pop(key).to(device) for key in list(state) if key.rsplit(".", 1)[0] == name}
-        bias = own.pop("bias", None)
-        parent, _, last = name.rpartition(".")
-        made = triton_modules.linear_of(own, group, None if bias is None else bias.to(dtype))
-        setattr(model.get_submodule(parent), last, made)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    if unexpected or set(missing) - tied:
-        raise ValueError(
-            f"{path}: tensors do not fit the model: missing {sorted(set(missing) - tied)[:3]}, more {unexpected[:3]}"
-        )
-    model.tie_weights()
-    return model.to(device).eval()
-
-
-def problems_of(model: Any, kind: str) -> list[tuple[str, tuple[int, int, int]]]:
-    """What is timed on a GPU that has not met it before: each linear and its cache's attention, at several numbers of rows."""
-    from quantadvisor.kernels.triton_tuning import ATTENDING, ATTENTION_ROWS, ROWS
-
-    config = model.config
-    heads, held = config.num_attention_heads, config.num_key_value_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    linears = dict.fromkeys(one.problem for one in model.modules() if hasattr(one, "problem"))
-    attending = [] if kind == "16 bit" else [(f"{ATTENDING}{kind}", (rows, heads // held, width)) for rows in ATTENTION_ROWS]
-    return [*((name, (rows, n, k)) for name, n, k in linears for rows in ROWS), *attending]
 
 
 class TritonSession:

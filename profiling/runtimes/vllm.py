@@ -86,6 +86,11 @@ def warm_imports() -> None:
     from vllm import LLM, SamplingParams  # noqa: F401
 
 
+def float_of(options: tuple[str, ...]) -> str:
+    """On a GPU the folder's own float type (there are fp16 folders); on a CPU bfloat16, whatever the folder has."""
+    return "auto" if on_gpu(options) else "bfloat16"
+
+
 def settings_of(options: tuple[str, ...]) -> dict[str, Any]:
     """The engine's arguments that the options stand for. Its longest sequence is what the pool holds: a model may allow more
     tokens than the traffic needs, and vLLM would refuse to start with a pool for fewer. On a GPU `gpu_memory_utilization` is
@@ -107,13 +112,7 @@ def server(path: str, options: tuple[str, ...], port: int, model: str, threads: 
     cache = [text for name, value in settings_of(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
-    ]  # fmt: skip
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
-    arguments = [
-        "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", *cache,
+        "--port", str(port), "--dtype", float_of(options), "--enforce-eager", *cache,
     ]  # fmt: skip
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
@@ -149,7 +148,7 @@ class VllmSession:
             torch_cuda.reset_memory()
         self.engine: Any = LLM(
             model=path,
-            dtype="bfloat16",
+            dtype=float_of(options),
             enforce_eager=True,
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=256,

@@ -162,6 +162,14 @@ def test_checkpoints_compete_where_the_gpu_reads_them() -> None:
     assert candidates.places_on(PLAIN, PLACES["gguf"]) == PLACES["gguf"]
 
 
+def test_llama_cpp_s_4_bit_cache_is_an_option_over_the_same_file() -> None:
+    made = scheme("q8_0-kv4")
+    assert made.keys is not None and made.keys == made.values
+    assert (made.keys.bits, made.keys.group_size) == (4, 32)
+    assert session_options("llama.cpp", ("fa",), made) == ("fa", "kvq4")
+    assert recipe("kv_int4", made, "llama.cpp") == ("gguf", scheme("q8_0"))
+
+
 @pytest.mark.parametrize(("isa", "refused"), [(("avx2",), True), (("avx2", "avx512f"), False), (("asimd",), False)])
 def test_int4_on_vllm_needs_more_than_avx2(isa: tuple[str, ...], refused: bool) -> None:
     here = Device(name="planted", isa=isa, cores=1, threads=1, memory_bytes=1 << 30, fingerprint="f")

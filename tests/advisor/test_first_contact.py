@@ -6,7 +6,8 @@ import pytest
 
 from quantadvisor.advisor import first_contact
 from quantadvisor.advisor.first_contact import check_kernels, cited, kernels_of, proven
-from quantadvisor.documents import Device, Gpu
+from quantadvisor.documents import Device, Gpu, KernelCheck, SelfCheck
+from quantadvisor.documents.selfcheck import RuntimeCheck
 from quantadvisor.kernels import gpu_timing
 from quantadvisor.kernels.triton_subjects import COMPILED
 from quantadvisor.methods.schemes import scheme
@@ -57,6 +58,23 @@ def test_only_what_is_cited_is_checked_and_once(asked: Path) -> None:
     assert len(seen) == 2 * len(cited())  # each at both shapes
     check_kernels(work, DEVICE, lambda _: None)
     assert asked.read_text().splitlines() == seen
+
+
+def test_what_selfcheck_found_there_stands(asked: Path) -> None:
+    """Its kernels are not checked again, and what it says of runtimes is kept."""
+    runtime = RuntimeCheck(name="torch", options=("cuda",), right=True)
+    fp8 = KernelCheck(name="fp8", shape="s", right=False, reason="seen before")
+    record = first_contact.selfcheck_record
+    found = SelfCheck(
+        proof="gpu", device=f"{NAME}, sm_90", versions=gpu_timing.versions(), note="by hand", kernels=(fp8,), runtimes=(runtime,)
+    )
+    record.keep(found)
+    check_kernels(workload(runtimes=["triton"]), DEVICE, lambda _: None)
+    assert "fp8" not in {name.partition(" ")[0] for name in asked.read_text().splitlines()}
+    now = record.known(f"{NAME}, sm_90", gpu_timing.versions())
+    assert now
+    assert (now.note, now.runtimes, now.kernels[0]) == ("by hand", (runtime,), fp8)
+    assert cited() <= {one.name for one in now.kernels}
 
 
 def test_other_versions_are_checked_anew(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def context(options: dict[str, tuple[str, ...]] | None = None) -> Any:
 
     return SimpleNamespace(
         workload=workload(traffic=TRAFFIC, budget={"advise_s": ADVISE_S}), prompts=np.ones((2, 8), np.int64),
-        device=SimpleNamespace(threads=1), progress=SimpleNamespace(say=lambda _: None), options_of=options_of,
+        device=SimpleNamespace(threads=1, kind="cpu"), progress=SimpleNamespace(say=lambda _: None), options_of=options_of,
         worker=lambda runtime, path, *_: RunningWorker(RUNTIME, path, options_of(runtime), 1),
     )  # fmt: skip
 
@@ -73,6 +73,30 @@ def test_a_runtime_that_starts_slowly_runs_its_ghosts_in_one_process() -> None:
     assert pids[0] == pids[1]
     assert len(set(pids)) == 3
     assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("crowded", [True, False])
+def test_on_a_crowded_gpu_each_leaves_when_it_is_done(monkeypatch: pytest.MonkeyPatch, crowded: bool) -> None:
+    """With all of its rounds, and before the next is loaded."""
+    order, held = [A, B, V], []
+
+    def parts(_: Any, candidates: list[Candidate]) -> list[list[Candidate]]:
+        return [[one] for one in candidates] if crowded else [candidates]
+
+    class Watched(Seats):
+        def load(self, candidate: Candidate) -> RunningWorker:
+            held.append(sum(alive(worker.pid) for worker in self._workers.values() if hasattr(worker, "loaded")))
+            made = super().load(candidate)
+            made.loaded = True  # type: ignore[assignment]
+            return made
+
+    monkeypatch.setattr(ghost_runs, "in_parts", parts)
+    monkeypatch.setattr(ghost_runs, "Seats", Watched)
+    rows, failed, unused = ran(context(), order)
+    assert {name: len(made) for name, made in rows.items()} == {c.name: ghost_runs.ROUNDS for c in order}
+    assert not failed
+    assert not unused
+    assert held == ([0, 0, 0] if crowded else [0, 1, 2])
 
 
 def test_one_that_breaks_leaves_the_next_a_fresh_process() -> None:

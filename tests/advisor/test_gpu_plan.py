@@ -158,6 +158,19 @@ def test_family_by_the_scaling_law() -> None:
     assert (first.model, first.scheme, first.rank) == ("Qwen/Qwen2.5-32B", "w4a16", 1)
     assert not next(one for one in found.family if one.model.endswith("32B") and one.scheme == "bf16").fits
     assert "2212.09720" in first.source
+    assert first.tpot_s is not None and first.why_not is None
+
+
+def test_a_size_that_misses_the_slo_is_not_ranked() -> None:
+    """Of two sizes that fit by bytes the larger is out where it is too slow, with the reason."""
+    named = {"model": "Qwen/Qwen2.5-7B", "family": ["Qwen/Qwen2.5-32B"], "concurrency": 2}
+    before = plan(workload(**named), ["h100"], SHIPPED).family
+    slow = next(one for one in before if one.model.endswith("32B") and one.scheme == "bf16")
+    assert slow.fits and slow.tpot_s is not None
+    found = plan(workload(**named, slo={"tpot_ms": slow.tpot_s * 1e3 * 0.9}), ["h100"], SHIPPED).family
+    there = next(one for one in found if (one.model, one.scheme) == (slow.model, slow.scheme))
+    assert not there.fits and there.rank is None and "SLO" in str(there.why_not)
+    assert any(one.fits for one in found)
 
 
 @pytest.mark.parametrize("objective", ["latency", "concurrency"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from quantadvisor.advisor import gpu_probe
-from quantadvisor.advisor.gpu_probe import PLAIN, timed_here, whole
+from quantadvisor.advisor.gpu_probe import BF16, PLAIN, points_of, timed_here, whole
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Device, Gpu, KernelTiming, LinearShape
 from quantadvisor.kernels.triton_subjects import product_at
@@ -13,7 +13,6 @@ from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import gpu_kernels_child
 
 from . import virtual_cuda
-from .documents import figure
 from .test_diagnose import INVENTORY
 
 GPU = Gpu(name="NVIDIA Virtual V1", memory_bytes=80 << 30, compute_capability="9.0", place="5")
@@ -65,8 +64,10 @@ def test_a_second_run_takes_what_is_kept(timed: Path, tmp_path: Path) -> None:
 def test_half_a_curve_is_left_out(timed: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "cache", budget_s=0.0) == ()
     taken = run(tmp_path / "cache")
-    few = [one for one in taken if one.m == 2 or one.runtime == "torch"]
-    assert {one.runtime for one in whole(few, {2, 4096})} == {"torch"}
+    points = points_of(MODEL, {PLAIN: BF16, "fp8": scheme("fp8-bf16")}, [2, 4096])
+    assert whole(taken, points) == list(taken)
+    few = [one for one in taken if one.scheme.name == "bf16" or (one.m, one.n) != (4096, 32)]
+    assert {one.scheme.name for one in whole(few, points)} == {"bf16"}
 
 
 def test_the_child_times_ours_beside_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,8 @@ def test_unknown_products_are_an_error() -> None:
         product_at("hadamard-int8", "cpu", (1, 8, 8))
 
 
-def test_figures_of_one_class_only() -> None:
-    one = KernelTiming(probe="p", scheme=scheme("bf16"), runtime="torch", option="cuda", m=2, n=1, k=1, time_s=figure(1.0))
-    assert whole([one], {2}) == [one]
-    assert whole([one], {2, 3}) == []
+def test_a_head_of_the_size_of_another_linear_is_timed_as_that_one() -> None:
+    twin = LinearShape(name="up", n=128, k=64, count=2, layers=2)
+    for shapes in ((*SHAPES, twin), (twin, *SHAPES)):
+        points = points_of(MODEL.model_copy(update={"linears": shapes}), {PLAIN: BF16}, [2, 4096])
+        assert {(2, 128, 64), (4096, 128, 64)} <= {(one.m, one.n, one.k) for one in points}

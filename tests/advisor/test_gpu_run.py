@@ -83,7 +83,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_spec_to_report(machine: None, tmp_path: Path) -> None:
     traffic = {"prompt_tokens": 64, "output_tokens": 24, "concurrency": 2}
     model = str(write_model(tmp_path / "model"))
-    work = workload(model=model, device="cuda:0", traffic=traffic, budget={"advise_s": 60})
+    work = workload(model=model, device="cuda:0", traffic=traffic, budget={"advise_s": 900})
     found = pipeline.run(work, tmp_path / "out", Quiet())
     cli.write_results(found, tmp_path / "out")
     the_gpu_is_the_device(found)

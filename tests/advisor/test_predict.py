@@ -176,6 +176,19 @@ def test_llm_int8_has_a_product_more_than_plain_w8a8_and_only_its_own_ghost_show
     assert tpot("dynamic_int8-w8a8@onnxruntime", split) is None
 
 
+def test_a_ghost_of_the_same_linears_comes_before_one_of_the_same_bits() -> None:
+    """FP8 and INT8 weights have as many bits, and other kernels."""
+    ghosts = [
+        Ghost(scheme=name, runtime="vllm", depth=1, ttft_s=figure(1.0), tpot_s=figure(tpot), peak_bytes=1)
+        for name, tpot in (("w8a8-bf16", 0.02), ("fp8-bf16", 0.01))
+    ]
+    schemes = {name: scheme(name) for name in ("w8a8-bf16", "fp8-bf16")}
+    probes = Probes((), INVENTORY, 0.5)
+    found = predict(candidate("kv_fp8-fp8-bf16-kvf8-unit@vllm", 1.0), workload(), probes, ghosts, schemes)
+    assert found
+    assert (found.tpot_s, found.kernels) == (0.01, "measured")
+
+
 PLANTED: dict[str, Callable[[int], float]] = {
     "fp32_onnxruntime": lambda m: max(8.0, m / 4),
     "w8_onnxruntime": lambda m: max(2.0, -(-m // 32) * 8.0),  # tiles of 32 rows
@@ -204,7 +217,7 @@ def probed(monkeypatch: pytest.MonkeyPatch, ms: Sequence[int], extra: Sequence[i
     with monkeypatch.context() as patched:
         patched.setattr(Home, "take", take)
         patched.setattr(Home, "begin_import", lambda self: None)
-        patched.setattr(Home, "end_import", lambda self: None)
+        patched.setattr(Home, "end_import", lambda self, end: None)
         if whole:
             patched.setattr(grid, "clear", lambda times, m: False)
             patched.setattr(grid, "beaten", lambda times, m, rivals: False)

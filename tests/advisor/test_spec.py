@@ -156,3 +156,10 @@ def test_schemas_name_their_fields() -> None:
     assert "verdict" in spec.schema("results")["properties"]
     with pytest.raises(BadInput, match="'report' is unknown"):
         spec.schema("report")  # type: ignore[arg-type]
+
+
+def test_a_task_file_without_a_task_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "arc.yaml").write_text("dataset_path: json\n")
+    (tmp_path / "w.yaml").write_text(GOOD + f"quality: {{tasks: {{{tmp_path / 'arc.yaml'}: {{max_drop: 0.1}}}}}}\n")
+    with pytest.raises(BadInput, match="names no task"):
+        spec.load_workload(tmp_path / "w.yaml")

@@ -71,3 +71,10 @@ def test_what_may_be_noise_is_no_cliff() -> None:
     assert module.cliffs({100: steady, 101: figure([2.0] * 9)})[0][2] == pytest.approx(2.0, rel=0.02)
     assert noisy.median > 2 * CLIFF
     assert module.cliffs({100: steady, 101: noisy}) == []
+
+
+def test_an_m_at_which_the_fastest_is_not_known_is_no_win() -> None:
+    """An M of the grid that was timed only in the search itself."""
+    curve = {1: 1.0, 16: 2.0, 64: 4.0}
+    assert next_ms(curve, GRID, {1: 0.5, 16: 0.5}) == []
+    assert next_ms(curve, GRID, {1: 0.5, 16: 0.5, 64: 4.0}) == [32]

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.kernels.problem import Problem, inputs, output
 from quantadvisor.kernels.processes import DIED, PACKAGE_ROOT
 from quantadvisor.kernels.registry import PROBES
+from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.environments import interpreter_of
 
-CPU = Device(name="x", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="x")
+CPU = Device(name="x", isa=describe_device().isa, cores=2, threads=2, memory_bytes=1 << 34, fingerprint="x")
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "int8": 1.5e-2}
 """Relative error allowed for the arithmetic: rounding to 8 bits of mantissa (bf16), or of the range (int8)."""
 # Rounding x to INT8 over 4.2 sigma on either side: step 4.2 / 127, error step / sqrt(12) = 0.0095 of sigma.
@@ -38,7 +40,7 @@ def test_probe_multiplies_what_it_says(name: str, option: str, shape: Problem) -
     probe = PROBES[name]
     shape = Problem(**{**vars(shape), "option": option})
     if reason := probe.refuse(CPU, shape):
-        assert "not available" in reason or "no multiple" in reason
+        assert any(words in reason for words in ("not available", "no multiple", "needs a CPU"))
         return
     pytest.importorskip(module_of(probe.runtime), reason=f"{probe.runtime} is not in this environment")
     prepared = probe.prepare(shape)
@@ -67,6 +69,15 @@ def test_one_preparation_serves_every_number_of_rows(name: str) -> None:
 ])  # fmt: skip
 def test_onnxruntime_runs_the_operator_itself(name: str, operator: str) -> None:
     assert PROBES[name].prepare(SHAPES[0]).operator() == operator
+
+
+def test_openvino_s_bf16_is_refused_where_it_would_be_f32() -> None:
+    """What it runs says so: without the instructions both options are one kernel, which would be timed twice."""
+    old = CPU.model_copy(update={"isa": ("avx2",)})
+    shape = Problem(m=1, n=64, k=128, option="bf16")
+    assert "needs a CPU with amx_bf16" in str(PROBES["w8_openvino"].refuse(old, shape))
+    assert PROBES["w8_openvino"].refuse(old.model_copy(update={"isa": ("amx_bf16",)}), shape) is None
+    assert PROBES["w8_openvino"].refuse(old, replace(shape, option="f32")) is None
 
 
 def test_int8_arithmetic_leaves_its_trace() -> None:

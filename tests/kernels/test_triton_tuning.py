@@ -89,11 +89,20 @@ def test_every_target_has_something_to_try(sm: int) -> None:
     kernels = ["w8a8", "w4a16-g32", "w4a16-g64", "w4a16-g128", *(["fp8"] if sm >= 89 else [])]
     for kernel in kernels:
         found = configurations(kernel, (1, 4096, 4096), sm, 132)
-        assert len(found) == len(set(found)) > 4, kernel
+        assert len(found) == len(set(found)) > 2, kernel
         assert all(tile.m == 16 and splits for tile, splits in found)
-        assert {tile.m for tile, _ in configurations(kernel, (512, 4096, 4096), sm, 132)} > {16}
+        assert len({tile for tile, _ in configurations(kernel, (512, 4096, 4096), sm, 132)}) > 1, kernel
     assert configurations("decode-attention-turbo", (16, 4, 64), sm, 132)[0][0].k == 64
     assert {tile.k for tile, _ in configurations("decode-attention-turbo", (16, 4, 128), sm, 132)} == {128}
+
+
+def test_what_spills_is_in_the_table_and_is_not_tried() -> None:
+    """Found by compiling: 128 columns of groups of 128 with zero points take more registers than sm_90 gives a thread."""
+    whole = json.loads(GOLDEN.read_text(encoding="utf-8"))["kernels"]
+    spilling = [name for name in whole if name.startswith(f"{TRIED}w4a16-g128/16x128x128") and whole[name]["spills"]]
+    assert spilling
+    for name in spilling:
+        assert Tile(16, 128, 128, 4, 3) not in admitted("w4a16-g128", int(name.rsplit("_", 1)[1]))
 
 
 def test_parts_of_k_stay_within_its_steps() -> None:

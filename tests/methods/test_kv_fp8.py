@@ -57,3 +57,5 @@ def test_eight_bits_stay_close(llama: Path, tokens: np.ndarray) -> None:
 def test_refusals(llama: Path) -> None:
     for runtime in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"):
         assert "FP8" in str(kv_fp8.refuse(llama, scheme("fp32-kvf8"), runtime))
+    for runtime in ("vllm", "triton"):
+        assert "an option of the session" in str(kv_fp8.refuse(llama, scheme("fp32-kvf8"), runtime))

@@ -107,6 +107,7 @@ def test_every_runtime_says_what_it_lacks(llama: Path) -> None:
     for runtime in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"):
         assert turboquant.refuse(llama, scheme("fp32-kv4-turbo"), runtime)
     assert "does not offer" in turboquant.refuse(llama, scheme("fp32-kv8"), "torch")
+    assert "an option of the session" in turboquant.refuse(llama, scheme("fp32-kv4-turbo"), "triton")
 
 
 def test_the_cache_is_read_rounded(llama: Path, tokens: np.ndarray) -> None:

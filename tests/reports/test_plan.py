@@ -107,3 +107,13 @@ def test_no_error_and_no_overflow(whole: CapacityPlan, tmp_path: Path, width: in
 def test_axe_finds_nothing(tmp_path: Path, width: int, dark: bool) -> None:
     small = made(("h100", "l40s"), runtimes=["trtllm"], parallel={"tensor": 8})
     assert chromium.violations(render_plan(small), tmp_path, width, dark) == []
+
+
+def test_the_family_says_which_size_to_take(whole: CapacityPlan) -> None:
+    """Of 70B and 8B the larger wins where it holds; what does not hold says why."""
+    page = render_plan(whole)
+    first = whole.family[0]
+    assert first.rank == 1
+    assert f"{first.model} at {first.bits} bit" in page
+    out = next(one for one in whole.family if not one.fits)
+    assert str(out.why_not) in page

@@ -4,12 +4,12 @@ from .base import Document, Figure, Finite, KernelSource, NumberClass, OpenDocum
 from .decision_map import DecisionMap, MapCandidate, MapCell, MapEdge
 from .errors import AdvisorError, BadInput, CandidateFailed, Interrupted, NotComparable, Unavailable
 from .explanation import Cause, CauseTime, Checkpoint, Explanation, Observation, StepTimes
+from .family import FamilyMember
 from .gate import EXIT_CODES, Against, Factor, Gate, GateMetric, GateState, MetricKind, overall
 from .plan import (
     Bounds,
     CapacityPlan,
     DevicePlan,
-    FamilyMember,
     GpuModel,
     PlanCandidate,
     PlanMemory,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .base import Document, Finite, KernelSource, OpenDocument
 from .decision_map import DecisionMap
+from .family import FamilyMember
 from .workload import Workload
 
 
@@ -93,19 +94,6 @@ class DevicePlan(OpenDocument):
     """TPOT of the best unquantized candidate over that of the choice, at the declared concurrency."""
     capacity_effect: float | None = None
     """Requests that fit over those of the best unquantized candidate."""
-
-
-class FamilyMember(Document):
-    """A size of the family at some bits within the memory limit."""
-
-    model: str
-    scheme: str
-    bits: int
-    """Of a weight."""
-    weights_bytes: int
-    fits: bool
-    rank: int | None
-    source: str
 
 
 class CapacityPlan(OpenDocument):

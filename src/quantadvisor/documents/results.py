@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .base import Figure, Finite, KernelSource, OpenDocument, Target
 from .decision_map import DecisionMap
+from .family import FamilyMember
 from .profile import Device, Operators, PhaseTime, Profile
 from .scheme import Scheme
 from .workload import Workload
@@ -81,6 +82,8 @@ class Quality(OpenDocument):
     tokens: int
     text: str
     passkey_found: bool | None = None
+    passkey_reference_found: bool | None = None
+    """Of the fp32 model, asked where the quantized cache lost it."""
     tasks: tuple[TaskScore, ...] = ()
     chunk_tokens: int | None = None
     """Tokens per forward pass of the scoring; set where the cache is quantized, so that it is really read."""
@@ -263,6 +266,8 @@ class Results(OpenDocument):
     """None where nothing was measured, and in results of an older version."""
     ledger: tuple[LedgerRow, ...]
     regret: Regret | None = None
+    family: tuple[FamilyMember, ...] = ()
+    """Sizes that the spec names beside the model, each at the bits that run here."""
     artifact: Artifact | None = None
     environment: Environment
     source_quality: SourceQuality | None = None

@@ -127,13 +127,13 @@ class Workload(Document):
     checkpoints: tuple[str, ...] = Field(
         (), description="existing quantized checkpoints (GGUF files, folders), which compete as they are"
     )
-    device: str = Field("auto", description="auto, cpu or cuda:0")
+    device: str = Field("auto", description="auto (the first GPU that a runtime can use, else the CPU), cpu, or cuda:N")
     runtimes: Literal["auto"] | tuple[str | RuntimeChoice, ...] = Field("auto", description="auto, or a list of names")
     baseline: str = Field("auto", description="what runs today: auto, or a candidate's name such as none-bf16@torch")
     traffic: Traffic
     slo: SLO | None = Field(None, description="service level objective; null: none")
     memory_limit_gib: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="bound on the process's peak memory above its imports, GiB; null: what the device has"
+        None, description="bound on peak memory, GiB: of the process above its imports, or of the GPU; null: what the device has"
     )
     quality: QualityBudget = QualityBudget()
     calibration: Calibration = Calibration()

@@ -32,6 +32,7 @@ from quantadvisor.methods.formats import compressed
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import triton_complete
 from quantadvisor.profiling.runtimes import triton as runtime
+from quantadvisor.profiling.runtimes.triton_load import problems_of, swapped
 
 PROMPT = np.random.default_rng(3).integers(0, 96, (1, 5))
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 96}
@@ -177,7 +178,7 @@ def test_what_our_methods_write_is_read(folders: dict[str, Path], tmp_path: Path
     """FP8, and INT4 with zero points: each linear against float32 on the stored numbers."""
     method.apply(folders["base"], scheme(name), "triton", np.zeros((1, 4), np.int64), tmp_path / "out")
     assert triton_modules.refusal(json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]) is None
-    stored, model = load_file(tmp_path / "out" / "model.safetensors"), runtime.swapped(str(tmp_path / "out"), "cpu")
+    stored, model = load_file(tmp_path / "out" / "model.safetensors"), swapped(str(tmp_path / "out"), "cpu")
     stem = "model.layers.1.mlp.down_proj"  # [64, 96]
     scales = stored[f"{stem}.weight_scale"].float()
     if method is fp8:
@@ -262,6 +263,16 @@ def test_an_end_ends_it(folders: dict[str, Path]) -> None:
     session = runtime.TritonSession(str(folders["base"]), ("kvint8",), 1, "cpu")
     first = int(session.prefill(PROMPT, 8)[0].argmax())
     assert triton_complete.completion(session, PROMPT[0], 9, first) == [first]
+
+
+def test_what_a_gpu_would_time_is_each_size_of_a_linear_once(folders: dict[str, Path]) -> None:
+    found = problems_of(swapped(str(folders["int-quantized"]), "cpu"), "int8")
+    assert len(found) == len(set(found))
+    assert {problem for problem in found if problem[1][0] == 16} == {
+        ("w8a8", (16, 64, 64)), ("w8a8", (16, 32, 64)), ("w8a8", (16, 96, 64)), ("w8a8", (16, 64, 96)),
+        ("decode-attention-int8", (16, 2, 32)),
+    }  # fmt: skip
+    assert problems_of(swapped(str(folders["base"]), "cpu"), "16 bit") == []
 
 
 def test_a_full_cache_is_said(folders: dict[str, Path]) -> None:

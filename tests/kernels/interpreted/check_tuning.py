@@ -81,6 +81,18 @@ def test_what_is_wrong_or_does_not_launch_is_left_out(monkeypatch: pytest.Monkey
     assert reasons[DEEP.label] == "RuntimeError: out of resource: shared memory"
 
 
+def test_where_nothing_can_be_timed_the_static_choice_stands_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(triton_tuning, "subject_of", full)
+    timer = Timer()
+    found = choice(timer)
+    assert (Tile(*found.tile), found.time_s, found.usual_s, timer.given) == (USUAL, None, None, [])
+    assert set(found.left_out.values()) == {"MemoryError: CUDA out of memory"}
+    assert choice(timer) == found  # and is not tried again
+
+
 def test_a_configuration_is_what_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the number of programs: N = 40 in tiles of 32 takes two, K = 192 in one part."""
     from quantadvisor.kernels import triton_w8a8

@@ -105,12 +105,17 @@ def test_unknown_linears_are_named(base: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_w8a8_per_tensor_is_what_quantize_dynamic_writes(base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    """Oracle: onnxruntime.quantization.quantize_dynamic on the same graph, lm_head left out of both."""
+def test_w8a8_per_tensor_is_what_quantize_dynamic_writes(
+    base: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: onnxruntime.quantization.quantize_dynamic on the same graph, lm_head left out of both. It writes int8 weights
+    whatever the CPU."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from quantadvisor.methods.formats import onnx_weights
     from quantadvisor.methods.formats.onnx_weights import tensor_linear
 
+    monkeypatch.setattr(onnx_weights, "saturates", lambda: False)
     with Rewrite(base, tmp_path / "ours") as edit:
         shared: dict[str, tuple[str, str, str]] = {}
         for name, node in linears(edit.model).items():
@@ -123,6 +128,19 @@ def test_w8a8_per_tensor_is_what_quantize_dynamic_writes(base: Path, tokens: np.
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": 1},
     )  # fmt: skip
     np.testing.assert_allclose(run(tmp_path / "ours", tokens[0]), run(tmp_path / "theirs", tokens[0]), atol=1e-3)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_w8a8_is_exact_on_this_cpu(
+    base: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_token: bool
+) -> None:
+    """uint8 weights about 128 are the same numbers, and no kernel of ONNX Runtime saturates with them."""
+    from quantadvisor.methods.formats import onnx_weights
+
+    onnx.quantize_dynamic_w8a8(base, tmp_path / "ours", per_token=per_token)
+    monkeypatch.setattr(onnx_weights, "saturates", lambda: True)
+    onnx.quantize_dynamic_w8a8(base, tmp_path / "exact", per_token=per_token)
+    np.testing.assert_allclose(run(tmp_path / "ours", tokens[0]), run(tmp_path / "exact", tokens[0]), atol=1e-3)
 
 
 def test_w8a8_per_tensor_is_fused(base: Path, tmp_path: Path) -> None:

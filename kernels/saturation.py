@@ -1,0 +1,21 @@
+"""Does this CPU multiply uint8 by int8 exactly?
+
+x86 without VNNI or AMX sums pairs of such products in 16 bits (VPMADDUBSW), which saturate: 255 x 127 x 2 > 32,767. ONNX
+Runtime uses that instruction for int8 weights all the same, and for uint8 weights another one that is exact. On such a CPU
+W8A8 weights therefore take zero point 128. Seen on a Zen 3 with ONNX Runtime 1.31: every product of a random 576 x 576 was
+wrong, by up to 0.9 of their standard deviation, and SmolLM2's KL per tensor 11.8 nats.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+EXACT = {"avx_vnni", "avx512_vnni", "amx_int8"}
+
+
+@cache
+def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    flags = next((set(line.partition(":")[2].split()) for line in text.splitlines() if line.startswith("flags")), set[str]())
+    return "avx2" in flags and not flags & EXACT
