@@ -221,7 +221,11 @@ def capacity(choice: Candidate, base: Candidate | None, candidates: Sequence[Can
     figure = users(choice)
     if figure is None or figure.median < 1:
         return None
-    plain = [c for c in candidates if not c.scheme.quantizes_cache and (held := users(c)) and held.median >= 1 and tpot_s(c)]
+    plain = [
+        c
+        for c in candidates
+        if not c.scheme.quantizes_cache and not c.url and (held := users(c)) and held.median >= 1 and tpot_s(c)
+    ]
     plain = [c for c in plain if c.quality is None or budget_breach(c.quality, workload) is None]
     fastest = min(plain, key=lambda c: tpot_s(c) or 0.0) if plain else None
     theirs, step, mine = (users(fastest), tpot_s(fastest), tpot_s(choice)) if fastest else (None, None, None)

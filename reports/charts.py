@@ -118,12 +118,14 @@ def memory(results: Results) -> Picture | None:
         return None
     total = sum(size for _, size, _ in parts)
     limit, peak, after = facts.memory_limit(results)[0], ledger.measured_peak_bytes, _after(results)
-    rows = [Bar(f"Baseline, by ledger: {results.profile.baseline}", parts, units.size(total))]
+    whose = facts.profiled(results)
+    rows = [Bar(f"{whose.capitalize()}, by ledger: {results.diagnosis.of}", parts, units.size(total))]
     if peak is not None:
-        rows.append(Bar("Baseline, measured peak", (("t-none", float(peak), "measured peak"),), units.size(peak)))
+        rows.append(Bar(f"{whose.capitalize()}, measured peak", (("t-none", float(peak), "measured peak"),), units.size(peak)))
     rows += [after] if after is not None else []
     biggest = max(parts, key=lambda part: part[1])[2].replace(" · ", " with ")
-    summary = f"The baseline needs {units.size(total)} at this workload, most of it {biggest}; {units.size(limit)} allowed."
+    needing = "The baseline" if whose == "baseline" else results.diagnosis.of
+    summary = f"{needing} needs {units.size(total)} at this workload, most of it {biggest}; {units.size(limit)} allowed."
     wide, narrow = bars_twice("Memory by tensor", summary, rows, (float(limit), f"limit {units.size(limit)}"))
     legend = (*TENSOR_LEGEND[:3], Legend("t-other", "overhead"), Legend("t-none", "measured, not split"))
     return Picture(
@@ -142,7 +144,7 @@ def _memory_rows(results: Results, parts: Parts, after: Bar | None) -> list[tupl
         rows.append((name, units.size(size), units.percent(size / total, 1), kinds.get(name, "modelled")))
     rows.append(("ledger, together", units.size(total), "100.0 %", "modelled"))
     if ledger.measured_peak_bytes is not None:
-        rows.append(("baseline, measured peak", units.size(ledger.measured_peak_bytes), "", "measured"))
+        rows.append((f"{facts.profiled(results)}, measured peak", units.size(ledger.measured_peak_bytes), "", "measured"))
     if after is not None:
         for _, size, words in after.parts:
             name, _, share = words.partition(" · ")
@@ -194,7 +196,7 @@ def _time(results: Results, phase: str, title: str, field: str) -> Picture | Non
         rows.append(Bar(f"Advised, measured {name}: {advised.name}", (("t-none", value, name),), units.duration(value)))
         table.append((advised.name, f"{name}, not split", units.duration(value), ""))
     binds = getattr(results.diagnosis, phase)
-    where = "the baseline" if results.diagnosis.of == results.profile.baseline else results.diagnosis.of
+    where = "the baseline" if facts.profiled(results) == "baseline" else results.diagnosis.of
     summary = (
         f"On {where} a forward pass takes {units.duration(binds.total)}; {facts.TENSORS[binds.binds]} "
         f"hold{'' if binds.binds in ('weights', 'activations') else 's'} "

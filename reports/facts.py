@@ -251,9 +251,14 @@ def time_error(results: Results) -> tuple[float, int] | None:
     return median_error(row for row in results.ledger if row.quantity in TIMES)
 
 
+def profiled(results: Results) -> str:
+    """The word for whose profile it is: the baseline's, or, where that is a server, of what was profiled in its place."""
+    return "baseline" if results.diagnosis.of == results.profile.baseline else "profiled"
+
+
 def diagnoses(results: Results) -> list[tuple[str, Diagnosis]]:
     """Baseline, and where they are others the best unquantized and the advice: before and after."""
-    found = [("baseline", results.diagnosis)]
+    found = [(profiled(results), results.diagnosis)]
     for what, other in (("best unquantized", results.unquantized_diagnosis), ("advised", results.choice_diagnosis)):
         if other is not None and other.of not in {diagnosis.of for _, diagnosis in found}:
             found.append((what, other))
