@@ -238,8 +238,8 @@ def test_codes_are_counted_in_the_safetensors(tmp_path: Path) -> None:
     ("given", "command"),
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "pip install bitsandbytes"),
-        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "pip install gptqmodel"),
-        ({"quant_method": "awq", "bits": 4, "group_size": 32}, "pip install gptqmodel"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "pip install --no-deps gptqmodel"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32}, "pip install --no-deps gptqmodel"),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8}}}},
             "pip install compressed-tensors",
@@ -260,7 +260,7 @@ def test_a_missing_package_is_one_line_with_its_command(
     asked = workload(checkpoints=[str(tmp_path)], runtimes=["torch"])
     (candidate,) = existing_checkpoints(asked, inventory, DEVICE)
     assert (candidate.method, candidate.target) == ("given", "weights")
-    assert candidate.refused is not None and candidate.refused.endswith(command)
+    assert candidate.refused is not None and command in candidate.refused
     with pytest.raises(BadInput, match=command) as caught:
         inspect(str(tmp_path), "torch", ())
     assert "\n" not in str(caught.value)

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import prove
+from quantadvisor.advisor.builds import build_all
 from quantadvisor.advisor.candidates import enumerate_candidates
 from quantadvisor.advisor.context import Context
 from quantadvisor.advisor.decide import with_breach
 from quantadvisor.advisor.prove import run_trials, with_trial
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import SourceCheckpoint
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.quality import budget_breach, passkey_found
@@ -50,6 +52,8 @@ def test_each_cache_is_asked_and_a_lost_passkey_excludes(context: Context, monke
     caches = [one for one in found if one.scheme.quantizes_cache and not one.refused and not one.excluded]
     chosen = [one for one in caches if one.scheme.weights is None or one.runtime == "llama.cpp"]
     assert {(one.method, one.runtime) for one in chosen} >= HERE
+    exports = [context.build("none", scheme("fp32"), runtime) for runtime in sorted({one.runtime for one in chosen})]
+    assert not any(built.failed for built in build_all(exports, context.progress.say, processes=1).values())
     prompt = np.random.default_rng(0).integers(3, 250, 100).astype(np.int64)
     asked: list[int] = []
 
