@@ -85,6 +85,7 @@ def probe_kernels(
             python = (pythons or {}).get(runtime, sys.executable)
             homes[runtime] = stack.enter_context(Home(runtime, device, python, cache))
         sweep = _Sweep(curves, homes, progress)
+        sweep.remember()
         sweep.go(lambda curve: _on_grid(curve, sweep.rivals(curve)), deadline)
         if search_cliffs:
             best = _fastest(curves)
@@ -148,6 +149,13 @@ class _Sweep:
         size = curve.shape.n, curve.shape.k
         others = (one for kernel, mine in self.curves.items() if kernel != curve.kernel for one in mine)
         return [one.times for one in others if (one.shape.n, one.shape.k) == size]
+
+    def remember(self) -> None:
+        """All that earlier runs kept of the grid, whatever is known of rivals by then: what they settled stays settled."""
+        for kernel, mine in self.curves.items():
+            for curve in mine:
+                kept = ((m, self.homes[kernel.runtime].kept(curve.point(m))) for m in (*curve.ms, *curve.extra))
+                curve.taken.update({m: timing for m, timing in kept if timing is not None})
 
     def go(self, plan: Plan, deadline: float) -> None:
         """Follows the plan in what earlier runs left, then times what is open, round after round, until the deadline."""

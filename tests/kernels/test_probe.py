@@ -123,6 +123,21 @@ def test_points_that_are_clear_come_back_interpolated(child: Path, tmp_path: Pat
     assert probe_kernels(SHAPES[:1], [1, 4, 16], CPU, extra_ms=[8], **options) == found  # type: ignore[arg-type]
 
 
+def test_what_was_kept_is_told_though_a_rival_makes_it_needless(child: Path, tmp_path: Path) -> None:
+    """The slower kernel was timed before the faster one was known. A second look finds all of it, and starts no process even
+    where one file is gone, since that M no longer matters."""
+    child.write_text(LISTENS.replace("SAMPLES", "[(0.1 if 'fp32' in request['probe'] else 0.001) * m**0.5] * 5"))
+    options = {"probes": ["fp32_torch", "bf16_torch"], "budget_s": 30, "cache": tmp_path}
+    grid = [1, 4, 16, 64, 256, 1024]
+    probe_kernels(SHAPES[:1], grid, CPU, **options)  # type: ignore[arg-type]
+    next(tmp_path.glob("fp32_torch-*-m64-*")).unlink()
+    child.write_text(CRASHES)
+    again = probe_kernels(SHAPES[:1], grid, CPU, **options)  # type: ignore[arg-type]
+    timed = [one.m for one in again if one.probe == "fp32_torch" and one.time_s and one.time_s.kind == "measured"]
+    assert timed == [1, 4, 16, 256, 1024]
+    assert not any(one.refused for one in again)
+
+
 def test_what_fails_in_turns_is_asked_alone(child: Path) -> None:
     """An error at one (N, K) is not the others'."""
     child.write_text(
