@@ -91,7 +91,7 @@ def probe_kernels(
             best = _fastest(curves)
             end = deadline if any(home.process.running for home in homes.values()) else 0.0
             sweep.go(lambda curve: _about_cliffs(curve, best[curve.shape.n, curve.shape.k]), end)
-            sweep.go(on_grid, deadline)  # a cliff that was found may have opened what seemed clear
+            sweep.go(on_grid, end)  # a cliff that was found may have opened what seemed clear
         return tuple(timing for mine in curves.values() for curve in mine for timing in sweep.told(curve))
 
 
