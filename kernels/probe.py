@@ -86,11 +86,13 @@ def probe_kernels(
             homes[runtime] = stack.enter_context(Home(runtime, device, python, cache))
         sweep = _Sweep(curves, homes, progress)
         sweep.remember()
-        sweep.go(lambda curve: _on_grid(curve, sweep.rivals(curve)), deadline)
+        on_grid: Plan = lambda curve: _on_grid(curve, sweep.rivals(curve))  # noqa: E731
+        sweep.go(on_grid, deadline)
         if search_cliffs:
             best = _fastest(curves)
             end = deadline if any(home.process.running for home in homes.values()) else 0.0
             sweep.go(lambda curve: _about_cliffs(curve, best[curve.shape.n, curve.shape.k]), end)
+            sweep.go(on_grid, end)  # a cliff that was found may have opened what seemed clear
         return tuple(timing for mine in curves.values() for curve in mine for timing in sweep.told(curve))
 
 
