@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +54,19 @@ def _referenced(name: str, array: Array) -> Any:
     return tensor
 
 
-@lru_cache
-def pool_of(threads: int) -> None:
-    """Makes the process's pool, which cannot be made twice."""
-    import onnxruntime
+_pool: int | None = None
+"""Threads of the pool that all sessions of this process share; None: each session has its own."""
 
-    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+
+def share_pool(threads: int) -> None:
+    """From now on the sessions of this process compute in one pool of `threads`, which cannot be undone: for one that holds many
+    sessions and takes turns."""
+    global _pool
+    if _pool is None:
+        import onnxruntime
+
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _pool = threads
 
 
 def session_of(
@@ -68,17 +74,15 @@ def session_of(
     constants: Mapping[str, Array],
     threads: int,
     *,
-    shared: bool = False,
     spin: bool = True,
     profile: str | None = None,
 ) -> Any:
-    """A CPU session with `threads` intra-op threads, of its own or the process's; `constants` must outlive it."""
+    """A CPU session with `threads` intra-op threads, its own or the process's; `constants` must outlive it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if shared:
-        pool_of(threads)
+    if _pool is not None:
         options.use_per_session_threads = False
     else:
         options.intra_op_num_threads = threads
@@ -97,7 +101,7 @@ def prepare(shape: Problem, node_of: Nodes) -> Prepared:
     import onnxruntime
 
     model, constants = _copies(shape, node_of, shape.copies)
-    session = session_of(model, constants, shape.threads, shared=True)
+    session = session_of(model, constants, shape.threads)
     last = [f"y{shape.copies - 1}"]
 
     def bind(x: Array) -> Bound:
@@ -131,7 +135,7 @@ def executed(shape: Problem, node_of: Nodes) -> str:
     shape = replace(shape, m=1, n=min(shape.n, 2048))
     with tempfile.TemporaryDirectory() as folder:
         model, constants = _copies(shape, node_of, 1)
-        session = session_of(model, constants, shape.threads, shared=True, profile=str(Path(folder) / "profile"))
+        session = session_of(model, constants, shape.threads, profile=str(Path(folder) / "profile"))
         session.run(None, {"x": inputs(shape.m, shape.k)})
         events = json.loads(Path(session.end_profiling()).read_text())
     names = [event["args"]["op_name"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from quantadvisor.kernels import onnx_graph
 from quantadvisor.kernels.problem import Prepared, Problem, inputs
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.kernels.timing import time_in_turns
@@ -111,6 +112,8 @@ def main() -> None:
                 importlib.import_module(request["import"])
                 answer: dict[str, Any] = {}
             else:
+                if PROBES[request["probe"]].runtime == "onnxruntime":
+                    onnx_graph.share_pool(request["threads"])
                 answer = time_probe(request, bench)
         except (Exception, MemoryError) as error:
             text = str(error).strip() or type(error).__name__

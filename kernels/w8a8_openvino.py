@@ -12,6 +12,7 @@ from quantadvisor.documents import Device, Scheme
 
 from . import openvino_graph
 from .problem import Prepared, Problem, channel_weights, inputs, product
+from .saturation import saturates
 from .schemes import W8A8_STATIC
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ RANGE = 4.0
 
 
 def refuse(device: Device, shape: Problem) -> str | None:
+    if saturates():
+        return "it needs a CPU with VNNI or AMX: without, sums of two products saturate at 16 bits, and the result is wrong"
     return openvino_graph.refuse(device, shape)
 
 

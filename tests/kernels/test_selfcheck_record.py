@@ -60,7 +60,7 @@ def test_every_kernel_that_a_checkpoint_takes_is_one_that_is_checked() -> None:
         "format": "pack-quantized",
         "config_groups": {"a": {"weights": {"group_size": 32}}, "b": {"weights": {"group_size": 128}}},
     }
-    assert needed(packed, ("kvint4",)) == ["w4a16-g32", "w4a16-g128", "decode-attention-int4"]
+    assert needed(packed, ("kvint4",)) == ["w4a16-g128", "w4a16-g32", "decode-attention-int4"]
     assert needed({}, ()) == []
     for layout in ("int-quantized", "float-quantized"):
         for option in CACHES:
