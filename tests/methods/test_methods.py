@@ -67,8 +67,8 @@ def test_torch_folders(wanted: str, llama: Path, tokens: np.ndarray, tmp_path: P
         ("dynamic_int8", "w8a8", "openvino", "writes nothing for openvino"),
         ("kv_int8", "w8-g64", "onnxruntime", "does not offer w8-g64"),
         ("mixed", "w4w8-g64", "openvino", "writes nothing for openvino"),
-        ("rtn", "w3-g64", "onnxruntime", "no CPU kernel for 3-bit weights in groups; it has 2, 4, 8"),
-        ("rtn", "w2-g64", "openvino", "no CPU kernel for 2-bit"),
+        ("rtn", "w3-g64", "onnxruntime", "onnxruntime has no kernel for 3-bit weights in groups; it has 2, 4, 8"),
+        ("rtn", "w2-g64", "openvino", "openvino has no kernel for 2-bit"),
     ],
 )
 def test_refusals_name_the_reason(name: str, wanted: str, runtime: str, reason: str, llama: Path) -> None:

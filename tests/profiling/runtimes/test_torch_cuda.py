@@ -140,5 +140,8 @@ def test_the_model_is_loaded_onto_the_first_gpu(tmp_path: Path, placed: Callable
 
 
 def test_vllms_pool_is_a_share_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody says how much traffic is to come."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
-    assert vllm.cache_on_gpu() == {"kv_cache_memory_bytes": 20 << 30, "gpu_memory_utilization": 0.25}
+    found = vllm.settings_of(("cuda",))
+    assert (found["kv_cache_memory_bytes"], found["gpu_memory_utilization"]) == (20 << 30, 0.25)
+    assert vllm.settings_of(("cuda", "pool=4096"))["kv_cache_memory_bytes"] == 4096
