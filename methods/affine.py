@@ -106,11 +106,11 @@ def dequantize_groups(codes: Codes, scales: Floats, zeros: Codes, group_size: in
     return value
 
 
-def quantize_channels(w: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """w: [N, K] -> int8 codes in -127..127 and scales [N] = max|row| / 127: symmetric, one scale per output channel."""
+def quantize_channels(w: Floats, most: int = 127) -> tuple[NDArray[np.int8], Floats]:
+    """w: [N, K] -> int8 codes in -most..most and scales [N] = max|row| / most: symmetric, one scale per output channel."""
     bound = np.abs(w).max(axis=1)
     refuse_not_finite(bound)
-    scale = np.where(bound > 0, bound / np.float32(127), np.float32(1)).astype(np.float32)
+    scale = np.where(bound > 0, bound / np.float32(most), np.float32(1)).astype(np.float32)
     return np.rint(w / scale[:, None]).astype(np.int8), scale
 
 

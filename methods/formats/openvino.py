@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantadvisor.documents.errors import BadInput
+from quantadvisor.kernels.saturation import most_exact
 from quantadvisor.methods.affine import Grouped
 from quantadvisor.methods.rescale import Pair, Scale
 
@@ -218,13 +219,14 @@ def round_activations(value: Any, low: float, high: float) -> Any:
 
 
 def store_in_channels(port: Any) -> None:
-    """Puts symmetric int8 codes and one scale per row in the place of the float constant [N, K] behind `port`."""
+    """Puts symmetric int8 codes and one scale per row in the place of the float constant [N, K] behind `port`: 7 bits of them
+    where this CPU's sums of 8 saturate (`kernels/saturation.py`)."""
     import numpy as np
     from openvino import opset13 as ops
 
     from ..affine import quantize_channels
 
-    codes, scale = quantize_channels(port.get_source_output().get_node().data)
+    codes, scale = quantize_channels(port.get_source_output().get_node().data, most_exact())
     table = ops.multiply(ops.convert(ops.constant(codes), np.float32), ops.constant(scale[:, None]))
     port.replace_source_output(table.output(0))
 

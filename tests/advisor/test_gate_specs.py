@@ -77,7 +77,9 @@ def test_two_specs_are_built_and_gated(tmp_path: Path) -> None:
         specs[name] = tmp_path / f"{name}.yaml"
         specs[name].write_text(SPEC.format(model=model, prompt=8, more=f"baseline: {baseline}"))
     sides = (str(specs["plain"]), str(specs["rtn"]))
-    done = gate(*sides, "--quality", "none", "--alpha", "0.2", "--time-budget", "60", "--json", QUANTADVISOR_CACHE=str(tmp_path / "cache"))
+    done = gate(
+        *sides, "--quality", "none", "--alpha", "0.2", "--time-budget", "60", "--json", QUANTADVISOR_CACHE=str(tmp_path / "cache")
+    )
     assert done.stdout, done.stderr
     made = json.loads(done.stdout)
     assert made["mode"] == "live"

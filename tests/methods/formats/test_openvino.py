@@ -230,6 +230,7 @@ def rounded_in_torch(model_folder: Path, inputs: list[formats.Input], scales: li
     """Logits [1, length, V] of the same roundings, in torch: scales moved, weights per channel, inputs on 256 levels."""
     import torch
 
+    from quantadvisor.kernels.saturation import most_exact
     from quantadvisor.methods.affine import affine_grid, quantize_channels
     from quantadvisor.methods.observe import load
     from quantadvisor.methods.rescale import move
@@ -247,7 +248,7 @@ def rounded_in_torch(model_folder: Path, inputs: list[formats.Input], scales: li
 
         for name in readers:
             linear = model.get_submodule(name)
-            codes, scale = quantize_channels(linear.weight.detach().numpy())
+            codes, scale = quantize_channels(linear.weight.detach().numpy(), most_exact())
             linear.weight.data = torch.from_numpy(codes * scale[:, None])
             linear.register_forward_pre_hook(rounding)
     with torch.no_grad():

@@ -124,8 +124,8 @@ def test_who_may_not_write_it(llama: Path) -> None:
     from quantadvisor.methods import gptq
     from quantadvisor.methods.schemes import scheme
 
-    assert "vllm and torch's" in (gptq.refuse(llama, scheme("w4-g32"), "vllm") or "")
-    assert "vllm and torch's" in (gptq.refuse(llama, scheme("w4-g32-bf16"), "onnxruntime") or "")
+    assert "-bf16 is for vllm" in (gptq.refuse(llama, scheme("w4-g32"), "vllm") or "")
+    assert "-bf16 is for vllm" in (gptq.refuse(llama, scheme("w4-g32-bf16"), "onnxruntime") or "")
     assert gptq.refuse(llama, scheme("w4-g128"), "openvino")
     if not find_spec("gptqmodel"):
         assert "pip install gptqmodel" in (gptq.refuse(llama, scheme("w4-g32-bf16"), "torch") or "")
