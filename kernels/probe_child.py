@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
-import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from quantadvisor.kernels import onnx_graph
+from quantadvisor.kernels.answering import serve
 from quantadvisor.kernels.problem import Prepared, Problem, inputs
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.kernels.timing import time_in_turns
@@ -101,24 +99,18 @@ def time_probe(request: dict[str, Any], bench: Bench) -> dict[str, Any]:
     }
 
 
+def answer(request: dict[str, Any], bench: Bench) -> dict[str, Any]:
+    if "import" in request:
+        importlib.import_module(request["import"])
+        return {}
+    if PROBES[request["probe"]].runtime == "onnxruntime":
+        onnx_graph.share_pool(request["threads"])
+    return time_probe(request, bench)
+
+
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     bench = Bench()
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            if "import" in request:
-                importlib.import_module(request["import"])
-                answer: dict[str, Any] = {}
-            else:
-                if PROBES[request["probe"]].runtime == "onnxruntime":
-                    onnx_graph.share_pool(request["threads"])
-                answer = time_probe(request, bench)
-        except (Exception, MemoryError) as error:
-            text = str(error).strip() or type(error).__name__
-            answer = {"refused": f"{type(error).__name__}: {text.splitlines()[0][:300]}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve(lambda request: answer(request, bench), "refused")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ the first GPU that the process sees. Never run on a GPU.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from quantadvisor.kernels import gpu_timing
+from quantadvisor.kernels.answering import serve
 
 OURS, PLAIN = "triton", "16 bit"
 ROUNDS = 12
@@ -44,14 +42,7 @@ def calls(name: str, sizes: tuple[int, int, int]) -> dict[str, Callable[[], obje
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        try:
-            said = answer(json.loads(line))
-        except Exception as error:
-            said = {"refused": f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:300]}"}
-        print(json.dumps(said), file=answers, flush=True)
+    serve(answer, "refused")
 
 
 if __name__ == "__main__":

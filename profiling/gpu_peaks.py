@@ -10,14 +10,12 @@ CUDA events enclose each call; one takes much longer than a launch. Started by p
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantadvisor.documents import CandidateFailed, Device, Figure, GpuModel, Peaks
+from quantadvisor.kernels.answering import serve
 from quantadvisor.kernels.gpu_devices import known_gpu
 from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.timing import figure
@@ -135,14 +133,7 @@ def product(number: str, side: int, where: str) -> Timed:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for _ in sys.stdin:
-        try:
-            said = answer()
-        except Exception as error:
-            said = {"failed": f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:300]}"}
-        print(json.dumps(said), file=answers, flush=True)
+    serve(lambda _: answer(), "failed")
 
 
 if __name__ == "__main__":

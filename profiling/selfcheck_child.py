@@ -11,14 +11,13 @@ for bit, and shapes of models are timed. What libraries print goes to standard e
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from quantadvisor.documents import KernelCheck, compared
 from quantadvisor.kernels import gpu_timing, rivals
+from quantadvisor.kernels.answering import serve
 from quantadvisor.kernels.gpu_timing import gpu_name, versions
 from quantadvisor.kernels.timing import figure
 from quantadvisor.kernels.triton_subjects import Subject, excess, subjects
@@ -117,15 +116,7 @@ def device_name(interpreted: bool) -> str:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        try:
-            said = answer(json.loads(line))
-        except Exception as error:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            said = {"failed": f"{type(error).__name__}: {text}"}
-        print(json.dumps(said), file=answers, flush=True)
+    serve(answer, "failed")
 
 
 if __name__ == "__main__":
