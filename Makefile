@@ -69,7 +69,8 @@ lint: $(TESTABLE)
 	$(RUN) -m mypy
 
 test: lint browser
-	$(RUN) -m pytest -m "not runtime" --cov --cov-report=term --durations=10
+	$(RUN) -m pytest -m "not runtime and not alone" -n 2 --dist worksteal --cov --cov-report= --durations=10
+	$(RUN) -m pytest -m "alone and not runtime" --cov --cov-append --cov-report=term
 
 test-runtimes: $(TESTABLE)
 	$(RUN) -m pytest -m runtime -rs

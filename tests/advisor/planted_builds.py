@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Linears are most of `small`, lm_head is most of `wide head`; `flat` writes 128 values for each that it
 reads, so that rounding them outweighs the products; 128 divides what `blocks` has."""
-SHORT, PROMPT, LONG = (32, 48, 1), (256, 2, 1), (2048, 2000, 16)
+SHORT, BATCH, PROMPT, LONG = (32, 48, 1), (16, 48, 8), (256, 2, 1), (2048, 2000, 16)
 """(prompt tokens, output tokens, concurrency)"""
 
 Build = Callable[[Path, Path, Path], None]
@@ -132,7 +132,7 @@ PLANTED = {
     "ONNX Runtime INT4 without accuracy_level": Planted(
         "fallback_or_slow_kernel", "accuracy_level 4", make("rtn", "w4-g64", accuracy_level=0), SHORT
     ),
-    "MatMulNBits at large M": Planted("wrong_phase", "w8a8", make("rtn", "w8-g64"), PROMPT),
+    "MatMulNBits at large M": Planted("wrong_phase", "w8a8", make("rtn", "w8-g64", accuracy_level=0), (512, 1, 1)),
     "static QDQ in DequantizeLinear": Planted("activation_quantization", "float", static_qdq, PROMPT, "flat"),
     "activations rounded by operators of their own": Planted(
         "activation_quantization", "float", make("dynamic_int8", "w8a8"), PROMPT, "flat"
@@ -147,8 +147,8 @@ PLANTED = {
     "FP8 that is expanded at load": Planted(
         "fallback_or_slow_kernel", "no quantized kernel ran", blocks_of_fp8, SHORT, "blocks", "torch", "accelerate"
     ),
-    "bitsandbytes NF4 at large M": Planted(
-        "fallback_or_slow_kernel", "fast at these sizes", bitsandbytes_nf4, PROMPT, place="torch", package="bitsandbytes"
+    "bitsandbytes NF4 expanded for more than one row": Planted(
+        "fallback_or_slow_kernel", "fast at these sizes", bitsandbytes_nf4, BATCH, place="torch", package="bitsandbytes"
     ),
     "llama.cpp without its repacked kernels": Planted(
         "fallback_or_slow_kernel", "without the option plain", make("gguf", "q4_0", "llama.cpp"), SHORT,

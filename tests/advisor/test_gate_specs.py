@@ -68,6 +68,7 @@ def test_a_baseline_that_nobody_knows_is_bad_input(name: str, tmp_path: Path, mo
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_two_specs_are_built_and_gated(tmp_path: Path) -> None:
     """RTN INT8 against fp32 of a tiny model, each by its spec, in a shell; the history is kept and drawn."""
