@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, GpuModel, PlanCandidate, Workload
+from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, GpuModel, Inventory, PlanCandidate, Workload
 from quantadvisor.kernels.gpu_devices import gpu
-from quantadvisor.profiling.inventory import EXACT, inventory_from_config, is_known
-from quantadvisor.profiling.published import config_of
+from quantadvisor.profiling.inventory import inventory_from_config
 
 from .decide import maximised
 from .map_edges import advised, tied
-from .plan_candidates import Option, isolated, limit_bytes_of, options_on
+from .plan_candidates import Option, isolated, known_config, limit_bytes_of, options_on
 from .plan_family import family
 from .plan_map import Field, case, decision_map, preference, rate, request_s, users_within, value
 from .serving_fit import Parameters
@@ -27,13 +26,10 @@ from .spec import check_against_model
 
 def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> CapacityPlan:
     """The answer for each device. BadInput for what no device can serve."""
-    config = config_of(workload.model)
-    kind = (config.get("text_config") or config).get("model_type")
-    if kind is not None and not is_known(config):
-        raise BadInput(workload.model, f"architecture {kind!r} is unknown here", f"known: {', '.join(sorted(EXACT))}")
+    config = known_config(workload.model)
     inventory = inventory_from_config(config)
     check_against_model(workload, inventory.max_context_tokens, 0)
-    chosen = [gpu(name) for name in devices]
+    chosen = list({found.name: found for found in map(gpu, devices)}.values())
     found = [(device, *options_on(device, config, workload)) for device in chosen]
     refuse_floor(workload, [option for _, fits, _ in found for option in fits])
     largest = max(chosen, key=lambda one: one.memory_bytes)
@@ -41,7 +37,7 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
         workload=workload,
         devices=tuple(device_plan(*each, workload, parameters) for each in found),
         family=family(workload, largest, partial(planned_on, largest, workload=workload, parameters=parameters)),
-        notes=(*inventory.notes, *not_planned_for(workload)),
+        notes=(*inventory.notes, *unbounded(inventory), *judged_on(workload, largest), *not_planned_for(workload)),
     )
 
 
@@ -51,6 +47,21 @@ def planned_on(
     """Every candidate of a model there: timed, or refused."""
     fits, refused = options_on(device, config, workload)
     return (*(judged(fits, workload, parameters) if fits else ()), *refused)
+
+
+def unbounded(inventory: Inventory) -> tuple[str, ...]:
+    if inventory.max_context_tokens is not None:
+        return ()
+    return ("the config has no max_position_embeddings: the context is not held against a limit of the model",)
+
+
+def judged_on(workload: Workload, device: GpuModel) -> tuple[str, ...]:
+    """Where the sizes of a family were judged."""
+    if not workload.family:
+        return ()
+    tensor = workload.parallel.tensor
+    gpus = f"one {device.name}" if tensor == 1 else f"{tensor} {device.name}"
+    return (f"the sizes of the family are judged on {gpus} (parallel.tensor of the largest GPU named)",)
 
 
 def not_planned_for(workload: Workload) -> tuple[str, ...]:

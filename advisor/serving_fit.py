@@ -15,7 +15,7 @@ from quantadvisor.documents import Document
 from quantadvisor.kernels.gpu_fractions import reached
 
 from .serving_times import PRIOR, SPREAD, Array, Arrival, Factors, Physical, tpot_s, ttft_s
-from .serving_work import Lane, Work
+from .serving_work import Lane, Work, word
 
 NOISE = 0.08
 """Log error of a measured row that is no news: benchmarks of one set-up differ by as much."""
@@ -162,7 +162,7 @@ def fit_first_token(work: Work, ttft: Array, groups: Sequence[tuple[str, ...]], 
 
 def group_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What is left out together: model, GPU, runtime and precision."""
-    return tuple(str(row.get(name) or "") for name in ("model_path", "system", "backend", "precision"))
+    return tuple(word(row, name) for name in ("model_path", "system", "backend", "precision"))
 
 
 def with_spread(work: Work, tpot: Array, ttft: Array, groups: Sequence[tuple[str, ...]], found: Parameters) -> Parameters:

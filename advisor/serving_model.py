@@ -22,7 +22,7 @@ from quantadvisor.documents import BadInput
 
 from .serving_fit import Parameters, first_token_s, fit, fit_first_token, group_of, per_token_s, with_spread
 from .serving_times import Array
-from .serving_work import Case, case_of, positive, work_of
+from .serving_work import Case, case_of, positive, word, work_of
 
 Row = Mapping[str, Any]
 
@@ -67,4 +67,4 @@ def predict_cases(parameters: Parameters, cases: Sequence[Case]) -> list[Predict
 
 def measured(rows: Sequence[Row], name: str) -> Array:
     """Seconds: [R]."""
-    return np.array([positive(row, name, str(row.get("id") or "row")) for row in rows]) / 1e3
+    return np.array([positive(row, name, word(row, "id") or "row") for row in rows]) / 1e3

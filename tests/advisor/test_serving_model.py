@@ -138,6 +138,33 @@ def test_what_no_row_showed_is_predicted_too(fitted: Parameters, more: Row) -> N
     assert found.ttft_ms > 0
 
 
+def test_a_blank_cell_is_blank_however_it_was_read(fitted: Parameters) -> None:
+    """csv gives "", JSON null, pandas NaN; and a runtime may be written in capitals."""
+    nan = float("nan")
+    plain = predict(fitted, row())
+    for blank in (None, nan, np.nan, "  "):
+        cells = dict.fromkeys(("precision", "gemm_quant_mode", "backend_version", "id"), blank)
+        assert predict(fitted, row(**cells)) == plain
+    assert predict(fitted, row(backend="VLLM")) == plain
+    assert group_of(row(precision=nan)) == group_of(row())
+    with pytest.raises(BadInput, match="model_path: is missing"):
+        predict(fitted, row(model_path=nan))
+
+
+@pytest.mark.parametrize(
+    ("system", "precision", "same"),
+    [("a100_sxm", "fp8", "w8a16"), ("a100_sxm", "fp8_block", "w8a16"), ("h100_sxm", "fp4", "w4a16")],
+)
+def test_a_checkpoint_of_numbers_that_a_gpu_cannot_multiply_is_served_weight_only(
+    fitted: Parameters, system: str, precision: str, same: str
+) -> None:
+    """As vLLM's Marlin serves them; a GPU with FP8 still keeps its cache in it."""
+    found = case_of(row(system=system, precision=precision)).placement.scheme.name
+    assert found == same + ("-kv8" if system == "h100_sxm" else "")
+    tpot = {p: predict(fitted, row(system=system, precision=p, batch_size=1)).tpot_ms for p in (precision, "bf16")}
+    assert tpot[precision] < 0.7 * tpot["bf16"]
+
+
 def test_order_of_things(fitted: Parameters) -> None:
     """What any server shows: more requests, longer prompts and slower GPUs cost; fewer bits of weights pay at small batch."""
 
