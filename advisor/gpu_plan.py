@@ -33,11 +33,18 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
     found = [(device, *options_on(device, config, workload)) for device in chosen]
     refuse_floor(workload, [option for _, fits, _ in found for option in fits])
     largest = max(chosen, key=lambda one: one.memory_bytes)
+    plans = tuple(device_plan(*each, workload, parameters) for each in found)
     return CapacityPlan(
         workload=workload,
-        devices=tuple(device_plan(*each, workload, parameters) for each in found),
+        devices=plans,
         family=family(workload, largest, partial(planned_on, largest, workload=workload, parameters=parameters)),
-        notes=(*inventory.notes, *unbounded(inventory), *judged_on(workload, largest), *not_planned_for(workload)),
+        notes=(
+            *inventory.notes,
+            *unbounded(inventory),
+            *faster_than_measured(plans, parameters),
+            *judged_on(workload, largest),
+            *not_planned_for(workload),
+        ),
     )
 
 
@@ -53,6 +60,18 @@ def unbounded(inventory: Inventory) -> tuple[str, ...]:
     if inventory.max_context_tokens is not None:
         return ()
     return ("the config has no max_position_embeddings: the context is not held against a limit of the model",)
+
+
+def faster_than_measured(plans: Sequence[DevicePlan], parameters: Parameters) -> list[str]:
+    """Small models on fast GPUs: public verdicts (docs/validation.md) have quantized ones no faster there."""
+    bound = f"{1e3 * parameters.shortest_s:.3g} ms"
+    why = f"no measured server was below {bound}, and where its host sets the pace, fewer bits make nothing faster"
+    chosen = [(one.device, one.candidates[0].tpot_ms) for one in plans if one.choice is not None]
+    return [
+        f"{device}: {tpot.value:.3g} ms a token is what the GPU takes; {why}"
+        for device, tpot in chosen
+        if tpot is not None and tpot.value < 1e3 * parameters.shortest_s
+    ]
 
 
 def judged_on(workload: Workload, device: GpuModel) -> tuple[str, ...]:

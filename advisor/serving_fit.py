@@ -47,6 +47,8 @@ class Parameters(Document):
     first_low: float
     """The same of TTFT."""
     first_high: float
+    shortest_s: float
+    """TPOT of the fastest row. Below it nothing was measured, and the server's host, which is not modelled, may set the pace."""
     rows: int
 
 
@@ -116,6 +118,7 @@ def packed(x: Array, work: Work) -> Parameters:
         high=1 + UNSEEN * NOISE,
         first_low=1 / (1 + UNSEEN * FIRST_TOKEN_NOISE),
         first_high=1 + UNSEEN * FIRST_TOKEN_NOISE,
+        shortest_s=0.0,
         rows=len(work.prompt),
     )
 
@@ -181,9 +184,8 @@ def with_spread(work: Work, tpot: Array, ttft: Array, groups: Sequence[tuple[str
     times = UNSEEN if alone else 1.0
     low, high = quantiles(times * errors, times * NOISE)
     first_low, first_high = quantiles(times * first, times * NOISE)
-    return found.model_copy(
-        update={"low": low, "high": high, "first_low": first_low, "first_high": first_high, "rows": len(tpot)}
-    )
+    spread = {"low": low, "high": high, "first_low": first_low, "first_high": first_high}
+    return found.model_copy(update={**spread, "shortest_s": float(tpot.min()), "rows": len(tpot)})
 
 
 def quantiles(errors: Array, least: float) -> tuple[float, float]:

@@ -8,7 +8,8 @@ Every bandwidth and peak is the data sheet's, times what the runtime's isolated 
 kernels/gpu/fractions.json), times a fitted factor: what a server leaves of that. The fit has one factor for all, a deviation by
 architecture and one by GPU and scheme, as far as rows insist (ridge); where there are no rows the coarser one holds. No fitted
 number is keyed by model, runtime or row.
-The 80 % intervals come from residuals on groups (model, GPU, runtime, precision) left out of inner fits.
+The 80 % intervals come from residuals on groups (model, GPU, runtime, precision) left out of inner fits; that of TPOT reaches at
+least to the fastest row that was measured.
 """
 
 from __future__ import annotations
@@ -58,10 +59,8 @@ def predict_cases(parameters: Parameters, cases: Sequence[Case]) -> list[Predict
     work = work_of(cases)
     tpot = 1e3 * per_token_s(parameters, work)
     ttft = 1e3 * first_token_s(parameters, work)
-    columns = np.stack(
-        [ttft, tpot, tpot * parameters.low, tpot * parameters.high, ttft * parameters.first_low, ttft * parameters.first_high],
-        axis=1,
-    )
+    low, high = tpot * parameters.low, np.maximum(tpot * parameters.high, 1e3 * parameters.shortest_s)
+    columns = np.stack([ttft, tpot, low, high, ttft * parameters.first_low, ttft * parameters.first_high], axis=1)
     return [Prediction(*one) for one in columns.tolist()]
 
 

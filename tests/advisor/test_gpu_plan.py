@@ -86,6 +86,12 @@ def test_a_config_without_a_limit_of_the_context_says_so(tmp_path: Path) -> None
     assert not any("max_position_embeddings" in note for note in plan(workload(), ["h100"], SHIPPED).notes)
 
 
+def test_a_token_faster_than_any_that_was_measured_is_doubted() -> None:
+    tiny, usual = (plan(workload(model=m, concurrency=1), ["h100"], SHIPPED) for m in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-32B"))
+    assert any("no measured server was below 2.73 ms" in note for note in tiny.notes)
+    assert not any("no measured server" in note for note in usual.notes)
+
+
 def test_the_doubt_of_a_first_token_is_its_own() -> None:
     """Settings that no spec tells move TTFT by far more than TPOT: docs/validation.md."""
     one = planned(parallel={"tensor": 1}).candidates[0]

@@ -84,7 +84,7 @@ def test_groups_left_out(rows: list[Row]) -> None:
 
 def test_shipped_parameters_are_those_of_the_file(fitted: Parameters) -> None:
     shipped = Parameters.read(SHIPPED)
-    assert shipped.rows == fitted.rows
+    assert (shipped.rows, shipped.shortest_s) == (fitted.rows, fitted.shortest_s)
     assert shipped.physical == pytest.approx(fitted.physical, rel=1e-3)
     assert shipped.factors.keys() == fitted.factors.keys()
     assert (shipped.low, shipped.high) == pytest.approx((fitted.low, fitted.high), rel=1e-3)
@@ -163,6 +163,15 @@ def test_a_checkpoint_of_numbers_that_a_gpu_cannot_multiply_is_served_weight_onl
     assert found == same + ("-kv8" if system == "h100_sxm" else "")
     tpot = {p: predict(fitted, row(system=system, precision=p, batch_size=1)).tpot_ms for p in (precision, "bf16")}
     assert tpot[precision] < 0.7 * tpot["bf16"]
+
+
+def test_nothing_is_surely_faster_than_all_that_was_measured(fitted: Parameters, rows: list[Row]) -> None:
+    """Half a billion weights on an H100 take the GPU a fraction of a millisecond; a server's host takes longer."""
+    fastest = min(float(one["silicon_tpot_ms"]) for one in rows)
+    tiny, large = (predict(fitted, row(model_path=name, batch_size=1)) for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-32B"))
+    assert tiny.tpot_ms < 1
+    assert tiny.high == pytest.approx(fastest)
+    assert large.high == pytest.approx(large.tpot_ms * fitted.high)
 
 
 def test_order_of_things(fitted: Parameters) -> None:
