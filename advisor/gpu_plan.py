@@ -180,7 +180,9 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
     running = min(traffic.concurrency, option.memory.max_concurrency)
     per_gpu = rate(request_s(found, workload), traffic.concurrency, option, workload)
     price = workload.price_per_hour
-    kernels = isolated(option, running, traffic.prompt_length + traffic.output_length // 2)
+    middle = traffic.prompt_length + traffic.output_length // 2
+    fresh = max(1, traffic.prompt_length - traffic.shared_prefix_tokens)
+    kernels, prompt = isolated(option, running, middle), isolated(option, 1, middle, fresh)
     return one.model_copy(
         update={
             "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_low, high=found.ttft_high),
@@ -192,6 +194,8 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
             "excluded": excluded(found, running, workload),
             "kernels": kernels.kind,
             "kernels_ms": 1e3 * kernels.seconds,
+            "prompt_kernels": prompt.kind,
+            "prompt_kernels_ms": 1e3 * prompt.seconds,
         }
     )
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from quantadvisor.documents import AdvisorError, BadInput, GpuModel, PlanCandidate, PlanMemory, Workload
 from quantadvisor.kernels.gpu_fractions import runtimes_with
 from quantadvisor.kernels.gpu_schemes import CACHE, arithmetic, gpu_scheme
-from quantadvisor.kernels.gpu_tables import Looked, all_reduce_s, decode_attention_s, product_s, sum_of
+from quantadvisor.kernels.gpu_tables import Looked, all_reduce_s, decode_attention_s, prefill_attention_s, product_s, sum_of
 from quantadvisor.profiling.gpu_memory import memory_of
 from quantadvisor.profiling.inventory import EXACT, is_known
 from quantadvisor.profiling.published import config_of
@@ -116,10 +116,11 @@ def limit_bytes_of(workload: Workload) -> int | None:
     return None if workload.memory_limit_gib is None else round(workload.memory_limit_gib * 2**30)
 
 
-def isolated(one: Option, rows: int, context: int) -> Looked:
-    """A decode step of `rows` requests by the runtime's tables: products, attention, all-reduces. Without lm_head, whose
-    vocabulary is beyond them; experts see their share of the rows; latent attention is not in them."""
-    place, stem = one.placement, one.candidate.scheme.removesuffix(CACHE)
+def isolated(one: Option, requests: int, context: int, fresh: int = 0) -> Looked:
+    """A decode step of some requests by the runtime's tables, or with `fresh` tokens each their prompts' pass: products,
+    attention, all-reduces. Without lm_head, whose vocabulary is beyond them; experts see their share of the rows; latent
+    attention is not in them."""
+    place, stem, rows = one.placement, one.candidate.scheme.removesuffix(CACHE), requests * max(1, fresh)
     parts = []
     for product in place.shard.products:
         if product.head:
@@ -132,8 +133,9 @@ def isolated(one: Option, rows: int, context: int) -> Looked:
     shard, layers = place.shard, place.shard.inventory.layers
     kv_heads, dim = max(1, shard.inventory.kv_heads // shard.tensor), shard.inventory.head_dim
     bits = 8 if place.scheme.quantizes_cache else 16
-    heads = shard.query_heads
-    parts.append((layers, decode_attention_s(place.gpu, one.candidate.runtime, rows, context, heads, kv_heads, dim, bits)))
+    attention_s = prefill_attention_s if fresh else decode_attention_s
+    seen = (requests, fresh or context, shard.query_heads, kv_heads, dim, bits)
+    parts.append((layers, attention_s(place.gpu, one.candidate.runtime, *seen)))
     if shard.reduced:
         message = 2.0 * rows * shard.inventory.hidden
         parts.append((shard.reduced, all_reduce_s(place.gpu, one.candidate.runtime, shard.tensor, message)))

@@ -160,6 +160,17 @@ def test_isolated_kernels_are_part_of_a_step() -> None:
         assert 0.5 * one.tpot_ms.value < one.kernels_ms < one.tpot_ms.value
 
 
+def test_isolated_kernels_are_part_of_a_prompt() -> None:
+    """Twice the prompt takes about twice the products, and more attention; a server takes longer than its kernels."""
+    short, long = (named(planned(concurrency=1, prompt=p, parallel={"tensor": 1}), "bf16@vllmx1") for p in (4096, 8192))
+    for one in (short, long):
+        assert one.prompt_kernels in ("measured", "interpolated")
+        assert one.prompt_kernels_ms is not None and one.ttft_ms is not None
+        assert 0.5 * one.ttft_ms.value < one.prompt_kernels_ms < one.ttft_ms.value
+    assert long.prompt_kernels_ms is not None and short.prompt_kernels_ms is not None
+    assert 1.8 < long.prompt_kernels_ms / short.prompt_kernels_ms < 3
+
+
 def test_cost() -> None:
     one = named(planned(price_per_hour=3.6, parallel={"tensor": 1}), "bf16@vllmx1")
     assert one.cost_per_million_tokens == pytest.approx(3.6 / 3600 / one.tokens_per_s_per_gpu * 1e6)
