@@ -43,6 +43,7 @@ def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> 
             *unbounded(inventory),
             *faster_than_measured(plans, parameters),
             *judged_on(workload, largest),
+            *held_against(workload),
             *not_planned_for(workload),
         ),
     )
@@ -81,6 +82,13 @@ def judged_on(workload: Workload, device: GpuModel) -> tuple[str, ...]:
     tensor = workload.parallel.tensor
     gpus = f"one {device.name}" if tensor == 1 else f"{tensor} {device.name}"
     return (f"the sizes of the family are judged on {gpus} (parallel.tensor of the largest GPU named)",)
+
+
+def held_against(workload: Workload) -> tuple[str, ...]:
+    """What the users within an SLO mean."""
+    if workload.slo is None:
+        return ()
+    return ("the SLO is held against means: where all requests come at once the last wait for all prompts, and fewer hold it",)
 
 
 def not_planned_for(workload: Workload) -> tuple[str, ...]:

@@ -106,6 +106,8 @@ def test_what_is_declared_and_not_used_is_said() -> None:
     notes = plan(Workload.model_validate(spec), ["h100"], SHIPPED).notes
     said = {note.split()[0] for note in notes if "does not act on it" in note}
     assert said == {"checkpoints", "slo.percentile", "traffic.arrivals"}
+    assert any("held against means" in note for note in notes)
+    assert not any("held against means" in note for note in plan(workload(), ["h100"], SHIPPED).notes)
 
 
 def test_what_binds_decides() -> None:
