@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, GpuModel, PlanCandidate, Workload
+from quantadvisor.documents import BadInput, Bounds, CapacityPlan, DevicePlan, GpuModel, Inventory, PlanCandidate, Workload
 from quantadvisor.kernels.gpu_devices import gpu
-from quantadvisor.profiling.inventory import EXACT, inventory_from_config, is_known
-from quantadvisor.profiling.published import config_of
+from quantadvisor.profiling.inventory import inventory_from_config
 
 from .decide import maximised
 from .map_edges import advised, tied
-from .plan_candidates import Option, isolated, limit_bytes_of, options_on
+from .plan_candidates import Option, isolated, known_config, limit_bytes_of, options_on
 from .plan_family import family
 from .plan_map import Field, case, decision_map, preference, rate, request_s, users_within, value
 from .serving_fit import Parameters
@@ -27,21 +26,26 @@ from .spec import check_against_model
 
 def plan(workload: Workload, devices: Sequence[str], parameters: Parameters) -> CapacityPlan:
     """The answer for each device. BadInput for what no device can serve."""
-    config = config_of(workload.model)
-    kind = (config.get("text_config") or config).get("model_type")
-    if kind is not None and not is_known(config):
-        raise BadInput(workload.model, f"architecture {kind!r} is unknown here", f"known: {', '.join(sorted(EXACT))}")
+    config = known_config(workload.model)
     inventory = inventory_from_config(config)
     check_against_model(workload, inventory.max_context_tokens, 0)
-    chosen = [gpu(name) for name in devices]
+    chosen = list({found.name: found for found in map(gpu, devices)}.values())
     found = [(device, *options_on(device, config, workload)) for device in chosen]
     refuse_floor(workload, [option for _, fits, _ in found for option in fits])
     largest = max(chosen, key=lambda one: one.memory_bytes)
+    plans = tuple(device_plan(*each, workload, parameters) for each in found)
     return CapacityPlan(
         workload=workload,
-        devices=tuple(device_plan(*each, workload, parameters) for each in found),
+        devices=plans,
         family=family(workload, largest, partial(planned_on, largest, workload=workload, parameters=parameters)),
-        notes=(*inventory.notes, *not_planned_for(workload)),
+        notes=(
+            *inventory.notes,
+            *unbounded(inventory),
+            *faster_than_measured(plans, parameters),
+            *judged_on(workload, largest),
+            *held_against(workload),
+            *not_planned_for(workload),
+        ),
     )
 
 
@@ -51,6 +55,40 @@ def planned_on(
     """Every candidate of a model there: timed, or refused."""
     fits, refused = options_on(device, config, workload)
     return (*(judged(fits, workload, parameters) if fits else ()), *refused)
+
+
+def unbounded(inventory: Inventory) -> tuple[str, ...]:
+    if inventory.max_context_tokens is not None:
+        return ()
+    return ("the config has no max_position_embeddings: the context is not held against a limit of the model",)
+
+
+def faster_than_measured(plans: Sequence[DevicePlan], parameters: Parameters) -> list[str]:
+    """Small models on fast GPUs: public verdicts (docs/validation.md) have quantized ones no faster there."""
+    bound = f"{1e3 * parameters.shortest_s:.3g} ms"
+    why = f"no measured server was below {bound}, and where its host sets the pace, fewer bits make nothing faster"
+    chosen = [(one.device, one.candidates[0].tpot_ms) for one in plans if one.choice is not None]
+    return [
+        f"{device}: {tpot.value:.3g} ms a token is what the GPU takes; {why}"
+        for device, tpot in chosen
+        if tpot is not None and tpot.value < 1e3 * parameters.shortest_s
+    ]
+
+
+def judged_on(workload: Workload, device: GpuModel) -> tuple[str, ...]:
+    """Where the sizes of a family were judged."""
+    if not workload.family:
+        return ()
+    tensor = workload.parallel.tensor
+    gpus = f"one {device.name}" if tensor == 1 else f"{tensor} {device.name}"
+    return (f"the sizes of the family are judged on {gpus} (parallel.tensor of the largest GPU named)",)
+
+
+def held_against(workload: Workload) -> tuple[str, ...]:
+    """What the users within an SLO mean."""
+    if workload.slo is None:
+        return ()
+    return ("the SLO is held against means: where all requests come at once the last wait for all prompts, and fewer hold it",)
 
 
 def not_planned_for(workload: Workload) -> tuple[str, ...]:
@@ -150,7 +188,9 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
     running = min(traffic.concurrency, option.memory.max_concurrency)
     per_gpu = rate(request_s(found, workload), traffic.concurrency, option, workload)
     price = workload.price_per_hour
-    kernels = isolated(option, running, traffic.prompt_length + traffic.output_length // 2)
+    middle = traffic.prompt_length + traffic.output_length // 2
+    fresh = max(1, traffic.prompt_length - traffic.shared_prefix_tokens)
+    kernels, prompt = isolated(option, running, middle), isolated(option, 1, middle, fresh)
     return one.model_copy(
         update={
             "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_low, high=found.ttft_high),
@@ -162,6 +202,8 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
             "excluded": excluded(found, running, workload),
             "kernels": kernels.kind,
             "kernels_ms": 1e3 * kernels.seconds,
+            "prompt_kernels": prompt.kind,
+            "prompt_kernels_ms": 1e3 * prompt.seconds,
         }
     )
 

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 from quantadvisor.documents import AdvisorError, BadInput, GpuModel, PlanCandidate, PlanMemory, Workload
 from quantadvisor.kernels.gpu_fractions import runtimes_with
 from quantadvisor.kernels.gpu_schemes import CACHE, arithmetic, gpu_scheme
-from quantadvisor.kernels.gpu_tables import Looked, all_reduce_s, decode_attention_s, product_s, sum_of
+from quantadvisor.kernels.gpu_tables import Looked, all_reduce_s, decode_attention_s, prefill_attention_s, product_s, sum_of
 from quantadvisor.profiling.gpu_memory import memory_of
+from quantadvisor.profiling.inventory import EXACT, is_known
+from quantadvisor.profiling.published import config_of
 from quantadvisor.profiling.shard import Shard, shard_of
 
 from .serving_work import Placement, placement_of
 
-STEMS = ("bf16", "fp8", "w8a8-int8", "w4a16", "nvfp4")
+STEMS = ("bf16", "w8a16", "fp8", "w8a8-int8", "w4a16", "nvfp4")
 """In the order of what quality is expected to keep; ties go to the first."""
 SCHEMES = tuple(stem + cache for stem in STEMS for cache in ("", CACHE))
 RUNTIMES = ("vllm", "sglang", "trtllm")
@@ -34,10 +36,14 @@ def options_on(device: GpuModel, config: Mapping[str, Any], workload: Workload) 
     fits: list[Option] = []
     refused: list[PlanCandidate] = []
     for tensor in tensors(workload, device):
+        if tensor > device.gpus:
+            reason = f"{tensor} GPUs are more than a node's {device.gpus}: no measured kernel reduces between nodes"
+            refused.append(candidate(device, "any", "any", tensor, reason))
+            continue
         try:
             shard = shard_of(config, tensor)
         except BadInput as error:
-            if "parallel" in workload.model_fields_set:
+            if "parallel" in workload.model_fields_set or tensor == 1:  # every model is whole on one GPU: its config is at fault
                 raise
             refused.append(candidate(device, "any", "any", tensor, str(error)))
             continue
@@ -67,6 +73,8 @@ def runtimes_of(workload: Workload) -> Sequence[str]:
     if workload.runtimes == "auto":
         return RUNTIMES
     names = [one if isinstance(one, str) else one.name for one in workload.runtimes]
+    if not names:
+        raise BadInput("runtimes", "the list is empty", f"leave it auto, or name some of {', '.join(RUNTIMES)}")
     unknown = [name for name in names if name not in RUNTIMES]
     if unknown:
         raise BadInput("runtimes", f"{unknown[0]!r} has no kernel tables", f"plan knows {', '.join(RUNTIMES)}")
@@ -92,14 +100,27 @@ def option(device: GpuModel, shard: Shard, name: str, runtime: str, workload: Wo
     return candidate(device, name, runtime, shard.tensor, reason)
 
 
+def known_config(model: str) -> Mapping[str, Any]:
+    """A model's config, where its architecture is counted exactly here."""
+    config = config_of(model)
+    if is_known(config):
+        return config
+    nested = config.get("text_config")
+    kind = (config if nested is None else nested).get("model_type")
+    if kind is None:
+        raise BadInput(model, "the config's field model_type is missing", "give the model's whole config.json")
+    raise BadInput(model, f"architecture {kind!r} is unknown here", f"known: {', '.join(sorted(EXACT))}")
+
+
 def limit_bytes_of(workload: Workload) -> int | None:
     return None if workload.memory_limit_gib is None else round(workload.memory_limit_gib * 2**30)
 
 
-def isolated(one: Option, rows: int, context: int) -> Looked:
-    """A decode step of `rows` requests by the runtime's tables: products, attention, all-reduces. Without lm_head, whose
-    vocabulary is beyond them; experts see their share of the rows; latent attention is not in them."""
-    place, stem = one.placement, one.candidate.scheme.removesuffix(CACHE)
+def isolated(one: Option, requests: int, context: int, fresh: int = 0) -> Looked:
+    """A decode step of some requests by the runtime's tables, or with `fresh` tokens each their prompts' pass: products,
+    attention, all-reduces. Without lm_head, whose vocabulary is beyond them; experts see their share of the rows; latent
+    attention is not in them."""
+    place, stem, rows = one.placement, one.candidate.scheme.removesuffix(CACHE), requests * max(1, fresh)
     parts = []
     for product in place.shard.products:
         if product.head:
@@ -112,8 +133,9 @@ def isolated(one: Option, rows: int, context: int) -> Looked:
     shard, layers = place.shard, place.shard.inventory.layers
     kv_heads, dim = max(1, shard.inventory.kv_heads // shard.tensor), shard.inventory.head_dim
     bits = 8 if place.scheme.quantizes_cache else 16
-    heads = shard.query_heads
-    parts.append((layers, decode_attention_s(place.gpu, one.candidate.runtime, rows, context, heads, kv_heads, dim, bits)))
+    attention_s = prefill_attention_s if fresh else decode_attention_s
+    seen = (requests, fresh or context, shard.query_heads, kv_heads, dim, bits)
+    parts.append((layers, attention_s(place.gpu, one.candidate.runtime, *seen)))
     if shard.reduced:
         message = 2.0 * rows * shard.inventory.hidden
         parts.append((shard.reduced, all_reduce_s(place.gpu, one.candidate.runtime, shard.tensor, message)))
@@ -132,7 +154,7 @@ def refusal(device: GpuModel, name: str, runtime: str) -> str | None:
     if kind not in device.flops_per_s:
         return f"{device.name} has no {kind} arithmetic"
     if scheme.quantizes_cache and "fp8" not in device.flops_per_s:
-        return f"no kernel reads an FP8 cache on {device.name}"
+        return f"no measured kernel reads an FP8 cache on {device.name}"
     stem = name.removesuffix(CACHE)
     if runtime not in runtimes_with(device.name, stem):
         return f"no measured kernel of {stem} in {runtime} on {device.name}"

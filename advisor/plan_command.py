@@ -53,10 +53,11 @@ def plan(
 def write_plan(found: CapacityPlan, out: Path) -> None:
     from quantadvisor.reports.plan import render_plan
 
+    page = render_plan(found)
     try:
         out.mkdir(parents=True, exist_ok=True)
         found.write(out / "plan.json")
-        write_text(out / "report.html", render_plan(found))
+        write_text(out / "report.html", page)
     except OSError as error:
         raise BadInput(str(out), f"cannot be written: {error.strerror}", "give another --out") from None
 
@@ -100,6 +101,10 @@ def show(found: CapacityPlan, everything: bool) -> None:
         from quantadvisor.reports.family import of_plan
 
         console.print(family_table(found))
+        for member in found.family:
+            if member.why_not is not None:
+                said = f"not {member.model} in {member.scheme}: {member.why_not}"
+                console.print(f"[dim]{escape(said)}[/dim]", soft_wrap=True)
         console.print(escape(of_plan(found) or ""), soft_wrap=True)
     for note in found.notes:
         console.print(f"[dim]{escape(note)}[/dim]", soft_wrap=True)
@@ -160,12 +165,11 @@ def map_table(found: DevicePlan, drawn: DecisionMap) -> Table:
 
 def family_table(found: CapacityPlan) -> Table:
     table = Table(box=None, pad_edge=False, title="sizes of the family", title_justify="left")
-    for column in ("rank", "model", "scheme", "weights GiB", "TPOT ms", ""):
-        left = column in ("model", "scheme", "")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "")
+    for column in ("rank", "model", "scheme", "weights GiB", "TPOT ms"):
+        table.add_column(column, justify="left" if column in ("model", "scheme") else "right", no_wrap=True)
     for one in found.family:
         rank, time = ("" if number is None else f"{number:,.3g}" for number in (one.rank, one.tpot_s and one.tpot_s * 1e3))
-        size, why = f"{one.weights_bytes / 2**30:,.1f}", escape(one.why_not or "")
-        table.add_row(rank, escape(one.model), one.scheme, size, time, why, style=None if one.fits else "dim")
+        size = f"{one.weights_bytes / 2**30:,.1f}"
+        table.add_row(rank, escape(one.model), one.scheme, size, time, style=None if one.fits else "dim")
     table.caption = found.family[0].source
     return table

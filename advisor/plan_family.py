@@ -13,12 +13,11 @@ from typing import Any
 from quantadvisor.documents import FamilyMember, GpuModel, PlanCandidate, Workload
 from quantadvisor.kernels.gpu_schemes import arithmetic, gpu_scheme
 from quantadvisor.profiling.gpu_memory import memory_of
-from quantadvisor.profiling.published import config_of
 from quantadvisor.profiling.shard import shard_of
 
-from .plan_candidates import limit_bytes_of
+from .plan_candidates import known_config, limit_bytes_of
 
-BITS = {"bf16": 16, "fp8": 8, "w8a8-int8": 8, "nvfp4": 4, "w4a16": 4}
+BITS = {"bf16": 16, "w8a16": 8, "fp8": 8, "w8a8-int8": 8, "nvfp4": 4, "w4a16": 4}
 Planned = Callable[[Mapping[str, Any]], Sequence[PlanCandidate]]
 """A model's config -> its candidates on the device, with their times or the reason of a refusal."""
 SOURCE = "k-bit inference scaling laws, arXiv:2212.09720: a larger model at 4 bit before a smaller one at 8"
@@ -30,7 +29,7 @@ def family(workload: Workload, device: GpuModel, planned: Planned) -> tuple[Fami
         return ()
     found: list[tuple[int, FamilyMember]] = []
     for model in dict.fromkeys((workload.model, *workload.family)):
-        config = config_of(model)
+        config = known_config(model)
         shard = shard_of(config, workload.parallel.tensor)
         candidates = [one for one in planned(config) if one.tensor == workload.parallel.tensor]
         for name, bits in BITS.items():

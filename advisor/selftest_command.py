@@ -33,7 +33,7 @@ def selftest(
         return
     table = Table(box=None, pad_edge=False)
     for column in ("verdict", "", "chosen", "best", "regret"):
-        table.add_column(column, justify="right" if column == "regret" else "left")
+        table.add_column(column, justify="right" if column == "regret" else "left", no_wrap=column == "verdict")
     for one in found:
         mark = "[green]✓[/green]" if one.right else "[red]✗[/red]"
         best = "" if one.chosen == one.best else one.best.name

@@ -15,7 +15,7 @@ from quantadvisor.documents import Document
 from quantadvisor.kernels.gpu_fractions import reached
 
 from .serving_times import PRIOR, SPREAD, Array, Arrival, Factors, Physical, tpot_s, ttft_s
-from .serving_work import Lane, Work
+from .serving_work import Lane, Work, word
 
 NOISE = 0.08
 """Log error of a measured row that is no news: benchmarks of one set-up differ by as much."""
@@ -47,6 +47,8 @@ class Parameters(Document):
     first_low: float
     """The same of TTFT."""
     first_high: float
+    shortest_s: float
+    """TPOT of the fastest row. Below it nothing was measured, and the server's host, which is not modelled, may set the pace."""
     rows: int
 
 
@@ -116,6 +118,7 @@ def packed(x: Array, work: Work) -> Parameters:
         high=1 + UNSEEN * NOISE,
         first_low=1 / (1 + UNSEEN * FIRST_TOKEN_NOISE),
         first_high=1 + UNSEEN * FIRST_TOKEN_NOISE,
+        shortest_s=0.0,
         rows=len(work.prompt),
     )
 
@@ -162,7 +165,7 @@ def fit_first_token(work: Work, ttft: Array, groups: Sequence[tuple[str, ...]], 
 
 def group_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What is left out together: model, GPU, runtime and precision."""
-    return tuple(str(row.get(name) or "") for name in ("model_path", "system", "backend", "precision"))
+    return tuple(word(row, name) for name in ("model_path", "system", "backend", "precision"))
 
 
 def with_spread(work: Work, tpot: Array, ttft: Array, groups: Sequence[tuple[str, ...]], found: Parameters) -> Parameters:
@@ -181,9 +184,8 @@ def with_spread(work: Work, tpot: Array, ttft: Array, groups: Sequence[tuple[str
     times = UNSEEN if alone else 1.0
     low, high = quantiles(times * errors, times * NOISE)
     first_low, first_high = quantiles(times * first, times * NOISE)
-    return found.model_copy(
-        update={"low": low, "high": high, "first_low": first_low, "first_high": first_high, "rows": len(tpot)}
-    )
+    spread = {"low": low, "high": high, "first_low": first_low, "first_high": first_high}
+    return found.model_copy(update={**spread, "shortest_s": float(tpot.min()), "rows": len(tpot)})
 
 
 def quantiles(errors: Array, least: float) -> tuple[float, float]:

@@ -8,7 +8,8 @@ Every bandwidth and peak is the data sheet's, times what the runtime's isolated 
 kernels/gpu/fractions.json), times a fitted factor: what a server leaves of that. The fit has one factor for all, a deviation by
 architecture and one by GPU and scheme, as far as rows insist (ridge); where there are no rows the coarser one holds. No fitted
 number is keyed by model, runtime or row.
-The 80 % intervals come from residuals on groups (model, GPU, runtime, precision) left out of inner fits.
+The 80 % intervals come from residuals on groups (model, GPU, runtime, precision) left out of inner fits; that of TPOT reaches at
+least to the fastest row that was measured.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from quantadvisor.documents import BadInput
 
 from .serving_fit import Parameters, first_token_s, fit, fit_first_token, group_of, per_token_s, with_spread
 from .serving_times import Array
-from .serving_work import Case, case_of, positive, work_of
+from .serving_work import Case, case_of, positive, word, work_of
 
 Row = Mapping[str, Any]
 
@@ -58,13 +59,11 @@ def predict_cases(parameters: Parameters, cases: Sequence[Case]) -> list[Predict
     work = work_of(cases)
     tpot = 1e3 * per_token_s(parameters, work)
     ttft = 1e3 * first_token_s(parameters, work)
-    columns = np.stack(
-        [ttft, tpot, tpot * parameters.low, tpot * parameters.high, ttft * parameters.first_low, ttft * parameters.first_high],
-        axis=1,
-    )
+    low, high = tpot * parameters.low, np.maximum(tpot * parameters.high, 1e3 * parameters.shortest_s)
+    columns = np.stack([ttft, tpot, low, high, ttft * parameters.first_low, ttft * parameters.first_high], axis=1)
     return [Prediction(*one) for one in columns.tolist()]
 
 
 def measured(rows: Sequence[Row], name: str) -> Array:
     """Seconds: [R]."""
-    return np.array([positive(row, name, str(row.get("id") or "row")) for row in rows]) / 1e3
+    return np.array([positive(row, name, word(row, "id") or "row") for row in rows]) / 1e3

@@ -31,6 +31,8 @@ NORMS_ROPE_ATTENTION_GATE = 5
 HEAD_NORMS, ROUTING = 2, 3
 """More of them with normalised queries and keys; with experts (choose, gather, combine)."""
 ACTIVATION_BYTES = 2
+WEIGHT_ONLY = {"fp8": "w8a16", "fp8-block": "w8a16", "w8a8-int8": "w8a16", "nvfp4": "w4a16"}
+"""Schemes of the same bits a weight whose arithmetic is in 16 bit."""
 
 
 class Lane(NamedTuple):
@@ -125,19 +127,21 @@ class Work:
 
 def case_of(row: Mapping[str, Any]) -> Case:
     """A case of a row with the columns of serving_points.csv; BadInput says which column is wrong."""
-    where = str(row.get("id") or "row")
+    where = word(row, "id") or "row"
     model, system = (text(row, name, where) for name in ("model_path", "system"))
-    spelled = str(row.get("gemm_quant_mode") or row.get("precision") or "")
-    runtime = str(row.get("backend") or "")
+    spelled = word(row, "gemm_quant_mode") or word(row, "precision")
+    runtime = word(row, "backend").lower()
     placed = placement_named(model, whole(row, "tp_size", where), system, spelled, runtime, where)
     return Case(placed, *(positive(row, name, where) for name in ("batch_size", "isl", "osl")))
 
 
 def placement_named(model: str, tensor: int, system: str, precision: str, runtime: str, where: str) -> Placement:
-    """Checkpoints with 8 or 4-bit activations are served with an FP8 cache where the GPU has FP8."""
+    """Checkpoints with 8 or 4-bit activations are served with an FP8 cache where the GPU has FP8, and weight-only where it
+    lacks their arithmetic (as vLLM's Marlin does: FP8 on Ampere, FP4 on Hopper)."""
     device, scheme = gpu(system, f"{where}: system"), gpu_scheme(precision, f"{where}: precision")
     cached = "-kv8" if scheme.activations is not None and "fp8" in device.flops_per_s else ""
-    return known_placement(model, tensor, device.name, stem_of(scheme) + cached, runtime)
+    served = stem_of(scheme) if arithmetic(scheme) in device.flops_per_s else WEIGHT_ONLY[stem_of(scheme)]
+    return known_placement(model, tensor, device.name, served + cached, runtime)
 
 
 @cache
@@ -242,10 +246,17 @@ def by_case(flat: list[tuple[float, ...]], at: Array, concurrency: Array, prompt
     return cached / read, reached, score * seen(middle), scores, message, reduces, launched, running, concurrency - running
 
 
+def word(row: Mapping[str, Any], name: str) -> str:
+    """A column as text; "" where it is absent or blank: None, "", or NaN, which is how pandas reads a blank."""
+    value = row.get(name)
+    return "" if value is None or value != value else str(value).strip()
+
+
 def text(row: Mapping[str, Any], name: str, where: str) -> str:
-    if not row.get(name):
+    found = word(row, name)
+    if not found:
         raise BadInput(f"{where}: {name}", "is missing", "give the columns of serving_points.csv")
-    return str(row[name])
+    return found
 
 
 def positive(row: Mapping[str, Any], name: str, where: str) -> float:

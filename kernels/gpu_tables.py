@@ -119,6 +119,20 @@ def decode_attention_s(
     return Looked(read / reached(gpu.name, "bf16").read, "roofline")
 
 
+def prefill_attention_s(
+    gpu: GpuModel, runtime: str, prompts: float, tokens: float, heads: int, kv_heads: int, head_dim: int, cache_bits: int
+) -> Looked:
+    """Seconds of one layer's causal attention of `prompts` fresh prompts of `tokens` tokens over themselves."""
+    read = prompts * tokens * 2 * (2 * heads + 2 * kv_heads) * head_dim / gpu.read_bytes_per_s
+    grid = tables(gpu.name).get(f"prefill {runtime} {head_dim} {cache_bits}")
+    found = looked(grid, (prompts, tokens, heads, kv_heads)) if grid is not None else None
+    if found is not None:
+        return Looked(max(found.seconds, read), found.kind)
+    share = reached(gpu.name, "bf16")
+    arithmetic_s = 2 * prompts * heads * tokens**2 * head_dim / gpu.flops_per_s["bf16"]
+    return Looked(max(read / share.read, arithmetic_s / share.peak), "roofline")
+
+
 def all_reduce_s(gpu: GpuModel, runtime: str, gpus: int, message_bytes: float) -> Looked:
     """Seconds of the runtime's all-reduce of a 16-bit message over `gpus` of a node; the tables count its elements."""
     ring = message_bytes * 2 * (gpus - 1) / gpus / gpu.link_bytes_per_s

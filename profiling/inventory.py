@@ -21,8 +21,16 @@ TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3_text", "smollm3"}
 HEAD_DIM_BY_DEFAULT = {"gemma": 256, "gemma2": 256, "gemma3_text": 256, "qwen3": 128, "gpt_oss": 64}
 FOUR_NORMS = {"gemma2", "gemma3_text"}
 HEAD_NORMS = {"qwen3", "qwen3_moe", "gemma3_text"}
+LATENT = {"deepseek_v2", "deepseek_v3", "kimi_k2"}
+EXPERTS_FIELD = {
+    "mixtral": "num_local_experts", "gpt_oss": "num_local_experts", "qwen2_moe": "num_experts", "qwen3_moe": "num_experts",
+    **dict.fromkeys(("glm4_moe", *sorted(LATENT)), "n_routed_experts"),
+}  # fmt: skip
+"""Of a mixture's config: how many experts a layer routes to."""
 QUERY_KEY_VALUE_BIAS = {"qwen2", "qwen2_moe", "glm4_moe"}
 """Architectures whose biased attention has none on its output."""
+QWEN_FULL_LAYERS = 28
+"""The first layers of Qwen2 and Qwen3 that attend to all tokens, where a window is used and `max_window_layers` is not given."""
 BIASED_BY_DEFAULT = {"qwen2", "qwen2_moe", "gpt_oss"}
 WHERE = "config.json"
 
@@ -65,7 +73,7 @@ def inventory_from_config(config: Mapping[str, Any]) -> Inventory:
         kv_heads=kv_heads,
         head_dim=_head_dim(config, kind),
         max_context_tokens=_optional_size(config, "max_position_embeddings"),
-        tied_embeddings=bool(_tied(config, kind)),
+        tied_embeddings=_tied(config, kind),
         linears=_merged(linears, LinearShape(name="lm_head", n=vocabulary, k=hidden, count=1, lm_head=True)),
         embedding_parameters=vocabulary * hidden,
         linear_parameters=sum(one.n * one.k * one.layers * one.each for one in linears),
@@ -104,13 +112,21 @@ def latent_values(config: Mapping[str, Any]) -> int:
 def chosen_experts(config: Mapping[str, Any]) -> int:
     """Routed experts that a token reads in a layer; 0 where there are none."""
     text, _ = _text_part(config)
-    return _size(text, "num_experts_per_tok") if _experts(text) else 0
+    experts = _experts(text, str(text.get("model_type", "")))
+    if not experts:
+        return 0
+    chosen = _size(text, "num_experts_per_tok")
+    if chosen > experts:
+        raise BadInput(WHERE, f"num_experts_per_tok {chosen} is more than the {experts} experts of a layer")
+    return chosen
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
     nested = config.get("text_config")
-    if not isinstance(nested, Mapping):
+    if nested is None:
         return config, []
+    if not isinstance(nested, Mapping):
+        raise BadInput(WHERE, f"text_config must be a mapping of fields (found {nested!r})")
     inherited = {key: config[key] for key in ("architectures", "tie_word_embeddings") if key in config}
     kind = nested.get("model_type")
     return {**inherited, **nested, "model_type": SAME_TEXT.get(str(kind), kind)}, [
@@ -129,17 +145,27 @@ def _size(config: Mapping[str, Any], name: str) -> int:
 
 
 def _optional_size(config: Mapping[str, Any], name: str) -> int | None:
-    return None if config.get(name) in (None, 0) else _size(config, name)
+    return None if config.get(name) is None else _size(config, name)
 
 
-def _tied(config: Mapping[str, Any], kind: str) -> Any:
+def _count(config: Mapping[str, Any], name: str, absent: int = 0) -> int:
+    """A whole number that may be 0 or missing."""
+    value = absent if config.get(name) is None else config[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise BadInput(WHERE, f"{name} must be a whole number, 0 or more (found {value!r})")
+    return value
+
+
+def _tied(config: Mapping[str, Any], kind: str) -> bool:
     value = config.get("tie_word_embeddings")
+    if value is not None and not isinstance(value, bool):
+        raise BadInput(WHERE, f"tie_word_embeddings must be true or false (found {value!r})")
     return kind in TIED_BY_DEFAULT if value is None else value
 
 
 def _is_mla(config: Mapping[str, Any]) -> bool:
     """Multi-head latent attention (arXiv:2405.04434): keys and values are projections of one cached latent."""
-    return config.get("kv_lora_rank") is not None
+    return config.get("kv_lora_rank") is not None or config.get("model_type") in LATENT
 
 
 def _head_dim(config: Mapping[str, Any], kind: str) -> int:
@@ -226,23 +252,27 @@ def _gated(prefix: str, width: int, hidden: int, layers: int, each: int = 1, **m
     ]
 
 
-def _experts(config: Mapping[str, Any]) -> int:
-    for name in ("n_routed_experts", "num_experts", "num_local_experts"):
-        if config.get(name):
-            return _size(config, name)
-    return 0
+def _experts(config: Mapping[str, Any], kind: str) -> int:
+    """Routed experts of a layer; a mixture's config must say how many."""
+    fields = dict.fromkeys(EXPERTS_FIELD.values())
+    given = next((name for name in fields if config.get(name) is not None), None)
+    if kind in EXPERTS_FIELD:
+        return _size(config, given or EXPERTS_FIELD[kind])
+    return _count(config, given) if given else 0
 
 
 def _sparse_layers(config: Mapping[str, Any]) -> int:
     """Layers whose MLP is a mixture of experts."""
-    layers, dense = _size(config, "num_hidden_layers"), set(config.get("mlp_only_layers") or ())
-    step, first = int(config.get("decoder_sparse_step") or 1), int(config.get("first_k_dense_replace") or 0)
+    layers, dense = _size(config, "num_hidden_layers"), config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise BadInput(WHERE, f"mlp_only_layers must be a list of layers (found {dense!r})")
+    step, first = _optional_size(config, "decoder_sparse_step") or 1, _count(config, "first_k_dense_replace")
     return sum(1 for i in range(layers) if i >= first and i not in dense and (i + 1) % step == 0)
 
 
 def _mlps(config: Mapping[str, Any], kind: str) -> list[Linear]:
     hidden, layers = _size(config, "hidden_size"), _size(config, "num_hidden_layers")
-    experts = _experts(config)
+    experts = _experts(config, kind)
     sparse = _sparse_layers(config) if experts else 0
     made: list[Linear] = []
     if layers > sparse:
@@ -254,9 +284,9 @@ def _mlps(config: Mapping[str, Any], kind: str) -> list[Linear]:
     if sparse:
         width = _size(config, "intermediate_size" if kind in ("mixtral", "gpt_oss") else "moe_intermediate_size")
         made += _gated("experts.", width, hidden, sparse, experts, expert=True, bias=kind == "gpt_oss")
-        shared = config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * width
+        shared = _count(config, "shared_expert_intermediate_size") or _count(config, "n_shared_experts") * width
         if shared:
-            made += _gated("shared_experts.", int(shared), hidden, sparse)
+            made += _gated("shared_experts.", shared, hidden, sparse)
         if kind == "qwen2_moe":
             made.append(Linear("shared_expert_gate", 1, hidden, sparse))
         made.append(Linear("router", experts, hidden, sparse, bias=kind == "gpt_oss"))
@@ -278,17 +308,20 @@ def _others(config: Mapping[str, Any], kind: str, linears: Iterable[Linear]) -> 
 
 def _sliding(config: Mapping[str, Any], kind: str) -> tuple[int | None, int]:
     """The window in tokens and the number of layers that have it."""
-    window, layers = _optional_size(config, "sliding_window"), _size(config, "num_hidden_layers")
-    if window is None or config.get("use_sliding_window") is False:
+    window, layers = _count(config, "sliding_window"), _size(config, "num_hidden_layers")
+    if not window or config.get("use_sliding_window") is False:
         return None, 0
     types = config.get("layer_types")
-    if isinstance(types, list):
+    if types is not None and not isinstance(types, list):
+        raise BadInput(WHERE, f"layer_types must be a list of each layer's type (found {types!r})")
+    if types is not None:
         return window, sum(1 for one in types if one == "sliding_attention")
-    pattern = config.get("sliding_window_pattern") or {"gemma2": 2, "gpt_oss": 2, "gemma3_text": 6}.get(kind)
+    pattern = _optional_size(config, "sliding_window_pattern") or {"gemma2": 2, "gpt_oss": 2, "gemma3_text": 6}.get(kind)
     if pattern:
-        return window, sum(1 for i in range(layers) if (i + 1) % int(pattern))
-    if kind.startswith("qwen") and config.get("use_sliding_window") is not True:
-        return None, 0
+        return window, sum(1 for i in range(layers) if (i + 1) % pattern)
+    if kind.startswith("qwen"):
+        sliding = layers - min(layers, _count(config, "max_window_layers", QWEN_FULL_LAYERS))
+        return (window, sliding) if config.get("use_sliding_window") is True and sliding else (None, 0)
     return window, layers
 
 

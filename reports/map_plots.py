@@ -16,6 +16,8 @@ OTHERS = 7
 """Winners beside the advice that have a colour of their own; further ones share the last."""
 OBJECTIVE = {"latency": units.duration, "throughput": units.tokens_rate, "concurrency": units.whole}
 OBJECTIVE_NAMES = {"latency": "Request latency", "throughput": "Output", "concurrency": "Users at that context"}
+DIGIT = 7.5
+"""Px of a character of a tick, with a gap on both sides."""
 LEFT, TOP, BELOW = 58.0, 22.0, 40.0
 """Px of the map's margins: for the concurrencies, the axis name above, and the contexts below."""
 
@@ -76,6 +78,12 @@ def _map_row(cell: MapCell, workload: Workload) -> tuple[str, ...]:
     )
 
 
+def across(tokens: int, width: float) -> str:
+    """A context under its column: whole thousands where more digits would run into the next one's."""
+    said = units.digits_short(tokens)
+    return said if len(said) * DIGIT <= width else f"{tokens / 1000:.0f}k"
+
+
 Unit = Callable[[float | None], str]
 Draw = Callable[[MapCell, float, float, float, float], list[Markup]]
 """Parts of one cell in its box: x, y, width, height."""
@@ -91,7 +99,7 @@ def _grid(width: float, label: str, drawn: DecisionMap, workload: Workload, draw
         y = bottom - (place + 0.5) * step_y + 4
         parts.append(text(LEFT - 8, y, units.digits_short(number), "tick", "end"))
     for place, number in enumerate(drawn.contexts):
-        parts.append(text(LEFT + (place + 0.5) * step_x, bottom + 16, units.digits_short(number), "tick", "middle"))
+        parts.append(text(LEFT + (place + 0.5) * step_x, bottom + 16, across(number, step_x), "tick", "middle"))
     frame: list[Markup] = []
     for cell in drawn.cells:
         if cell.context_tokens not in drawn.contexts or cell.concurrency not in drawn.concurrencies:

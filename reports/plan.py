@@ -25,6 +25,7 @@ STEMS = {
     "fp8": "FP8 weights and activations",
     "fp8-block": "FP8 weights and activations, a scale per block",
     "w8a8-int8": "INT8 weights and activations",
+    "w8a16": "8-bit weights, 16-bit activations",
     "w4a16": "4-bit weights, 16-bit activations",
     "nvfp4": "NVFP4 weights and activations",
 }

@@ -109,7 +109,11 @@ def boundaries(results: Results) -> list[str]:
     return found
 
 
-BREAKS = {"memory": "its memory is full", "ttft": "its TTFT is over the SLO", "tpot": "its TPOT is over the SLO"}
+BREAKS = {
+    "memory": "the advice's memory is full",
+    "ttft": "the advice's TTFT is over the SLO",
+    "tpot": "the advice's TPOT is over the SLO",
+}
 
 
 def _contested(results: Results, winner: str | None) -> str:
@@ -150,7 +154,7 @@ def at_declared(cell: MapCell, traffic: Traffic) -> bool:
 
 
 def _held(what: str, declared: int, reach: Sequence[int], edges: Sequence[MapEdge]) -> str:
-    """`Holds until 55 requests in flight (2.3× the declared 24); then nothing fits: its memory is full.`"""
+    """`Holds until 55 requests in flight (2.3× the declared 24); then nothing fits: the advice's memory is full.`"""
     above = next((edge for edge in edges if edge.at > declared), None)
     below = next((edge for edge in edges if edge.at < declared), None)
     last = above.at - 1 if above else max((*reach, declared))

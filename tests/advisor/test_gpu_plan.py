@@ -1,5 +1,6 @@
 """What the planner says, and what it refuses; the times themselves are test_serving_model's."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 
 from quantadvisor.advisor import gpu_plan, plan_map
 from quantadvisor.advisor.gpu_plan import plan
-from quantadvisor.advisor.plan_candidates import options_on
+from quantadvisor.advisor.plan_candidates import STEMS, options_on
 from quantadvisor.advisor.serving_fit import Parameters
 from quantadvisor.advisor.serving_model import Prediction, predict_cases
 from quantadvisor.advisor.serving_work import Case
 from quantadvisor.documents import BadInput, CapacityPlan, DevicePlan, PlanCandidate, Workload
 from quantadvisor.kernels.gpu_devices import gpu
 from quantadvisor.profiling.published import config_of
+from quantadvisor.reports import plan as drawn
 
 SHIPPED = Parameters.read(Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json")
 
@@ -53,6 +55,43 @@ def test_every_candidate_runs_or_has_a_reason() -> None:
     assert "leave no room" in str(named(planned(model="meta-llama/Llama-3.1-70B"), "bf16@vllmx1").refused)
 
 
+def test_every_scheme_that_is_planned_has_words_on_the_page() -> None:
+    assert set(STEMS) <= set(drawn.STEMS)
+
+
+def test_weights_of_8_bit_alone_compete() -> None:
+    """INT8 weight-only, which the tables have: half the bytes of bf16 to read and to keep, no other arithmetic."""
+    one, plain = (named(planned("a100", concurrency=1, parallel={"tensor": 1}), f"{s}@trtllmx1") for s in ("w8a16", "bf16"))
+    assert one.tpot_ms is not None and plain.tpot_ms is not None and one.memory and plain.memory
+    assert 1.4 < plain.tpot_ms.value / one.tpot_ms.value < 2
+    assert one.memory.weights_bytes < 0.6 * plain.memory.weights_bytes
+
+
+def test_a_gpu_named_twice_is_planned_for_once() -> None:
+    assert [one.device for one in plan(workload(), ["h100", "l40s", "H100_SXM"], SHIPPED).devices] == ["h100_sxm", "l40s"]
+
+
+def test_nothing_is_planned_across_nodes() -> None:
+    """All-reduces were measured inside a node; 16 does divide the heads."""
+    found = planned("h100", parallel={"tensor": 16})
+    assert found.choice is None
+    assert "16 GPUs are more than a node's 8" in found.reason
+
+
+def test_a_config_without_a_limit_of_the_context_says_so(tmp_path: Path) -> None:
+    config = {k: v for k, v in config_of("meta-llama/Llama-3.1-8B").items() if k != "max_position_embeddings"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    notes = plan(workload(model=str(tmp_path)), ["h100"], SHIPPED).notes
+    assert any("no max_position_embeddings" in note for note in notes)
+    assert not any("max_position_embeddings" in note for note in plan(workload(), ["h100"], SHIPPED).notes)
+
+
+def test_a_token_faster_than_any_that_was_measured_is_doubted() -> None:
+    tiny, usual = (plan(workload(model=m, concurrency=1), ["h100"], SHIPPED) for m in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-32B"))
+    assert any("no measured server was below 2.73 ms" in note for note in tiny.notes)
+    assert not any("no measured server" in note for note in usual.notes)
+
+
 def test_the_doubt_of_a_first_token_is_its_own() -> None:
     """Settings that no spec tells move TTFT by far more than TPOT: docs/validation.md."""
     one = planned(parallel={"tensor": 1}).candidates[0]
@@ -67,6 +106,8 @@ def test_what_is_declared_and_not_used_is_said() -> None:
     notes = plan(Workload.model_validate(spec), ["h100"], SHIPPED).notes
     said = {note.split()[0] for note in notes if "does not act on it" in note}
     assert said == {"checkpoints", "slo.percentile", "traffic.arrivals"}
+    assert any("held against means" in note for note in notes)
+    assert not any("held against means" in note for note in plan(workload(), ["h100"], SHIPPED).notes)
 
 
 def test_what_binds_decides() -> None:
@@ -119,6 +160,17 @@ def test_isolated_kernels_are_part_of_a_step() -> None:
         assert one.kernels in ("measured", "interpolated")
         assert one.kernels_ms is not None and one.tpot_ms is not None
         assert 0.5 * one.tpot_ms.value < one.kernels_ms < one.tpot_ms.value
+
+
+def test_isolated_kernels_are_part_of_a_prompt() -> None:
+    """Twice the prompt takes about twice the products, and more attention; a server takes longer than its kernels."""
+    short, long = (named(planned(concurrency=1, prompt=p, parallel={"tensor": 1}), "bf16@vllmx1") for p in (4096, 8192))
+    for one in (short, long):
+        assert one.prompt_kernels in ("measured", "interpolated")
+        assert one.prompt_kernels_ms is not None and one.ttft_ms is not None
+        assert 0.5 * one.ttft_ms.value < one.prompt_kernels_ms < one.ttft_ms.value
+    assert long.prompt_kernels_ms is not None and short.prompt_kernels_ms is not None
+    assert 1.8 < long.prompt_kernels_ms / short.prompt_kernels_ms < 3
 
 
 def test_cost() -> None:
@@ -223,9 +275,7 @@ def test_floors_are_the_data_sheets() -> None:
     assert gpu_plan.prompt_s(one, 1024) == pytest.approx(2 * (products * 1024 + head) / h100.flops_per_s["bf16"])
 
 
-@pytest.mark.parametrize(
-    ("config", "said"), [("{}", "hidden_size is missing"), ('{"model_type": "rwkv"}', "rwkv"), ("[", "JSON")]
-)
+@pytest.mark.parametrize(("config", "said"), [("{}", "model_type is missing"), ('{"model_type": "rwkv"}', "rwkv"), ("[", "JSON")])
 def test_bad_configs(tmp_path: Path, config: str, said: str) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(BadInput, match=said):

@@ -61,6 +61,12 @@ H100 = ["--device", "h100"]
     [
         ({**LLAMA, "vocab_size": None}, "", H100, "the field vocab_size is missing"),
         ({**LLAMA, "model_type": "rwkv"}, "", H100, "architecture 'rwkv' is unknown here"),
+        ({**LLAMA, "model_type": None}, "", H100, "the config's field model_type is missing"),
+        ({**LLAMA, "text_config": "x"}, "", H100, "text_config must be a mapping"),
+        ({**LLAMA, "model_type": "mixtral"}, "", H100, "the field num_local_experts is missing"),
+        ({**LLAMA, "model_type": "mixtral", "num_local_experts": 8}, "", H100, "the field num_experts_per_tok is missing"),
+        (LLAMA, "family: [FOLDER/other]", H100, "architecture 'rwkv' is unknown here"),
+        (LLAMA, "runtimes: []", H100, "the list is empty"),
         (LLAMA, "", ["--device", "h1000"], "did you mean h100_sxm"),
         (LLAMA, "", [], "no GPU is named"),
         (LLAMA, "parallel: {tensor: 3}", H100, "3 does not divide the 32 attention heads"),
@@ -76,8 +82,10 @@ def test_bad_input_is_one_line(
 ) -> None:  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     path = tmp_path / "spec.yaml"
-    path.write_text(SPEC.replace("meta-llama/Llama-3.1-8B-Instruct", str(tmp_path)) + more)
+    path.write_text(SPEC.replace("meta-llama/Llama-3.1-8B-Instruct", str(tmp_path)) + more.replace("FOLDER", str(tmp_path)))
     (tmp_path / "FILE").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**LLAMA, "model_type": "rwkv"}))
     given = [one.replace("FILE", str(tmp_path / "FILE")) for one in arguments]
     assert in_process(["plan", str(path), *given], monkeypatch) == 2
     found = capsys.readouterr()
@@ -92,6 +100,25 @@ def test_written_and_drawn_again(spec: str, tmp_path: Path, monkeypatch: pytest.
     assert sorted(path.name for path in out.iterdir()) == ["plan.json", "report.html"]
     assert in_process(["report", str(out), "--out", str(again)], monkeypatch) == 0
     assert again.read_bytes() == (out / "report.html").read_bytes()
+
+
+def test_nothing_is_half_written(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that cannot be drawn leaves no plan.json behind."""
+
+    def broken(_: object) -> str:
+        raise KeyError("a scheme that the page has no words for")
+
+    monkeypatch.setattr("quantadvisor.reports.plan.render_plan", broken)
+    assert in_process(["plan", spec, *H100, "--out", str(tmp_path / "out")], monkeypatch) == 70
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_that_do_not_hold_say_why_on_a_line_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC + "family: [meta-llama/Llama-3.1-70B]\n")
+    said = advisor("plan", str(path), "--device", "l40s").stderr
+    assert "not meta-llama/Llama-3.1-70B in bf16: 131.4 GiB of weights leave no room for one request in" in said
+    assert "judged on one l40s" in said
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,29 @@ from quantadvisor.advisor.serving_fit import Parameters
 from .test_cli import advisor
 
 SHIPPED = Parameters.read(Path(__file__).parent.parent.parent / "advisor" / "serving_parameters.json")
-RIGHT, MEAN_REGRET, WORST_REGRET = 0.90, 0.01, 0.15
+MEAN_REGRET, WORST_REGRET = 0.011, 0.195
+"""Just above what they were on 2026-11-29; the worst of those that no other source contradicts."""
+MISSED = {
+    "h200-fp8-70b-tp-128-4096", "modelopt-70b-b64", "modelopt15-8b-b64", "modelopt15-70b-b32", "accelmark-a100-v020",
+    "qwen25-0.5b-1", "qwen25-0.5b-14336",
+}  # fmt: skip
+"""Known misses, with their reasons in docs/validation.md: no other verdict may be missed."""
 
 
 def test_the_record_is_large_and_cited() -> None:
+    """Half of it, and more than the forty asked for, are choices between schemes on one GPU."""
     found = verdicts()
-    assert len(found) >= 40
+    schemes = [one for one in found if len({c.scheme for c in one.candidates}) > 1 == len({c.device for c in one.candidates})]
+    assert len(schemes) >= 60
+    assert len(found) >= 100
     assert len({one.id for one in found}) == len(found)
     assert all(len(one.source) > 20 and "http" not in one.source and len(one.candidates) >= 2 for one in found)
 
 
 def test_regret_does_not_rise() -> None:
     replays = [replay(one, SHIPPED) for one in verdicts()]
-    found = summary(replays)
-    assert found["right"] >= RIGHT
-    assert found["mean_regret"] <= MEAN_REGRET
+    assert {one.verdict.id for one in replays if not one.right} <= MISSED
+    assert summary(replays)["mean_regret"] <= MEAN_REGRET
     assert summary([one for one in replays if not one.verdict.contradicts])["worst_regret"] <= WORST_REGRET
 
 
@@ -47,7 +55,7 @@ def test_some_say_that_nothing_should_change() -> None:
         if "bf16" in {c.scheme for c in one.candidates}
         and max(c.value for c in one.candidates) <= 1.05 * next(c.value for c in one.candidates if c.scheme == "bf16")
     ]
-    assert len(quantized_for_nothing) >= 5
+    assert len(quantized_for_nothing) >= 19
 
 
 def test_a_wrong_choice_is_a_regret_with_its_reason() -> None:

@@ -84,7 +84,7 @@ def test_groups_left_out(rows: list[Row]) -> None:
 
 def test_shipped_parameters_are_those_of_the_file(fitted: Parameters) -> None:
     shipped = Parameters.read(SHIPPED)
-    assert shipped.rows == fitted.rows
+    assert (shipped.rows, shipped.shortest_s) == (fitted.rows, fitted.shortest_s)
     assert shipped.physical == pytest.approx(fitted.physical, rel=1e-3)
     assert shipped.factors.keys() == fitted.factors.keys()
     assert (shipped.low, shipped.high) == pytest.approx((fitted.low, fitted.high), rel=1e-3)
@@ -136,6 +136,42 @@ def test_what_no_row_showed_is_predicted_too(fitted: Parameters, more: Row) -> N
     found = predict(fitted, row(**more))
     assert 0 < found.low <= found.tpot_ms <= found.high
     assert found.ttft_ms > 0
+
+
+def test_a_blank_cell_is_blank_however_it_was_read(fitted: Parameters) -> None:
+    """csv gives "", JSON null, pandas NaN; and a runtime may be written in capitals."""
+    nan = float("nan")
+    plain = predict(fitted, row())
+    for blank in (None, nan, np.nan, "  "):
+        cells = dict.fromkeys(("precision", "gemm_quant_mode", "backend_version", "id"), blank)
+        assert predict(fitted, row(**cells)) == plain
+    assert predict(fitted, row(backend="VLLM")) == plain
+    assert group_of(row(precision=nan)) == group_of(row())
+    with pytest.raises(BadInput, match="model_path: is missing"):
+        predict(fitted, row(model_path=nan))
+
+
+@pytest.mark.parametrize(
+    ("system", "precision", "same"),
+    [("a100_sxm", "fp8", "w8a16"), ("a100_sxm", "fp8_block", "w8a16"), ("h100_sxm", "fp4", "w4a16")],
+)
+def test_a_checkpoint_of_numbers_that_a_gpu_cannot_multiply_is_served_weight_only(
+    fitted: Parameters, system: str, precision: str, same: str
+) -> None:
+    """As vLLM's Marlin serves them; a GPU with FP8 still keeps its cache in it."""
+    found = case_of(row(system=system, precision=precision)).placement.scheme.name
+    assert found == same + ("-kv8" if system == "h100_sxm" else "")
+    tpot = {p: predict(fitted, row(system=system, precision=p, batch_size=1)).tpot_ms for p in (precision, "bf16")}
+    assert tpot[precision] < 0.7 * tpot["bf16"]
+
+
+def test_nothing_is_surely_faster_than_all_that_was_measured(fitted: Parameters, rows: list[Row]) -> None:
+    """Half a billion weights on an H100 take the GPU a fraction of a millisecond; a server's host takes longer."""
+    fastest = min(float(one["silicon_tpot_ms"]) for one in rows)
+    tiny, large = (predict(fitted, row(model_path=name, batch_size=1)) for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-32B"))
+    assert tiny.tpot_ms < 1
+    assert tiny.high == pytest.approx(fastest)
+    assert large.high == pytest.approx(large.tpot_ms * fitted.high)
 
 
 def test_order_of_things(fitted: Parameters) -> None:

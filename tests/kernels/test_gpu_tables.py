@@ -7,7 +7,16 @@ import pytest
 
 from quantadvisor.kernels.gpu_devices import gpu
 from quantadvisor.kernels.gpu_schemes import gpu_scheme, stored_bytes
-from quantadvisor.kernels.gpu_tables import all_reduce_s, decode_attention_s, grid_of, looked, product_s, sum_of, tables
+from quantadvisor.kernels.gpu_tables import (
+    all_reduce_s,
+    decode_attention_s,
+    grid_of,
+    looked,
+    prefill_attention_s,
+    product_s,
+    sum_of,
+    tables,
+)
 
 
 def law(m: float, n: float, k: float) -> float:
@@ -61,6 +70,18 @@ def test_attention_costs_its_cache() -> None:
     assert 0.6 < read / plain.seconds <= 1
     assert 1.2 < plain.seconds / small.seconds < 2.0
     assert decode_attention_s(h100, "vllm", 64, 1 << 22, 32, 8, 128, 16).kind == "roofline"
+
+
+def test_attention_over_a_fresh_prompt_is_arithmetic() -> None:
+    """Eight prompts of 8k tokens: 20 to 90 % of the 16-bit peak, and four times as long for twice the tokens."""
+    for name in ("a100", "h100", "b200"):
+        device = gpu(name)
+        one, twice = (prefill_attention_s(device, "vllm", 8, tokens, 32, 8, 128, 16) for tokens in (4096, 8192))
+        done = 2 * 8 * 32 * 4096**2 * 128 / device.flops_per_s["bf16"]
+        assert one.kind in ("measured", "interpolated")
+        assert 0.2 < done / one.seconds < 0.9
+        assert 3 < twice.seconds / one.seconds < 4.5
+    assert prefill_attention_s(gpu("h100"), "vllm", 8, 1 << 22, 32, 8, 128, 16).kind == "roofline"
 
 
 def test_reductions() -> None:

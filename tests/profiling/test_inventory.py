@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quantadvisor.documents import BadInput
-from quantadvisor.profiling.inventory import inventory_from_config
+from quantadvisor.profiling.inventory import chosen_experts, inventory_from_config
 
 SMALL = {"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 3, "num_attention_heads": 6,
          "num_key_value_heads": 2, "vocab_size": 331, "max_position_embeddings": 128}  # fmt: skip
@@ -111,6 +111,19 @@ def test_sliding_windows() -> None:
     assert inventory_from_config({**SMALL, "model_type": "qwen2", "sliding_window": 16}).sliding_window is None
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("full", [None, 0, 2, 3])
+def test_the_first_layers_of_a_qwen_attend_to_all(kind: str, full: int | None) -> None:
+    """As transformers has it; without the field its default, 28, is beyond these three layers."""
+    from transformers import AutoConfig
+
+    more = {} if full is None else {"max_window_layers": full}
+    config = {**SMALL, "model_type": kind, "use_sliding_window": True, "sliding_window": 16, **more}
+    built = AutoConfig.for_model(**config).layer_types.count("sliding_attention")
+    inventory = inventory_from_config(config)
+    assert (inventory.model_extra or {}).get("sliding_layers", 0) == built == (0 if full is None else 3 - full)
+
+
 def test_latent_attention_caches_the_latent() -> None:
     inventory = inventory_from_config({**SMALL, **CASES["deepseek_v3"]})
     assert inventory.kv_values_per_token == 3 * (24 + 8)
@@ -156,8 +169,34 @@ def test_a_missing_field_is_named(field: str) -> None:
         inventory_from_config(config)
 
 
-@pytest.mark.parametrize("wrong", [{"hidden_size": -1}, {"hidden_size": "96"}, {"num_attention_heads": 7},
-                                   {"num_key_value_heads": 4}, {"vocab_size": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("mixtral", "num_local_experts"), ("gpt_oss", "num_local_experts"), ("qwen2_moe", "num_experts"),
+     ("qwen3_moe", "num_experts"), ("glm4_moe", "n_routed_experts"), ("deepseek_v2", "n_routed_experts"),
+     ("deepseek_v3", "kv_lora_rank"), ("deepseek_v3", "v_head_dim"), ("qwen3_moe", "moe_intermediate_size")],
+)  # fmt: skip
+def test_a_mixture_or_latent_attention_is_never_taken_for_a_dense_llama(name: str, field: str) -> None:
+    config = {**SMALL, **CASES[name]}
+    del config[field]
+    with pytest.raises(BadInput, match=f"the field {field} is missing"):
+        inventory_from_config(config)
+
+
+@pytest.mark.parametrize("wrong", [{"num_experts_per_tok": 5}, {"num_local_experts": 0}, {"num_local_experts": "4"}])
+def test_impossible_experts_are_bad_input(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=next(iter(wrong))):
+        chosen_experts({**SMALL, **CASES["mixtral"], **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hidden_size": -1}, {"hidden_size": "96"}, {"num_attention_heads": 7}, {"num_key_value_heads": 4}, {"vocab_size": True},
+     {"num_key_value_heads": 0}, {"head_dim": 0}, {"text_config": "x"}, {"tie_word_embeddings": "no"},
+     {"layer_types": 3, "sliding_window": 8}, {"sliding_window": "8"}, {"sliding_window_pattern": "x", "sliding_window": 8},
+     {"mlp_only_layers": 1, "num_experts": 4, **MOE}, {"decoder_sparse_step": "x", "num_experts": 4, **MOE},
+     {"first_k_dense_replace": -1, "num_experts": 4, **MOE},
+     {"shared_expert_intermediate_size": "x", "num_experts": 4, **MOE}],
+)  # fmt: skip
 def test_impossible_sizes_are_bad_input(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=next(iter(wrong))):
         inventory_from_config({**SMALL, "model_type": "llama", **wrong})

@@ -41,6 +41,14 @@ def test_cells_carry_a_letter_and_not_colour_alone(results: Results) -> None:
     assert picture.wide.count('class="declared"') == 1
 
 
+def test_contexts_do_not_run_into_each_other() -> None:
+    """Eight columns on a phone are 35 px apart: 18.43k beside 36.86k would be one word."""
+    ticks = ((288, "288", "288"), (9_216, "9216", "9216"), (18_432, "18k", "18.43k"), (131_072, "131k", "131.1k"))
+    for tokens, narrow, wide in ticks:
+        assert map_plots.across(tokens, 35.0) == narrow
+        assert map_plots.across(tokens, 70.0) == wide
+
+
 def test_higher_concurrency_is_drawn_higher(results: Results) -> None:
     picture = map_plots.decision_map(results)
     assert picture is not None
@@ -82,7 +90,7 @@ def test_users_name_what_ends_them(results: Results) -> None:
 def test_how_far_it_holds_is_said(results: Results) -> None:
     concurrency, context = wording.holds(results)
     assert concurrency == (
-        f"Holds until 18 requests in flight (18.0× the declared 1); then {sample_map.RIVAL} wins: its memory is full."
+        f"Holds until 18 requests in flight (18.0× the declared 1); then {sample_map.RIVAL} wins: the advice's memory is full."
     )
     assert context == (
         "Holds until 5,120 tokens of context (8.00× the declared 640), as far as was looked. "

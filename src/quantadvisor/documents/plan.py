@@ -75,6 +75,9 @@ class PlanCandidate(OpenDocument):
     """The least certain class among its kernels' isolated times in the runtime's tables, at the declared concurrency."""
     kernels_ms: float | None = None
     """Their sum over a decode step, without lm_head; the model's own time has what a server makes of it."""
+    prompt_kernels: KernelSource = "roofline"
+    """The same of one prompt's pass."""
+    prompt_kernels_ms: float | None = None
     notes: tuple[str, ...] = ()
 
 
