@@ -14,6 +14,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+LARGEST_EXACT = 64
+"""255 x 64 x 2 = 32,640: the largest int8 weight in magnitude whose sums cannot saturate; `reduce_range` writes up to it."""
 EXACT = {"avx_vnni", "avx512_vnni", "amx_int8"}
 
 
