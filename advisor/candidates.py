@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from quantadvisor.documents import BadInput, Candidate, Device, RuntimeChoice, Scheme, Target, Unavailable, Workload
 from quantadvisor.kernels.llama_layouts import crash
+from quantadvisor.kernels.saturation import saturates
 from quantadvisor.methods.refusals import COMPRESSED
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
@@ -73,10 +74,12 @@ CATALOGUE = (
     Entry("fpq", "wfp4", "weights", ("onnxruntime", "openvino+f32")),
     Entry("mixed", "w4w8-g64", "weights", ONNX),
     Entry("dynamic_int8", "w8a8", "activations", ONNX),
+    Entry("dynamic_int8", "w7a8", "activations", ONNX),
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("dynamic_int8", "w8a8-bf16", "activations", COMPRESSED),
     Entry("static_int8", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8", "activations", ONNX),
+    Entry("smoothquant", "w7a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
     Entry("smoothquant", "w8a8-bf16", "activations", COMPRESSED),
@@ -180,7 +183,9 @@ def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
 
 
 def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
-    """Why the option `plain` is no candidate: what it avoids does not happen here."""
+    """Why the option `plain`, or 7-bit weights, are no candidate: what they avoid does not happen here."""
+    if made.scheme.name.startswith("w7a8") and not made.refused and not saturates():
+        return "this CPU multiplies 8-bit weights exactly and as fast: 7 bits avoid the saturation of CPUs without VNNI or AMX"
     if made.refused or "plain" not in made.options:
         return None
     fast = tuple(option for option in made.options if option != "plain")

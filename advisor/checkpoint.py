@@ -18,7 +18,7 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 from .candidates import asked_runtimes, needless, places_on
 from .stored_gguf import gguf_in, of_gguf
-from .stored_graphs import of_onnx, of_openvino
+from .stored_graphs import of_onnx, of_openvino, saturation_notes
 from .stored_transformers import of_transformers
 from .stored_words import GIVE
 
@@ -83,8 +83,9 @@ def existing_checkpoints(workload: Workload, inventory: Inventory, device: Devic
     for path in workload.checkpoints:
         checkpoint = described(path)
         check_same_model(checkpoint, inventory, workload.model)
+        notes = saturation_notes(Path(checkpoint.path)) if device.kind == "cpu" else ()
         found += [
-            given(checkpoint, place, device.isa, asked[name])
+            given(checkpoint, place, device.isa, asked[name]).model_copy(update={"notes": notes})
             for place in places_on(device, PLACES[checkpoint.format])
             if (name := place.split("+")[0]) in asked
         ]

@@ -23,6 +23,7 @@ from .gate_specs import check_same_traffic, server_of, side_of_spec
 from .gate_texts import texts_of
 from .spec import load_workload
 from .stages import Progress
+from .stored_graphs import saturation_notes
 
 
 @contextmanager
@@ -86,6 +87,7 @@ def artifacts_live(asked: Asked, sides: list[Side], workload: Workload, device: 
     limit = int(device.memory_bytes * 0.4)
     texts = texts_of(workload, device, sides[0].artifact, asked.quality, progress)
     sizes = artifact_bytes(sides[0].artifact), artifact_bytes(sides[1].artifact)
+    said = [f"{where}: {note}" for where, side in zip(SIDES, sides, strict=True) for note in saturation_notes(side.artifact)]
     return Live(
         named=asked.sides,
         starts=(partial(sides[0].start, device.threads, limit), partial(sides[1].start, device.threads, limit)),
@@ -97,5 +99,5 @@ def artifacts_live(asked: Asked, sides: list[Side], workload: Workload, device: 
         windows=texts.windows,
         reference=texts.reference,
         factors=tuple(differing(*found)),
-        notes=texts.notes,
+        notes=(*texts.notes, *said),
     )

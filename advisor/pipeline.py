@@ -202,7 +202,7 @@ def load_model(workload: Workload, progress: Progress) -> Model:
 
 def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
     """Fake-quantized quality per method and scheme; for the built-in model also RTN INT4 before it was taken off its grid."""
-    pairs = [(c.method, c.scheme) for c in candidates if c.refused is None]
+    pairs = [(c.method, c.scheme) for c in candidates if c.refused is None and c.excluded is None]
     chosen = schemes_at_risk(pairs)
     windows = context.windows(SIMULATED_TOKENS)
     assert windows.shape[1] == WINDOW

@@ -25,7 +25,9 @@ from . import step_time
 def kernel_class(scheme: Scheme) -> str:
     """Which family of probed kernels computes the scheme's linears."""
     if scheme.activations is not None:
-        return "fp8" if scheme.activations.number == "float" else "w8a8"
+        if scheme.activations.number == "float":
+            return "fp8"
+        return "w7a8" if scheme.weights is not None and scheme.weights.bits == 7 else "w8a8"
     if scheme.weights is None:
         return scheme.compute
     if scheme.weights.number == "codebook":

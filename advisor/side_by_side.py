@@ -39,6 +39,7 @@ from .explain import explain, number_of, plain_bytes, roof_of_linears
 from .pipeline import load_model
 from .prove import start_workers
 from .stages import Progress
+from .stored_graphs import saturation_notes
 from .survey import PROFILED_TOKENS, SHORT_DECODE
 
 ROUNDS = 5
@@ -62,6 +63,7 @@ def explain_checkpoint(path: str, workload: Workload, place: str | None, progres
         context = Context(workload, device, model.inventory, model.source, model.folder, Path(scratch), progress)
         with progress.stage("The checkpoint beside the unquantized model"):
             quantized, unquantized, notes = observe_both(context, checkpoint, peaks)
+    notes += saturation_notes(Path(checkpoint.path))
     return explain(checkpoint, quantized, unquantized, workload, model.inventory, peaks, notes)
 
 

@@ -8,26 +8,68 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
 from quantadvisor.documents import BadInput
+from quantadvisor.kernels.saturation import LARGEST_EXACT, saturates
 
 from .stored_words import GIVE, json_of, most, named
 
 LOW_BIT = {"u2": 2, "i4": 4, "u4": 4, "nf4": 4, "i8": 8, "u8": 8, "f8e4m3": 8, "f8e5m2": 8}
 THROUGH = ("Convert", "Subtract", "Multiply", "Reshape", "FakeQuantize", "Transpose", "FakeConvert")
 """What may stand between an OpenVINO weight and its MatMul."""
-INTEGER_LINEARS = ("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul")
+INTEGER_LINEARS = {"MatMulInteger": 1, "MatMulIntegerToFloat": 1, "QLinearMatMul": 3, "DynamicQuantizeMatMul": 1}
+"""ONNX Runtime's products of integers, and which of their inputs is the weight."""
 
 
-def of_onnx(folder: Path) -> dict[str, Any]:
-    """From the graph of `model.onnx`, without its tensors."""
+def graph_of(folder: Path) -> Any:
+    """The GraphProto of `model.onnx` without its tensors."""
     try:
         import onnx
 
-        graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
+        return onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
     except ImportError:
         raise BadInput(str(folder), "onnx is not installed", "pip install 'quantadvisor[cpu]'") from None
     except Exception as error:  # protobuf's DecodeError, or onnx's own
         raise BadInput(str(folder / "model.onnx"), f"is not an ONNX graph ({type(error).__name__})", GIVE) from None
+
+
+def saturation_notes(folder: Path) -> tuple[str, ...]:
+    """One line where this CPU does not sum exactly what an ONNX folder asks it to multiply (`kernels/saturation.py`)."""
+    if not saturates() or not (folder / "model.onnx").is_file() or not (count := beyond_exact(folder)):
+        return ()
+    return (
+        f"{count} linears multiply u8 x s8 with weights beyond {LARGEST_EXACT}: this CPU saturates such sums;"
+        " quality measured here is what it gives",
+    )
+
+
+def beyond_exact(folder: Path) -> int:
+    """Products of integers in `model.onnx` whose int8 weights go beyond LARGEST_EXACT; one tensor in memory at a time."""
+    from onnx import TensorProto, numpy_helper
+
+    graph = graph_of(folder)
+    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def dequantized(name: str) -> Any | None:
+        node = makers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    weights = [node.input[at] for node in graph.node if (at := INTEGER_LINEARS.get(node.op_type)) is not None]
+    for node in graph.node:  # what ONNX Runtime makes such products of
+        if node.op_type == "MatMul" and dequantized(node.input[0]) and (source := dequantized(node.input[1])):
+            weights.append(source.input[0])
+    most = {name: np.abs(numpy_helper.to_array(stored[name], str(folder)).astype(np.int16)).max(initial=0)
+            for name in set(weights) & set(stored)}  # fmt: skip
+    return sum(most.get(name, 0) > LARGEST_EXACT for name in weights)
+
+
+def of_onnx(folder: Path) -> dict[str, Any]:
+    """From the graph of `model.onnx`, without its tensors."""
+    graph = graph_of(folder)
+    import onnx
+
     constant = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
 

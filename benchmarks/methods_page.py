@@ -40,6 +40,7 @@ EXPECTED = (
     Order("pre-shifted FPQ below min-max floats at W4A4", "fpq_activations-w4a4-fp", "fpq_activations-w4a4-fp-minmax"),
     Order("LLM.int8() below per-tensor W8A8", "llm_int8-w8a8-outlier", "dynamic_int8-w8a8-tensor"),
     Order("SmoothQuant below per-tensor W8A8", "smoothquant-w8a8-tensor", "dynamic_int8-w8a8-tensor"),
+    Order("8 bits of weight below 7 in W8A8", "dynamic_int8-w8a8", "dynamic_int8-w7a8"),
     Order("quantiles below integers at 4 bits", "kbit-quantile4-b64", "kbit-int4-b64"),
     Order("floats below integers at 4 bits", "kbit-e2m1-b64", "kbit-int4-b64"),
     Order("blocks of 64 below blocks of 1024", "kbit-nf4-b64", "kbit-nf4-b1024"),

@@ -86,7 +86,8 @@ def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_
         packed = groups * math.ceil(size * number.bits / 8) if whole else n * math.ceil(k * number.bits / 8)
     else:
         groups = 1 if number.granularity == "tensor" else n
-        packed = n * math.ceil(k * number.bits / 8)
+        whole = number.number == "int" and 4 < number.bits < 8  # nobody packs 7 bits: a byte each
+        packed = n * k if whole else n * math.ceil(k * number.bits / 8)
     zeros = 0 if number.symmetric else math.ceil(groups * number.bits / 8)
     return packed + math.ceil(groups * scale_bytes) + zeros
 

@@ -1,9 +1,10 @@
 """W8A8 without data: int8 weights per channel, activations rounded to int8 while the model runs.
 
-`w8a8` gives every token its own scale. `w8a8-tensor` is what `onnxruntime.quantization.quantize_dynamic` writes: one
-range for the whole activation tensor, in which a single outlier token (the first one of a sequence, usually) takes the
-resolution from all others. On SmolLM2-135M its KL against fp32 is 0.41, against 0.032 per token. `w8a8-bf16` is per token,
-in a compressed-tensors folder whose other tensors are bfloat16, lm_head among them: vLLM's.
+`w8a8` gives every token its own scale; `w7a8` is the same with weights of 7 bits, for CPUs without VNNI or AMX. `w8a8-tensor`
+is what `onnxruntime.quantization.quantize_dynamic` writes: one range for the whole activation tensor, in which a single
+outlier token (the first one of a sequence, usually) takes the resolution from all others. On SmolLM2-135M its KL against
+fp32 is 0.41, against 0.032 per token. `w8a8-bf16` is per token, in a compressed-tensors folder whose other tensors are
+bfloat16, lm_head among them: vLLM's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COST = "one pass over the weights, no calibration"
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (*named("w8a8", "w8a8-tensor"), scheme_named("w8a8-bf16"))
+    return (*named("w8a8", "w7a8", "w8a8-tensor"), scheme_named("w8a8-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -36,8 +37,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    assert scheme.activations is not None
-    per_token = scheme.activations.granularity == "token"
+    assert scheme.weights is not None and scheme.activations is not None
+    per_token, bits = scheme.activations.granularity == "token", int(scheme.weights.bits)
     with base_folder(model_folder, runtime, out, base) as source:
         if runtime in COMPRESSED:
             from .formats import compressed
@@ -48,5 +49,5 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
         return write_onnx(
             source, scheme, calibration, out,
-            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, per_token=per_token),
+            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, per_token=per_token, bits=bits),
         )  # fmt: skip

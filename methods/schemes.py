@@ -5,7 +5,9 @@
     w4-g64-bf16     the same with everything else in 16 bit, lm_head and embeddings too: compressed-tensors, GPTQ's layout
     w4w8-g64        4 or 8 bit, chosen per linear by its sensitivity
     w8a8            int8 weights per channel, int8 activations at run time, one scale per token
-    w8a8-tensor     the same with one range per activation tensor: what onnxruntime's quantize_dynamic writes
+    w7a8            the same with 7 bits of weight in int8 (reduce_range): exact on CPUs without VNNI or AMX, where sums of
+                    products with 8 bits saturate (kernels/saturation.py)
+    w8a8-tensor     w8a8 with one range per activation tensor: what onnxruntime's quantize_dynamic writes
     w8a8-static     the same with that range fixed by calibration
     w8a8-bf16       w8a8 with everything else in bfloat16, lm_head and embeddings too: compressed-tensors
     nf4-b64         blocks of 64 weights on the values of a number type, times their max|w|: int, nf (NF4), quantile and
@@ -40,7 +42,7 @@ MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
 
 PATTERN = re.compile(
-    r"(?P<float>fp32|bf16|fp16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static|-bf16)?|q(?P<blocks>[45]_[01]|8_0)"
+    r"(?P<float>fp32|bf16|fp16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static|-bf16)?|(?P<reduced>w7a8)|q(?P<blocks>[45]_[01]|8_0)"
     r"|q(?P<super>[2-6])_k|wfp(?P<row>[468])"
     r"|(?P<type>(?:int|nf|quantile|dynamic)(?P<wide>[3-8])|e(?P<e>[1-5])m(?P<m>[0-6]))-b(?P<block>\d+)(?P<centred>-c)?(?P<doubled>-dq)?"
     r"(?:-p(?P<percent>\d+))?"
@@ -79,7 +81,7 @@ def scheme(name: str) -> Scheme:
         if found["half"]:
             return Scheme(name=name, compute="bf16", weights=weights, keys=cache, values=cache)
         return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=cache, values=cache)
-    channel = integer(8, "channel")
+    channel = integer(7 if found["reduced"] else 8, "channel")
     shared = None if found["range"] in ("-static", "-bf16") else integer(8, "group", HEAD_GROUP)
     half: Literal["fp32", "bf16"] = "bf16" if found["range"] == "-bf16" else "fp32"
     return Scheme(

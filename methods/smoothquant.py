@@ -42,7 +42,7 @@ Round = Callable[[Floats], Floats]
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (*named("w8a8", "w8a8-tensor"), scheme_named("w8a8-static"), scheme_named("w8a8-bf16"))
+    return (*named("w8a8", "w7a8", "w8a8-tensor"), scheme_named("w8a8-static"), scheme_named("w8a8-bf16"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -59,11 +59,12 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None, linear: bool = True) -> tuple[str, ...]:  # fmt: skip
     """`linear`: also smooth the inputs of o_proj and down_proj, through v_proj and up_proj."""
-    assert scheme.activations is not None
+    assert scheme.weights is not None and scheme.activations is not None
+    bits = int(scheme.weights.bits)
     with base_folder(model_folder, runtime, out, base) as source:
         per_token = scheme.activations.granularity == "token"
         seen = calibration if runtime == "openvino" else calibration[:RANGE_SAMPLES]
-        found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear)
+        found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear, bits)
         if runtime in COMPRESSED:
             from .formats import compressed
 
@@ -79,7 +80,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         factors = onnx.rescaled(source, found.scales, config(model_folder))
         more = write_onnx(
             source, scheme, calibration, out,
-            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, factors, per_token),
+            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, factors, per_token, bits=bits),
         )  # fmt: skip
         return (found.note, *more)
 
@@ -99,8 +100,9 @@ def smoothing(x_bound: Floats, w_bound: Floats, alpha: float) -> Scale:
     return scale
 
 
-def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, linear: bool) -> Found:
-    """The scale of every pair, by the output error of its readers; `inputs` covers the pairs' readers."""
+def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, linear: bool, bits: int = 8) -> Found:
+    """The scale of every pair, by the output error of its readers with weights of so many bits; `inputs` covers the pairs'
+    readers."""
     from .observe import load, observe, weight
 
     model = load(model_folder)
@@ -120,7 +122,7 @@ def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, lin
             weights = [weight(model, target) for target in every[name].targets]
             w_bound = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
             bounds = np.maximum(-low[name], high[name]), w_bound
-            picked[name] = best(every[name], x, bounds, [w[::SEARCH_ROWS] for w in weights], rounding)
+            picked[name] = best(every[name], x, bounds, [w[::SEARCH_ROWS] for w in weights], rounding, bits)
 
     observe(model, calibration[:1, :SEARCH_TOKENS], dict.fromkeys(every, choose))
     scales = [(pair, scale) for name, pair in every.items() if (scale := picked[name][1]) is not None]
@@ -133,30 +135,30 @@ def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, lin
 
 
 def best(pair: Pair, x: Floats, bounds: tuple[Floats, Floats], weights: list[Floats],
-         rounding: Round) -> tuple[float | None, Scale | None]:  # fmt: skip
+         rounding: Round, bits: int = 8) -> tuple[float | None, Scale | None]:  # fmt: skip
     """(exponent, scale) of least output error; (None, None) when no scale beats leaving the tensor as it is.
 
     `bounds`: max|X_j| and max|W_j|, each [K]. `weights`: rows [N, K] of the readers that the error is measured on.
     """
     x_bound, w_bound = map(pair.gather, bounds)
     exact = [x @ w.T for w in weights]
-    least = output_error(x, weights, exact, rounding)
+    least = output_error(x, weights, exact, rounding, bits)
     found: tuple[float | None, Scale | None] = (None, None)
     for alpha in GRID:
         scale = smoothing(x_bound, w_bound, alpha)
         wide = pair.spread(scale)
-        error = output_error(x / wide, [w * wide for w in weights], exact, rounding)
+        error = output_error(x / wide, [w * wide for w in weights], exact, rounding, bits)
         if error < least:
             least, found = error, (alpha, scale)
     return found
 
 
-def output_error(x: Floats, weights: list[Floats], exact: list[Floats], rounding: Round) -> float:
+def output_error(x: Floats, weights: list[Floats], exact: list[Floats], rounding: Round, bits: int) -> float:
     """Sum over readers of |Q(x) Q(w)^T - exact|^2 / |exact|^2; weights rounded per channel. A reader that
     writes zeros whatever it reads has no say."""
     rounded, total = rounding(x), 0.0
     for w, y in zip(weights, exact, strict=True):
-        codes, scale = quantize_channels(w)
+        codes, scale = quantize_channels(w, 2 ** (bits - 1) - 1)
         if size := float(np.square(y).sum()):
             total += float(np.square(rounded @ (codes * scale[:, None]).T - y).sum()) / size
     return total

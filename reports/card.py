@@ -28,7 +28,7 @@ def _what(results: Results, chosen: Candidate) -> list[str]:
     lines = [
         f"- Format: {results.artifact.format}",
         f"- Method: {facts.METHODS.get(chosen.method, chosen.method)}",
-        f"- Scheme: {chosen.scheme.name}",
+        f"- Scheme: {chosen.scheme.name}: {facts.scheme_words(chosen.scheme)}",
         f"- Made for: {facts.traffic_words(results.workload.traffic)}, on {results.device.name}",
     ]
     source = results.environment.source_already_quantized

@@ -282,7 +282,8 @@ def scheme_words(scheme: Scheme) -> str:
     parts = []
     if scheme.weights is not None:
         group = f" in groups of {scheme.weights.group_size}" if scheme.weights.group_size else ""
-        parts.append(f"{_bits(scheme.weights.bits)} weights{group}")
+        reduced = " (reduce_range: exact on CPUs without VNNI)" if scheme.name.startswith("w7a8") else ""
+        parts.append(f"{_bits(scheme.weights.bits)} weights{group}{reduced}")
     if scheme.activations is not None:
         parts.append(f"{_bits(scheme.activations.bits)} activations")
     cache = scheme.keys or scheme.values

@@ -44,8 +44,9 @@ def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], ac
 
 
 def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None, per_token: bool = False,
-                          head: LinearFormat = (8, 64, True)) -> None:  # fmt: skip
-    """Layers: int8 weights per channel, activations rounded at run time. lm_head: MatMulNBits, in the format `head`.
+                          head: LinearFormat = (8, 64, True), bits: int = 8) -> None:  # fmt: skip
+    """Layers: integer weights per channel of `bits` bits (8, or per token 7), activations rounded at run time. lm_head:
+    MatMulNBits, in the format `head`.
 
     `per_token` False writes what `onnxruntime.quantization.quantize_dynamic` writes: DynamicQuantizeLinear, ONE range
     per activation tensor, so a long prompt with one outlier token rounds all its tokens coarsely. ONNX Runtime fuses it
@@ -57,7 +58,7 @@ def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None,
             if name == "lm_head":
                 group_linear(edit, node, head, 4)
             elif per_token:
-                token_linear(edit, node, shared)
+                token_linear(edit, node, shared, bits)
             else:
                 tensor_linear(edit, node, shared)
 
@@ -197,7 +198,7 @@ def tensor_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, st
     replace(edit, [node], nodes)
 
 
-def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]]) -> None:
+def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]], bits: int = 8) -> None:
     """MatMul -> per-token scale, QuantizeLinear with scale 1, MatMulIntegerToFloat, Mul by the tokens' scales."""
     import onnx
 
@@ -222,7 +223,7 @@ def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str
             make("QuantizeLinear", [part["unit"], one, middle], [part["codes"]], name=f"{source}_codes"),
         ]
     codes, scale, zero = shared[source]
-    weight, weight_scale, weight_zero = channel_weight(edit, node)
+    weight, weight_scale, weight_zero = channel_weight(edit, node, bits)
     nodes += [
         make("MatMulIntegerToFloat", [codes, weight, one, weight_scale, zero, weight_zero], [f"{name}_unscaled"],
              name=f"{name}_quant", domain=MICROSOFT),
@@ -231,15 +232,15 @@ def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str
     replace(edit, [node], nodes)
 
 
-def channel_weight(edit: Rewrite, node: Any) -> tuple[str, str, str]:
-    """8-bit codes [K, N], scales [N] and zeros [N] of a MatMul's weight: names of the three tensors. The codes are int8
-    about 0, or uint8 about 128 where products with int8 saturate (`kernels/saturation.py`)."""
+def channel_weight(edit: Rewrite, node: Any, bits: int = 8) -> tuple[str, str, str]:
+    """Codes [K, N] of so many bits, scales [N] and zeros [N] of a MatMul's weight: names of the three tensors. The codes are
+    int8 about 0; of 8 bits uint8 about 128 where products with such int8 saturate (`kernels/saturation.py`)."""
     weight = node.input[1]
     value = edit.tensor(weight)
-    codes, scales = quantize_channels(np.ascontiguousarray(value.T))
+    codes, scales = quantize_channels(np.ascontiguousarray(value.T), 2 ** (bits - 1) - 1)
     edit.drop(weight)
     zero: NDArray[Any] = np.zeros(len(scales), np.int8)
-    if saturates():
+    if bits == 8 and saturates():
         codes, zero = (codes.astype(np.int16) + 128).astype(np.uint8), np.full(len(scales), 128, np.uint8)
     return (
         edit.add(f"{weight}_quantized", np.ascontiguousarray(codes.T)),

@@ -84,6 +84,11 @@ def test_both_halves_of_an_open_mixture_get_a_ghost() -> None:
     assert ghosts(four, eight, mixture.model_copy(update=excluded)) == {eight.name}
 
 
+def test_7_bit_weights_run_in_another_kernel_where_8_saturate_and_get_a_ghost_of_their_own() -> None:
+    both = [candidate(f"smoothquant-{name}@onnxruntime", 1.0) for name in ("w8a8", "w7a8")]
+    assert ghosts_to_run(both, Probes((), INVENTORY, 0.5), workload(), cache_binds=False) == both
+
+
 def test_llm_int8_gets_a_ghost_of_its_own() -> None:
     plain, split = candidate("dynamic_int8-w8a8@onnxruntime", 1.0), candidate("llm_int8-w8a8-outlier@onnxruntime", 1.0)
     probes = Probes((), INVENTORY, 0.5)

@@ -31,8 +31,9 @@ def test_every_method_says_what_it_costs() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 60])
-def test_training_takes_a_budget(seconds: int, tmp_path: Path) -> None:
+def test_training_takes_a_budget(seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    monkeypatch.setattr(candidates, "saturates", lambda: True)
     work = workload(budget={"train_s": seconds})
     found = enumerate_candidates(work, tmp_path, PLAIN)
     reasons = {trains(c.method): set() for c in found}
@@ -101,6 +102,20 @@ def test_plain_is_a_candidate_where_the_fast_layout_crashes(
     assert not crashes or "the option plain avoids it" in str(fast.refused)
     assert crashes or "plain only avoids" in str(plain.excluded)
     assert found["none-bf16@llama.cpp"].refused is None
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_7_bit_weights_compete_where_8_saturate(here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    monkeypatch.setattr(candidates, "saturates", lambda: here)
+    monkeypatch.setattr("quantadvisor.advisor.candidates.refusal", lambda *_: None)
+    found = [c for c in enumerate_candidates(workload(), tmp_path, PLAIN) if c.scheme.name in ("w7a8", "w8a8")]
+    open_ = {c.name for c in found if not c.refused and not c.excluded}
+    eight = {f"{m}-w8a8@{r}" for m in ("smoothquant", "dynamic_int8") for r in candidates.ONNX}
+    seven = {name.replace("w8a8", "w7a8") for name in eight}
+    assert eight <= open_
+    assert seven <= open_ if here else not seven & open_
+    assert all("exactly" in str(c.excluded) for c in found if c.name in seven - open_)
 
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, compute_capability="9.0", place="0")

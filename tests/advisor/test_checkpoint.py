@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantadvisor.advisor import stored_graphs
 from quantadvisor.advisor.checkpoint import check_quantized, check_same_model, described, existing_checkpoints, inspect
 from quantadvisor.advisor.stored_transformers import of_quantization_config
 from quantadvisor.documents import BadInput, Checkpoint, Device, Inventory
@@ -66,6 +67,58 @@ def test_onnx_integer_products_and_an_int8_cache(tmp_path: Path) -> None:
     assert found.scheme.name == "w8a8-tensor-kv8"
     assert (found.linears, found.stored_quantized) == (3, 3)
     assert found.scheme.quantizes_cache
+
+
+def products_folder(folder: Path, largest: int, kind: type = np.int8) -> Path:
+    """Three products of integers of which two have weights up to `largest`, one of them in a file of its own; and one that ONNX
+    Runtime makes of dequantized tensors."""
+    onnx = pytest.importorskip("onnx")
+    make, numbers, value = onnx.helper.make_node, onnx.TensorProto, onnx.helper.make_tensor_value_info
+    tensor = onnx.numpy_helper.from_array
+    big, small = np.array([[1, largest], [3, 4]], kind), np.array([[1, 2], [3, 64]], kind)
+    outside = tensor(big, "outside")
+    onnx.external_data_helper.set_external_data(outside, "weights.bin")
+    nodes = [
+        make("MatMulInteger", ["x", "big"], ["a"]), make("MatMulInteger", ["x", "small"], ["b"]),
+        make("MatMulIntegerToFloat", ["x", "outside", "one", "one"], ["c"], domain="com.microsoft"),
+        make("DequantizeLinear", ["x", "one"], ["floats"]), make("DequantizeLinear", ["big", "one"], ["w"]),
+        make("MatMul", ["floats", "w"], ["d"]),
+    ]  # fmt: skip
+    graph = onnx.helper.make_graph(
+        nodes, "g", [value("x", numbers.UINT8, [2, 2])], [value("a", numbers.INT32, [2, 2])],
+        [tensor(big, "big"), tensor(small, "small"), outside, tensor(np.float32(1), "one")],
+    )  # fmt: skip
+    folder.mkdir()
+    onnx.external_data_helper.save_external_data(outside, str(folder))
+    outside.ClearField("raw_data")
+    graph.initializer[2].CopyFrom(outside)
+    (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    (folder / "genai_config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(("largest", "kind", "here", "count"), [
+    (127, np.int8, True, 3), (-65, np.int8, True, 3), (-64, np.int8, True, 0), (255, np.uint8, True, 0), (127, np.int8, False, 0),
+])  # fmt: skip
+def test_products_that_this_cpu_saturates_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, kind: type, here: bool, count: int
+) -> None:
+    monkeypatch.setattr(stored_graphs, "saturates", lambda: here)
+    found = stored_graphs.saturation_notes(products_folder(tmp_path / "m", largest, kind))
+    assert [note.partition(":")[0] for note in found] == [f"{count} linears multiply u8 x s8 with weights beyond 64"] * bool(
+        count
+    )
+
+
+def test_a_checkpoint_of_the_spec_says_that_this_cpu_saturates_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    monkeypatch.setattr(stored_graphs, "saturates", lambda: True)
+    mine = str(products_folder(tmp_path / "m", 127))
+    found = existing_checkpoints(workload(checkpoints=[mine]), INVENTORY, DEVICE)
+    assert [one.notes for one in found] == [stored_graphs.saturation_notes(Path(mine))] * 2
+    gpu = existing_checkpoints(workload(checkpoints=[mine]), INVENTORY, DEVICE.model_copy(update={"kind": "cuda"}))
+    assert gpu
+    assert {one.notes for one in gpu} == {()}
 
 
 def openvino_folder(folder: Path, element: str) -> Path:

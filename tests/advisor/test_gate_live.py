@@ -4,22 +4,27 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from quantadvisor.advisor import gate_blocks, gate_watch
+from quantadvisor.advisor import gate_blocks, gate_open, gate_watch, stored_graphs
 from quantadvisor.advisor import gate_live as gate_live_module
 from quantadvisor.advisor.gate_blocks import Block, paired_times, run_blocks
 from quantadvisor.advisor.gate_inspect import output_metric, scored_metrics
 from quantadvisor.advisor.gate_live import Live, gate_live
+from quantadvisor.advisor.gate_sides import Side
+from quantadvisor.advisor.gate_texts import Texts
 from quantadvisor.advisor.gate_watch import Snapshot, cpu_clock, disturbance, gpu_clocks, machine_s, opened_nvml
+from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import BadInput, CandidateFailed, Device, Gate
 from quantadvisor.profiling.workers import Generated
 
 from .documents import workload
 from .noises import NOISES, Noise
+from .test_checkpoint import products_folder
 
 TTFT_S, ITL_S = 0.2, 0.01
 PROMPTS = np.arange(8, dtype=np.int64)[None]
@@ -156,6 +161,18 @@ def test_what_the_clock_does_not_notice(faults: dict[str, Any], names: list[str]
 def test_a_larger_artifact_is_a_regression_and_a_smaller_one_is_not() -> None:
     assert failed(gate_live(live(sizes=(5, 6)))) == ["artifact_bytes"]
     assert gate_live(live(sizes=(6, 5))).exit_code == 0
+
+
+def test_a_side_that_this_cpu_saturates_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A baseline with 7 bits of weight, a candidate with 8."""
+    monkeypatch.setattr(stored_graphs, "saturates", lambda: True)
+    monkeypatch.setattr(gate_open, "texts_of", lambda *_: Texts(PROMPTS, None, None, ("quality was not compared",)))
+    monkeypatch.setattr(gate_open, "versions", lambda *_: {})
+    folders = [products_folder(tmp_path / name, largest) for name, largest in (("seven", 63), ("eight", 127))]
+    sides = [Side(folder, "onnxruntime", (), sys.executable, tmp_path) for folder in folders]
+    asked: Any = SimpleNamespace(sides=("seven", "eight"), quality="none")
+    made = gate_open.artifacts_live(asked, sides, workload(), DEVICE, Quiet())
+    assert [note.partition(" multiply")[0] for note in made.notes] == ["quality was not compared", "candidate: 3 linears"]
 
 
 def test_incoherent_output_is_anomalous() -> None:

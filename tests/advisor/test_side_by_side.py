@@ -4,14 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from quantadvisor.advisor import side_by_side, stored_graphs
 from quantadvisor.advisor.side_by_side import fit, steadiest, time_of
+from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import Explanation
 
-from .documents import figure
+from .documents import figure, workload
+from .test_checkpoint import products_folder
 
 SPEC = """schema: quantadvisor/workload/1
 model: builtin:smollm2-135m
@@ -58,6 +62,20 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, checkpoint: str, more:
     assert len(done.stderr.strip().splitlines()) == 1
     assert said in done.stderr
     assert done.stdout == ""
+
+
+def test_an_explanation_says_that_this_cpu_saturates_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its notes, with everything that measures taken out."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(stored_graphs, "saturates", lambda: True)
+    model = SimpleNamespace(inventory=None, source=None, folder=tmp_path)
+    for name, made in (("load_model", model), ("check_same_model", None), ("measure_peaks", None)):
+        monkeypatch.setattr(side_by_side, name, lambda *_, made=made: made)
+    monkeypatch.setattr(side_by_side, "observe_both", lambda *_: (None, None, ("another note",)))
+    monkeypatch.setattr(side_by_side, "explain", lambda *given: given[-1])
+    notes = side_by_side.explain_checkpoint(str(products_folder(tmp_path / "m", 127)), workload(), None, Quiet())
+    assert notes[0] == "another note"
+    assert [note.partition(":")[0] for note in notes[1:]] == ["3 linears multiply u8 x s8 with weights beyond 64"]
 
 
 @pytest.mark.slow

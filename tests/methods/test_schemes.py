@@ -11,6 +11,7 @@ from quantadvisor.methods.schemes import scheme
         ("w8-g64", 8, "group", 64, True),
         ("w4w8-g64-kv8", 7, "group", 64, False),
         ("w8a8", 8, "channel", None, True),
+        ("w7a8-kv8", 7, "channel", None, True),
     ],
 )
 def test_weights(name: str, bits: float, granularity: str, group: int | None, symmetric: bool) -> None:
@@ -35,7 +36,7 @@ def test_floats() -> None:
 
 @pytest.mark.parametrize(
     ("name", "granularity", "dynamic"),
-    [("w8a8", "token", True), ("w8a8-tensor", "tensor", True), ("w8a8-static", "tensor", False)],
+    [("w8a8", "token", True), ("w7a8", "token", True), ("w8a8-tensor", "tensor", True), ("w8a8-static", "tensor", False)],
 )
 def test_activations_say_what_they_are(name: str, granularity: str, dynamic: bool) -> None:
     activations = scheme(name).activations
@@ -131,6 +132,7 @@ def test_rarer_caches(name: str, number: str, bits: float, granularities: tuple[
         "w4",
         "int4",
         "w8a8-row",
+        "w7a8-tensor",
         "w4-g32-kv3",
         "",
     ],

@@ -1,5 +1,6 @@
 """The model card of an artifact: what a reader of the folder alone must find."""
 
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.reports.card import render_card
 
 from . import sample
@@ -19,6 +20,14 @@ def test_the_card_holds_scheme_numbers_command_versions_and_hashes() -> None:
         assert f"{package} {version}" in card or f"{package}: {version}" in card
     assert "| TPOT |" in card
     assert "mean KL against fp32" in card
+
+
+def test_the_card_says_which_cpus_7_bits_of_weight_are_for() -> None:
+    made = sample.complete()
+    chosen = [c.model_copy(update={"scheme": scheme("w7a8")}) if c.name == made.verdict.choice else c for c in made.candidates]
+    card = render_card(made.model_copy(update={"candidates": tuple(chosen)}))
+    assert "- Scheme: w7a8: 7-bit weights (reduce_range: exact on CPUs without VNNI), 8-bit activations\n" in card
+    assert "reduce_range" not in render_card(made)
 
 
 def test_without_an_artifact_there_is_no_card() -> None:

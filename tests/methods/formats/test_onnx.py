@@ -143,6 +143,27 @@ def test_w8a8_is_exact_on_this_cpu(
     np.testing.assert_allclose(run(tmp_path / "ours", tokens[0]), run(tmp_path / "exact", tokens[0]), atol=1e-3)
 
 
+def test_7_bits_of_weight_are_exact_in_int8_where_8_are_not(base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """On any CPU: the same codes about 128 go through products that saturate nowhere. Their KL is that of 7 bits: above 8's."""
+    onnx.quantize_dynamic_w8a8(base, tmp_path / "w7a8", per_token=True, bits=7)
+    onnx.quantize_dynamic_w8a8(base, tmp_path / "w8a8", per_token=True)
+    with Rewrite(tmp_path / "w7a8", tmp_path / "exact") as edit:
+        codes = [name for name in edit.old if name.endswith(".weight_quantized")]
+        for name in codes:
+            seven, zero = edit.tensor(name), edit.tensor(name.replace("_quantized", "_zero_point"))
+            assert seven.dtype == np.int8
+            assert np.abs(seven).max() == 63
+            edit.drop(name)
+            edit.drop(name.replace("_quantized", "_zero_point"))
+            edit.add(name, (seven.astype(np.int16) + 128).astype(np.uint8))
+            edit.add(name.replace("_quantized", "_zero_point"), np.full(len(zero), 128, np.uint8))
+    assert len(codes) == 10
+    ours = run(tmp_path / "w7a8", tokens[0])
+    np.testing.assert_allclose(ours, run(tmp_path / "exact", tokens[0]), atol=1e-4)
+    exact = run(base, tokens[0])
+    assert kl(exact, run(tmp_path / "w8a8", tokens[0])) < kl(exact, ours)
+
+
 def test_w8a8_per_tensor_is_fused(base: Path, tmp_path: Path) -> None:
     onnx.quantize_dynamic_w8a8(base, tmp_path / "out")
     found = operators(tmp_path / "out", tmp_path)
