@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantadvisor.documents import CandidateFailed
-from quantadvisor.methods import awq, gptq
+from quantadvisor.methods import awq, gptq, lkd, llm_qat, qlora
 from quantadvisor.methods.affine import dequantize_groups, quantize_channels, quantize_groups
 from quantadvisor.methods.fake import applied, with_weights
 from quantadvisor.methods.formats import bridges, pack_quantized
@@ -57,16 +57,24 @@ def dead_model(dead: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(dead, dtype=torch.float32).eval()
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """What is dead divides by zero in the first step; the many that win quality back are beside the point here."""
+    for module, steps in ((lkd, 25), (llm_qat, 40), (qlora, 40)):
+        monkeypatch.setattr(module, "STEPS", steps)
+
+
 FAKED = [name for name in METHODS if hasattr(method(name), "fake") or hasattr(method(name), "rounded")]
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("name", FAKED)
 def test_dead_channels_never_give_nan(name: str, dead: Path, dead_model: Any, tokens: np.ndarray) -> None:
     if name.startswith("gguf"):
         pytest.importorskip("llama_cpp")
     module: Any = method(name)
     chosen = [one for one in module.schemes() if one.compute == "fp32"]
-    for one in (chosen[0], chosen[-1]):
+    for one in dict.fromkeys((chosen[0], chosen[-1])):  # the same where there is one
         if hasattr(module, "fake"):
             fake = module.fake(dead_model, one, tokens[:2])
         else:
