@@ -160,12 +160,19 @@ def test_an_architecture_without_a_map_is_refused_by_its_name(name: str, tmp_pat
     assert "'gemma2'" in str(refused)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(llama: Path, tokens: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What AWQ writes when nothing stops it."""
+    out = tmp_path_factory.mktemp("undisturbed") / "whole"
+    awq.apply(llama, scheme("w4-g32-bf16"), "vllm", tokens[:2], out)
+    return out
+
+
 @pytest.mark.parametrize("stop", range(8))
 def test_awq_interrupted_at_any_group_resumes_to_the_same_bytes(
-    stop: int, llama: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, undisturbed: Path, llama: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = scheme("w4-g32-bf16")
-    awq.apply(llama, chosen, "vllm", tokens[:2], tmp_path / "whole")
     real, calls = awq.best_scale, iter(range(100))
 
     def interrupted(*given: Any) -> Any:
@@ -180,7 +187,7 @@ def test_awq_interrupted_at_any_group_resumes_to_the_same_bytes(
     monkeypatch.setattr(awq, "best_scale", real)
     notes = awq.apply(llama, chosen, "vllm", tokens[:2], tmp_path / "out")
     assert any("interrupted run" in note for note in notes) == (stop > 0)
-    for path in (tmp_path / "whole").iterdir():
+    for path in undisturbed.iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
     pack_quantized.read(tmp_path / "out")
 
