@@ -113,6 +113,28 @@ def base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def openvino_base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("openvino")
+    pytest.importorskip("optimum.intel")
+    from quantadvisor.methods.formats import openvino
+
+    out = tmp_path_factory.mktemp("openvino") / "base"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        openvino.export_base(llama, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def planted_base(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from quantadvisor.methods.formats import onnx
+
+    out = tmp_path_factory.mktemp("planted_base") / "base"
+    onnx.export_base(planted, out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def tokens() -> np.ndarray:
     """[4 samples, 32 tokens]"""
     return np.random.default_rng(0).integers(3, VOCABULARY, (4, 32)).astype(np.int64)

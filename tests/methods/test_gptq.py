@@ -175,12 +175,10 @@ def test_the_bridge_to_onnx_is_exact(llama: Path, base: Path, tokens: np.ndarray
     np.testing.assert_array_equal(integers_of(tmp_path / "out", f"{root}.mlp.down_proj", 128, 32), down)
 
 
-def test_the_bridge_to_openvino_is_exact(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    pytest.importorskip("optimum.intel")
+def test_the_bridge_to_openvino_is_exact(llama: Path, openvino_base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     from .formats.test_openvino import stored
 
-    gptq.apply(llama, scheme("w4-g32"), "openvino", tokens[:2], tmp_path / "out")
+    gptq.apply(llama, scheme("w4-g32"), "openvino", tokens[:2], tmp_path / "out", base=openvino_base)
     for name, expected in gptq.rounded(llama, scheme("w4-g32"), tokens[:2]).items():
         number, values = stored(tmp_path / "out", name)
         assert number == "u4"
