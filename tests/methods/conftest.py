@@ -21,17 +21,6 @@ def offline() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For training on tensors so small that more threads would wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def write_llama(folder: Path, tied: bool = True, **changes: object) -> Path:
     """Hidden 64, 2 layers, 4 heads over 2 key heads; a few loud channels, as trained models have."""
     import torch

@@ -58,7 +58,7 @@ def dead_model(dead: Path) -> Any:
 
 
 @pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is dead divides by zero in the first step; the many that win quality back are beside the point here."""
     for module, steps in ((lkd, 25), (llm_qat, 40), (qlora, 40)):
         monkeypatch.setattr(module, "STEPS", steps)

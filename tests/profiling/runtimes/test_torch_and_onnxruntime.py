@@ -132,9 +132,7 @@ def test_another_runtimes_artifact_is_refused(name: str, reason: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-genai"])
-def test_a_folder_of_the_builders_own_scores_too(
-    name: str, folders: dict[str, Path], reference: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_the_builders_own_scores_too(name: str, folders: dict[str, Path], reference: Path, tmp_path: Path) -> None:
     """One graph, with all logits: what onnxruntime-genai's builder writes. With the last only, the reason is said."""
     theirs, short = tmp_path / "theirs", tmp_path / "short"
     for folder, graph in ((theirs, "scoring.onnx"), (short, "model.onnx")):
