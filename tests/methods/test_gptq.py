@@ -81,12 +81,14 @@ def test_blocks_change_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.codes == gptq.solve(w, h, Grid(4, 64, False)).codes).mean() > 0.99
 
 
-def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A wide product takes all threads, a narrow one a single one; the codes are the same but for ties."""
     import torch
 
+    before, threads = torch.get_num_threads(), 2
+    torch.set_num_threads(threads)
+    request.addfinalizer(lambda: torch.set_num_threads(before))
     w, h = draw(3, 8, 80)
-    threads = torch.get_num_threads()
     found = gptq.solve(w, h, Grid(4, 16, False))
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(gptq, "ALONE", 1)
