@@ -64,7 +64,7 @@ def greedy(folders: dict[str, Path]) -> Any:
 
 
 def opened(name: str, folder: Path) -> RunningWorker:
-    return RunningWorker(runtime_file(name), folder, (), 2)
+    return RunningWorker(runtime_file(name), folder, (), 1)
 
 
 @pytest.fixture(scope="module")
