@@ -88,6 +88,13 @@ def test_a_batch_generates_what_transformers_generates(name: str, workers: dict[
     assert made.peak_bytes > 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which libraries a process has loaded")
+def test_a_torch_worker_starts_without_scikit_learn(workers: dict[str, RunningWorker]) -> None:
+    loaded = Path(f"/proc/{workers['torch'].pid}/maps").read_text()
+    assert "libtorch" in loaded
+    assert "/sklearn/" not in loaded
+
+
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
 def test_recorded_rows_decode_alike(name: str, workers: dict[str, RunningWorker]) -> None:
     assert workers[name].steady(TOKENS, 5, 3).rows_equal
