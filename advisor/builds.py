@@ -202,8 +202,10 @@ def applied(build: Build, calibration: Any) -> tuple[str, ...]:
 def warm_libraries(runtime: str) -> None:
     """Import what the build needs before its memory is measured."""
     import torch  # noqa: F401
-    import transformers  # noqa: F401
 
+    from quantadvisor.profiling.runtimes.torch import leave_sklearn_out
+
+    leave_sklearn_out()
     if runtime.startswith("onnxruntime"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

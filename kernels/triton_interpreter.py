@@ -74,4 +74,25 @@ def mend() -> dict[str, Any]:
     builder.create_fp_to_fp = float_cast
     for operation in ("binary_op", "unary_op", "ternary_op", "create_fma"):
         setattr(builder, operation, forbidden(operation))
+    interpreter._patch_lang = _once_for_each_language(interpreter._patch_lang)
     return shipped
+
+
+def _once_for_each_language(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As shipped, `tl` and `tl.core` are patched anew at every launch and at every call of a device function, `tl.sum` too.
+
+    The patches say the same each time, and in this process nothing but the interpreter reads them: they stay.
+    """
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    done: set[frozenset[str]] = set()
+
+    def patched(fn: Any) -> Any:
+        seen = frozenset(one.__name__ for one in fn.__globals__.values() if one is core or one is interpreter.tl)
+        if seen not in done:
+            patch(fn)
+            done.add(seen)
+        return interpreter._LangPatchScope()
+
+    return patched

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -97,8 +98,24 @@ def missing_package(path: str) -> str | None:
     return None
 
 
+def leave_sklearn_out() -> None:
+    """transformers' models import scikit-learn, and most of scipy with it, for assisted generation alone: 1.2 s of the 9.5 s of
+    CPU time that a worker starts with (measured). transformers asks once whether it is there, here, and keeps the answer."""
+    from transformers.utils import is_sklearn_available
+
+    if "sklearn" in sys.modules:
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    try:
+        is_sklearn_available()
+    finally:
+        del sys.modules["sklearn"]
+
+
 def warm_imports() -> None:
     import torch
+
+    leave_sklearn_out()
     from transformers import AutoModelForCausalLM, DynamicCache  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 

@@ -1,5 +1,6 @@
 """Which Triton kernels a run checks on a GPU that it meets for the first time, and what it then refuses."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The file that notes every subject that was checked."""
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("QA_GPU", f"{NAME}, sm_90")
+    monkeypatch.setenv("QA_VERSIONS", json.dumps(gpu_timing.versions()))
     monkeypatch.setenv("QA_CHECKED", str(tmp_path / "checked"))
     monkeypatch.setattr(first_contact, "CHILD", Path(__file__).with_name("virtual_selfcheck.py"))
     return tmp_path / "checked"

@@ -15,6 +15,7 @@ import pytest
 from quantadvisor.advisor import cli, first_contact, gpu_probe, pipeline
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import Results
+from quantadvisor.kernels import gpu_timing
 from quantadvisor.kernels.gpu_fractions import reached
 from quantadvisor.profiling import environments, gpu_peaks
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime_file
@@ -63,6 +64,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QA_REAL_TORCH", str(runtime_file("torch")))
     monkeypatch.setenv("QA_ROOFS", json.dumps([virtual_cuda.READ_BYTES_PER_S, virtual_cuda.FLOPS_PER_S]))
     monkeypatch.setenv("QA_GPU", "NVIDIA Virtual V1, sm_90")
+    monkeypatch.setenv("QA_VERSIONS", json.dumps(gpu_timing.versions()))
     monkeypatch.setenv("QA_CHECKED", str(tmp_path / "checked"))
     monkeypatch.setattr(gpu_peaks, "CHILD", Path(__file__).with_name("virtual_peaks.py"))
     monkeypatch.setattr(gpu_probe, "CHILD", Path(__file__).with_name("virtual_kernels.py"))

@@ -21,17 +21,6 @@ def offline() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For training on tensors so small that more threads would wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def write_llama(folder: Path, tied: bool = True, **changes: object) -> Path:
     """Hidden 64, 2 layers, 4 heads over 2 key heads; a few loud channels, as trained models have."""
     import torch
@@ -109,6 +98,28 @@ def base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("base") / "base"
     onnx.export_base(llama, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def openvino_base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("openvino")
+    pytest.importorskip("optimum.intel")
+    from quantadvisor.methods.formats import openvino
+
+    out = tmp_path_factory.mktemp("openvino") / "base"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        openvino.export_base(llama, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def planted_base(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from quantadvisor.methods.formats import onnx
+
+    out = tmp_path_factory.mktemp("planted_base") / "base"
+    onnx.export_base(planted, out)
     return out
 
 

@@ -127,13 +127,13 @@ def with_weights(folder: Path, weights: dict[str, np.ndarray], row: np.ndarray) 
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_the_artifact_is_what_the_rounded_weights_say(runtime: str, llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+def test_the_artifact_is_what_the_rounded_weights_say(
+    runtime: str, llama: Path, tokens: np.ndarray, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Scales in norms and rows of v and up against their inverse in the readers: all in one product. lm_head is 8 bit."""
+    export = request.getfixturevalue("base" if runtime == "onnxruntime" else "openvino_base")
     expected = with_weights(llama, awq.rounded(llama, scheme("w4-g32"), tokens[:3]), tokens[3])
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
-        pytest.importorskip("optimum.intel")
-    awq.apply(llama, scheme("w4-g32"), runtime, tokens[:3], tmp_path / "out")
+    awq.apply(llama, scheme("w4-g32"), runtime, tokens[:3], tmp_path / "out", base=export)
     found = run(tmp_path / "out", tokens[3]) if runtime == "onnxruntime" else openvino_logits(tmp_path / "out", tokens[3])
     assert kl(expected, found) < 0.1 * kl(torch_logits(llama, tokens[3]), expected)
 

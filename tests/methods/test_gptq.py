@@ -81,12 +81,14 @@ def test_blocks_change_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.codes == gptq.solve(w, h, Grid(4, 64, False)).codes).mean() > 0.99
 
 
-def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A wide product takes all threads, a narrow one a single one; the codes are the same but for ties."""
     import torch
 
+    before, threads = torch.get_num_threads(), 2
+    torch.set_num_threads(threads)
+    request.addfinalizer(lambda: torch.set_num_threads(before))
     w, h = draw(3, 8, 80)
-    threads = torch.get_num_threads()
     found = gptq.solve(w, h, Grid(4, 16, False))
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(gptq, "ALONE", 1)
@@ -175,12 +177,10 @@ def test_the_bridge_to_onnx_is_exact(llama: Path, base: Path, tokens: np.ndarray
     np.testing.assert_array_equal(integers_of(tmp_path / "out", f"{root}.mlp.down_proj", 128, 32), down)
 
 
-def test_the_bridge_to_openvino_is_exact(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    pytest.importorskip("optimum.intel")
+def test_the_bridge_to_openvino_is_exact(llama: Path, openvino_base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     from .formats.test_openvino import stored
 
-    gptq.apply(llama, scheme("w4-g32"), "openvino", tokens[:2], tmp_path / "out")
+    gptq.apply(llama, scheme("w4-g32"), "openvino", tokens[:2], tmp_path / "out", base=openvino_base)
     for name, expected in gptq.rounded(llama, scheme("w4-g32"), tokens[:2]).items():
         number, values = stored(tmp_path / "out", name)
         assert number == "u4"

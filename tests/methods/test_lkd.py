@@ -21,7 +21,7 @@ FEW = 25
 
 
 @pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lkd, "STEPS", FEW)
 
 

@@ -56,14 +56,14 @@ def test_it_earns_its_place_on_planted_outliers(planted: Path, tokens: np.ndarra
         assert ours < fake_kl(plain, planted, tokens[:2]) / 4
 
 
-def test_the_artifact_is_the_sum_of_two_products(planted: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+def test_the_artifact_is_the_sum_of_two_products(planted: Path, planted_base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     from quantadvisor.methods import dynamic_int8
 
-    notes = llm_int8.apply(planted, scheme("w8a8-outlier"), "onnxruntime", tokens[:2], tmp_path / "out")
+    notes = llm_int8.apply(planted, scheme("w8a8-outlier"), "onnxruntime", tokens[:2], tmp_path / "out", base=planted_base)
     assert "outlier channels" in notes[0]
     exact = torch_logits(planted, tokens[3])
     ours = kl(exact, run(tmp_path / "out", tokens[3], chunk=8))
-    dynamic_int8.apply(planted, scheme("w8a8"), "onnxruntime", tokens[:2], tmp_path / "plain")
+    dynamic_int8.apply(planted, scheme("w8a8"), "onnxruntime", tokens[:2], tmp_path / "plain", base=planted_base)
     assert ours < kl(exact, run(tmp_path / "plain", tokens[3])) / 4
     assert operators(tmp_path / "out", tmp_path)["MatMulIntegerToFloat"] >= 8
 
@@ -76,15 +76,14 @@ def test_refusals(tmp_path: Path, llama: Path) -> None:
 
 
 def test_its_ghost_has_random_weights_and_the_models_own_outlier_channels(
-    planted: Path, tokens: np.ndarray, tmp_path: Path
+    planted: Path, planted_base: Path, tokens: np.ndarray, tmp_path: Path
 ) -> None:
     from quantadvisor.methods.formats import onnx
     from quantadvisor.methods.formats.onnx_base import load_graph
 
-    onnx.export_base(planted, tmp_path / "base")
-    onnx.randomise(tmp_path / "base", tmp_path / "random")
+    onnx.randomise(planted_base, tmp_path / "random")
     llm_int8.apply(planted, scheme("w8a8-outlier"), "onnxruntime", tokens, tmp_path / "ghost", base=tmp_path / "random")
-    llm_int8.apply(planted, scheme("w8a8-outlier"), "onnxruntime", tokens, tmp_path / "real", base=tmp_path / "base")
+    llm_int8.apply(planted, scheme("w8a8-outlier"), "onnxruntime", tokens, tmp_path / "real", base=planted_base)
     shapes = [
         {tensor.name: tuple(tensor.dims) for tensor in load_graph(tmp_path / name).graph.initializer}
         for name in ("ghost", "real")

@@ -17,7 +17,7 @@ from .conftest import fake_kl, kl, operators, run, torch_logits
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, value in (("STEPS", 60), ("RATES", {4: 3e-4, 8: 5e-5}), ("SAMPLES", 24), ("LENGTH", 32)):
         monkeypatch.setattr(llm_qat, setting, value)
 

@@ -21,7 +21,7 @@ NF4 = scheme("nf4-b64-dq")
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qlora, "STEPS", 40)
     monkeypatch.setattr(qlora, "RATE", 5e-3)
 

@@ -38,17 +38,6 @@ def test_between_checkpoints(source: str, target: str, symmetric: bool, llama: P
         assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def openvino_base(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("openvino")
-    pytest.importorskip("optimum.intel")
-    from quantadvisor.methods.formats import openvino
-
-    out = tmp_path_factory.mktemp("openvino") / "base"
-    openvino.export_base(llama, out)
-    return out
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_into_a_runtime_and_back(
@@ -66,12 +55,12 @@ def test_into_a_runtime_and_back(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "gptq", "out"]
 
 
-def test_awqs_integers_multiply_in_onnxruntime(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+def test_awqs_integers_multiply_in_onnxruntime(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     """The carried artifact computes what the checkpoint's weights compute; lm_head in 8 bit is what is left of a difference."""
     from ..conftest import kl, run
 
     found = checkpoint("awq", llama, tmp_path / "awq", False)
-    bridges.carry(tmp_path / "awq", "onnxruntime", tmp_path / "out")
+    bridges.carry(tmp_path / "awq", "onnxruntime", tmp_path / "out", base)
     assert kl(rounded_model(llama, weights(found, 32), tokens[0]), run(tmp_path / "out", tokens[0])) < 2e-3
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,39 +64,53 @@ def greedy(folders: dict[str, Path]) -> Any:
 
 
 def opened(name: str, folder: Path) -> RunningWorker:
-    return RunningWorker(runtime_file(name), folder, (), 2)
+    return RunningWorker(runtime_file(name), folder, (), 1)
+
+
+@pytest.fixture(scope="module")
+def workers(folders: dict[str, Path]) -> Iterator[dict[str, RunningWorker]]:
+    """One of each runtime for all tests: what a test asks, an earlier question does not change."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(opened(name, folders[name])) for name in RUNTIMES}
+
+
+@pytest.fixture(scope="module")
+def reference(workers: dict[str, RunningWorker], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("reference") / "reference.npy"
+    workers["torch"].write_reference(TOKENS, file)
+    return file
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_a_batch_generates_what_transformers_generates(name: str, folders: dict[str, Path], greedy: Any) -> None:
-    with opened(name, folders[name]) as worker:
-        made = worker.generate(TOKENS, 6)
+def test_a_batch_generates_what_transformers_generates(name: str, workers: dict[str, RunningWorker], greedy: Any) -> None:
+    made = workers[name].generate(TOKENS, 6)
     assert made.generated == greedy
     assert made.peak_bytes > 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which libraries a process has loaded")
+def test_a_torch_worker_starts_without_scikit_learn(workers: dict[str, RunningWorker]) -> None:
+    loaded = Path(f"/proc/{workers['torch'].pid}/maps").read_text()
+    assert "libtorch" in loaded
+    assert "/sklearn/" not in loaded
+
+
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
-def test_recorded_rows_decode_alike(name: str, folders: dict[str, Path]) -> None:
-    with opened(name, folders[name]) as worker:
-        assert worker.steady(TOKENS, 5, 3).rows_equal
+def test_recorded_rows_decode_alike(name: str, workers: dict[str, RunningWorker]) -> None:
+    assert workers[name].steady(TOKENS, 5, 3).rows_equal
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_scores_agree_with_the_fp32_reference(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    with opened("torch", folders["torch"]) as worker:
-        worker.write_reference(TOKENS, tmp_path / "reference.npy")
-    with opened(name, folders[name]) as worker:
-        for chunk in (None, 7):
-            scores = worker.score(TOKENS, tmp_path / "reference.npy", chunk)
-            assert np.abs(scores[1]).max() < 1e-4
-            assert scores[2].mean() > 0.95
+def test_scores_agree_with_the_fp32_reference(name: str, workers: dict[str, RunningWorker], reference: Path) -> None:
+    for chunk in (None, 7):
+        scores = workers[name].score(TOKENS, reference, chunk)
+        assert np.abs(scores[1]).max() < 1e-4
+        assert scores[2].mean() > 0.95
 
 
-def test_an_int8_cache_is_read_and_costs_a_little(folders: dict[str, Path], tmp_path: Path) -> None:
-    with opened("torch", folders["torch"]) as worker:
-        worker.write_reference(TOKENS, tmp_path / "reference.npy")
+def test_an_int8_cache_is_read_and_costs_a_little(folders: dict[str, Path], reference: Path) -> None:
     with opened("onnxruntime", folders["kv8"]) as worker:
-        scores = worker.score(TOKENS, tmp_path / "reference.npy", 6)
+        scores = worker.score(TOKENS, reference, 6)
         seen = worker.operators(TOKENS)
     assert 1e-9 < scores[1].mean() < 0.1
     attention = [row for row in seen["decode"]["operators"] if "Attention" in row["name"]]
@@ -103,9 +119,8 @@ def test_an_int8_cache_is_read_and_costs_a_little(folders: dict[str, Path], tmp_
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_parts_add_up_and_operators_are_named(name: str, folders: dict[str, Path]) -> None:
-    with opened(name, folders[name]) as worker:
-        seen = worker.operators(TOKENS)
+def test_parts_add_up_and_operators_are_named(name: str, workers: dict[str, RunningWorker]) -> None:
+    seen = workers[name].operators(TOKENS)
     for phase in ("prefill", "decode"):
         part = seen[phase]
         assert part["linears"] > 0
@@ -124,20 +139,18 @@ def test_another_runtimes_artifact_is_refused(name: str, reason: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-genai"])
-def test_a_folder_of_the_builders_own_scores_too(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_of_the_builders_own_scores_too(name: str, folders: dict[str, Path], reference: Path, tmp_path: Path) -> None:
     """One graph, with all logits: what onnxruntime-genai's builder writes. With the last only, the reason is said."""
     theirs, short = tmp_path / "theirs", tmp_path / "short"
     for folder, graph in ((theirs, "scoring.onnx"), (short, "model.onnx")):
         shutil.copytree(folders["onnxruntime"], folder)
         shutil.copyfile(folders["onnxruntime"] / graph, folder / "model.onnx")
         (folder / "scoring.onnx").unlink()
-    with opened("torch", folders["torch"]) as worker:
-        worker.write_reference(TOKENS, tmp_path / "reference.npy")
     with opened(name, theirs) as worker:
-        assert np.abs(worker.score(TOKENS, tmp_path / "reference.npy", None)[1]).max() < 1e-4
+        assert np.abs(worker.score(TOKENS, reference, None)[1]).max() < 1e-4
         assert len(worker.generate(TOKENS, 3).generated) == 2
     with opened(name, short) as worker, pytest.raises(CandidateFailed, match="gives the last one's only"):
-        worker.score(TOKENS, tmp_path / "reference.npy", None)
+        worker.score(TOKENS, reference, None)
 
 
 def test_a_graph_that_wants_more_than_we_bring_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
