@@ -36,8 +36,9 @@ def advisor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def documents() -> dict[str, str]:
+    """The text of each results.json."""
     made = {
         "base": stored(1, spread=0.003),
         "same": stored(2, spread=0.003),
@@ -46,9 +47,14 @@ def files(tmp_path: Path) -> dict[str, str]:
         "noisy": stored(3, spread=0.2),
         "elsewhere": stored(2, edit=lambda d: d["device"].update(fingerprint="another")),
     }
-    for name, results in made.items():
-        results.write(tmp_path / f"{name}.json")
-    return {name: str(tmp_path / f"{name}.json") for name in made}
+    return {name: results.model_dump_json(by_alias=True) for name, results in made.items()}
+
+
+@pytest.fixture
+def files(documents: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    for name, text in documents.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    return {name: str(tmp_path / f"{name}.json") for name in documents}
 
 
 @pytest.mark.parametrize(("other", "code"), [("same", 0), ("slow", 1), ("fell", 1), ("noisy", 4), ("elsewhere", 3)])
