@@ -97,7 +97,8 @@ def test_dark_is_dark(tmp_path: Path) -> None:
 def test_the_short_sample_has_every_kind_of_element() -> None:
     """What axe sees of it stands for the whole: no tag and no class is missing."""
     whole, short = (
-        set(re.findall(r'<(\w+)(?: [^<>]*?class="([^"]*)")?', render_html([made]))) for made in (sample.complete(), sample.short())
+        set(re.findall(r'<(\w+)(?: [^<>]*?class="([^"]*)")?', render_html([made])))
+        for made in (sample.complete(), sample.short())
     )
     assert len(whole) > 100
     assert whole == short
