@@ -15,7 +15,6 @@ from .serving_work import Work
 Array = np.ndarray[Any, Any]
 
 
-
 class Factors(NamedTuple):
     """Of the bandwidth and of the peak that isolated kernels reach: what is left of it in a server."""
 
