@@ -121,7 +121,7 @@ def paired(logs: Sequence[float], alpha: float = ALPHA) -> Bounds:
 
 def welch(baseline: Sequence[float], candidate: Sequence[float], alpha: float = ALPHA) -> Bounds:
     """Difference of mean logs of independent blocks and its t interval; infinite where a side has one block."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     a, b = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     fewest, middle = min(len(a), len(b)), float(b.mean() - a.mean())
@@ -132,7 +132,7 @@ def welch(baseline: Sequence[float], candidate: Sequence[float], alpha: float = 
     if error == 0.0:
         return Bounds(fewest, middle, middle, middle, alpha)
     freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True))
-    reach = float(t.ppf(1 - alpha / 2, freedom)) * error
+    reach = float(stdtrit(freedom, 1 - alpha / 2)) * error
     return Bounds(fewest, middle, middle - reach, middle + reach, alpha)
 
 
@@ -184,7 +184,7 @@ def settling_blocks(logs: Sequence[float], alpha: float, limits: Limits) -> int 
 
 def settling_blocks_unpaired(baseline: Sequence[float], candidate: Sequence[float], alpha: float, limits: Limits) -> int | None:
     """The same for stored blocks: more of them on each side."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     a, b = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     fewest, middle = min(len(a), len(b)), float(b.mean() - a.mean())
@@ -193,7 +193,7 @@ def settling_blocks_unpaired(baseline: Sequence[float], candidate: Sequence[floa
     spread = math.sqrt(float(a.var(ddof=1)) + float(b.var(ddof=1)))
 
     def decided(n: int) -> bool:
-        reach = float(t.ppf(1 - alpha / 2, n - 1)) * spread / math.sqrt(n)
+        reach = float(stdtrit(n - 1, 1 - alpha / 2)) * spread / math.sqrt(n)
         return bool(slower(middle, middle - reach, limits) or not_slower(middle + reach, limits))
 
     return first_settled(decided, fewest)

@@ -14,9 +14,6 @@ from .serving_work import Work
 
 Array = np.ndarray[Any, Any]
 
-SHARPNESS = 4
-"""Of the corner of the roofline, where reading and arithmetic hide each other only partly."""
-
 
 class Factors(NamedTuple):
     """Of the bandwidth and of the peak that isolated kernels reach: what is left of it in a server."""
@@ -66,7 +63,14 @@ def products_s(work: Work, read: Array, peak: Array, rows: Array, head_rows: Arr
     missed = np.log1p(-np.minimum(work.chosen / work.experts, 1 - 1e-12)) * tokens
     reading = (work.weight_s * -np.expm1(missed) + work.row_s * tokens) / read
     arithmetic = work.flop_s * tokens / peak
-    return np.asarray(((reading**SHARPNESS + arithmetic**SHARPNESS) ** (1 / SHARPNESS)).sum(axis=1))
+    return np.asarray(norm4(reading, arithmetic).sum(axis=1))
+
+
+def norm4(reading: Array, arithmetic: Array) -> Array:
+    """The corner of the roofline, where reading and arithmetic hide each other only partly: the fourth root of the sum of
+    fourth powers, by squares and square roots, of which numpy takes a sixth of the time of other powers."""
+    squares = np.square(np.square(reading)) + np.square(np.square(arithmetic))
+    return np.asarray(np.sqrt(np.sqrt(squares)))
 
 
 def step_s(p: Physical, work: Work, read: Array, peak: Array) -> Array:

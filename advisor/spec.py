@@ -22,6 +22,8 @@ from .spec_errors import bad_spec, describe, models_in, place
 
 PRESETS = ("chat", "rag", "summarize", "agents", "long_context")
 LARGEST_SPEC_BYTES = 1 << 20
+DEEPEST = 50
+"""Levels of nesting; the fields need four. The scanner's time grows with the square of the depth."""
 COMMENT_COLUMN = 40
 
 
@@ -147,7 +149,11 @@ def _parse(name: str, text: str) -> tuple[dict[str, Any], dict[tuple[str | int, 
     """(the mapping, line number of every field)."""
     lines: dict[tuple[str | int, ...], int] = {}
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise RecursionError
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 raise BadInput(f"{name}:{line}", f"alias *{event.anchor} is not supported", "write the value out")

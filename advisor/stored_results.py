@@ -7,7 +7,6 @@ whoever reads results need not doubt every figure again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +23,8 @@ COUNTED = frozenset({"count", "batch", "tokens", "layers", "linears", "max_concu
 POSITIVE = frozenset({"m", "n", "k", "bits", "group_size", "hidden", "vocabulary", "heads", "kv_heads", "head_dim"})
 """Sizes that nothing has without."""
 MEASURES = ("_s", "_bytes", "_tokens", "_per_token", "_parameters")
+PARTS = frozenset({"median", "low", "high", "samples"})
+"""Of a figure: what is measured is the name above."""
 PLAUSIBLE = (1e-30, 1e30)
 """Magnitudes outside are no measurement, in whatever unit."""
 
@@ -82,16 +83,9 @@ def check_schema(file: Path, raw: Any) -> None:
 
 def check_numbers(file: Path, raw: Any) -> None:
     """No magnitude that nothing has, and no negative time, size or count."""
-    for path, number in numbers(raw, ()):
-        name = next((part for part in reversed(path) if part not in ("median", "low", "high", "samples")), "")
-        measure = name in COUNTED or (name.endswith(MEASURES) and name not in SIGNED)
-        if (
-            (number < 0 and measure)
-            or (number <= 0 and name in POSITIVE)
-            or (number != 0 and not PLAUSIBLE[0] <= abs(number) <= PLAUSIBLE[1])
-        ):
-            what = f"{'.'.join(path)[:160]}: {str(number)[:20]} cannot be"
-            raise BadInput(str(file), what, AGAIN)
+    if found := impossible(raw):
+        path, number = found
+        raise BadInput(str(file), f"{'.'.join(path)[:160]}: {str(number)[:20]} cannot be", AGAIN)
 
 
 def check_samples(file: Path, results: Results) -> None:
@@ -103,13 +97,26 @@ def check_samples(file: Path, results: Results) -> None:
                 raise BadInput(str(file), f"{where} has no samples", "measure it again: a median alone has no interval")
 
 
-def numbers(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Every number with the names that lead to it; places in lists are not named."""
-    if isinstance(value, dict):
+def impossible(value: Any, name: str = "") -> tuple[tuple[str, ...], float] | None:
+    """The first number that cannot be, after the names that lead to it; places in lists are not named. `name` says what
+    the value is of."""
+    kind = type(value)
+    if kind is dict:
         for key, part in value.items():
-            yield from numbers(part, (*path, key))
-    elif isinstance(value, list):
+            if found := impossible(part, name if key in PARTS else key):
+                return (key, *found[0]), found[1]
+    elif kind is list:
         for part in value:
-            yield from numbers(part, path)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield path, value
+            if found := impossible(part, name):
+                return found
+    elif (kind is float or kind is int) and not allowed(value, name):
+        return (), value
+    return None
+
+
+def allowed(number: float, name: str) -> bool:
+    if number <= 0 and name in POSITIVE:
+        return False
+    if number < 0 and (name in COUNTED or (name.endswith(MEASURES) and name not in SIGNED)):
+        return False
+    return number == 0 or PLAUSIBLE[0] <= abs(number) <= PLAUSIBLE[1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from quantadvisor.advisor.cli import main
 from quantadvisor.advisor.gate_record import history_page
 from quantadvisor.advisor.gate_sides import artifact_bytes, differing, side_of
 from quantadvisor.documents import BadInput, Device, Unavailable
@@ -36,8 +38,9 @@ def advisor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def documents() -> dict[str, str]:
+    """The text of each results.json."""
     made = {
         "base": stored(1, spread=0.003),
         "same": stored(2, spread=0.003),
@@ -46,9 +49,14 @@ def files(tmp_path: Path) -> dict[str, str]:
         "noisy": stored(3, spread=0.2),
         "elsewhere": stored(2, edit=lambda d: d["device"].update(fingerprint="another")),
     }
-    for name, results in made.items():
-        results.write(tmp_path / f"{name}.json")
-    return {name: str(tmp_path / f"{name}.json") for name in made}
+    return {name: results.model_dump_json(indent=1) for name, results in made.items()}
+
+
+@pytest.fixture
+def files(documents: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    for name, text in documents.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    return {name: str(tmp_path / f"{name}.json") for name in documents}
 
 
 @pytest.mark.parametrize(("other", "code"), [("same", 0), ("slow", 1), ("fell", 1), ("noisy", 4), ("elsewhere", 3)])
@@ -139,7 +147,11 @@ def test_inconclusive_may_warn(files: dict[str, str]) -> None:
         (("{base}", "{nan}"), "nan.json"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(files: dict[str, str], tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_one_line_and_exit_2(
+    files: dict[str, str], tmp_path: Path, arguments: tuple[str, ...], said: str,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In this process: those above show that a shell sees the same."""
     whole = Path(files["base"]).read_text()
     (tmp_path / "cut.json").write_text(whole[: len(whole) // 2])
     (tmp_path / "newer.json").write_text(whole.replace("quantadvisor/results/1", "quantadvisor/results/2"))
@@ -152,11 +164,15 @@ def test_bad_input_is_one_line_and_exit_2(files: dict[str, str], tmp_path: Path,
     for name, prompt in (("spec", 8), ("other_spec", 9)):
         (tmp_path / f"{name}.yaml").write_text(SPEC.format(model="./nowhere", prompt=prompt, more=""))
     named = files | {path.stem: str(path) for path in (*tmp_path.glob("*.json"), *tmp_path.glob("*.yaml"), tmp_path / "folder")}
-    done = gate(*(argument.format(**named) for argument in arguments))
-    assert done.returncode == (3 if "differs" in said else 2)
+    monkeypatch.setattr(sys, "argv", ["advisor", "gate", *(argument.format(**named) for argument in arguments)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    stderr = capfd.readouterr().err
+    assert ended.value.code == (3 if "differs" in said else 2)
     assert sorted(path.name for path in tmp_path.glob(".*")) == []  # nothing half-written
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert said in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
 def test_an_artifact_is_told_by_its_files(tmp_path: Path) -> None:

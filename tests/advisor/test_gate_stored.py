@@ -1,6 +1,5 @@
 """Stored against stored: what must be decided, what may not be compared, and broken documents."""
 
-import copy
 import json
 import random
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from quantadvisor.documents import AdvisorError, BadInput, Gate, NotComparable, 
 from quantadvisor.reports import gate as words
 
 from ..reports.sample import CHOICE, complete
+from .mutations import changed, paths, replacing
 
 Edit = Callable[[dict[str, Any]], None]
 FILES = ("a.json", "b.json")
@@ -238,12 +238,6 @@ def test_broken_samples_are_one_line(field: str, value: object, said: str) -> No
 STRANGE = (None, -1, 0, 1, 1e308, 1e-320, -1e308, "", "x", "\u0000<|`", [], [1.0], {}, True, 10**400)
 
 
-def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON document."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(path for key, part in inside for path in paths(part, (*at, key)))]
-
-
 def test_mutated_documents_give_a_decision_or_one_line() -> None:
     """No traceback, in the decision and in what is printed of it."""
     whole = stored(1, rounds=2).model_dump(mode="json", by_alias=True)
@@ -253,12 +247,7 @@ def test_mutated_documents_give_a_decision_or_one_line() -> None:
     places = [p for p in paths(whole) if p and p[0] in ("candidates", "device", "environment", "workload", "verdict")]
     rng, decided, lines = random.Random(0), 0, list[str]()
     for _ in range(1500):
-        *parents, last = rng.choice(places)
-        data = copy.deepcopy(whole)
-        place: Any = data
-        for key in parents:
-            place = place[key]
-        place[last] = rng.choice(STRANGE)
+        data = changed(whole, rng.choice(places), replacing(rng.choice(STRANGE)))
         try:
             mutated = Results.model_validate_json(json.dumps(data))
         except ValidationError:

@@ -72,13 +72,13 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
         ("- a\n- b\n", ["must be a mapping of fields, found seq"]),
         ("", ["found nothing"]),
         (b"\xff\xfe\x00", ["not UTF-8 at byte 0"]),
-        ("[" * 3000, ["w.yaml"]),
+        ("[" * 3000, [": nested too deeply"]),
     ],
 )
 def test_a_bad_spec_is_one_line(tmp_path: Path, text: str | bytes, said: list[str]) -> None:
     line = refused(tmp_path, text)
     for part in said:
-        assert part in line or part == "w.yaml", line
+        assert part in line, line
 
 
 def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from quantadvisor.documents import (
     Workload,
 )
 
-from .sample_map import decision_map
+from .sample_map import coarse, decision_map
 from .sample_profile import BASELINE, MIB, SCHEMES, device, figure, profile
 
 OUTPUT = 128
@@ -258,6 +258,21 @@ def complete(**changed: object) -> Results:
         timing_s={"profile": 34.0, "plan": 41.0, "apply": 55.0, "measure": 62.0},
     )  # fmt: skip
     return made.model_copy(update=changed)
+
+
+def short() -> Results:
+    """Everything filled, and few rows of a kind in the long tables: kernels of one linear, layers, points of the map."""
+    whole = complete()
+    kernels, stats, drawn = whole.profile.kernels, whole.profile.activations, whole.decision_map
+    assert stats is not None and drawn is not None
+    first = (kernels[0].n, kernels[0].k)
+    profile = whole.profile.model_copy(
+        update={
+            "kernels": tuple(one for one in kernels if one.refused or (one.n, one.k) == first),
+            "activations": stats.model_copy(update={"layers": stats.layers[-8:]}),
+        }
+    )
+    return whole.model_copy(update={"profile": profile, "decision_map": coarse(drawn)})
 
 
 def minimal() -> Results:

@@ -58,3 +58,10 @@ def decision_map() -> DecisionMap:
         ),
         basis="the output stays at 128 tokens, the prompt takes the rest of the context",
     )
+
+
+def coarse(drawn: DecisionMap) -> DecisionMap:
+    """Nine of its points: the choice wins, the rival does, nothing fits; the declared one is among them."""
+    contexts, flights = (640, 2560, 5120), (1, 8, 128)
+    cells = tuple(one for one in drawn.cells if one.context_tokens in contexts and one.concurrency in flights)
+    return drawn.model_copy(update={"contexts": contexts, "concurrencies": flights, "cells": cells})
