@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
+from quantadvisor.kernels.saturation import most_exact
 
 from .affine import Floats, fake_activations, fake_tokens, quantize_channels
 from .artifact import base_folder, write_onnx
@@ -60,7 +61,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
           base: Path | None = None, linear: bool = True) -> tuple[str, ...]:  # fmt: skip
     """`linear`: also smooth the inputs of o_proj and down_proj, through v_proj and up_proj."""
     assert scheme.weights is not None and scheme.activations is not None
-    bits = int(scheme.weights.bits)
+    bits = most_exact().bit_length() + 1 if runtime == "openvino" else int(scheme.weights.bits)
     with base_folder(model_folder, runtime, out, base) as source:
         per_token = scheme.activations.granularity == "token"
         seen = calibration if runtime == "openvino" else calibration[:RANGE_SAMPLES]

@@ -71,10 +71,14 @@ def decided(text: str, file: Path) -> str:
     return "decided"
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_mutations_end_in_a_decision_or_one_line(count: int, tmp_path: Path) -> None:
+SHARES = [pytest.param(range(at, at + 2_500), marks=pytest.mark.slow) for at in range(0, 10_000, 2_500)]
+"""Ten thousand in four shares, so that processes can divide them."""
+
+
+@pytest.mark.parametrize("seeds", [range(150), *SHARES])
+def test_mutations_end_in_a_decision_or_one_line(seeds: range, tmp_path: Path) -> None:
     seen = set()
-    for seed in range(count):
+    for seed in seeds:
         said = decided(drawn(random.Random(seed)), tmp_path / "results.json")
         assert len(said.splitlines()) == 1, f"seed {seed}: {said}"
         seen.add(said)

@@ -19,7 +19,9 @@ from quantadvisor.reports.text import render_text
 from ..reports import sample
 from . import mutations
 
-MUTATIONS, DRAWN = 10_000, 400
+DRAWN = range(400)
+SHARES = [range(at, at + 2_500) for at in range(0, 10_000, 2_500)]
+"""Ten thousand in four shares, so that processes can divide them."""
 
 
 def small() -> dict[str, Any]:
@@ -174,14 +176,14 @@ def judge(folder: Path, seed: int, drawn: bool = True) -> str:
 
 
 @pytest.mark.parametrize(
-    ("count", "drawn"),
+    ("seeds", "drawn"),
     [
-        (60, True),
+        (range(60), True),
         pytest.param(DRAWN, True, marks=pytest.mark.slow),
-        pytest.param(MUTATIONS, False, marks=pytest.mark.slow),
+        *(pytest.param(seeds, False, marks=pytest.mark.slow) for seeds in SHARES),
     ],
 )
-def test_no_traceback_whatever_was_changed(tmp_path: Path, count: int, drawn: bool) -> None:
-    seen = [judge(tmp_path, seed, drawn) for seed in range(count)]
-    assert seen.count("read") > count / 20, "those that are read"
+def test_no_traceback_whatever_was_changed(tmp_path: Path, seeds: range, drawn: bool) -> None:
+    seen = [judge(tmp_path, seed, drawn) for seed in seeds]
+    assert seen.count("read") > len(seeds) / 20, "those that are read"
     assert len(set(seen)) > 10, "many reasons to refuse"

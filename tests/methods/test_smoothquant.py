@@ -77,3 +77,19 @@ def test_refusals(tmp_path: Path, llama: Path) -> None:
     assert smoothquant.refuse(llama, scheme("w8a8-static"), "openvino") is None
     assert "at run time" in str(smoothquant.refuse(llama, scheme("w8a8-static"), "onnxruntime"))
     assert "torch" in str(smoothquant.refuse(llama, scheme("w8a8"), "torch"))
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(63, 7), (127, 8)])
+def test_exponents_for_openvino_are_searched_with_the_bits_it_gets(
+    largest: int, bits: int, llama: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Searched(Exception):
+        pass
+
+    def search(folder: Path, calibration: np.ndarray, rounding: object, linear: bool, bits: int) -> None:
+        raise Searched(bits)
+
+    monkeypatch.setattr(smoothquant, "most_exact", lambda: largest)
+    monkeypatch.setattr(smoothquant, "search", search)
+    with pytest.raises(Searched, match=f"^{bits}$"):
+        smoothquant.apply(llama, scheme("w8a8-static"), "openvino", tokens, tmp_path / "out", base=tmp_path)
