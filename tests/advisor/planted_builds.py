@@ -135,7 +135,7 @@ PLANTED = {
     "MatMulNBits at large M": Planted("wrong_phase", "w8a8", make("rtn", "w8-g64", accuracy_level=0), (512, 1, 1)),
     "static QDQ in DequantizeLinear": Planted("activation_quantization", "float", static_qdq, PROMPT, "flat"),
     "activations rounded by operators of their own": Planted(
-        "activation_quantization", "float", make("dynamic_int8", "w8a8"), PROMPT, "flat"
+        "activation_quantization", "float", make("dynamic_int8", "w7a8"), PROMPT, "flat"
     ),
     "lm_head left in fp32": Planted(
         "layers_left_unquantized", "the 1 linear that", left_out(lambda name: name == "lm_head"), SHORT, "wide head"
