@@ -163,6 +163,19 @@ def nbits_nodes(bits: int) -> Nodes:
     return node_of
 
 
+def dynamic_nodes(stored: Callable[[Problem, int], Sequence[Array]]) -> Nodes:
+    """DynamicQuantizeMatMul over what is `stored` of a copy: codes [K, N], scales [N] and, where they have any, zeros [N]."""
+    from onnx import helper
+
+    def node_of(shape: Problem, copy: int) -> tuple[Any, dict[str, Array]]:
+        values = stored(shape, copy)
+        names = [f"{letter}{copy}" for letter in "wsz"[: len(values)]]
+        node = helper.make_node("DynamicQuantizeMatMul", ["x", *names], [f"y{copy}"], domain="com.microsoft")
+        return node, dict(zip(names, values, strict=True))
+
+    return node_of
+
+
 def square_product(number: str, size: int, threads: int) -> tuple[Callable[[], object], str]:
     """A product of two `size` x `size` matrices, the second constant: MatMul (fp32) or MatMulInteger (u8 x s8)."""
     import numpy as np

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quantadvisor.documents import Device, Format, Scheme
 
+from .saturation import most_exact
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -145,6 +147,14 @@ def channel_weights(shape: Problem, copy: int, *, transposed: bool = False) -> t
 
     q = _repeated("int8", copy, (shape.k, shape.n) if transposed else (shape.n, shape.k))
     return q, (_repeated("near one", copy, (shape.n,)) / 73 / math.sqrt(shape.k)).astype(np.float32)
+
+
+def exact_weights(shape: Problem, copy: int, *, transposed: bool = False) -> tuple[Array, Array]:
+    """`channel_weights` of as many bits as this CPU multiplies by uint8 exactly."""
+    import numpy as np
+
+    q, scale = channel_weights(shape, copy, transposed=transposed)
+    return np.clip(q, -most_exact(), most_exact()), scale
 
 
 def integer_weights(shape: Problem, bits: int, copy: int, group: int = GROUP) -> Array:

@@ -32,18 +32,17 @@ def arithmetic(option: str, isa: Sequence[str]) -> str:
 
 
 def prepare(shape: Problem) -> Prepared:
+    return onnx_graph.prepare(shape, onnx_graph.dynamic_nodes(stored))
+
+
+def stored(shape: Problem, copy: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """Codes, scales and perhaps zeros as the methods write them: uint8 about 128 where int8 saturates."""
     import numpy as np
-    from onnx import helper
 
-    def node_of(shape: Problem, copy: int) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
-        q, scale = channel_weights(shape, copy, transposed=True)
-        constants = {f"w{copy}": q, f"s{copy}": scale}
-        if saturates():  # as the methods write them there: uint8 about 128
-            constants |= {f"w{copy}": q.view(np.uint8) ^ np.uint8(128), f"z{copy}": np.full(shape.n, 128, np.uint8)}
-        node = helper.make_node("DynamicQuantizeMatMul", ["x", *constants], [f"y{copy}"], domain="com.microsoft")
-        return node, constants
-
-    return onnx_graph.prepare(shape, node_of)
+    q, scale = channel_weights(shape, copy, transposed=True)
+    if not saturates():
+        return q, scale
+    return q.view(np.uint8) ^ np.uint8(128), scale, np.full(shape.n, 128, np.uint8)
 
 
 def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantadvisor.documents import Device, Scheme
 
 from . import openvino_graph
-from .problem import Prepared, Problem, channel_weights, inputs, product
-from .saturation import most_exact
+from .problem import Prepared, Problem, exact_weights, inputs, product
 from .schemes import W8A8_STATIC
 
 if TYPE_CHECKING:
@@ -33,14 +32,6 @@ def arithmetic(option: str, isa: Sequence[str]) -> str:
     return "int8"
 
 
-def weights(shape: Problem, copy: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """q: int8 [N, K] of as many bits as this CPU multiplies exactly; scale: float32 [N]."""
-    import numpy as np
-
-    q, scale = channel_weights(shape, copy)
-    return np.clip(q, -most_exact(), most_exact()), scale
-
-
 def prepare(shape: Problem) -> Prepared:
     import numpy as np
     from openvino import opset13
@@ -48,7 +39,7 @@ def prepare(shape: Problem) -> Prepared:
     low, high = (opset13.constant(np.float32(end)) for end in (-RANGE, RANGE * 127 / 128))
 
     def weight(copy: int) -> Any:
-        q, scale = weights(shape, copy)
+        q, scale = exact_weights(shape, copy)
         whole = opset13.convert(openvino_graph.constant(q), np.float32)
         return opset13.multiply(whole, openvino_graph.constant(scale[:, None]))
 
@@ -61,7 +52,7 @@ def prepare(shape: Problem) -> Prepared:
 def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:
     import numpy as np
 
-    q, scale = weights(shape, shape.copies - 1)
+    q, scale = exact_weights(shape, shape.copies - 1)
     step = RANGE / 128
     x = np.clip(np.rint(inputs(shape.m, shape.k) / step), -128, 127) * step
     return product(x, q * scale[:, None])
