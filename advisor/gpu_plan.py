@@ -18,9 +18,10 @@ from .decide import maximised
 from .map_edges import advised, tied
 from .plan_candidates import Option, isolated, known_config, limit_bytes_of, options_on
 from .plan_family import family
-from .plan_map import Field, case, decision_map, preference, rate, request_s, users_within, value
+from .plan_map import Field, case, decision_map, over_slo, percentile_of, preference, rate, request_s, users_within, value
 from .serving_fit import Parameters
 from .serving_model import Prediction, predict_cases
+from .serving_tail import ROUNDS
 from .spec import check_against_model
 
 
@@ -88,7 +89,9 @@ def held_against(workload: Workload) -> tuple[str, ...]:
     """What the users within an SLO mean."""
     if workload.slo is None:
         return ()
-    return ("the SLO is held against means: where all requests come at once the last wait for all prompts, and fewer hold it",)
+    share = f"{workload.slo.percentile:g} % of requests"
+    closed = f"a closed loop of {ROUNDS} rounds that starts with all prompts at once"
+    return (f"the SLO is held by {share}, modelled for {closed}; without that start more users hold it",)
 
 
 def not_planned_for(workload: Workload) -> tuple[str, ...]:
@@ -99,7 +102,6 @@ def not_planned_for(workload: Workload) -> tuple[str, ...]:
         "traffic.arrivals": traffic.arrivals != "closed",
         "checkpoints": bool(workload.checkpoints),
         "baseline": workload.baseline != "auto",
-        "slo.percentile": workload.slo is not None and "percentile" in workload.slo.model_fields_set,
     }
     return tuple(f"{field} is declared, and plan does not act on it" for field, on in declared.items() if on)
 
@@ -178,7 +180,8 @@ def nearest(ranked: Sequence[PlanCandidate], workload: Workload) -> str:
 def judged(fits: Sequence[Option], workload: Workload, parameters: Parameters) -> list[PlanCandidate]:
     """The candidates with their times at the declared point, users within the SLO, and cost."""
     traffic = workload.traffic
-    at = predict_cases(parameters, [case(one, traffic.concurrency, workload) for one in fits])
+    cases = [case(one, traffic.concurrency, workload) for one in fits]
+    at = predict_cases(parameters, cases, percentile_of(workload))
     users = users_within(fits, workload, parameters, traffic.context_length)
     return [with_times(*each, workload) for each in zip(fits, at, users, strict=True)]
 
@@ -195,6 +198,8 @@ def with_times(option: Option, found: Prediction, users: int, workload: Workload
         update={
             "ttft_ms": Bounds(value=found.ttft_ms, low=found.ttft_low, high=found.ttft_high),
             "tpot_ms": Bounds(value=found.tpot_ms, low=found.low, high=found.high),
+            "ttft_tail_ms": found.ttft_tail_ms if workload.slo else None,
+            "tpot_tail_ms": found.tpot_tail_ms if workload.slo else None,
             "users_within_slo": users,
             "tokens_per_s_per_gpu": per_gpu,
             "cost_per_million_tokens": None if price is None else price / (per_gpu * 3600) * 1e6,
@@ -212,13 +217,14 @@ def excluded(found: Prediction, running: int, workload: Workload) -> str | None:
     traffic, slo = workload.traffic, workload.slo
     if running < traffic.concurrency:
         return f"{running} of {traffic.concurrency} requests fit at {traffic.context_length:,} tokens of context"
-    for name, found_ms, wanted in (
-        ("TTFT", found.ttft_ms, slo.ttft_ms if slo else None),
-        ("TPOT", found.tpot_ms, slo.tpot_ms if slo else None),
-    ):
-        if wanted is not None and found_ms > wanted:
-            return f"{name} {found_ms:,.1f} ms is above the {wanted:g} ms of the SLO"
-    return None
+    missed = over_slo(found, workload)
+    if missed is None or slo is None:
+        return None
+    name, tail, wanted = {
+        "ttft": ("TTFT", found.ttft_tail_ms, slo.ttft_ms),
+        "tpot": ("TPOT", found.tpot_tail_ms, slo.tpot_ms),
+    }[missed]
+    return f"{name} p{slo.percentile:g} {tail:,.1f} ms is above the {wanted:g} ms of the SLO"
 
 
 def rank(one: PlanCandidate, workload: Workload) -> tuple[bool, float]:

@@ -92,7 +92,7 @@ def show(found: CapacityPlan, everything: bool) -> None:
     for one in found.devices:
         said = f"[bold]{escape(one.choice or 'nothing')}[/bold] on {one.device}: {escape(one.reason)}"
         console.print(said, soft_wrap=True)
-        console.print(ranking(one, everything))
+        console.print(ranking(one, found.workload, everything))
         for line in effects(one, found.workload):
             console.print(escape(line), soft_wrap=True)
         if one.decision_map is not None:
@@ -111,31 +111,39 @@ def show(found: CapacityPlan, everything: bool) -> None:
     console.print("[dim]all times and bytes are modelled; intervals hold 80 %; quality is cited, not measured[/dim]")
 
 
-def ranking(found: DevicePlan, everything: bool) -> Table:
+def ranking(found: DevicePlan, workload: Workload, everything: bool) -> Table:
+    at = "" if workload.slo is None else f"p{workload.slo.percentile:g}"
     table = Table(box=None, pad_edge=False)
-    for column in ("candidate", "TTFT ms", "TPOT ms", "users", "tok/s/GPU", "per Mtok", ""):
+    tails = (f"TTFT {at}", f"TPOT {at}") if at else ()
+    for column in ("candidate", "TTFT ms", "TPOT ms", *tails, "users", "tok/s/GPU", "per Mtok", ""):
         table.add_column(column, justify="left" if column in ("candidate", "") else "right", no_wrap=column != "")
     timed = [one for one in found.candidates if one.refused is None]
     shown = found.candidates if everything else timed[:SHOWN]
     for one in shown:
-        table.add_row(*row_of(one))
+        table.add_row(*row_of(one, tails=bool(at)))
     rest = len(found.candidates) - len(shown)
     if rest:
         table.caption = f"{rest} more, refused or slower: --all"
     return table
 
 
-def row_of(one: PlanCandidate) -> tuple[str, ...]:
+def row_of(one: PlanCandidate, tails: bool) -> tuple[str, ...]:
+    blank = ("",) * (2 if tails else 0)
     if one.refused is not None:
-        return (one.name, "", "", "", "", "", f"[dim]{escape(one.refused)}[/dim]")
+        return (one.name, "", "", *blank, "", "", "", f"[dim]{escape(one.refused)}[/dim]")
     cost = "" if one.cost_per_million_tokens is None else f"{one.cost_per_million_tokens:,.2f}"
     why = f"[yellow]{escape(one.excluded)}[/yellow]" if one.excluded else ""
-    first, users = ("" if one.ttft_ms is None else f"{one.ttft_ms.value:,.3g}"), str(one.users_within_slo)
-    return (one.name, first, bounds(one.tpot_ms), users, f"{one.tokens_per_s_per_gpu:,.0f}", cost, why)
+    first, users = ("" if one.ttft_ms is None else short(one.ttft_ms.value)), str(one.users_within_slo)
+    late = [short(value) for value in (one.ttft_tail_ms, one.tpot_tail_ms) if value is not None]
+    return (one.name, first, bounds(one.tpot_ms), *(late or blank), users, f"{one.tokens_per_s_per_gpu:,.0f}", cost, why)
 
 
 def bounds(one: Bounds | None) -> str:
-    return "" if one is None else f"{one.value:,.3g} [{one.low:,.3g}, {one.high:,.3g}]"
+    return "" if one is None else f"{short(one.value)} [{short(one.low)}, {short(one.high)}]"
+
+
+def short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def effects(found: DevicePlan, workload: Workload) -> list[str]:

@@ -1,7 +1,7 @@
 """Every candidate of a plan at other contexts and concurrencies, all at once: the objective, the users, the map. Pure.
 
-Ties go to better quality (the order of `plan_candidates.SCHEMES`), then to fewer GPUs. Percentiles are not modelled: an SLO
-is compared with the means.
+Ties go to better quality (the order of `plan_candidates.SCHEMES`), then to fewer GPUs. An SLO is held by the request at its
+percentile (serving_tail); objectives are of means.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ def decision_map(field: Field, shown: Sequence[str]) -> DecisionMap:
 def looks(field: Field, points: Sequence[Point]) -> list[Look]:
     """Who is advised at each point, and what that reaches."""
     workload, options = field.workload, field.options
-    found = predict_cases(
-        field.parameters, [case(one, flight, workload, context) for context, flight in points for one in options]
-    )
+    cases = [case(one, flight, workload, context) for context, flight in points for one in options]
+    found = predict_cases(field.parameters, cases, percentile_of(workload))
     contexts = list(dict.fromkeys(context for context, _ in points))
     rooms = {context: room(options, context) for context in contexts}
     held = (
@@ -132,9 +131,8 @@ def users_within(options: Sequence[Option], workload: Workload, parameters: Para
     low = np.zeros(len(options), dtype=int)
     while (low < high).any():
         middle = (low + high + 1) // 2
-        found = predict_cases(
-            parameters, [case(one, max(1, n), workload, context) for one, n in zip(options, middle, strict=True)]
-        )
+        cases = [case(one, max(1, n), workload, context) for one, n in zip(options, middle, strict=True)]
+        found = predict_cases(parameters, cases, percentile_of(workload))
         fine = np.array([over_slo(one, workload) is None for one in found])
         low, high = np.where(fine, middle, low), np.maximum(low, np.where(fine, high, middle - 1))
     return [int(one) for one in low]
@@ -148,13 +146,18 @@ def case(option: Option, flight: float, workload: Workload, context: int | None 
     return Case(option.placement, flight, prompt - prefix, traffic.output_length, prefix)
 
 
+def percentile_of(workload: Workload) -> float | None:
+    return None if workload.slo is None else workload.slo.percentile
+
+
 def over_slo(found: Prediction, workload: Workload) -> Limit | None:
+    """`found` with its tails at the SLO's percentile."""
     slo = workload.slo
     if slo is None:
         return None
-    if slo.ttft_ms is not None and found.ttft_ms > slo.ttft_ms:
+    if slo.ttft_ms is not None and found.ttft_tail_ms > slo.ttft_ms:
         return "ttft"
-    return "tpot" if slo.tpot_ms is not None and found.tpot_ms > slo.tpot_ms else None
+    return "tpot" if slo.tpot_ms is not None and found.tpot_tail_ms > slo.tpot_ms else None
 
 
 def breach(option: Option, place: Point, workload: Workload, parameters: Parameters) -> Limit | None:
@@ -162,7 +165,8 @@ def breach(option: Option, place: Point, workload: Workload, parameters: Paramet
     context, flight = place
     if room([option], context)[0] < flight:
         return "memory"
-    return over_slo(predict_cases(parameters, [case(option, flight, workload, context)])[0], workload)
+    found = predict_cases(parameters, [case(option, flight, workload, context)], percentile_of(workload))
+    return over_slo(found[0], workload)
 
 
 def member(field: Field, option: Option) -> MapCandidate:

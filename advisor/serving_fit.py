@@ -14,7 +14,8 @@ import numpy as np
 from quantadvisor.documents import Document
 from quantadvisor.kernels.gpu_fractions import reached
 
-from .serving_times import PRIOR, SPREAD, Array, Arrival, Factors, Physical, tpot_s, ttft_s
+from .serving_tail import ROUNDS
+from .serving_times import PRIOR, SPREAD, Array, Arrival, Factors, Physical, tail_s, tpot_s, ttft_s
 from .serving_work import Lane, Work, word
 
 NOISE = 0.08
@@ -23,8 +24,6 @@ FACTOR_SPREAD = 0.15
 """Of the factor between isolated kernels and kernels in a server, over all lanes, in log."""
 ARCHITECTURE_SPREAD, LANE_SPREAD = 0.12, 0.06
 """Of an architecture's own deviation from it, and of one GPU's and scheme's from that."""
-ROUNDS = 10
-"""Of a serving benchmark: it sends ten times as many requests as are in flight."""
 ARRIVAL = Arrival(own=1.0, before=1 / (2 * ROUNDS), steps=2.0)
 ARRIVAL_SPREAD = Arrival(own=0.1, before=0.1, steps=0.5)
 FIRST_TOKEN_NOISE = 0.5
@@ -145,6 +144,12 @@ def per_token_s(parameters: Parameters, work: Work) -> Array:
 def first_token_s(parameters: Parameters, work: Work) -> Array:
     physical, read, peak = arrays_of(parameters, work)
     return ttft_s(physical, Arrival(**parameters.arrival), work, read, peak)
+
+
+def at_percentile_s(parameters: Parameters, work: Work, percentile: float) -> tuple[Array, Array]:
+    """(TTFT, TPOT) of the request at a percentile: [R] each."""
+    physical, read, peak = arrays_of(parameters, work)
+    return tail_s(physical, Arrival(**parameters.arrival), work, read, peak, percentile)
 
 
 def fit_first_token(work: Work, ttft: Array, groups: Sequence[tuple[str, ...]], parameters: Parameters) -> Parameters:

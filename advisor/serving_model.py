@@ -21,7 +21,7 @@ import numpy as np
 
 from quantadvisor.documents import BadInput
 
-from .serving_fit import Parameters, first_token_s, fit, fit_first_token, group_of, per_token_s, with_spread
+from .serving_fit import Parameters, at_percentile_s, first_token_s, fit, fit_first_token, group_of, per_token_s, with_spread
 from .serving_times import Array
 from .serving_work import Case, case_of, positive, word, work_of
 
@@ -29,7 +29,8 @@ Row = Mapping[str, Any]
 
 
 class Prediction(NamedTuple):
-    """Milliseconds; `low` and `high` bound TPOT with 80 %, `ttft_low` and `ttft_high` TTFT."""
+    """Milliseconds; `low` and `high` bound TPOT with 80 %, `ttft_low` and `ttft_high` TTFT. The tails are those of the request
+    at a percentile that was asked for, else the means."""
 
     ttft_ms: float
     tpot_ms: float
@@ -37,6 +38,8 @@ class Prediction(NamedTuple):
     high: float
     ttft_low: float
     ttft_high: float
+    ttft_tail_ms: float
+    tpot_tail_ms: float
 
 
 def calibrate(rows: Sequence[Row]) -> Parameters:
@@ -55,13 +58,15 @@ def predict(parameters: Parameters, row: Row) -> Prediction:
     return predict_cases(parameters, [case_of(row)])[0]
 
 
-def predict_cases(parameters: Parameters, cases: Sequence[Case]) -> list[Prediction]:
+def predict_cases(parameters: Parameters, cases: Sequence[Case], percentile: float | None = None) -> list[Prediction]:
+    """All at once; `percentile` of requests for the tails."""
     work = work_of(cases)
     tpot = 1e3 * per_token_s(parameters, work)
     ttft = 1e3 * first_token_s(parameters, work)
     low, high = tpot * parameters.low, np.maximum(tpot * parameters.high, 1e3 * parameters.shortest_s)
-    columns = np.stack([ttft, tpot, low, high, ttft * parameters.first_low, ttft * parameters.first_high], axis=1)
-    return [Prediction(*one) for one in columns.tolist()]
+    tails = (ttft, tpot) if percentile is None else [1e3 * one for one in at_percentile_s(parameters, work, percentile)]
+    columns = [ttft, tpot, low, high, ttft * parameters.first_low, ttft * parameters.first_high, *tails]
+    return [Prediction(*one) for one in np.stack(columns, axis=1).tolist()]
 
 
 def measured(rows: Sequence[Row], name: str) -> Array:

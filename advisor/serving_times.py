@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import step_time
+from . import serving_tail, step_time
 from .serving_work import Work
 
 Array = np.ndarray[Any, Any]
@@ -118,3 +118,13 @@ def ttft_s(p: Physical, arrival: Arrival, work: Work, read: Array, peak: Array) 
     before = (work.running - 1) * prompt_s(p, work, read, peak)
     queue = work.waiting / work.running * work.output * step
     return arrival.own * alone_s(p, work, read, peak) + arrival.before * before + arrival.steps * step + queue
+
+
+def tail_s(p: Physical, arrival: Arrival, work: Work, read: Array, peak: Array, percentile: float) -> tuple[Array, Array]:
+    """(TTFT, TPOT) of the request at a percentile (serving_tail): [R] each."""
+    first, step = ttft_s(p, arrival, work, read, peak), tpot_s(p, work, read, peak)
+    joining, others = prompt_s(p, work, read, peak), work.running - 1
+    busy = np.minimum(1.0, others * joining / (first + work.output * step))
+    ahead = serving_tail.ahead_of(work.running, busy, percentile)
+    more = serving_tail.joining_of(work.running, percentile) - others
+    return first + (ahead - arrival.before * others) * joining, step + p.joining * more / work.output * joining

@@ -33,7 +33,7 @@ RUNTIMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
 GLOSSARY = (
     *(entry for entry in wording.GLOSSARY if entry[0] in ("TTFT", "TPOT", "Request latency", "KV cache", "Roofline", "Context")),
     ("fp8-kv8@vllmx8", "A candidate: the scheme of weights and activations, of the cache (kv8: FP8), the runtime, the GPUs."),
-    ("Users", "Requests in flight that fit into memory and keep the SLO, by the means: percentiles are not modelled."),
+    ("Users", "Requests in flight that fit into memory and keep the SLO at its percentile, all prompts arriving at once first."),
     ("Interval", "Holds 80 % of measured points of groups that the fit had not seen; docs/validation.md has the figures."),
     ("Modelled, cited", "Computed from measured kernel tables and data sheets of others; taken from a source that is named."),
     ("Kernels", "Class of the isolated kernels' times: measured at that size, interpolated, or roofline beyond the tables."),
@@ -47,8 +47,8 @@ class Line(NamedTuple):
     item: PlanCandidate
     status: str
     reason: str
-    ttft: tuple[str, str]
-    tpot: tuple[str, str]
+    ttft: tuple[str, ...]
+    tpot: tuple[str, ...]
     users: str
     rate: str
     cost: str
@@ -155,7 +155,8 @@ def constraints(workload: Workload) -> str:
     made = []
     if workload.slo is not None:
         bounds = (("TTFT", workload.slo.ttft_ms), ("TPOT", workload.slo.tpot_ms))
-        made += [f"{name} ≤ {value:g} ms" for name, value in bounds if value is not None]
+        share = f" for {workload.slo.percentile:g} % of requests"
+        made += [f"{name} ≤ {value:g} ms{share}" for name, value in bounds if value is not None]
     if workload.memory_limit_gib is not None:
         made.append(f"memory limit {workload.memory_limit_gib:g} GiB a GPU")
     return "; ".join(made) or "none"
@@ -170,7 +171,9 @@ def row(number: int, one: PlanCandidate, found: DevicePlan, workload: Workload) 
     cost = units.ABSENT if one.cost_per_million_tokens is None else money(one.cost_per_million_tokens)
     memory = units.size(one.memory.weights_bytes) if one.memory else units.ABSENT
     return Line(
-        number, one, status, reason, bounded(one.ttft_ms), bounded(one.tpot_ms), f"{one.users_within_slo:,}",
+        number, one, status, reason,
+        (*bounded(one.ttft_ms), *tail(one.ttft_tail_ms, workload)), (*bounded(one.tpot_ms), *tail(one.tpot_tail_ms, workload)),
+        f"{one.users_within_slo:,}",
         units.digits(one.tokens_per_s_per_gpu), cost, memory, one.kernels,
     )  # fmt: skip
 
@@ -198,6 +201,13 @@ def bounded(value: Bounds | None) -> tuple[str, str]:
     if value is None:
         return units.ABSENT, ""
     return units.duration(value.value / 1e3), units.bounds(value.low / 1e3, value.high / 1e3, units.duration)
+
+
+def tail(milliseconds: float | None, workload: Workload) -> tuple[str, ...]:
+    """What the SLO is held against, where there is one."""
+    if milliseconds is None or workload.slo is None:
+        return ()
+    return (f"p{workload.slo.percentile:g} {units.duration(milliseconds / 1e3)}",)
 
 
 def money(value: float) -> str:

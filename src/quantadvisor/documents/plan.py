@@ -65,6 +65,9 @@ class PlanCandidate(OpenDocument):
     """It runs, and misses the SLO or the memory limit."""
     ttft_ms: Bounds | None = None
     tpot_ms: Bounds | None = None
+    ttft_tail_ms: float | None = None
+    """Of the request at the SLO's percentile, modelled; None without an SLO."""
+    tpot_tail_ms: float | None = None
     memory: PlanMemory | None = None
     users_within_slo: int = 0
     tokens_per_s_per_gpu: float = 0.0
