@@ -22,13 +22,14 @@ from .builds import build_all
 from .context import Context, export_format
 from .expected import Expected, doubt, promise
 from .ghosts import ghost_of
+from .predict import TWINS
 from .room import in_parts
 from .survey import SHORT_DECODE
 
 SHARED = ("vllm",)
 ROUNDS = 3
 FURTHER_SHARE = 0.25
-"""Part of budget.advise_s after which no ghost gets a second round."""
+"""Part of budget.advise_s after which no ghost gets a second round, but those of which a ratio is taken (paired)."""
 LAST_SHARE = 0.5
 """Part after which no ghost is begun."""
 
@@ -109,9 +110,19 @@ def in_turn(
             took[candidate.runtime] = max(took.get(candidate.runtime, 0.0), time.monotonic() - start)
         waiting = [c for c in able if not crowded and c.runtime not in SHARED]
         alone = {c.name: seats.of(c) for c in waiting if c.name in rows and c.name not in broke | unused}
-        again, failures = more(context, alone, rounds - 1, further)
+        again, failures = more(context, paired(alone, able), rounds - 1, last)
+        others, more_failures = more(context, {n: w for n, w in alone.items() if n not in again | failures}, rounds - 1, further)
+        again, failures = again | others, failures | more_failures
     rows = {name: made + again.get(name, []) for name, made in rows.items() if name not in broke | failures}
     return rows, broke | failures, unused
+
+
+def paired(workers: Mapping[str, RunningWorker], candidates: Sequence[Candidate]) -> dict[str, RunningWorker]:
+    """The workers of one scheme on two runtimes with the same kernels: the ratio of their times predicts all of one of them
+    (predict.through_twin), so that a slow moment of a single round would be in every one."""
+    here = [c for c in candidates if c.name in workers]
+    pairs = [(c, d) for c in here for d in here if c.scheme.name == d.scheme.name and TWINS.get(c.runtime) == d.runtime]
+    return {one.name: workers[one.name] for pair in pairs for one in pair}
 
 
 class Seats:

@@ -54,6 +54,16 @@ def test_everybody_has_its_rounds_while_there_is_time() -> None:
     assert not unused
 
 
+def test_two_of_which_a_ratio_is_taken_have_their_rounds_where_others_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GenAI is predicted through ONNX Runtime by the ratio of their ghosts of one scheme."""
+    monkeypatch.setattr(ghost_runs, "FURTHER_SHARE", 0.0)
+    twin = candidate("rtn-w8-g64@onnxruntime-genai", 1.0)
+    rows, failed, unused = ran(context(), [A, B, twin])
+    assert {name: len(made) for name, made in rows.items()} == {A.name: ghost_runs.ROUNDS, B.name: 1, twin.name: ghost_runs.ROUNDS}
+    assert not failed
+    assert not unused
+
+
 def test_who_comes_last_is_not_run_when_the_time_is_over_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock of which each look takes 20 s: the first has its one round; the half of 100 s is over before the second."""
     clock = count(0, 20)
