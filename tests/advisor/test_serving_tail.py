@@ -1,6 +1,7 @@
 """Percentiles of a closed loop: against a simulation that knows nothing of the formula, and figures that others published."""
 
 import heapq
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,9 +75,7 @@ def row(precision: str, prompt: int, output: int, concurrency: int) -> dict[str,
         ("fp8", 8192, 512, 10, 1709.7),
     ],
 )
-def test_the_late_first_token_of_a_public_run(
-    precision: str, prompt: int, output: int, concurrency: int, p99_ms: float
-) -> None:
+def test_the_late_first_token_of_a_public_run(precision: str, prompt: int, output: int, concurrency: int, p99_ms: float) -> None:
     """Qwen3-8B on one H100, vLLM 0.30, tgarg01/silybench-data at 893db45, derived/csv/perf_points.csv; nothing is fitted to it.
     Prompts of 128 tokens, which the server's host paces there, are 0.44 to 0.86 of the published (docs/validation.md)."""
     found = predict_cases(SHIPPED, [case_of(row(precision, prompt, output, concurrency))], 99)[0]
@@ -87,6 +86,6 @@ def test_the_late_first_token_of_a_public_run(
 def test_a_higher_percentile_waits_longer() -> None:
     found = [predict_cases(SHIPPED, [case_of(row("", 1024, 256, 64))], p)[0] for p in (None, 50, 90, 95, 99)]
     assert found[0].ttft_tail_ms == found[0].ttft_ms and found[0].tpot_tail_ms == found[0].tpot_ms
-    for earlier, later in zip(found[1:], found[2:], strict=False):
+    for earlier, later in pairwise(found[1:]):
         assert earlier.ttft_tail_ms < later.ttft_tail_ms and earlier.tpot_tail_ms < later.tpot_tail_ms
     assert found[1].tpot_tail_ms == pytest.approx(found[0].tpot_ms)
