@@ -22,6 +22,9 @@ LEAST_TOKENS = 16
 UNNOTICED_NATS = 0.001
 """Mean negative log-likelihood and KL may rise by less than this, 0.1 % of perplexity: other summation orders do that."""
 UNNOTICED_TOP1 = 0.002
+UNKNOWN = 20.0
+"""An interval that begins on the good side and reaches this many times what goes unnoticed says nothing: 2 % of perplexity, 4 %
+of top-1."""
 
 PHASES: tuple[Literal["prefill"], Literal["decode"]] = ("prefill", "decode")
 
@@ -131,14 +134,19 @@ def paired_metric(
 ) -> GateMetric:
     """`bad`: +1 where more is worse, −1 where less is."""
     difference = block_interval(bad * (candidate - baseline))
-    worse = difference.low > 0 and difference.mean > unnoticed
+    state: GateState = "pass"
+    if difference.low > 0 and difference.mean > unnoticed:
+        state = "regression"
+    elif difference.high > UNKNOWN * unnoticed:
+        state = "inconclusive"
     low, high = sorted((bad * difference.low, bad * difference.high))
     return GateMetric(
         of=of,
         name=name,
         kind="quality",
-        state="regression" if worse else "pass",
-        reason=f"{bad * difference.mean:+.4f}{unit} [{low:+.4f}, {high:+.4f}] over {len(baseline):,} tokens",
+        state=state,
+        reason=f"{bad * difference.mean:+.4f}{unit} [{low:+.4f}, {high:+.4f}] over {len(baseline):,} tokens"
+        + (": too few to tell" if state == "inconclusive" else ""),
         baseline=float(baseline.mean()),
         candidate=float(candidate.mean()),
     )

@@ -45,7 +45,7 @@ from .gate_exact import MEMORY_TOLERANCE, exact
 from .gate_inspect import Inspected, inspect, inspected_metrics, perplexities
 from .gate_rule import ALPHA, THRESHOLD, fewest_blocks
 from .gate_times import paired_metrics
-from .gate_watch import LOAD_OF_OTHERS, Snapshot, blind, snapshot
+from .gate_watch import LOAD_OF_OTHERS, Snapshot, snapshot, unwatched
 
 BUDGET_S = 180.0
 
@@ -235,8 +235,8 @@ def said_of(blocks: Sequence[Block], live: Live) -> list[str]:
     reasons = [block.disturbed for block in blocks if block.disturbed]
     if reasons:
         notes.append(f"{len(reasons)} of {len(blocks)} blocks do not count: {reasons[-1]} (at most {LOAD_OF_OTHERS:g} may be)")
-    if blocks and blind():
-        notes.append("the load by others cannot be read here: nothing was rejected for it")
+    if blocks and live.manner.take is snapshot and (unread := unwatched()):
+        notes.append(f"cannot be read here, so nothing was rejected for it: {', '.join(unread)}")
     if live.workload.traffic.output_length > MOST_OUTPUT_TOKENS:
         notes.append(f"{MOST_OUTPUT_TOKENS} of the {live.workload.traffic.output_length} output tokens are generated")
     if any(row.recorded for block in blocks[:1] for row in block.baseline):

@@ -7,7 +7,7 @@ between the days on which they were measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,8 @@ from quantadvisor.documents import (
     Gate,
     GateMetric,
     NotComparable,
+    Operators,
+    Quality,
     Results,
     overall,
 )
@@ -34,6 +36,8 @@ ALL = "all candidates"
 WITHOUT_EFFECT = ("budget", "price_per_hour", "runtimes")
 """Fields of a workload that change how long the advisor looks, not what it measures."""
 ENOUGH_BLOCKS = 5
+Series = Mapping[tuple[str, str], BlockTimes]
+"""Seconds by (candidate, metric)."""
 PLAUSIBLE_S = (1e-9, 1e7)
 PLAUSIBLE_BYTES = (1.0, 1e18)
 PLAUSIBLE_COUNT = (0.0, 1e12)
@@ -50,9 +54,12 @@ def gate_stored(
         raise NotComparable(f"{named[0]} and {named[1]}: no candidate was measured in both")
     choices = [name for name in common if name in (baseline.verdict.choice, candidate.verdict.choice)] or common
     lost = [name for name in (baseline.verdict.choice,) if name and name not in common]
-    notes = [f"drift between {baseline.created_at} and {candidate.created_at} is not covered"]
+    notes = [
+        f"drift between {baseline.created_at} and {candidate.created_at} is not covered",
+        "gaps between tokens (ITL) are not stored: TTFT and TPOT are compared",
+    ]
     metrics = [gone(name, sides[1].get(name)) for name in lost]
-    everything: dict[tuple[str, str], BlockTimes] = {}
+    families: list[Series] = []
     for names, decides in ((choices, True), ([name for name in common if name not in choices], False)):
         pairs = [(sides[0][name], sides[1][name]) for name in names]
         for pair in pairs:
@@ -60,11 +67,12 @@ def gate_stored(
                 check_plausible(f"{file}: candidates.{one.name}", one)
         series, said = block_times(pairs, named, baseline.workload.traffic.output_length)
         notes += said
-        everything |= series
-        metrics += unpaired_metrics(series, alpha, threshold, decides)
-        metrics += [metric for pair in pairs for metric in exact_metrics(*pair)]
-    metrics += unpaired_metrics(together(everything), alpha, threshold, decides=False)
-    metrics = anomalies(metrics, baseline, candidate)
+        families.append(series)
+        for pair in pairs:
+            found, said = exact_metrics(*pair)
+            metrics += [metric.model_copy(update={"decides": decides}) for metric in found]
+            notes += said
+    metrics = anomalies([*time_metrics(*families, alpha, threshold), *metrics], baseline, candidate)
     state = overall(metrics)
     return Gate(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,6 +90,24 @@ def gate_stored(
         notes=tuple(dict.fromkeys(notes)),
         blocks=max((m.blocks for m in metrics), default=0),
     )
+
+
+def time_metrics(choices: Series, others: Series, alpha: float, threshold: float) -> list[GateMetric]:
+    """Three families (the choices, the other candidates, all as one) share alpha alike, for each of them can fail the gate.
+
+    Where all as one surely got no slower, a choice that did not get slower itself is not left undecided by its own noise.
+    """
+    both = together({**choices, **others})
+    families = [(series, decides) for series, decides in ((choices, True), (others, False), (both, False)) if series]
+    found = [m for series, decides in families for m in unpaired_metrics(series, alpha / len(families), threshold, decides)]
+    fine = {m.name for m in found if m.of == ALL and m.state == "pass" and m.high is not None and m.high < 1}
+
+    def settled(metric: GateMetric) -> GateMetric:
+        if metric.state != "inconclusive" or metric.name not in fine or metric.ratio is None or metric.ratio > 1:
+            return metric
+        return metric.model_copy(update={"decides": False, "reason": f"{metric.reason}; all candidates as one got faster"})
+
+    return [settled(metric) for metric in found]
 
 
 def check_comparable(baseline: Results, candidate: Results) -> None:
@@ -195,27 +221,41 @@ def together(series: Mapping[tuple[str, str], BlockTimes]) -> dict[tuple[str, st
     return found
 
 
-def exact_metrics(baseline: Candidate, candidate: Candidate) -> Iterator[GateMetric]:
-    """Peak memory, bytes, operators and quality of one candidate, as far as both sides stored them."""
+def exact_metrics(baseline: Candidate, candidate: Candidate) -> tuple[list[GateMetric], list[str]]:
+    """Peak memory, bytes, operators and quality of one candidate, as far as both sides stored them, and what only one did."""
     assert baseline.measured and candidate.measured
-    of, peaks = baseline.name, (baseline.measured.peak_bytes, candidate.measured.peak_bytes)
-    if peaks[0] and peaks[1]:
-        yield exact(of, "peak_bytes", "memory", peaks[0].median, peaks[1].median, MEMORY_TOLERANCE)
-    if baseline.artifact_bytes is not None and candidate.artifact_bytes is not None:
-        yield exact(of, "artifact_bytes", "bytes", baseline.artifact_bytes, candidate.artifact_bytes)
-    if baseline.operators and candidate.operators and baseline.operators.phase == candidate.operators.phase:
-        yield operators_metric(of, baseline.operators, candidate.operators)
-    if baseline.quality and candidate.quality:
-        if same_tokens(baseline.quality, candidate.quality):
-            yield from quality_metrics(of, baseline.quality, candidate.quality)
-        else:
-            yield GateMetric(
-                of=of,
-                name="kl",
-                kind="quality",
-                state="inconclusive",
-                reason="scored on different tokens: score both on the same",
-            )
+    of, made, notes = baseline.name, list[GateMetric](), list[str]()
+
+    def memory(was: Figure, now: Figure) -> list[GateMetric]:
+        return [exact(of, "peak_bytes", "memory", was.median, now.median, MEMORY_TOLERANCE)]
+
+    def size(was: int, now: int) -> list[GateMetric]:
+        return [exact(of, "artifact_bytes", "bytes", was, now)]
+
+    def operators(was: Operators, now: Operators) -> list[GateMetric]:
+        return [operators_metric(of, was, now)] if was.phase == now.phase else []
+
+    def quality(was: Quality, now: Quality) -> list[GateMetric]:
+        return quality_metrics(of, was, now) if same_tokens(was, now) else [other_tokens(of)]
+
+    compared: tuple[tuple[str, Any, Any, Callable[[Any, Any], list[GateMetric]]], ...] = (
+        ("peak_bytes", baseline.measured.peak_bytes, candidate.measured.peak_bytes, memory),
+        ("artifact_bytes", baseline.artifact_bytes, candidate.artifact_bytes, size),
+        ("prefill_operators", baseline.prefill_operators, candidate.prefill_operators, operators),
+        ("operators", baseline.operators, candidate.operators, operators),
+        ("quality", baseline.quality, candidate.quality, quality),
+    )
+    for name, was, now, compare in compared:
+        if was is not None and now is not None:
+            made += compare(was, now)
+        elif was is not None or now is not None:
+            notes.append(f"{of}: {name} is stored in the {'candidate' if was is None else 'baseline'} only: not compared")
+    return made, notes
+
+
+def other_tokens(of: str) -> GateMetric:
+    reason = "scored on different tokens: score both on the same"
+    return GateMetric(of=of, name="kl", kind="quality", state="inconclusive", reason=reason)
 
 
 def gone(name: str, now: Candidate | None) -> GateMetric:

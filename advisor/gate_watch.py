@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+CPUS = Path("/sys/devices/system/cpu")
 LOAD_OF_OTHERS = 0.25
 """Cores, on average over a block, that others may use: a desktop's background is under it, a build is not."""
 CLOCK_DROP = 0.1
@@ -58,9 +59,14 @@ def disturbance(before: Snapshot, after: Snapshot) -> str | None:
     return f"others used {others:.2f} cores" if others > LOAD_OF_OTHERS else None
 
 
-def blind() -> bool:
-    """Can nobody know here what others use?"""
-    return machine_s() is None
+def unwatched() -> tuple[str, ...]:
+    """What cannot be read here, so that no block was rejected for it."""
+    reads = {
+        "the load by others": machine_s() is not None,
+        "the CPU's clock": bool(cpu_clock(CPUS)),
+        "thermal throttling of the CPU": any(CPUS.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")),
+    }
+    return tuple(what for what, read in reads.items() if not read)
 
 
 def machine_s(stat: Path = Path("/proc/stat")) -> float | None:
@@ -83,12 +89,12 @@ def process_s(pid: int) -> float:
         return 0.0
 
 
-def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int:
+def throttle_events(root: Path = CPUS) -> int:
     """Thermal throttling of all cores since boot; 0 where the kernel does not count it."""
     return sum(whole_numbers(root.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")))
 
 
-def cpu_clock(root: Path = Path("/sys/devices/system/cpu")) -> dict[str, float]:
+def cpu_clock(root: Path = CPUS) -> dict[str, float]:
     """Mean clock of the cores, MHz; empty where the kernel does not tell (most virtual machines)."""
     kilohertz = list(whole_numbers(root.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")))
     return {"CPU": sum(kilohertz) / len(kilohertz) / 1000} if kilohertz else {}

@@ -53,6 +53,8 @@ from .survey import BaselineRun, look_at_operators, make_reference
 ROUNDS = 5
 BLOCKS = 5
 """Processes that the choice is measured in."""
+TRIES = 2
+"""For each of them: one that fails is started once more."""
 
 
 class Trial(Document):
@@ -65,6 +67,7 @@ class Trial(Document):
     users: Figure | None = None
     quality: Quality | None = None
     operators: Operators | None = None
+    prefill_operators: Operators | None = None
     phases: tuple[PhaseTime, ...] = ()
     built: Built | None = None
     notes: tuple[str, ...] = ()
@@ -181,7 +184,9 @@ def run_blocks(context: Context, candidate: Candidate, trial: Trial) -> Trial:
     """The trial with one more round from each of BLOCKS - 1 fresh processes: the luck of a process (where its memory came
     to lie) is the same in all of its rounds, so a stored result that is compared later needs several."""
     rounds, loads, notes = list(trial.rounds), list(trial.load_s), list(trial.notes)
-    for block in range(1, BLOCKS):
+    for block in (block for block in range(1, BLOCKS) for _ in range(TRIES)):
+        if any(one.block == block for one in rounds):
+            continue
         context.progress.say(f"{candidate.name}: process {block + 1} of {BLOCKS}")
         with ExitStack() as stack:
             workers, failed = start_workers({candidate.name: session_of(context, candidate)}, stack)
@@ -265,10 +270,10 @@ def evidence(
             say(f"{candidate.name}: quality")
             quality = quality_of_candidate(context, candidate, worker)
             if candidate.name == baseline.name:
-                operators, phases = baseline.operators, baseline.phases
+                prefill, operators, phases = baseline.prefill_operators, baseline.operators, baseline.phases
             else:
                 say(f"{candidate.name}: operators")
-                operators, phases = look_at_operators(context, worker)
+                prefill, operators, phases = look_at_operators(context, worker)
             notes += operators.notes
     except CandidateFailed as error:
         return Trial(name=candidate.name, failed=str(error), built=built, seconds=spent)
@@ -279,6 +284,7 @@ def evidence(
         users=found,
         quality=quality,
         operators=operators,
+        prefill_operators=prefill,
         phases=phases,
         built=built,
         notes=tuple(notes),
@@ -381,6 +387,7 @@ def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidat
             "measured": measured_from_rounds(trial.rounds, context.workload, trial.load_s, trial.users),
             "quality": trial.quality,
             "operators": trial.operators,
+            "prefill_operators": trial.prefill_operators,
             "phases": trial.phases,
             "apply_s": built.seconds if built else None,
             "apply_peak_bytes": built.peak_bytes if built else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,7 @@ class BaselineRun(Document):
     rounds: tuple[Round, ...]
     phases: tuple[PhaseTime, ...]
     operators: Operators
+    prefill_operators: Operators | None = None
     memory: MemoryLedger
     load_s: float
 
@@ -118,12 +119,20 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
                 context.progress.say(f"{name}: round {index + 1} of {BASELINE_ROUNDS}")
                 rounds.append(run_round(worker, context.prompts, context.workload.traffic, SHORT_DECODE))
             context.progress.say(f"{name}: time by part")
-            operators, phases = look_at_operators(context, worker)
+            looked = look_at_operators(context, worker)
             loaded = worker.loaded
     except CandidateFailed as error:
         raise no_baseline(name, str(error)) from None
     memory = memory_of(context, made, runtime, one_token, shorter, peak_of(rounds))
-    return BaselineRun(name=name, rounds=tuple(rounds), phases=phases, operators=operators, memory=memory, load_s=loaded.load_s)
+    return BaselineRun(
+        name=name,
+        rounds=tuple(rounds),
+        phases=looked.phases,
+        operators=looked.decode,
+        prefill_operators=looked.prefill,
+        memory=memory,
+        load_s=loaded.load_s,
+    )
 
 
 def no_baseline(name: str, reason: str) -> BadInput:
@@ -138,24 +147,34 @@ def profiled_prompts(context: Context) -> np.ndarray:
     return context.prompts[:rows]
 
 
-def look_at_operators(context: Context, worker: RunningWorker) -> tuple[Operators, tuple[PhaseTime, ...]]:
-    """Operators of a decode step, and the time by part of a prefill (of as many rows as are profiled) and of a decode
-    step at the declared batch."""
+class Looked(NamedTuple):
+    """What ran in a prefill (of as many rows as are profiled) and in a decode step at the declared batch, and the time of both by
+    part."""
+
+    prefill: Operators
+    decode: Operators
+    phases: tuple[PhaseTime, ...]
+
+
+def look_at_operators(context: Context, worker: RunningWorker) -> Looked:
     prompts = profiled_prompts(context)
     batch = context.workload.traffic.concurrency if recorded(context.workload.traffic) else None
     seen = worker.operators(prompts, batch)
     rows, length = prompts.shape
-    decode = seen["decode"]
-    operators = Operators(
-        phase="decode",
-        operators=decode["operators"],
-        linears=decode["linears"],
-        quantized_linears=decode["quantized_linears"],
-        notes=tuple(decode["notes"]),
-    )
-    return operators, (
+    phases = (
         phase_time("prefill", seen["prefill"], rows, rows * length, length),
         phase_time("decode", seen["decode"], batch or rows, batch or rows, length),
+    )
+    return Looked(operators_in("prefill", seen["prefill"]), operators_in("decode", seen["decode"]), phases)
+
+
+def operators_in(phase: Literal["prefill", "decode"], part: dict[str, Any]) -> Operators:
+    return Operators(
+        phase=phase,
+        operators=part["operators"],
+        linears=part["linears"],
+        quantized_linears=part["quantized_linears"],
+        notes=tuple(part["notes"]),
     )
 
 

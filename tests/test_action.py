@@ -112,6 +112,7 @@ def test_both_sides_are_built_by_their_own_checkout_and_gated(tmp_path: Path) ->
     asked = (job.temp / "asked").read_text().splitlines()
     assert asked[:5] == ["gate", str(work / "baseline"), str(work / "candidate"), "--workload", "spec.yaml"]
     assert asked[asked.index("--on-inconclusive") + 1] == "warn"
+    assert "--time-budget" not in asked  # a budget that was asked for and is too short is an error, not a warning
     assert asked[asked.index("--markdown") + 1] == str(tmp_path / "summary")
     assert job.outputs["gate state"] == "pass"
     assert Path(job.outputs["gate json"]).is_file()
@@ -119,6 +120,7 @@ def test_both_sides_are_built_by_their_own_checkout_and_gated(tmp_path: Path) ->
 
 def test_the_options_are_the_gates_own(tmp_path: Path) -> None:
     job = Job(tmp_path)
+    job.inputs["time-budget"] = "300"
     job.run()
     said = subprocess.run(
         [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", "gate", "--help"],

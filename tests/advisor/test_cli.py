@@ -94,6 +94,20 @@ def test_report_again_is_byte_for_byte(tmp_path: Path) -> None:
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+def test_report_writes_what_its_ending_says_and_not_into_a_folder(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    for path in (one, other):
+        minimal().write(path)
+    begins = {"r.md": "#", "r.txt": "QuantAdvisor", "r.html": "<!doctype html>"}
+    for name, word in begins.items():
+        assert advisor("report", str(one), str(other), "--out", str(tmp_path / name)).returncode == 0
+        assert (tmp_path / name).read_text().lower().startswith(word.lower()), name
+    done = advisor("report", str(one), "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "is a folder" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"schema": "quantadvisor/results/9"}', "[]"])
 def test_a_broken_results_file_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(text)

@@ -282,6 +282,16 @@ def test_clocks_are_read_where_they_are_told(tmp_path: Path) -> None:
     assert cpu_clock(tmp_path) == {"CPU": 2500.0}
 
 
+def test_what_cannot_be_watched_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_watch, "CPUS", tmp_path)
+    assert gate_watch.unwatched()[-2:] == ("the CPU's clock", "thermal throttling of the CPU")
+    (tmp_path / "cpu0" / "thermal_throttle").mkdir(parents=True)
+    (tmp_path / "cpu0" / "thermal_throttle" / "core_throttle_count").write_text("0")
+    (tmp_path / "cpu0" / "cpufreq").mkdir()
+    (tmp_path / "cpu0" / "cpufreq" / "scaling_cur_freq").write_text("3000000")
+    assert not {"the CPU's clock", "thermal throttling of the CPU"} & set(gate_watch.unwatched())
+
+
 class Nvml:
     """Two GPUs, of which the second does not answer."""
 
@@ -367,3 +377,16 @@ def test_quality_is_paired_on_the_same_tokens() -> None:
     assert {m.name: m.state for m in scored_metrics("b", before, after, True)}["top1"] == "regression"
     assert [m.name for m in scored_metrics("b", before, after, False)] == ["nll"]
     assert all(m.state == "pass" for m in scored_metrics("b", before, before, True))
+
+
+def test_quality_does_not_pass_for_want_of_tokens() -> None:
+    """Both of one quality, on so few tokens that one might be 2 % of perplexity worse; on many more the same passes."""
+    rng = np.random.default_rng(1)
+
+    def state(tokens: int) -> str:
+        before = np.stack([rng.exponential(3.0, tokens), np.zeros(tokens), np.ones(tokens)])
+        after = before + np.stack([rng.normal(0, 0.5, tokens), np.zeros(tokens), np.zeros(tokens)])
+        return next(m.state for m in scored_metrics("b", before, after, False) if m.name == "nll")
+
+    assert state(512) == "inconclusive"
+    assert state(1 << 17) == "pass"

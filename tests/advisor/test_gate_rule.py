@@ -23,6 +23,7 @@ from quantadvisor.advisor.gate_rule import (
     tail,
     welch,
 )
+from quantadvisor.advisor.gate_times import limits
 
 from .noises import NOISES, Noise, drifting, heavy, normal, simulated
 
@@ -163,6 +164,13 @@ def test_bounds_are_infinite_before_they_can_be_known() -> None:
 )
 def test_the_rule(middle: float, low: float, high: float, unnoticed: float, state: str) -> None:
     assert judge(Bounds(20, middle, low, high, 0.01), Limits(0.025, unnoticed)) == state
+
+
+def test_absolute_bounds_are_of_what_nobody_notices() -> None:
+    """TTFT 2 ms; TPOT and ITL the lesser of 0.2 ms and 2 % of the baseline (issue: the gate's rule)."""
+    assert limits("ttft_s", 0.2, 0.025).unnoticed == pytest.approx(0.01)
+    assert limits("tpot_s", 0.05, 0.025).unnoticed == pytest.approx(0.004)  # 0.2 ms of 50
+    assert limits("itl_s", 0.005, 0.025).unnoticed == pytest.approx(0.02)  # 0.1 ms of 5, less than 0.2
 
 
 def test_holm_hands_the_share_of_a_slower_metric_on() -> None:

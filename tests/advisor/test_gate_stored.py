@@ -1,15 +1,17 @@
 """Stored against stored: what must be decided, what may not be compared, and broken documents."""
 
+import copy
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from quantadvisor.advisor.gate_stored import ALL, gate_stored
+from quantadvisor.advisor.gate_stored import ALL, gate_stored, time_metrics
+from quantadvisor.advisor.gate_times import BlockTimes
 from quantadvisor.documents import AdvisorError, BadInput, Gate, NotComparable, Results
 from quantadvisor.reports import gate as words
 
@@ -36,6 +38,9 @@ def stored(
                 else:
                     luck = rng.normal(0, spread, rounds)
                 figure["samples"] = (scale * figure["median"] * np.exp(luck)).tolist()
+    for candidate in data["candidates"]:
+        if candidate["operators"]:
+            candidate["prefill_operators"] = copy.deepcopy(candidate["operators"]) | {"phase": "prefill"}
     edit(data)
     return Results.model_validate(data)
 
@@ -65,7 +70,41 @@ def test_a_shift_of_all_times_is_decided_where_no_candidate_alone_could() -> Non
     assert gate.exit_code == 1
     assert states(gate)["tpot_s"] == "inconclusive"
     assert states(gate, ALL) == {"ttft_s": "regression", "tpot_s": "regression"}
-    assert gate_stored(bursty(1.2), bursty(1.0), FILES).exit_code in (0, 4)
+    faster = gate_stored(bursty(1.2), bursty(1.0), FILES)
+    assert faster.exit_code == 0
+    assert states(faster)["tpot_s"] == "inconclusive"
+    assert states(faster, ALL) == {"ttft_s": "pass", "tpot_s": "pass"}
+
+
+def test_the_choice_is_not_settled_by_others_that_got_faster() -> None:
+    """All as one got faster; the choice itself did not, and stays undecided."""
+
+    def edit(data: dict[str, Any]) -> None:
+        for name in ("ttft_s", "tpot_s"):
+            figure = choice(data)["measured"][name]
+            figure["samples"] = [1.3 * sample for sample in figure["samples"]]
+
+    slow = bursty(1.0).model_dump(mode="json", by_alias=True)
+    edit(slow)
+    gate = gate_stored(bursty(1.2), Results.model_validate(slow), FILES)
+    assert gate.exit_code in (1, 4)
+    mine = [m for m in gate.metrics if m.of == CHOICE and m.kind == "time"]
+    assert any(m.state == "regression" or (m.state == "inconclusive" and m.decides) for m in mine)
+
+
+def test_three_families_share_alpha() -> None:
+    """Where nothing changed, 0.5 % of stored gates may be false alarms; the test fails above 1.1 %."""
+    rng, gates, alarms = np.random.default_rng(7), 2000, 0
+
+    def series(names: Sequence[str]) -> dict[tuple[str, str], BlockTimes]:
+        drawn = {(of, name): np.exp(rng.normal(0, 0.05, (2, 5))).tolist() for of in names for name in ("ttft_s", "tpot_s")}
+        return {key: BlockTimes(*sides) for key, sides in drawn.items()}
+
+    for _ in range(gates):
+        found = time_metrics(series(["choice"]), series(["one", "other"]), 0.01, 0.025)
+        assert max(m.alpha for m in found if m.alpha) <= 0.01 / 3 + 1e-12
+        alarms += any(m.state == "regression" for m in found)
+    assert alarms <= 0.011 * gates
 
 
 @pytest.mark.parametrize("blocks", [True, False])
@@ -138,6 +177,10 @@ def rename_operator(data: dict[str, Any]) -> None:
     choice(data)["operators"]["operators"][1]["name"] = "Attention"
 
 
+def change_prefill(data: dict[str, Any]) -> None:
+    choice(data)["prefill_operators"]["quantized_linears"] -= 1
+
+
 def more_memory(data: dict[str, Any]) -> None:
     choice(data)["measured"]["peak_bytes"]["median"] *= 1.03
 
@@ -161,6 +204,7 @@ def refuse(data: dict[str, Any]) -> None:
     [
         (set_operators, "decode_operators", "fell back"),
         (rename_operator, "decode_operators", "Attention"),
+        (change_prefill, "prefill_operators", "fell back"),
         (more_memory, "peak_bytes", "beyond 2%"),
         (one_byte, "artifact_bytes", "→"),
         (worse_quality, "kl", "outside"),
@@ -173,6 +217,16 @@ def test_what_the_clock_does_not_notice(edit: Edit, metric: str, said: str) -> N
     assert gate.exit_code == 1
     assert [m.name for m in failed] == [metric]
     assert said in failed[0].reason
+
+
+def test_what_only_one_side_stored_is_said() -> None:
+    def edit(data: dict[str, Any]) -> None:
+        choice(data)["prefill_operators"] = choice(data)["quality"] = None
+
+    gate = gate_stored(stored(1, spread=0.003), stored(2, spread=0.003, edit=edit), FILES)
+    for name in ("prefill_operators", "quality"):
+        assert f"{CHOICE}: {name} is stored in the baseline only: not compared" in gate.notes
+    assert not {"kl", "prefill_operators"} & {m.name for m in gate.metrics if m.of == CHOICE}
 
 
 def test_a_little_more_memory_and_better_quality_pass() -> None:

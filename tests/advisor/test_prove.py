@@ -94,12 +94,19 @@ def context(*options: tuple[str, ...]) -> Any:
     )
 
 
-def test_a_fresh_process_that_breaks_leaves_what_the_others_measured() -> None:
+def test_a_fresh_process_that_breaks_is_started_once_more() -> None:
+    trial = Trial(name="rtn-w8-g64@onnxruntime", load_s=(0.1,))
+    seen = run_blocks(context((), ("crash",)), candidate(trial.name, 1.0), trial)
+    assert [one.block for one in seen.rounds] == [1, 2, 3, 4]
+    assert [note.split(":")[0] for note in seen.notes] == ["process 3 of 5 failed"]
+
+
+def test_one_that_breaks_again_leaves_what_the_others_measured() -> None:
     trial = Trial(name="rtn-w8-g64@onnxruntime", load_s=(0.1,))
     seen = run_blocks(context((), ("crash",), ("no-load",)), candidate(trial.name, 1.0), trial)
-    assert [one.block for one in seen.rounds] == [1, 4]
-    assert len(seen.load_s) == BLOCKS - 1  # the crash came after its load
-    assert [note.split(":")[0] for note in seen.notes] == ["process 3 of 5 failed", "process 4 of 5 failed"]
+    assert [one.block for one in seen.rounds] == [1, 3, 4]
+    assert len(seen.load_s) == BLOCKS  # the crash came after its load
+    assert [note.split(":")[0] for note in seen.notes] == ["process 3 of 5 failed"] * 2
 
 
 def test_a_baseline_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

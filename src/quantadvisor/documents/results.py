@@ -136,6 +136,8 @@ class Candidate(OpenDocument):
     measured: Measured | None = None
     quality: Quality | None = None
     operators: Operators | None = None
+    """That ran in a decode step."""
+    prefill_operators: Operators | None = None
     phases: tuple[PhaseTime, ...] = ()
     apply_s: Finite | None = None
     apply_peak_bytes: int | None = None
