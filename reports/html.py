@@ -112,6 +112,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "source": wording.source(results),
         "memory": wording.memory(results),
         "kernels": wording.kernel_rows(results),
+        "kernels_head": wording.KERNELS,
         "environment": wording.environment(results),
         "workload": wording.workload_rows(results),
     }
