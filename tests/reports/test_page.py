@@ -68,30 +68,20 @@ USE = """
 
 @pytest.mark.slow
 @chromium.needed
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1024, 1600])
 @pytest.mark.parametrize("kind", ["complete", "several", "evil"])
-def test_no_error_and_no_overflow(tmp_path: Path, kind: str, width: int) -> None:
+def test_no_error_and_no_overflow(tmp_path: Path, kind: str, width: int, dark: bool) -> None:
     long = sample.complete(workload=sample.workload(model="/models/" + "endless-" * 60 + EVIL + "x" * 300))
     made = {"complete": [sample.complete()], "several": [sample.complete(), long, sample.minimal()], "evil": [evil()]}
-    seen, console = chromium.look(render_html(made[kind]), tmp_path, width, MEASURE)
+    seen, console = chromium.look(render_html(made[kind]), tmp_path, width, MEASURE, dark)
     assert console == []
+    assert seen["background"] == ("rgb(21, 23, 26)" if dark else "rgb(251, 250, 247)")
     assert width - 20 <= seen["client"] <= width, "all but a scroll bar"
     assert seen["scroll"] == seen["client"], seen
     assert seen["wide"] == []
     assert seen["scripts"] == 1
     assert seen["unready"] == 0, "our own script ran: what needs it is shown"
-
-
-@pytest.mark.slow
-@chromium.needed
-def test_dark_is_dark(tmp_path: Path) -> None:
-    page = render_html([sample.complete()])
-    backgrounds = []
-    for dark in (False, True):
-        folder = tmp_path / str(dark)
-        folder.mkdir()
-        backgrounds.append(chromium.look(page, folder, 390, MEASURE, dark)[0]["background"])
-    assert backgrounds == ["rgb(251, 250, 247)", "rgb(21, 23, 26)"]
 
 
 def test_the_short_sample_has_every_kind_of_element() -> None:
