@@ -178,6 +178,26 @@ def test_complete_without_javascript(tmp_path: Path) -> None:
     assert (seen["dead"], seen["blank"], seen["rows"]) == ([], [], 0)
 
 
+FOLDED = ("a" * 64, "Operators that ran in", "GroupQueryAttention", "Achieved", "the wheel has no INT4 matmul", "Residue")
+"""Said only where the page is folded: hashes, operators, the numbers of pictures, kernels, time by part."""
+
+
+@pytest.mark.slow
+@chromium.needed
+def test_complete_in_print_without_javascript(tmp_path: Path) -> None:
+    """What is folded on a screen is on paper, by the style sheet alone; without its rule it would not be."""
+    made = sample.short()
+    page = re.sub(r"<script>.*?</script>", "", render_html([made]), flags=re.DOTALL)
+    paper = chromium.printed(page, tmp_path)
+    names = [item.name for item in made.candidates]
+    assert [words for words in (*FOLDED, *names) if "".join(words.split()) not in paper] == []
+    assert "orderby" not in paper, "what only a script could answer"
+    folder = tmp_path / "folded"
+    folder.mkdir()
+    folded = chromium.printed(chromium.POLICY.sub("", page).replace("details::details-content", ".nowhere"), folder)
+    assert [words for words in FOLDED if "".join(words.split()) in folded] == []
+
+
 @pytest.mark.slow
 @chromium.needed
 @pytest.mark.parametrize("width", [390, 1600])
