@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -36,13 +37,15 @@ class Bar:
         return sum(size for _, size, _ in self.parts)
 
 
-def pictures(results: Results) -> list[Picture]:
-    """All pictures that the results hold numbers for, in the order of the page."""
-    made = (
-        memory, memory_grid, memory_grid_before, decision_map, time_prefill, time_decode, origin, quality_speed, users,
-        prediction, roofline, kernel_speed, outliers,
-    )  # fmt: skip
-    return [picture for draw in made if (picture := draw(results)) is not None]
+def pictures(results: Results, wanted: Container[str] | None = None) -> list[Picture]:
+    """All pictures that the results hold numbers for, or of those the wanted ones, in the order of the page."""
+    made = {
+        "memory": memory, "memory-grid": memory_grid, "memory-grid-before": memory_grid_before, "map": decision_map,
+        "time-prefill": time_prefill, "time-decode": time_decode, "origin": origin, "quality-speed": quality_speed,
+        "users": users, "prediction": prediction, "roofline": roofline, "kernel-speed": kernel_speed, "outliers": outliers,
+    }  # fmt: skip
+    drawn = (draw(results) for key, draw in made.items() if wanted is None or key in wanted)
+    return [picture for picture in drawn if picture is not None]
 
 
 def bars(width: float, label: str, rows: list[Bar], limit: tuple[float, str] | None = None, thick: int = 20) -> Markup:

@@ -112,7 +112,7 @@ def candidates(results: Sequence[Results]) -> tuple[tuple[str, ...], list[tuple[
     """Head and rows: request speed of each candidate over its run's own baseline, and the class of all of them together; those
     measured in two runs at least."""
     names = [name for item in results for name in (c.name for c in item.candidates)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys(names):
         own = [(item, facts.candidate(item, name)) for item in results]
         effects = [facts.speed_effect(item, found) if found is not None else None for item, found in own]

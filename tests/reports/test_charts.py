@@ -213,5 +213,10 @@ def test_layers_are_read_from_names() -> None:
     assert plots.layer_of("lm_head", 3) == 3
 
 
+def test_only_what_is_wanted_is_drawn(results: Results) -> None:
+    for picture in charts.pictures(results):
+        assert charts.pictures(results, (picture.key,)) == [picture]
+
+
 def test_a_picture_without_numbers_is_left_out() -> None:
     assert charts.pictures(sample.minimal()) == []
