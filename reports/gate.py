@@ -15,6 +15,7 @@ from quantadvisor.documents import Gate, GateMetric
 
 from . import gate_history, units
 from .gate_history import interval
+from .policy import policy
 
 MARKS = {"pass": "✓", "regression": "✗", "anomalous": "!", "inconclusive": "?"}
 HEADLINES = {
@@ -25,7 +26,6 @@ HEADLINES = {
 }
 UNSPEAKABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold."""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 CSS = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --ink: #1d1c1a; --soft: #5d5a54; --rule: #dedad1; --good: #17694a;
   --bad: #a33225; --warn: #8a5a00; }
@@ -195,7 +195,7 @@ def workflow_commands(gate: Gate) -> list[str]:
 
 def page(gate: Gate, history: Sequence[Gate] = ()) -> str:
     """One file that loads nothing and runs nothing; `history`: the recorded gates, this one among them."""
-    metrics = ordered(gate)
+    metrics, style = ordered(gate), CSS + gate_history.CSS
     heads, *body = cells(metrics)
     safe = html.escape
 
@@ -206,10 +206,10 @@ def page(gate: Gate, history: Sequence[Gate] = ()) -> str:
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy(style)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>advisor gate: {HEADLINES[gate.state]}</title>",
-            f"<style>{CSS}{gate_history.CSS}</style>\n</head>\n<body>\n<main>",
+            f"<style>{style}</style>\n</head>\n<body>\n<main>",
             f'<h1><span class="{gate.state}">{MARKS[gate.state]}</span> {safe(headline(gate))}</h1>',
             '<div class="table" tabindex="0" role="region" aria-label="Gated metrics">\n<table>\n<thead><tr>',
             "".join(f'<th scope="col">{safe(head) or "decision"}</th>' for head in heads) + "</tr></thead>\n<tbody>",

@@ -5,8 +5,6 @@ The page's Content-Security-Policy admits nothing but its own style sheet and sc
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +16,7 @@ from markupsafe import Markup
 from quantadvisor.documents import Results
 
 from . import charts, facts, family, plots, ranking, side_by_side, units, verdict, wording
+from .policy import policy
 from .svg import Picture
 
 HERE = Path(__file__).parent
@@ -40,12 +39,6 @@ def page(template: str, **shown: Any) -> str:
     """A template with the style sheet, the script and the policy of every page."""
     css, script = (_inline(name) for name in ("report.css.j2", "report.js.j2"))
     return _environment().get_template(template).render(css=css, script=script, policy=policy(css, script), **shown)
-
-
-def policy(css: str, script: str) -> str:
-    """Content-Security-Policy: nothing is loaded; only these two inline texts run."""
-    style, code = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (css, script))
-    return f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{code}'; base-uri 'none'; form-action 'none'"
 
 
 def _inline(name: str) -> Markup:
@@ -112,6 +105,7 @@ def view(results: Results, place: int) -> dict[str, Any]:
         "source": wording.source(results),
         "memory": wording.memory(results),
         "kernels": wording.kernel_rows(results),
+        "kernels_head": wording.KERNELS,
         "environment": wording.environment(results),
         "workload": wording.workload_rows(results),
     }

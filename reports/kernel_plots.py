@@ -7,7 +7,7 @@ from statistics import median
 
 from markupsafe import Markup
 
-from quantadvisor.documents import KernelTiming, Results, Scheme
+from quantadvisor.documents import Figure, KernelTiming, NumberClass, Results, Scheme
 
 from . import facts, units
 from .svg import (
@@ -84,13 +84,17 @@ def roofline(results: Results) -> Picture | None:
     title, summary = "Roofline: every kernel measured", f"{len(points)} kernel timings{half}."
     wide, narrow = twice(title, summary, lambda w, h, label: _roofline(w, h, label, read, roofs, points))
     table = tuple(
-        (kernel_name(t), str(t.m), str(t.n), str(t.k), units.digits(ops), units.operations(rate)) for ops, rate, t in points
-    )
+        (
+            kernel_name(t), str(t.m), str(t.n), str(t.k), units.digits(ops), units.operations(rate),
+            facts.worst_kind([t.time_s]),
+        )
+        for ops, rate, t in points
+    )  # fmt: skip
     used = {kernel_kind(t.scheme) for _, _, t in points}
     legend = tuple(Legend(style, words, shape) for key, (style, shape, words) in KINDS.items() if key in used)
     named = "; ".join(f"{name} {units.operations(value)}" for name, value in roofs.items())
     note = f"Roofs as measured: read {units.bandwidth(read)}; {named}. {COUNTED}"
-    head = ("Kernel", "M", "N", "K", "Operations per byte", "Achieved")
+    head = ("Kernel", "M", "N", "K", "Operations per byte", "Achieved", "Class")
     return Picture("roofline", title, summary, wide, narrow, head, table, legend, note)
 
 
@@ -120,10 +124,11 @@ def _roof(plot: Frame, read: float, name: str, peak: float) -> list[Markup]:
 
 @dataclass(frozen=True)
 class Line:
-    """One kernel over M: (M, speed-up over the reference)."""
+    """One kernel over M: (M, speed-up over the reference), and the class of the times on both sides."""
 
     name: str
     points: tuple[tuple[int, float], ...]
+    kind: NumberClass
 
 
 def reference(results: Results) -> str | None:
@@ -140,22 +145,24 @@ def reference(results: Results) -> str | None:
 def kernel_lines(results: Results, against: str) -> list[Line]:
     """Each kernel's speed-up at each M over all linears of the model (lm_head apart), weighted by their counts."""
     counts = {(s.n, s.k): s.count for s in results.profile.inventory.linears if not s.lm_head}
-    times: dict[str, dict[int, dict[tuple[int, int], float]]] = {}
+    times: dict[str, dict[int, dict[tuple[int, int], Figure]]] = {}
     for t in results.profile.kernels:
         shape = (t.n, t.k)
         if t.time_s is not None and t.time_s.median > 0 and (shape in counts or not counts):
-            times.setdefault(kernel_name(t), {}).setdefault(t.m, {})[shape] = t.time_s.median
+            times.setdefault(kernel_name(t), {}).setdefault(t.m, {})[shape] = t.time_s
     found = []
     for name, by_m in sorted(times.items()):
-        points = []
+        points: list[tuple[int, float]] = []
+        used: list[Figure] = []
         for m, own in sorted(by_m.items()):
             base = times[against].get(m, {})
             both = sorted(own.keys() & base.keys())
             if both and name != against:
-                old, new = (sum(side[shape] * counts.get(shape, 1) for shape in both) for side in (base, own))
+                old, new = (sum(side[shape].median * counts.get(shape, 1) for shape in both) for side in (base, own))
+                used += [side[shape] for shape in both for side in (base, own)]
                 points += [(m, old / new)] if old > 0 and new > 0 else []
         if points:
-            found.append(Line(name, tuple(points)))
+            found.append(Line(name, tuple(points), facts.worst_kind(used)))
     return found
 
 
@@ -178,11 +185,12 @@ def kernel_speed(results: Results) -> Picture | None:
     summary = f"Time of all linears on {against} over the time on each kernel, by the rows M that pass at once.{left}"
     wide, narrow = twice(title, summary, lambda w, h, label: _kernel_speed(w, h, label, drawn, marked, True))
     linear = twice(title, summary, lambda w, h, label: _kernel_speed(w, h, label, drawn, marked, False))
-    table = tuple((item.name, f"{m:,}", units.times(y)) for item in lines for m, y in item.points)
+    table = tuple((item.name, f"{m:,}", units.times(y), item.kind) for item in lines for m, y in item.points)
     legend = tuple(Legend(f"s{i}", item.name, SHAPES[i % len(SHAPES)], line=True) for i, item in enumerate(drawn))
     where = ", ".join(f"{name} M = {m:,}" for name, m in marked)
     note = f"Dashed: this workload's {where}. Above 1× a kernel is faster than the reference."
-    return Picture("kernel-speed", title, summary, wide, narrow, ("Kernel", "M", "Speed-up"), table, legend, note, linear)
+    head = ("Kernel", "M", "Speed-up", "Class")
+    return Picture("kernel-speed", title, summary, wide, narrow, head, table, legend, note, linear)
 
 
 def _kernel_speed(width: float, height: float, label: str, lines: list[Line], marked: list[tuple[str, int]], log: bool) -> Markup:

@@ -55,7 +55,7 @@ def section(results: Results, level: str) -> str:
         folded("Sizes of the family", table(family.HEAD, [family.row(one) for one in results.family])) if results.family else "",
         folded("Ranking", table(RANKING, _ranking(results))) if results.candidates else "",
     ]
-    drawn: dict[str, Picture] = {picture.key: picture for picture in charts.pictures(results)}
+    drawn: dict[str, Picture] = {picture.key: picture for picture in charts.pictures(results, TABLES)}
     said += [folded(drawn[key].title, table(drawn[key].head, drawn[key].rows)) for key in TABLES if key in drawn]
     said.append(folded("Environment", table(("", ""), wording.environment(results))))
     return "\n\n".join(part for part in said if part)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from quantadvisor.documents import LayerActivations, NumberClass, Results
 
-from . import facts, units
+from . import facts, units, wording
 from .svg import (
     NARROW,
     WIDE,
@@ -59,14 +59,18 @@ def _standing(results: Results, name: str, barred: bool) -> str:
 
 @dataclass(frozen=True)
 class Spot:
-    """One candidate: request speed over the baseline and its interval, mean KL in nats per token (floored), name, standing."""
+    """One candidate: request speed over the baseline and its interval, mean KL in nats per token (floored), top-1 agreement,
+    name, standing."""
 
     speed: float
     low: float
     high: float
     kl: float
+    top1: float
     name: str
     standing: str
+    inside: bool
+    """Is it within all that the workload constrains, by the run's own judgement?"""
     kind: NumberClass
 
 
@@ -88,29 +92,30 @@ def _spots(results: Results) -> list[Spot]:
             continue
         ends = facts.request_bounds(results, c)
         low, high = (facts.over(base, ends[1]) or speed, facts.over(base, ends[0]) or speed) if ends else (speed, speed)
-        kind = facts.worst_kind(facts.figure(item, field) for item in (c, facts.baseline(results)) for field in facts.TIMES)
-        standing = _standing(results, c.name, c.excluded is not None)
-        spots.append(Spot(speed, low, high, max(KL_FLOOR, c.quality.kl.mean), c.name, standing, kind))
+        inside, kl, top1 = c.excluded is None, max(KL_FLOOR, c.quality.kl.mean), c.quality.top1.mean
+        standing = _standing(results, c.name, not inside)
+        spots.append(Spot(speed, low, high, kl, top1, c.name, standing, inside, facts.speed_kind(results, c)))
     first = list(STANDINGS)
     return sorted(spots, key=lambda spot: (first.index(spot.standing), spot.name))
 
 
 def quality_speed(results: Results) -> Picture | None:
-    """Candidates: KL divergence against the speed of a request over the baseline; front, budget and ties."""
+    """Candidates: KL divergence against the speed of a request over the baseline; front, ties and the budget: a line where it
+    is on KL, in words whatever it is on."""
     spots = _spots(results)
     if not spots:
         return None
-    budget, best = results.workload.quality.kl_mean_max, front(spots)
-    inside = sum(1 for spot in spots if budget is None or spot.kl <= budget)
+    best = front(spots)
+    inside = sum(spot.inside for spot in spots)
     fastest = max(spots, key=lambda spot: (spot.speed, spot.name))
     title = "Quality against speed"
-    summary = f"{inside} of {len(spots)} measured candidates are inside the quality budget, {len(best)} are on the Pareto front; "
+    summary = f"{inside} of {len(spots)} measured candidates are inside all constraints, {len(best)} are on the Pareto front; "
     summary += f"the fastest of all is {fastest.name} at {units.times(fastest.speed)}."
     table = tuple(
         (
             spot.name, units.times(spot.speed), units.bounds(spot.low, spot.high, units.times),
-            "≤ 0.00001" if spot.kl <= KL_FLOOR else units.nats(spot.kl), spot.standing, "yes" if spot in best else "no",
-            spot.kind,
+            "≤ 0.00001" if spot.kl <= KL_FLOOR else units.nats(spot.kl), units.percent(spot.top1, 1), spot.standing,
+            "yes" if spot in best else "no", spot.kind,
         )
         for spot in sorted(spots, key=lambda spot: (-spot.speed, spot.name))
     )  # fmt: skip
@@ -118,9 +123,10 @@ def quality_speed(results: Results) -> Picture | None:
     legend = [Legend(style, name, shape) for name, (style, shape) in STANDINGS.items() if name in used]
     legend += [Legend("front", "Pareto front", "none", line=True)]
     note = "Right is faster, low is closer to the fp32 model. Divergences below 0.00001 are drawn at 0.00001; the whiskers of "
-    note += "the advice and its ties are the intervals of their request time."
-    head = ("Candidate", "Request speed", "Interval", "KL divergence", "Standing", "On the front", "Class")
-    draw = partial(_quality, spots=spots, budget=budget)
+    note += "the advice and its ties are the intervals of their request time. "
+    note += f"Quality budget: {'; '.join(wording.quality_budget(results.workload)) or 'none'}."
+    head = ("Candidate", "Request speed", "Interval", "KL divergence", "Top-1 agreement", "Standing", "On the front", "Class")
+    draw = partial(_quality, spots=spots, budget=results.workload.quality.kl_mean_max)
     drawn = [twice(title, summary, partial(draw, log=log)) for log in (True, False)]
     return Picture("quality-speed", title, summary, *drawn[0], head, table, tuple(legend), note, drawn[1])
 
@@ -251,6 +257,7 @@ ACTIVATION_HEAD = (
     "INT8 error per tensor",
     "per token",
     "per channel",
+    "Class",
 )
 
 
@@ -263,6 +270,7 @@ def _activation_row(item: LayerActivations) -> tuple[str, ...]:
         f"{item.outlier_channels:,}",
         units.percent(item.outlier_tokens_share, 1),
         *(units.plain(value) for value in errors),
+        "measured",
     )
 
 

@@ -176,7 +176,7 @@ def _row(results: Results, item: Candidate, place: int) -> Row:
         kl_interval=units.bounds(quality.kl.low, quality.kl.high, units.nats) if quality else "",
         top1=units.percent(quality.top1.mean if quality else None, 1),
         speed=units.times(speed),
-        speed_kind=facts.worst_kind(facts.figure(one, field) for one in (item, facts.baseline(results)) for field in facts.TIMES),
+        speed_kind=facts.speed_kind(results, item),
         capacity=units.times(capacity),
         sort={
             "place": place,

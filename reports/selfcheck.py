@@ -7,7 +7,8 @@ import html
 from quantadvisor.documents import KernelCheck, RuntimeCheck, SelfCheck
 
 from . import units
-from .gate import CSS, POLICY
+from .gate import CSS
+from .policy import policy
 
 OURS, PLAIN = "triton", "16 bit"
 
@@ -19,7 +20,7 @@ def page(found: SelfCheck) -> str:
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy(CSS)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>advisor selfcheck: {safe(found.device)}</title>",
             f"<style>{CSS}</style>\n</head>\n<body>\n<main>",

@@ -109,17 +109,24 @@ def _picture(
 
 
 def candidates(results: Sequence[Results]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows: request speed of each candidate over its run's own baseline; those measured in two runs at least."""
+    """Head and rows: request speed of each candidate over its run's own baseline, and the class of all of them together; those
+    measured in two runs at least."""
     names = [name for item in results for name in (c.name for c in item.candidates)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys(names):
-        effects = [
-            facts.speed_effect(item, found) if (found := facts.candidate(item, name)) is not None else None for item in results
-        ]
+        own = [(item, facts.candidate(item, name)) for item in results]
+        effects = [facts.speed_effect(item, found) if found is not None else None for item, found in own]
         if sum(effect is not None for effect in effects) >= 2:
             marks = [" (advised)" if item.verdict.choice == name else "" for item in results]
-            rows.append((name, *(units.times(e) + mark for e, mark in zip(effects, marks, strict=True))))
-    return ("Candidate", *run_names(results)), rows
+            kinds = [
+                facts.speed_kind(item, found)
+                for (item, found), effect in zip(own, effects, strict=True)
+                if found is not None and effect is not None
+            ]
+            rows.append(
+                (name, *(units.times(e) + mark for e, mark in zip(effects, marks, strict=True)), facts.least_certain(kinds))
+            )
+    return ("Candidate", *run_names(results), "Class"), rows
 
 
 def comparison(results: Sequence[Results]) -> list[tuple[str, list[str]]]:

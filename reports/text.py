@@ -19,7 +19,7 @@ def verdict_lines(results: Results) -> list[str]:
         lines.append(verdict.reason(results))
     for item in verdict.key_numbers(results):
         lines.append(f"{item.label}: {item.value} ({item.detail + '; ' if item.detail else ''}{item.kind})")
-    lines += [f"{word}: {sentence}" for word, sentence in verdict.effects(results)]
+    lines += [f"{word} ({kind}): {sentence}" for word, sentence, kind in verdict.effects(results)]
     lines += wording.holds(results)
     lines += [line] if (line := family.of_run(results)) else []
     for question in results.questions:

@@ -194,21 +194,22 @@ def _quality(results: Results) -> KeyNumber | None:
     return KeyNumber("KL divergence", units.nats(quality.kl.mean), f"{limit}{top1}", "measured")
 
 
-def effects(results: Results) -> list[tuple[str, str]]:
-    """Speed and capacity, stated apart: (word, sentence)."""
+def effects(results: Results) -> list[tuple[str, str, NumberClass]]:
+    """Speed and capacity, stated apart: (word, sentence, class)."""
     verdict = results.verdict
     if verdict.choice is None or not verdict.change:
         return []
-    found = []
+    found: list[tuple[str, str, NumberClass]] = []
     if verdict.speedup is not None:
         decode = f", a decode step {units.times(verdict.decode_speedup.total)}" if verdict.decode_speedup else ""
         total = verdict.speedup.total
         word = "hardly faster" if 1 <= total < CAPACITY_ONLY else f"{units.times(total)} as fast"
-        found.append(("Speed", f"A request is {word}{decode}. {share_sentence(verdict.speedup)}"))
+        sentence = f"A request is {word}{decode}. {share_sentence(verdict.speedup)}"
+        found.append(("Speed", sentence, facts.chain_kind(results, facts.TIMES)))
     if verdict.capacity is not None:
         ratio, fit = verdict.capacity.over_baseline, units.whole(verdict.capacity.max_concurrency)
         gain = "as many as" if 0.995 <= ratio < 1.005 else f"{units.times(ratio)} as many as"
-        found.append(("Capacity", f"{fit} requests fit in memory at once, {gain} on the baseline."))
+        found.append(("Capacity", f"{fit} requests fit in memory at once, {gain} on the baseline.", verdict.capacity.kind))
     return found
 
 

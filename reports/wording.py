@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantadvisor.documents import DecisionMap, Diagnosis, MapCell, MapEdge, Results, Traffic
+from quantadvisor.documents import DecisionMap, Diagnosis, MapCell, MapEdge, Results, Traffic, Workload
 
 from . import facts, units, verdict
 
@@ -69,11 +69,17 @@ def constraints(results: Results) -> list[str]:
     if work.slo is not None:
         bounds = [f"{n} ≤ {v:g} ms" for n, v in (("TTFT", work.slo.ttft_ms), ("TPOT", work.slo.tpot_ms)) if v is not None]
         found.append(f"{', '.join(bounds) or 'no bound'} for {work.slo.percentile:g} % of requests")
-    if work.quality.kl_mean_max is not None:
-        found.append(f"mean KL ≤ {units.plain(work.quality.kl_mean_max)}")
-    if work.quality.top1_agreement_min is not None:
-        found.append(f"top-1 agreement ≥ {units.percent(work.quality.top1_agreement_min, 1)}")
-    return found
+    return found + quality_budget(work)
+
+
+def quality_budget(work: Workload) -> list[str]:
+    """What bounds quality, in short clauses."""
+    budget, found = work.quality, []
+    if budget.kl_mean_max is not None:
+        found.append(f"mean KL ≤ {units.plain(budget.kl_mean_max)}")
+    if budget.top1_agreement_min is not None:
+        found.append(f"top-1 agreement ≥ {units.percent(budget.top1_agreement_min, 1)}")
+    return found + [f"score of {task} down by ≤ {units.percent(one.max_drop, 1)}" for task, one in budget.tasks.items()]
 
 
 def changed_mind(results: Results) -> str:
@@ -190,6 +196,8 @@ def regret(results: Results) -> list[tuple[str, str]]:
         ("Best of all", f"{found.best}: {unit(found.best_objective)}"),
         ("Measuring share", f"{units.percent(found.measuring_share)} of the time that measuring everything takes"),
     ]
+    compared = (facts.candidate(results, name) for name in (found.advised, found.best))
+    rows.append(("Class", facts.worst_kind(facts.figure(one, "objective") for one in compared)))
     if found.not_measured:
         rows.append(("Not reached", ", ".join(found.not_measured)))
     return rows
@@ -251,16 +259,21 @@ def ceilings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     return targets + [(name, units.times(value)) for name, value in diagnosis.method_ceilings.items()]
 
 
+KERNELS = ("Kernel", "Runtime", "M", "N", "K", "Time per call", "Samples", "Class", "Of the roof", "Operator")
+
+
 def kernel_rows(results: Results) -> list[tuple[str, ...]]:
-    """Every kernel timing or refusal: kernel, runtime, M, N, K, time, share of the roof, operator."""
+    """Every kernel timing or refusal, under KERNELS."""
     found: list[tuple[str, ...]] = []
     for item in results.profile.kernels:
         option = f" +{item.option}" if item.option else ""
-        time = units.spread(item.time_s, units.duration) if item.time_s else f"not available: {item.refused or 'not timed'}"
+        time, many, kind = f"not available: {item.refused or 'not timed'}", units.ABSENT, units.ABSENT
+        if item.time_s:
+            time, many, kind = units.spread(item.time_s, units.duration), f"{len(item.time_s.samples):,}", item.time_s.kind
         found.append(
             (
                 f"{item.probe} {item.scheme.name}", item.runtime + option, f"{item.m:,}", f"{item.n:,}", f"{item.k:,}",
-                time, units.percent(item.roofline_share), item.operator or units.ABSENT,
+                time, many, kind, units.percent(item.roofline_share), item.operator or units.ABSENT,
             )
         )  # fmt: skip
     return found
@@ -346,8 +359,9 @@ def column(results: Results) -> list[tuple[str, str]]:
     for item in verdict.key_numbers(results):
         rows.append((item.label, f"{item.value} ({item.detail}; {item.kind})" if item.detail else f"{item.value} ({item.kind})"))
     rows += [("Holds until", " ".join(holds(results)))] if results.decision_map else []
-    rows.append(("TTFT", units.spread(facts.figure(chosen, "ttft_s"), units.duration)))
-    rows.append(("TPOT", units.spread(facts.figure(chosen, "tpot_s"), units.duration)))
+    for field in facts.TIMES:
+        own = facts.figure(chosen, field)
+        rows.append((facts.QUANTITIES[field], f"{units.spread(own, units.duration)} ({own.kind})" if own else units.ABSENT))
     yes = ", ".join(f"{QUESTIONS[q.id]} {'yes' if q.answer else 'no'}" for q in results.questions)
     rows.append(("Four questions", yes or units.ABSENT))
     error = facts.time_error(results)

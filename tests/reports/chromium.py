@@ -56,6 +56,18 @@ def look(page: str, folder: Path, width: int, script: str, dark: bool = False) -
     return json.loads(html.unescape(found.group(1))), console
 
 
+def printed(page: str, folder: Path) -> str:
+    """The words on paper, blanks taken out: lines and cells break them anywhere."""
+    if shutil.which("pdftotext") is None:
+        pytest.skip("no pdftotext here: apt-get install poppler-utils")
+    source, paper = folder / "page.html", folder / "page.pdf"
+    source.write_text(page, encoding="utf-8")
+    to = (f"--user-data-dir={folder / 'user'}", "--no-pdf-header-footer", f"--print-to-pdf={paper}")
+    subprocess.run([CHROMIUM, *FLAGS, *to, source.as_uri()], capture_output=True, timeout=180, check=True)
+    done = subprocess.run(["pdftotext", "-raw", "-enc", "UTF-8", paper, "-"], capture_output=True, timeout=60, check=True)
+    return "".join(done.stdout.decode().split())
+
+
 def axe_core() -> Path:
     """axe-core's script, as axe-playwright-python brings it (nothing else of that package is used)."""
     package = importlib.util.find_spec("axe_playwright_python")

@@ -1,12 +1,15 @@
 """The gate's outputs: hostile names and reasons stay text in every format, and each format says what failed."""
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from quantadvisor.documents import Against, Factor, Gate, GateMetric
 from quantadvisor.reports import gate as words
+
+from . import chromium
 
 HOSTILE = 'a|b <script>alert(1)</script>\n::error::x`[l](http://e)"\x00'
 
@@ -138,3 +141,26 @@ def test_a_hostile_history_stays_text() -> None:
     page = words.page(history[-1], history)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+LOOK = """
+  return {scroll: root.scrollWidth, client: root.clientWidth, paper: view.getComputedStyle(frame.body).backgroundColor,
+    drawn: all("svg").filter((item) => item.checkVisibility()).length};
+"""
+
+
+@pytest.mark.slow
+@chromium.needed
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1600])
+def test_in_a_browser_nothing_is_refused_sticks_out_or_cannot_be_read(tmp_path: Path, width: int, dark: bool) -> None:
+    """Every state and a history; the policy admits the style sheet (else the console says so), axe-core finds nothing."""
+    made = MIXED.model_copy(update={"candidate": "/models/" + "endless-" * 60 + "<script>alert(1)</script>"})
+    page = words.page(made, [*recorded(5), made])
+    seen, console = chromium.look(page, tmp_path, width, LOOK, dark)
+    assert console == []
+    assert width - 20 <= seen["client"] <= width, "all but a scroll bar"
+    assert seen["scroll"] == seen["client"]
+    assert seen["paper"] == ("rgb(21, 23, 26)" if dark else "rgb(251, 250, 247)")
+    assert seen["drawn"] == 2, "of each metric the drawing for this width"
+    assert chromium.violations(page, tmp_path, width, dark) == []

@@ -168,6 +168,23 @@ def test_what_the_issue_asks_for_is_there(complete: str) -> None:
         assert f'class="badge b-{kind}"' in complete
 
 
+def test_sentences_and_bounds_have_their_class(complete: str) -> None:
+    effects = complete.partition('<dl class="effects">')[2].partition("</dl>")[0]
+    assert re.findall(r'<dt>(\w+)</dt>.*?class="badge b-(\w+)"', effects) == [("Speed", "measured"), ("Capacity", "modelled")]
+    bounds = complete.partition("<h3>Ceilings")[2].partition("<dl")[0]
+    assert 'class="badge b-modelled"' in bounds
+    parts = Page(complete.partition('aria-label="Time by part"')[2].partition("<table>")[2].partition("</table>")[0])
+    assert parts.words.endswith("1.20 ms measured")
+
+
+def test_each_kernel_has_the_number_of_its_samples(complete: str) -> None:
+    table = complete.partition('aria-label="Kernels"')[2].partition("</table>")[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows[0][5:8] == ["Time per call", "Samples", "Class"]
+    timed = [kernel for kernel in sample.complete().profile.kernels if kernel.time_s]
+    assert [row[6:8] for row in rows[1:]].count(["5", "measured"]) == len(timed)
+
+
 def test_each_picture_has_words_and_a_table(complete: str) -> None:
     page = Page(complete)
     drawn = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]

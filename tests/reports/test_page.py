@@ -68,30 +68,20 @@ USE = """
 
 @pytest.mark.slow
 @chromium.needed
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1024, 1600])
 @pytest.mark.parametrize("kind", ["complete", "several", "evil"])
-def test_no_error_and_no_overflow(tmp_path: Path, kind: str, width: int) -> None:
+def test_no_error_and_no_overflow(tmp_path: Path, kind: str, width: int, dark: bool) -> None:
     long = sample.complete(workload=sample.workload(model="/models/" + "endless-" * 60 + EVIL + "x" * 300))
     made = {"complete": [sample.complete()], "several": [sample.complete(), long, sample.minimal()], "evil": [evil()]}
-    seen, console = chromium.look(render_html(made[kind]), tmp_path, width, MEASURE)
+    seen, console = chromium.look(render_html(made[kind]), tmp_path, width, MEASURE, dark)
     assert console == []
+    assert seen["background"] == ("rgb(21, 23, 26)" if dark else "rgb(251, 250, 247)")
     assert width - 20 <= seen["client"] <= width, "all but a scroll bar"
     assert seen["scroll"] == seen["client"], seen
     assert seen["wide"] == []
     assert seen["scripts"] == 1
     assert seen["unready"] == 0, "our own script ran: what needs it is shown"
-
-
-@pytest.mark.slow
-@chromium.needed
-def test_dark_is_dark(tmp_path: Path) -> None:
-    page = render_html([sample.complete()])
-    backgrounds = []
-    for dark in (False, True):
-        folder = tmp_path / str(dark)
-        folder.mkdir()
-        backgrounds.append(chromium.look(page, folder, 390, MEASURE, dark)[0]["background"])
-    assert backgrounds == ["rgb(251, 250, 247)", "rgb(21, 23, 26)"]
 
 
 def test_the_short_sample_has_every_kind_of_element() -> None:
@@ -186,6 +176,26 @@ def test_complete_without_javascript(tmp_path: Path) -> None:
     seen, _ = chromium.look(page, tmp_path, 1024, WITHOUT_SCRIPT)
     assert seen["all"] > 50
     assert (seen["dead"], seen["blank"], seen["rows"]) == ([], [], 0)
+
+
+FOLDED = ("a" * 64, "Operators that ran in", "GroupQueryAttention", "Achieved", "the wheel has no INT4 matmul", "Residue")
+"""Said only where the page is folded: hashes, operators, the numbers of pictures, kernels, time by part."""
+
+
+@pytest.mark.slow
+@chromium.needed
+def test_complete_in_print_without_javascript(tmp_path: Path) -> None:
+    """What is folded on a screen is on paper, by the style sheet alone; without its rule it would not be."""
+    made = sample.short()
+    page = re.sub(r"<script>.*?</script>", "", render_html([made]), flags=re.DOTALL)
+    paper = chromium.printed(page, tmp_path)
+    names = [item.name for item in made.candidates]
+    assert [words for words in (*FOLDED, *names) if "".join(words.split()) not in paper] == []
+    assert "orderby" not in paper, "what only a script could answer"
+    folder = tmp_path / "folded"
+    folder.mkdir()
+    folded = chromium.printed(chromium.POLICY.sub("", page).replace("details::details-content", ".nowhere"), folder)
+    assert [words for words in FOLDED if "".join(words.split()) in folded] == []
 
 
 @pytest.mark.slow

@@ -25,13 +25,23 @@ def test_candidates_are_compared_where_two_runs_measured_them() -> None:
     whole = sample.complete()
     fewer = whole.model_copy(update={"candidates": whole.candidates[:5]})
     head, rows = side_by_side.candidates([whole, fewer])
-    assert head == ("Candidate", "1. builtin:smollm2-135m", "2. builtin:smollm2-135m")
+    assert head == ("Candidate", "1. builtin:smollm2-135m", "2. builtin:smollm2-135m", "Class")
     found = {row[0]: row[1:] for row in rows}
     assert set(found) == {item.name for item in whole.candidates[:5]}
     before, after = (465 + 127 * 31.8, 577 + 127 * 7.4)
     ratio = float(found[sample_map.CHOICE][0].partition("×")[0]) / float(found["none-fp32@torch"][0].partition("×")[0])
     assert ratio == pytest.approx(before / after, rel=1e-2)
     assert found[sample_map.CHOICE][0].endswith("(advised)")
+
+
+def test_the_class_of_a_row_is_the_least_certain_of_its_runs() -> None:
+    whole = sample.complete()
+    first = next(item for item in whole.candidates if item.name == sample_map.CHOICE)
+    assert first.measured and first.measured.ttft_s
+    guessed = first.measured.model_copy(update={"ttft_s": first.measured.ttft_s.model_copy(update={"kind": "modelled"})})
+    items = tuple(item.model_copy(update={"measured": guessed}) if item.name == first.name else item for item in whole.candidates)
+    _, rows = side_by_side.candidates([whole, whole.model_copy(update={"candidates": items})])
+    assert {row[0]: row[-1] for row in rows if row[-1] != "measured"} == {first.name: "modelled"}
 
 
 def test_one_run_has_nobody_beside_it() -> None:
