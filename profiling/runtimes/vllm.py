@@ -1,9 +1,11 @@
 """vLLM's engine in this process, step by step: bfloat16 or compressed-tensors folders, on a CPU build or on one for CUDA.
 
 The engine samples its own greedy tokens (which are what `decode` is given); logits are taken where the model computes
-them. All prompts of a batch are prefilled in one step, as one static batch. vLLM pins packages of its own: it lives in an
-environment that `make runtime-vllm` makes (a CPU build), or in the user's. A build is for one of the two, so the option `cuda`
-must agree with it. Its GPU path has never run on a GPU.
+them. All prompts of a batch are prefilled in one step, as one static batch. On a CPU it runs eager; on a GPU as its users run
+it, compiled and in CUDA graphs, where the parts of a step are told apart by the names of kernels.
+
+vLLM pins packages of its own: it lives in an environment that `make runtime-vllm` makes (a CPU build), or in the user's. A build
+is for one of the two, so the option `cuda` must agree with it. Its GPU path has never run on a GPU.
 """
 
 from __future__ import annotations
@@ -110,9 +112,10 @@ def server(path: str, options: tuple[str, ...], port: int, model: str, threads: 
     """Arguments after the interpreter, and variables, of an OpenAI-compatible server. Its module, not `vllm serve`: that
     command of the CPU build looks for a package vllm."""
     cache = [text for name, value in settings_of(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    eager = [] if on_gpu(options) else ["--enforce-eager"]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", float_of(options), "--enforce-eager", *cache,
+        "--port", str(port), "--dtype", float_of(options), *eager, *cache,
     ]  # fmt: skip
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
@@ -149,7 +152,7 @@ class VllmSession:
         self.engine: Any = LLM(
             model=path,
             dtype=float_of(options),
-            enforce_eager=True,
+            enforce_eager=not self.gpu,
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=256,
             disable_log_stats=True,
@@ -252,7 +255,7 @@ class VllmSession:
         return torch_cuda.Logits(rows) if self.gpu else rows.float().numpy()
 
     def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
-        seen = torch_cuda.observe(run, rounds, places(self.model)) if self.gpu else self._observe_cpu(run, rounds)
+        seen = torch_cuda.observe(run, rounds, None) if self.gpu else self._observe_cpu(run, rounds)
         total, quantized, notes = linear_layers(self.model)
         stored = ", ".join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))
         notes.append(f"cache stored as {stored} (kv_cache_dtype {self.engine.vllm_config.cache_config.cache_dtype})")
@@ -280,15 +283,6 @@ class VllmSession:
             **{f"{part}_s": seconds for part, seconds in parts.items()},
             "other_s": wall - sum(parts.values()),
         }
-
-
-def places(model: Any) -> list[torch_cuda.Place]:
-    """Where linears and attention are computed: the output layer by vLLM's logits processor, the cache inside attention."""
-    linears = [
-        (one, "forward", "linears") for one in model.modules() if is_linear(one) or type(one).__name__ == "LogitsProcessor"
-    ]
-    attention = [(one, "forward", "attention") for one in model.modules() if type(one).__name__ == "Attention"]
-    return [*linears, *attention]
 
 
 def is_linear(module: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from quantadvisor.methods.none import half_precision
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.runtimes import torch_cuda
 from quantadvisor.profiling.runtimes import vllm as runtime
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.workers import RunningWorker
@@ -99,6 +101,25 @@ def test_a_server_takes_the_cache_that_is_declared_on_either_device(options: tup
     pairs = [tuple(arguments[i : i + 2]) for i in range(len(arguments))]
     assert {("--kv-cache-dtype", "fp8"), ("--kv-cache-memory-bytes", "3221225472"), ("--max-model-len", "-1")} <= set(pairs)
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == ""  # unset: it would go before the pool
+
+
+@pytest.mark.parametrize(("options", "eager"), [((f"{runtime.POOL}4096",), True), ((f"{runtime.POOL}4096", "cuda"), False)])
+def test_a_gpu_has_its_graphs(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], eager: bool) -> None:
+    """Engine and server alike: eager decode is bound by launches there, which is not what users run."""
+    asked: dict[str, object] = {}
+    model = SimpleNamespace(compute_logits=None)
+    worker = SimpleNamespace(model_runner=SimpleNamespace(model=model))
+    engine = SimpleNamespace(
+        model_executor=SimpleNamespace(driver_worker=SimpleNamespace(worker=worker)),
+        engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=None)),
+    )
+    made = SimpleNamespace(LLM=lambda **given: asked.update(given) or SimpleNamespace(llm_engine=engine))
+    monkeypatch.setitem(sys.modules, "vllm", made)
+    monkeypatch.setattr(torch_cuda, "reset_memory", lambda: None)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "")
+    runtime.open_session("folder", options, 1)
+    assert asked["enforce_eager"] is eager
+    assert ("--enforce-eager" in runtime.server("folder", options, 8000, "name", 1)[0]) is eager
 
 
 def test_every_operator_belongs_to_one_part_of_a_step() -> None:
