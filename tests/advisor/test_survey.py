@@ -17,7 +17,12 @@ def test_kernels_are_probed_in_the_interpreter_that_was_asked_for(tmp_path: Path
     theirs = tmp_path / "python"
     theirs.symlink_to(sys.executable)
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(survey, "probe_kernels", lambda *_, **options: seen.update(options) or ())
+
+    def probe_kernels(*_: Any, **options: Any) -> tuple[()]:
+        seen.update(options)
+        return ()
+
+    monkeypatch.setattr(survey, "probe_kernels", probe_kernels)
     asked = workload(runtimes=["onnxruntime", {"name": "openvino", "python": str(theirs)}])
     context: Any = SimpleNamespace(workload=asked, inventory=SimpleNamespace(linears=()), cache=tmp_path)
     survey.probe(context, SimpleNamespace())  # type: ignore[arg-type]

@@ -113,8 +113,12 @@ def test_a_gpu_has_its_graphs(monkeypatch: pytest.MonkeyPatch, options: tuple[st
         model_executor=SimpleNamespace(driver_worker=SimpleNamespace(worker=worker)),
         engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=None)),
     )
-    made = SimpleNamespace(LLM=lambda **given: asked.update(given) or SimpleNamespace(llm_engine=engine))
-    monkeypatch.setitem(sys.modules, "vllm", made)
+
+    def llm(**given: object) -> SimpleNamespace:
+        asked.update(given)
+        return SimpleNamespace(llm_engine=engine)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm))
     monkeypatch.setattr(torch_cuda, "reset_memory", lambda: None)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "")
     runtime.open_session("folder", options, 1)
