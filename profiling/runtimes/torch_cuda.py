@@ -95,6 +95,7 @@ def observe(run: Callable[[], Any], rounds: int, places: Iterable[Place] | None)
         notes.append(f"the profiler showed no {marks} on the GPU: linears, attention and cache are not taken apart")
     for row in found:
         row["linear"] = row.pop("part") == "linears"
+        row["quantized"] = row["linear"] and bool(LOW_BIT.search(row["name"].lower()))
     return {
         "operators": found,
         "wall_s": wall,
@@ -132,6 +133,8 @@ def kernels(events: Iterable[Any], by_name: bool = False) -> list[dict[str, Any]
     return sorted(rows.values(), key=lambda row: -row["time_s"])
 
 
+LOW_BIT = re.compile(r"marlin|machete|wna16|awq|gptq|4bit|int[48]|w[48]a|scaled_mm|fp8|e4m3|(?<![a-z0-9])[si]8")
+"""Marks in the names of products that read codes; codes that are dequantized first run as a plain one."""
 KERNEL_PARTS = {
     r"^triton_(poi|red|per)_": "other",
     r"reshape_and_cache": "cache",

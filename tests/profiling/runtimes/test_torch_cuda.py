@@ -77,6 +77,18 @@ def test_in_a_graph_a_kernels_name_tells_its_part(kernel: str, part: str) -> Non
         assert [row["part"] for row in torch_cuda.kernels([event(kernel, 0, 30)])] == ["other"]
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@no_gpu
+def test_products_of_codes_are_told_from_plain_ones(monkeypatch: pytest.MonkeyPatch, waits: list[None]) -> None:
+    names = ("marlin::Marlin", "cutlass_80_tensorop_s8_i16832gemm", "ampere_bf16_s16816gemm", "flash_fwd_e4m3")
+    rows = torch_cuda.kernels([event(name, i, i + 1) for i, name in enumerate(names)], by_name=True)
+    monkeypatch.setattr(torch_cuda, "kernels", lambda *_, **__: rows)
+    found = torch_cuda.observe(lambda: None, 1, None)["operators"]
+    assert {row["name"]: (row["linear"], row["quantized"]) for row in found} == dict(
+        zip(names, [(True, True), (True, True), (True, False), (False, False)], strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("kernel", "number"),
     [
