@@ -170,4 +170,4 @@ def test_a_vllm_that_does_not_start_is_a_reason(tmp_path: Path, python: str) -> 
     (tmp_path / "faults.json").write_text(json.dumps({"error": "ValueError: no kernel for this scheme"}))
     found = try_vllm(tmp_path, served_by("vllm", "bf16"), python, 5 << 20, 1, SAID_IT)
     assert (found.verified, found.reason) == (False, "the server ended: ValueError: no kernel for this scheme")
-    assert set(vllm.OPTIONS) == {"kvfp8", "cuda"}
+    assert set(vllm.OPTIONS) == {"kvfp8", "kvturbo", "cuda"}

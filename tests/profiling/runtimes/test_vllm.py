@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import sys
@@ -64,6 +65,29 @@ def test_an_fp8_cache_is_refused_where_the_cpu_has_no_instruction_for_it(monkeyp
     for options, isa in ((("kvfp8",), ("avx2", "avx512f")), (("kvfp8",), ("neon",)), ((f"{runtime.POOL}1024",), ("avx2",))):
         assert runtime.refuse(None, options, isa) is None
     assert "AVX" not in str(runtime.refuse(None, ("kvfp8", "cuda"), ("avx2",)))  # a GPU does not care for the CPU
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "refused"),
+    [
+        (("kvturbo", "cuda"), "0.20.0", None),
+        (("kvturbo", "cuda"), "1.0.0rc1", None),
+        (("kvturbo", "cuda"), "0.19.1", "vLLM 0.19.1 has no TurboQuant cache: it came with 0.20"),
+        (("kvfp8", "cuda"), "0.19.1", None),
+        (("kvturbo",), "0.20.0", "vLLM's attention on a CPU reads no TurboQuant cache: it is one of a GPU (option cuda)"),
+        (("kvturbo", "kvfp8", "cuda"), "0.20.0", "one cache at a time, not kvfp8 and kvturbo"),
+    ],
+)
+def test_a_turboquant_cache_is_a_gpus(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], version: str, refused: str | None
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(runtime.nvidia, "refusal", lambda *_, **__: None)
+    monkeypatch.setattr(runtime.nvidia, "torch_built_for", lambda: None)
+    assert runtime.refuse(None, options, ("avx2", "avx512f")) == refused
+    if refused is None and "kvturbo" in options:
+        assert "--kv-cache-dtype turboquant_4bit_nc" in " ".join(runtime.server("f", (*options, "pool=1"), 1, "m", 1)[0])
 
 
 @pytest.mark.parametrize(
