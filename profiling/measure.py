@@ -106,12 +106,12 @@ def energy(cpu_j: float | None, gpu: Summary | None) -> tuple[float | None, str]
 
 
 def clocks(state: GpuState | None) -> str:
-    """The GPU's SM clock over all rounds, what held it back, and whether it was shared; empty on a CPU."""
+    """The GPU's SM clock over all rounds, what held it back, and whether it is cut up; empty on a CPU."""
     if state is None:
         return ""
     clock = f"SM clock {state.sm_mhz[0]} to {state.sm_mhz[2]} MHz" if state.sm_mhz else ""
     held = f"throttled: {', '.join(state.throttling)}" if state.throttling else ""
-    return "; ".join(filter(None, [clock, held, "one of the GPU's instances (MIG)" if state.mig else ""]))
+    return "; ".join(filter(None, [clock, held, "the GPU is cut into instances (MIG)" if state.mig else ""]))
 
 
 def interleave(
