@@ -127,7 +127,7 @@ GPU_CATALOGUE = (
     Entry("rtn", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
     Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
     Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
-    Entry("rtn", "w8-g64-bf16", "weights", ("vllm+cuda",)),
+    Entry("rtn", "w8-g64-bf16", "weights", ("vllm+cuda", "triton")),
     Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("smoothquant", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("fp8", "fp8-bf16", "activations", ("vllm+cuda", "triton")),

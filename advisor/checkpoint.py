@@ -7,6 +7,7 @@ A GGUF file, an ONNX folder (`model.onnx`), an OpenVINO IR folder (`openvino_mod
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from quantadvisor.documents import BadInput, Candidate, Checkpoint, Device, Inve
 from quantadvisor.kernels.llama_layouts import crash, layouts
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.runtimes import nvidia
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 from .candidates import asked_runtimes, needless, places_on
@@ -39,18 +41,19 @@ CACHES = {"kvf16": "", "kvu8": "-kv8", "kvq8": "-kv8", "kvq4": "-kv4"}
 """Options of a session that say how the cache is stored, and the end of the scheme's name that stands for it."""
 
 
-def inspect(path: str, place: str | None, isa: tuple[str, ...]) -> Checkpoint:
-    """The checkpoint as its files describe it, on the runtime `name+option` (None: the format's first), which can run it."""
+def inspect(path: str, place: str | None, isa: tuple[str, ...], pythons: Mapping[str, str] | None = None) -> Checkpoint:
+    """The checkpoint as its files describe it, on the runtime `name+option` (None: the format's first), which can run it in
+    the interpreter that was asked for (`pythons`: by runtime)."""
     made = described(path)
     name, options = runtime_for(made.format, place, path)
-    python = interpreter_of(name)
+    python = (pythons or {}).get(name) or interpreter_of(name)
     refused = refusal(name, python, made.path, options, isa) or crash(made.scheme, name, options, isa, python)
     if refused:
         raise BadInput(path, f"cannot run on {name}: {refused}", "see advisor runtimes")
     cache = next((CACHES[option] for option in options if option in CACHES), "")
     options = tuple(option for option in options if option not in CACHES)  # the session gets them from the scheme
     update: dict[str, Any] = {"scheme": with_cache(made.scheme, cache)} if cache else {}
-    if name == "llama.cpp":
+    if name == "llama.cpp" and nvidia.CUDA not in options:
         update["layouts"] = layouts(python)
     if name == "vllm":  # it computes in bfloat16, whatever the file holds
         update["plain"] = "bf16"
@@ -74,6 +77,16 @@ def described(path: str) -> Checkpoint:
     if (given / "config.json").is_file():
         return Checkpoint(path=str(given), format="transformers", runtime="torch", **of_transformers(given))
     raise BadInput(path, "holds no model.onnx, openvino_model.xml, config.json or .gguf", GIVE)
+
+
+def place_on_gpu(kind: str, place: str | None, device: Device) -> str | None:
+    """The place (None: the format's first there) as it is on the GPU, with the option `cuda`; None where it has none."""
+    if place is None:
+        return next(iter(places_on(device, PLACES[kind])), None)
+    name, *options = place.split("+")
+    if name == "triton" or nvidia.CUDA in options:
+        return place
+    return "+".join((name, nvidia.CUDA, *options)) if places_on(device, (name,)) else None
 
 
 def existing_checkpoints(workload: Workload, inventory: Inventory, device: Device) -> tuple[Candidate, ...]:

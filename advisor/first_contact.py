@@ -13,7 +13,7 @@ from pathlib import Path
 from quantadvisor.documents import Candidate, CandidateFailed, Device, Scheme, SelfCheck, Workload
 from quantadvisor.kernels import gpu_timing, selfcheck_record
 from quantadvisor.kernels.processes import ProbeProcess
-from quantadvisor.kernels.triton_modules import CACHES
+from quantadvisor.kernels.triton_modules import CACHES, weight_only
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import selfcheck_child
 from quantadvisor.profiling.gpus import capability, environment
@@ -34,8 +34,7 @@ def kernels_of(made: Scheme, options: Sequence[str]) -> tuple[str, ...]:
         return tuple(caches)
     if inputs is not None:
         return ("w8a8" if inputs.number == "int" else "fp8", *caches)
-    grouped = f"-g{weights.group_size}" if weights.group_size else ""
-    return (f"w{weights.bits:g}a16{grouped}{'' if weights.symmetric else '-asymmetric'}", *caches)
+    return (f"{weight_only(int(weights.bits), weights.group_size or 0)}{'' if weights.symmetric else '-asymmetric'}", *caches)
 
 
 def cited() -> frozenset[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from quantadvisor.documents import CandidateFailed, Device, Inventory, KernelTiming, Scheme
+from quantadvisor.documents import CandidateFailed, Device, GpuState, Inventory, KernelTiming, Scheme
 from quantadvisor.kernels import timing_cache
 from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.timing import figure
@@ -99,7 +99,9 @@ def asked(point: Point, process: ProbeProcess) -> KernelTiming:
     samples = said.get("samples", {}).get(PLAIN if point.kernel == PLAIN else OURS)
     if not samples:
         return base.model_copy(update={"refused": str(said.get("refused", "not timed"))})
-    return base.model_copy(update={"time_s": figure(samples, source="CUDA graph, L2 cache emptied before each call")})
+    time_s = figure(samples, source="CUDA graph, L2 cache emptied before each call")
+    state = GpuState.model_validate(said["gpu"]) if said.get("gpu") else None
+    return base.model_copy(update={"time_s": time_s, "gpu": state})
 
 
 def places_of(timing: KernelTiming) -> list[KernelTiming]:

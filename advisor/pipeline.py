@@ -304,7 +304,9 @@ def run(
         with progress.stage("Artifact"):
             source = context.build_of(choice).out
             python, pool = context.interpreter(choice.runtime), context.pool_of("vllm", choice.scheme)
-            artifact = place_artifact(source, out, export_format(choice.runtime), choice, python, pool, context.device.threads)
+            said = next((trial.said for trial in trials if trial.name == choice.name), "")
+            kind, threads = export_format(choice.runtime), context.device.threads
+            artifact = place_artifact(source, out, kind, choice, python, pool, threads, said)
     results = Results(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=workload,

@@ -47,6 +47,7 @@ from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
 from .predict import users_within
 from .room import in_parts
+from .serve import continued
 from .servers import IN_A_WORKER, evidence_of, own_server, serves_here, session_with
 from .survey import BaselineRun, look_at_operators, make_reference
 
@@ -70,6 +71,8 @@ class Trial(Document):
     prefill_operators: Operators | None = None
     phases: tuple[PhaseTime, ...] = ()
     built: Built | None = None
+    said: str = ""
+    """Its greedy continuation of serve.PROMPT, in the worker that was measured."""
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     """Measuring time of this candidate: build, load, rounds, search, scoring."""
@@ -269,6 +272,7 @@ def evidence(
             found = users(context, candidate, rounds, notes)
             say(f"{candidate.name}: quality")
             quality = quality_of_candidate(context, candidate, worker)
+            said = continued(context.model_folder, worker)
             if candidate.name == baseline.name:
                 prefill, operators, phases = baseline.prefill_operators, baseline.operators, baseline.phases
             else:
@@ -287,6 +291,7 @@ def evidence(
         prefill_operators=prefill,
         phases=phases,
         built=built,
+        said=said,
         notes=tuple(notes),
         seconds=spent + time.monotonic() - started,
     )

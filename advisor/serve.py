@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from quantadvisor.documents import Artifact, Candidate, CandidateFailed, Serve
 from quantadvisor.methods.formats.folders import link_or_copy
@@ -15,11 +18,19 @@ from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, free_port
 from quantadvisor.profiling.server import RunningServer
+from quantadvisor.profiling.text import text_encoder
+from quantadvisor.profiling.workers import RunningWorker
 
 from .candidates import session_options
 from .model_cache import sha256_of
 
 PROMPT = "The capital of France is"
+TOKENS = 12
+"""At most, of its continuation."""
+SAME_WORDS = 2
+"""That begin as the measured worker's do: later ones may differ where two tokens are about as likely."""
+LEAST_PIECES = 6
+"""A continuation of fewer words and signs is not called incoherent."""
 PORT = 8000
 """Of the command as it is shown; it is tried on a free one."""
 START_LIMIT_S = 300.0
@@ -80,9 +91,37 @@ SERVERS = {
 }
 
 
-def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python: str, pool: int, threads: int) -> Artifact:
+def continued(folder: Path, worker: RunningWorker) -> str:
+    """The worker's own greedy continuation of the prompt; "" where the model's folder has no tokenizer to ask it by."""
+    if not (folder / "tokenizer.json").is_file():
+        return ""
+    prefix, encode, decode = text_encoder(folder)
+    prompt = [*prefix, *encode(PROMPT)]
+    made = worker.generate(np.asarray([prompt], np.int64), TOKENS).generated[0]
+    return decode([*prompt, *made]).removeprefix(decode(prompt))
+
+
+def wrong_with(said: str, expected: str) -> str | None:
+    """Why a continuation is not what the artifact says: nothing, one or two words over and over, or another beginning than the
+    measured worker's (`expected`; "" where that is not known). None where it may be."""
+    pieces = re.findall(r"\w+|[^\w\s]", said)
+    if not pieces:
+        return "it said nothing"
+    over_and_over = len(pieces) >= LEAST_PIECES and len(set(pieces[len(pieces) // 2 :])) <= 2
+    if over_and_over or re.fullmatch(r"(\S{1,12}?)\1{3,}", said.strip()):
+        return f"it is incoherent: {said.strip()[:80]!r}"
+    pairs = list(zip(said.split(), expected.split(), strict=False))[:SAME_WORDS]
+    if all(mine.startswith(theirs) or theirs.startswith(mine) for mine, theirs in pairs):
+        return None
+    return f"it said {said.strip()[:40]!r} where the worker that was measured says {expected.strip()[:40]!r}"
+
+
+def place_artifact(
+    source: Path, out: Path, kind: str, choice: Candidate, python: str, pool: int, threads: int, expected: str
+) -> Artifact:
     """Put the artifact at DIR/artifact (whole or not at all) and try its serve commands with the runtime's interpreter
-    `python`; another runtime that reads the same folder has its own. `pool`: bytes of vLLM's cache."""
+    `python`; another runtime that reads the same folder has its own. `pool`: bytes of vLLM's cache; `expected`: what
+    `continued` gave."""
     target, scratch = out / "artifact", out / ".artifact.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(
@@ -94,8 +133,10 @@ def place_artifact(source: Path, out: Path, kind: str, choice: Candidate, python
     serve = []
     for server in SERVERS[kind]:
         own = interpreter_of(server) if kind == "compressed" and server != choice.runtime else python
-        tried = try_vllm(target, choice, own, pool, threads) if server == "vllm" else try_serve(server, target, choice, own)
-        serve.append(tried)
+        if server == "vllm":
+            serve.append(try_vllm(target, choice, own, pool, threads, expected))
+        else:
+            serve.append(try_serve(server, target, choice, own, expected))
     return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=tuple(serve))
 
 
@@ -110,7 +151,7 @@ def shown_python(python: str) -> str:
     return "python" if python == sys.executable else shlex.quote(python)
 
 
-def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: int) -> Serve:
+def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: int, expected: str) -> Serve:
     """vLLM's server, started once on a free port and asked to continue the prompt."""
     options = (*options_for("vllm", choice), f"{vllm.POOL}{pool}")
     words, _ = vllm.server(folder.name, options, PORT, folder.name, threads)
@@ -122,10 +163,11 @@ def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: i
         with OwnServer(python, launch, threads, START_LIMIT_S, None) as server:
             asked = RunningServer(server.url, 1, folder.name, seed=0, side="")
             asked.ready()
-            said = "".join(asked.greedy(PROMPT, 12)).strip()
+            said = "".join(asked.greedy(PROMPT, TOKENS))
     except CandidateFailed as error:
         return Serve(runtime="vllm", command=command, verified=False, reason=str(error))
-    return Serve(runtime="vllm", command=command, verified=bool(said), reason=None if said else "it said nothing")
+    reason = wrong_with(said, expected)
+    return Serve(runtime="vllm", command=command, verified=reason is None, reason=reason)
 
 
 def command_of(server: str, folder: Path, choice: Candidate, python: str) -> str:
@@ -135,8 +177,9 @@ def command_of(server: str, folder: Path, choice: Candidate, python: str) -> str
     return f"{shown_python(python)} {called}"
 
 
-def try_serve(server: str, folder: Path, choice: Candidate, python: str) -> Serve:
-    """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt."""
+def try_serve(server: str, folder: Path, choice: Candidate, python: str, expected: str) -> Serve:
+    """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt as it
+    should."""
     command = command_of(server, folder, choice, python)
     line = shlex.quote(python) + command.removeprefix(shown_python(python))
     if unsaid := [option for option in options_for(server, choice) if option not in SAID.get(server, {})]:
@@ -149,10 +192,9 @@ def try_serve(server: str, folder: Path, choice: Candidate, python: str) -> Serv
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Serve(runtime=server, command=command, verified=False, reason="no completion within 180 s")
-    lines = done.stdout.strip().splitlines()
-    said = lines[-1] if lines else ""
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
         return Serve(runtime=server, command=command, verified=False, reason=f"exit code {done.returncode}: {reason}")
-    coherent = PROMPT in done.stdout and len(done.stdout.strip()) > len(PROMPT) + 3
-    return Serve(runtime=server, command=command, verified=coherent, reason=None if coherent else f"it said {said[:80]!r}")
+    _, prompted, said = done.stdout.rpartition(PROMPT)
+    reason = wrong_with(said, expected) if prompted else f"it does not continue the prompt: {said.strip()[-80:]!r}"
+    return Serve(runtime=server, command=command, verified=reason is None, reason=reason)

@@ -14,6 +14,7 @@ from quantadvisor.documents import (
     BadInput,
     CandidateFailed,
     Checkpoint,
+    Device,
     Explanation,
     Figure,
     Inventory,
@@ -27,20 +28,20 @@ from quantadvisor.documents import (
 )
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.device import describe_device, measure_peaks
 from quantadvisor.profiling.measure import Round, interleave, recorded
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
-from .candidates import candidate_name
-from .checkpoint import check_quantized, check_same_model, inspect
+from .candidates import asked_runtimes, candidate_name
+from .checkpoint import check_quantized, check_same_model, described, inspect, place_on_gpu
 from .context import Context
+from .device_choice import chosen_device
 from .explain import explain, number_of, plain_bytes, roof_of_linears
 from .pipeline import load_model
 from .prove import start_workers
 from .stages import Progress
 from .stored_graphs import saturation_notes
-from .survey import PROFILED_TOKENS, SHORT_DECODE
+from .survey import PROFILED_TOKENS, SHORT_DECODE, peaks_of
 
 ROUNDS = 5
 LOOKS = 3
@@ -51,23 +52,41 @@ PARTS = ("linears_s", "attention_s", "cache_s", "other_s")
 def explain_checkpoint(path: str, workload: Workload, place: str | None, progress: Progress) -> Explanation:
     """Inspect, measure beside the unquantized model, take apart."""
     with progress.stage("Checkpoint"):
-        device = describe_device()
-        checkpoint = inspect(path, place, device.isa)
+        device, place = place_of(path, place, workload)
+        checkpoint = inspect(path, place, device.isa, asked_runtimes(workload))
         check_quantized(checkpoint)
     with progress.stage("Model"):
         model = load_model(workload, progress)
         check_same_model(checkpoint, model.inventory, workload.model)
     with progress.stage("Roofs of the device"):
-        peaks = measure_peaks(device.threads)
+        peaks = peaks_of(device).peaks
     with tempfile.TemporaryDirectory(prefix="quantadvisor-explain-") as scratch:
         context = Context(workload, device, model.inventory, model.source, model.folder, Path(scratch), progress)
         with progress.stage("The checkpoint beside the unquantized model"):
             quantized, unquantized, notes = observe_both(context, checkpoint, peaks)
-    notes += saturation_notes(Path(checkpoint.path))
+    notes += saturation_notes(Path(checkpoint.path)) if device.kind == "cpu" else ()
     return explain(checkpoint, quantized, unquantized, workload, model.inventory, peaks, notes)
 
 
-def observe_both(context: Context, checkpoint: Checkpoint, peaks: Peaks) -> tuple[Observation, Observation, tuple[str, ...]]:
+def place_of(path: str, place: str | None, workload: Workload) -> tuple[Device, str | None]:
+    """The workload's device, and the checkpoint's runtime as it is there. Where that has none on the GPU, `device: auto` is the
+    CPU, and `cuda:N` BadInput."""
+    device = chosen_device(workload)
+    if device.kind == "cpu":
+        return device, place
+    made = described(path)
+    there = place_on_gpu(made.format, place, device)
+    if there is not None:
+        return device, there
+    if workload.device != "auto":
+        what = place or f"a checkpoint in {made.format} format"
+        raise BadInput("device", f"{what} does not run on {device.name} here", "use device: cpu, or another --runtime")
+    return chosen_device(workload.model_copy(update={"device": "cpu"})), place
+
+
+def observe_both(
+    context: Context, checkpoint: Checkpoint, peaks: Peaks | None
+) -> tuple[Observation, Observation, tuple[str, ...]]:
     """(checkpoint, unquantized, notes). Where no unquantized model can run, its linears are modelled by the roofline."""
     plain = candidate_name("none", checkpoint.plain, checkpoint.runtime, checkpoint.options)
     exported, build = (context.build("none", scheme(name), checkpoint.runtime) for name in ("fp32", checkpoint.plain))
@@ -198,7 +217,7 @@ def operators_of(phase: Literal["prefill", "decode"], part: dict[str, Any], scal
 
 
 def modelled(
-    checkpoint: Checkpoint, quantized: Observation, inventory: Inventory, peaks: Peaks, workload: Workload
+    checkpoint: Checkpoint, quantized: Observation, inventory: Inventory, peaks: Peaks | None, workload: Workload
 ) -> Observation:
     """What the unquantized model would cost at best: linears at the roofline, the rest as it is in the checkpoint."""
     plain, traffic = plain_bytes(checkpoint), workload.traffic

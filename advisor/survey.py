@@ -31,7 +31,7 @@ from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
-from .candidates import GPU_CATALOGUE
+from .candidates import GPU_CATALOGUE, asked_runtimes
 from .context import EVALUATION_TOKENS, Context
 from .diagnose import options_of, phase_sizes, split
 from .first_contact import proven_products
@@ -248,7 +248,7 @@ def gpu_kernels_of(context: Context, device: Device, base: BaselineRun) -> Kerne
 
 
 def probe(context: Context, device: Device) -> Kernels:
-    """Every kernel at the model's (N, K) and the workload's M, and about it."""
+    """Every kernel at the model's (N, K) and the workload's M, and about it, in the interpreter that its runtime will run in."""
     traffic = context.workload.traffic
     decode, prefill = traffic.concurrency, min(4096, traffic.prompt_length * traffic.concurrency)
     timings = probe_kernels(
@@ -260,5 +260,6 @@ def probe(context: Context, device: Device) -> Kernels:
         extra_ms=[m for m in (4 * decode, prefill // 4, 16, 64, 256) if m not in (decode, prefill)],
         progress=lambda done, total, what: context.progress.say(f"{what} ({done} of {total})"),
         cache=context.cache / "kernels",
+        pythons=asked_runtimes(context.workload),
     )
     return Kernels(timings=timings)

@@ -1,6 +1,7 @@
 """The Triton kernels as transformers takes them: linears of a compressed-tensors checkpoint, an attention, a static cache.
 
-`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and `pack-quantized` (4 bits in groups) weights.
+`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and `pack-quantized` weights (4 bits in groups; 8 in groups
+or per channel, symmetric).
 `Layer` is one layer of a transformers `Cache`: buffers for `capacity` tokens, written at `Places`, which live on the device, so
 that a CUDA graph of a decode step holds. A first prefill attends its own fresh keys; all else reads what is stored.
 `attention` is registered with transformers' AttentionInterface under NAME. Nothing of this ever ran on a GPU.
@@ -30,11 +31,14 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"quantized by {config.get('quant_method')!r}; the triton runtime reads compressed-tensors"
     if config.get("format") not in SCHEMES:
         return f"compressed-tensors format {config.get('format')!r}; the triton runtime reads {', '.join(SCHEMES)}"
-    for group in config.get("config_groups", {}).values():
+    groups = list(config.get("config_groups", {}).values())
+    if config["format"] == "pack-quantized" and len({packing(one["weights"]) for one in groups}) > 1:
+        return "weights of several widths or group sizes; one for all linears is read"
+    for group in groups:
         weights, inputs = group["weights"], group.get("input_activations")
         if config["format"] == "pack-quantized":
-            if weights["num_bits"] != 4 or weights.get("group_size") not in (32, 64, 128):
-                return f"{weights['num_bits']} bits in groups of {weights.get('group_size')}; INT4 in 32, 64 or 128 is read"
+            if reason := unpackable(weights):
+                return reason
         elif not weights.get("symmetric", True):
             return "asymmetric 8-bit weights; the triton runtime reads symmetric ones"
         elif not (
@@ -44,22 +48,44 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def packing(weights: Mapping[str, Any]) -> tuple[int, int]:
+    """(bits, group size, 0 per channel) of packed weights."""
+    return int(weights["num_bits"]), 0 if weights.get("strategy") == "channel" else int(weights.get("group_size") or 0)
+
+
+def unpackable(weights: Mapping[str, Any]) -> str | None:
+    """Why packed weights have no kernel here."""
+    bits, group = packing(weights)
+    if bits == 8 and not weights.get("symmetric", True):
+        return "asymmetric 8-bit weights; the triton runtime reads symmetric ones"
+    if bits not in (4, 8) or (group not in (32, 64, 128) and not (bits == 8 and weights.get("strategy") == "channel")):
+        return f"{bits} bits in groups of {group or None}; INT4 in 32, 64 or 128 is read, INT8 also per channel"
+    return None
+
+
 def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
     """Names, as `triton_subjects.py` has them, of the kernels that a checkpoint and a cache take."""
     found = [f"decode-attention-{CACHES[one]}" for one in options]
     if config.get("format") == "pack-quantized":
         weights = [one["weights"] for one in config["config_groups"].values()]
-        kinds = {f"w4a16-g{one['group_size']}{'' if one.get('symmetric', True) else '-asymmetric'}" for one in weights}
+        kinds = {f"{weight_only(*packing(one))}{'' if one.get('symmetric', True) else '-asymmetric'}" for one in weights}
         return [*sorted(kinds), *found]
     return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
 
 
-def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | None) -> Any:
+def weight_only(bits: int, group: int) -> str:
+    """The kernel's name in `advisor selfcheck`."""
+    return f"w{bits}a16-g{group}" if group else f"w{bits}a16"
+
+
+def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bias: Tensor | None) -> Any:
     """tensors: of one linear, by their names in compressed-tensors (weight or weight_packed, weight_scale, where they are
-    asymmetric weight_zero_point)."""
+    asymmetric weight_zero_point); `packed`: their `packing`, None where they are not.
+
+    `problem` of what is made: what it is timed as on a new GPU; None where there is the static choice alone."""
     import torch
 
-    run, kernel, problem = _product(tensors, group)
+    run, kernel, problem = _product(tensors, packed)
 
     class Linear(torch.nn.Module):  # type: ignore[misc, unused-ignore]
         """y = x @ w.T + bias by one of our kernels; x: [..., K]."""
@@ -76,16 +102,23 @@ def linear_of(tensors: Mapping[str, Tensor], group: int | None, bias: Tensor | N
     return Linear()
 
 
-def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable[[Tensor], Tensor], str, tuple[str, int, int]]:
+def _product(
+    tensors: Mapping[str, Tensor], packed: tuple[int, int] | None
+) -> tuple[Callable[[Tensor], Tensor], str, tuple[str, int, int] | None]:
     """(product, kernel, what it is timed as: name, N, K)"""
     import torch
 
-    from . import triton_w4a16, triton_w8a8
+    from . import triton_w4a16, triton_w8a8, triton_w8a16
 
-    if group is not None:
-        codes, scales = unpacked(tensors["weight_packed"]), tensors["weight_scale"]
-        packed = tensors.get("weight_zero_point")
-        zeros = None if packed is None else unpacked(packed.T)[:, : len(codes)].T.contiguous()
+    if packed is not None:
+        bits, group = packed
+        codes, scales = unpacked(tensors["weight_packed"], bits), tensors["weight_scale"]
+        if bits == 8:
+            width = int(tensors["weight_shape"][1])
+            signed, columns = (codes[:, :width].to(torch.int16) - 128).to(torch.int8).contiguous(), scales.T.contiguous()
+            return lambda x: triton_w8a16.w8a16(x, signed, columns.to(x.dtype), group), "w8a16", None
+        words = tensors.get("weight_zero_point")
+        zeros = None if words is None else unpacked(words.T)[:, : len(codes)].T.contiguous()
         w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
         return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group), "w4a16", (f"w4a16-g{group}", *codes.shape)
     weight = tensors["weight"].contiguous()
@@ -98,12 +131,12 @@ def _product(tensors: Mapping[str, Tensor], group: int | None) -> tuple[Callable
     )
 
 
-def unpacked(packed: Tensor) -> Tensor:
-    """int32 [N, K / 8], eight codes each from the lowest bits up -> uint8 [N, K] below 16, 8 standing for zero."""
+def unpacked(packed: Tensor, bits: int = 4) -> Tensor:
+    """int32 [N, K bits / 32], codes from the lowest bits up -> uint8 [N, K], half of their range standing for zero."""
     import torch
 
-    shifts = torch.arange(0, 32, 4, device=packed.device)
-    codes = (packed[..., None] >> shifts) & 15
+    shifts = torch.arange(0, 32, bits, device=packed.device)
+    codes = (packed[..., None] >> shifts) & ((1 << bits) - 1)
     return codes.reshape(len(packed), -1).to(torch.uint8)
 
 

@@ -42,6 +42,7 @@ SMALL: tuple[Sizes, ...] = ((1, 40, 192), (17, 72, 200))
 """For the numbers: a single row, odd rows, tails of every kind."""
 DECODE: tuple[Sizes, ...] = ((1, 4096, 4096), (16, 4096, 4096))
 PREFILL: tuple[Sizes, ...] = ((512, 4096, 4096),)
+BOOKS = ("nf4", "fp4", "quantile", "dynamic")
 Cache = tuple[int, int, int, int, int]
 """batch, query heads, cache heads, head width, tokens"""
 SMALL_CACHES: tuple[Cache, ...] = ((2, 4, 2, 64, 150),)
@@ -57,14 +58,18 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
         for group in (32, 64, 128):
             made[f"w4a16-g{group}{at}"] = partial(_int4, device, sizes, group, asymmetric=False)
             made[f"w4a16-g{group}-asymmetric{at}"] = partial(_int4, device, sizes, group, asymmetric=True)
+            made[f"w8a16-g{group}{at}"] = partial(_int8_weights, device, sizes, group)
         made["w8a16" + at] = partial(_int8_weights, device, sizes)
-        made["codebook-nf4" + at] = partial(_codebook, device, sizes)
-        made["dequantize-int4" + at] = partial(_dequantize, device, sizes)
+        for book in BOOKS:
+            made[f"codebook-{book}{at}"] = partial(_codebook, device, sizes, book)
+        for kind in ("int4", "int8", "codebook"):
+            made[f"dequantize-{kind}{at}"] = partial(_dequantize, device, sizes, kind)
     for sizes in prefill:
         at = " {}x{}x{}".format(*sizes)
         made["w8a8" + at] = partial(_int8, device, sizes)
         made["llm-int8" + at] = partial(_llm_int8, device, sizes)
-        made["hadamard-int8" + at] = partial(_hadamard, device, sizes)
+        for bits in (8, 4):
+            made[f"hadamard-int{bits}{at}"] = partial(_hadamard, device, sizes, bits)
         if sm >= 89 or device == "cpu":
             made["fp8" + at] = partial(_fp8, device, sizes)
     for cache in SMALL_CACHES if small else CACHES:
@@ -83,11 +88,14 @@ def product(name: str, device: str, sizes: Sizes) -> Subject:
 COMPILED = {
     **{f"w4a16-g{group}{kind}": f"w4a16/g{group}" for group in (32, 64, 128) for kind in ("", "-asymmetric")},
     "w8a16": "w8a16/channel",
-    "codebook-nf4": "codebook/g64",
+    **{f"w8a16-g{group}": f"w8a16/g{group}" for group in (32, 64, 128)},
+    **{f"codebook-{book}": "codebook/g64" for book in BOOKS},
     "dequantize-int4": "dequantize/symmetric-g64",
+    "dequantize-int8": "dequantize/int8-g64",
+    "dequantize-codebook": "dequantize/codebook-g64",
     "w8a8": "w8a8/",
     "llm-int8": "llm-int8/",
-    "hadamard-int8": "hadamard/int8",
+    **{f"hadamard-int{bits}": f"hadamard/int{bits}" for bits in (8, 4)},
     "fp8": "fp8/",
     **{f"decode-attention-{kind}": f"decode-attention/{kind}" for kind in ("int8", "int4", "fp8", "turbo")},
 }
@@ -158,49 +166,72 @@ def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool) -> Subject
     return _product(name, lambda: triton_w4a16.w4a16(x, *packed, group), x.double(), values, sizes[2], w, "w4a16")
 
 
-def _int8_weights(device: str, sizes: Sizes) -> Subject:
+def _signed(codes: Tensor) -> Tensor:
+    """uint8 around 128 -> int8"""
     import torch
 
+    return (codes.to(torch.int16) - 128).to(torch.int8)
+
+
+def _int8_weights(device: str, sizes: Sizes, group: int = 0) -> Subject:
+    """`group` 0: one scale a channel."""
     from . import triton_w8a16
 
     x, w = _drawn(device, sizes)
-    scales = (w.float().abs().amax(1, keepdim=True) / 127).to(w.dtype)
-    codes = (w.float() / scales.float()).round().clamp(-127, 127).to(torch.int8)
-    rows = scales.T.contiguous()
-    values = codes.double() * scales.double()
-    return _product("w8a16", lambda: triton_w8a16.w8a16(x, codes, rows, 0), x.double(), values, sizes[2], w, "w8a16")
+    codes, scales = _codes(w, group or sizes[2], 256)
+    signed, rows = _signed(codes), scales.T.contiguous()
+    values = signed.double() * _spread(scales, group or sizes[2], sizes[2])
+    name = f"w8a16-g{group}" if group else "w8a16"
+    return _product(name, lambda: triton_w8a16.w8a16(x, signed, rows, group), x.double(), values, sizes[2], w, "w8a16")
 
 
-def _codebook(device: str, sizes: Sizes) -> Subject:
+def _book(book: str, w: Tensor) -> Tensor:
+    """float32 [16]"""
     import torch
 
+    from . import triton_codebook as kernel
+
+    if book == "quantile":
+        return torch.tensor(kernel.quantile_codebook(w.float().cpu().numpy()), device=w.device)
+    return torch.tensor({"nf4": kernel.NF4, "fp4": kernel.FP4, "dynamic": kernel.dynamic_codebook()}[book], device=w.device)
+
+
+def _codebook(device: str, sizes: Sizes, book: str) -> Subject:
+    """Other packages have NF4 alone."""
     from . import triton_codebook
 
     x, w = _drawn(device, sizes)
     codes, scales = _codes(w, 64, 16)
-    nf4 = torch.tensor(triton_codebook.NF4, device=device)
-    packed = triton_codebook.pack(codes, scales, 64)
-    values = nf4.to(x.dtype).double()[codes.long()] * _spread(scales, 64, sizes[2])
+    table, packed = _book(book, w), triton_codebook.pack(codes, scales, 64)
+    values = table.to(x.dtype).double()[codes.long()] * _spread(scales, 64, sizes[2])
 
     def run() -> Tensor:
-        return triton_codebook.codebook_product(x, packed[0], nf4, packed[1], 64)
+        return triton_codebook.codebook_product(x, packed[0], table, packed[1], 64)
 
-    return _product("codebook-nf4", run, x.double(), values, sizes[2], w, "codebook")
+    kind = "codebook" if book == "nf4" else f"codebook-{book}"
+    return _product(f"codebook-{book}", run, x.double(), values, sizes[2], w, kind)
 
 
-def _dequantize(device: str, sizes: Sizes) -> Subject:
+def _dequantize(device: str, sizes: Sizes, kind: str) -> Subject:
     """The slow path itself: nothing that it replaces, so no verdict on its speed."""
-    from . import triton_dequantize, triton_w4a16
+    from . import triton_codebook, triton_dequantize, triton_w4a16
 
     x, w = _drawn(device, sizes)
-    codes, scales = _codes(w, 64, 16)
-    packed = triton_w4a16.pack(codes, scales, None, 64)
-    values = ((codes.double() - 8) * _spread(scales, 64, sizes[2])).to(w.dtype).double()
-
-    def run() -> Tensor:
-        return x @ triton_dequantize.dequantize_int4(*packed, 64, sizes[2]).T
-
-    made = _product("dequantize-int4", run, x.double(), values, sizes[2], w, "dequantize")
+    codes, scales = _codes(w, 64, 256 if kind == "int8" else 16)
+    spread = _spread(scales, 64, sizes[2])
+    written: Call
+    if kind == "int8":
+        signed, rows = _signed(codes), scales.T.contiguous()
+        exact, written = signed.double() * spread, lambda: triton_dequantize.dequantize_int8(signed, rows, 64)
+    elif kind == "int4":
+        packed = triton_w4a16.pack(codes, scales, None, 64)
+        exact, written = (codes.double() - 8) * spread, lambda: triton_dequantize.dequantize_int4(*packed, 64, sizes[2])
+    else:
+        nf4, pair = _book("nf4", w), triton_codebook.pack(codes, scales, 64)
+        exact = nf4.to(w.dtype).double()[codes.long()] * spread
+        written = lambda: triton_dequantize.dequantize_codebook(pair[0], nf4, pair[1], 64, sizes[2])  # noqa: E731
+    values = exact.to(w.dtype).double()
+    made = _product(f"dequantize-{kind}", lambda: x @ written().T, x.double(), values, sizes[2], w, "dequantize")
     return Subject(made.name, made.shape, made.run, made.true, made.allowed)
 
 
@@ -273,7 +304,7 @@ def _with_own_inputs(made: Subject, x: Tensor, w: Tensor) -> Subject:
     )  # fmt: skip
 
 
-def _hadamard(device: str, sizes: Sizes) -> Subject:
+def _hadamard(device: str, sizes: Sizes, bits: int) -> Subject:
     """Codes times scales against the rotated values: half a step, and what sums may move codes and scale."""
     import torch
 
@@ -287,21 +318,25 @@ def _hadamard(device: str, sizes: Sizes) -> Subject:
     turn = (1 - 2 * parity).double() / math.sqrt(block)
     blocks = x.double().reshape(m, -1, block)
     turned = (blocks @ turn).reshape(m, k)
-    step = turned.abs().amax(1, keepdim=True) / 127
+    most = {8: 127, 4: 7}[bits]
+    step = turned.abs().amax(1, keepdim=True) / most
     v = 2.0**-24 if device == "cpu" else 2.0**-23
     sums = (block + 8) * v * blocks.abs().sum(-1).amax(-1)[:, None] / math.sqrt(block)
 
     def run() -> Tensor:
-        codes, scales = triton_hadamard.rotate_quantize(x, block, 8)
+        codes, scales = triton_hadamard.rotate_quantize(x, block, bits)
+        if bits == 4:  # bytes hold pairs of blocks
+            pairs = codes.reshape(m, -1, 1, block)
+            codes = torch.cat([pairs & 15, pairs >> 4], 2).reshape(m, -1)[:, :k].to(torch.int8) - 8
         return codes.float() * scales[:, None]
 
     def plain() -> Tensor:
         rotated = (x.reshape(-1, block) @ turn.to(x.dtype)).reshape(m, k).float()
-        scales = rotated.abs().amax(1, keepdim=True) / 127
+        scales = rotated.abs().amax(1, keepdim=True) / most
         return (rotated / scales).round().to(torch.int8)
 
     return Subject(
-        "hadamard-int8", f"M {m}, K {k}, blocks of {block}", run, lambda: turned,
+        f"hadamard-int{bits}", f"M {m}, K {k}, blocks of {block}", run, lambda: turned,
         lambda true: 0.5 * step + 3 * sums + 8 * v * true.abs(), plain,
     )  # fmt: skip
 
@@ -360,7 +395,9 @@ def attention(device: str, cache: Cache, kind: str) -> Subject:
 
 
 def product_at(name: str, device: str, sizes: Sizes) -> Subject:
-    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a8 or fp8."""
+    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a16-g64, w8a8 or fp8."""
+    if name.startswith("w8a16-g"):
+        return _int8_weights(device, sizes, int(name.removeprefix("w8a16-g")))
     if name in ("w8a16", "w8a8", "fp8"):
         return {"w8a16": _int8_weights, "w8a8": _int8, "fp8": _fp8}[name](device, sizes)
     if name.startswith("w4a16-g"):

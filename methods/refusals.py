@@ -34,8 +34,8 @@ def not_offered(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime:
     return None
 
 
-INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8), "vllm": (4, 8), "triton": (4,), "torch": (4, 8)}
-"""Widths of integer weights in groups that a runtime's kernels multiply by (8 bits in vLLM: on a GPU only)."""
+INTEGER_BITS = dict.fromkeys(ONNX, (2, 4, 8)) | {"openvino": (4, 8), "vllm": (4, 8), "triton": (4, 8), "torch": (4, 8)}
+"""Widths of integer weights in groups that a runtime's kernels multiply by (8 bits in vLLM, and all in triton: on a GPU only)."""
 
 
 def width_missing(scheme: Scheme, runtime: str) -> str | None:

@@ -1,7 +1,7 @@
 """The process in which a run's GPU kernels are timed at its model's sizes: started by path, one JSON object per line in and out.
 
     in   {"probe": name in `triton_subjects.product_at`, or "16 bit" for cuBLAS alone, "sizes": [M, N, K]}
-    out  {"samples": {"triton": [seconds per call], "16 bit": [...]}}, or {"refused": reason}
+    out  {"samples": {"triton": [seconds per call], "16 bit": [...]}, "gpu": GpuState or null}, or {"refused": reason}
 
 CUDA graphs, L2 cache emptied before each call, ours and the 16-bit product it replaces interleaved (kernels/gpu_timing.py). On
 the first GPU that the process sees. Never run on a GPU.
@@ -14,6 +14,9 @@ from typing import Any
 
 from quantadvisor.kernels import gpu_timing
 from quantadvisor.kernels.answering import serve
+from quantadvisor.profiling import nvml
+from quantadvisor.profiling.gpu_state import state_of
+from quantadvisor.profiling.memory import visible_gpu
 
 OURS, PLAIN = "triton", "16 bit"
 ROUNDS = 12
@@ -22,10 +25,12 @@ WARM_S = 0.05
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    samples, refused = gpu_timing.interleaved(calls(request["probe"], tuple(request["sizes"])), ROUNDS, WARM_S)
+    with nvml.watching(visible_gpu()) as seen:
+        samples, refused = gpu_timing.interleaved(calls(request["probe"], tuple(request["sizes"])), ROUNDS, WARM_S)
     if refused and not samples:
         return {"refused": next(iter(refused.values()))}
-    return {"samples": samples}
+    state = state_of([seen.summary()])
+    return {"samples": samples, "gpu": state.model_dump(mode="json") if state else None}
 
 
 def calls(name: str, sizes: tuple[int, int, int]) -> dict[str, Callable[[], object]]:

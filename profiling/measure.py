@@ -16,9 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, Measured, Traffic, Workload
+from quantadvisor.documents import CandidateFailed, Document, Figure, Finite, GpuState, Measured, Traffic, Workload
 from quantadvisor.kernels.timing import figure
 
+from .gpu_state import state_of
 from .memory import PROCESS
 from .nvml import Summary
 from .rapl import counters, joules_between
@@ -104,13 +105,13 @@ def energy(cpu_j: float | None, gpu: Summary | None) -> tuple[float | None, str]
     return (sum(told.values()), " + ".join(told)) if told else (None, CPU_ENERGY)
 
 
-def clocks(rounds: Sequence[Round]) -> str:
-    """The GPU's SM clock over all rounds and what held it back; empty on a CPU. Times at other clocks cannot be compared."""
-    seen = [r.gpu for r in rounds if r.gpu is not None]
-    ranges = [one.sm_mhz for one in seen if one.sm_mhz is not None]
-    reasons = sorted({reason for one in seen for reason in one.throttling or ()})
-    said = [f"SM clock {min(low for low, _, _ in ranges)} to {max(high for _, _, high in ranges)} MHz"] if ranges else []
-    return "; ".join([*said, *([f"throttled: {', '.join(reasons)}"] if reasons else [])])
+def clocks(state: GpuState | None) -> str:
+    """The GPU's SM clock over all rounds, what held it back, and whether it is cut up; empty on a CPU."""
+    if state is None:
+        return ""
+    clock = f"SM clock {state.sm_mhz[0]} to {state.sm_mhz[2]} MHz" if state.sm_mhz else ""
+    held = f"throttled: {', '.join(state.throttling)}" if state.throttling else ""
+    return "; ".join(filter(None, [clock, held, "the GPU is cut into instances (MIG)" if state.mig else ""]))
 
 
 def interleave(
@@ -216,7 +217,9 @@ def measured_from_rounds(
     numbers = [value for value in values if value is not None]
     objective = of_rounds(rounds, numbers, kind, workload.objective) if numbers else max_concurrency
     joules = [r.request_j for r in rounds if r.request_j is not None]
-    gaps = "; ".join(filter(None, ["mean gap per round", clocks(rounds)]))
+    tokens_j = [one / workload.traffic.output_length for one in joules]
+    state = state_of([r.gpu for r in rounds])
+    gaps = "; ".join(filter(None, ["mean gap per round", clocks(state)]))
     return Measured(
         ttft_s=of_rounds(rounds, [r.ttft_s for r in rounds], kind, source),
         tpot_s=of_rounds(rounds, [r.tpot_s for r in rounds], "measured", gaps),
@@ -224,6 +227,8 @@ def measured_from_rounds(
         max_concurrency=max_concurrency,
         load_s=figure(list(load_s), "measured", loading) if load_s else None,
         request_j=figure(joules, "measured", rounds[0].energy_from) if joules else None,
+        token_j=figure(tokens_j, "measured", rounds[0].energy_from) if joules else None,
+        gpu=state,
         objective=objective,
     )
 

@@ -11,7 +11,7 @@ import ctypes
 import dataclasses
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ def return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def visible_gpu() -> int | str:
+def visible_gpu(environment: Mapping[str, str] = os.environ) -> int | str:
     """The first of CUDA_VISIBLE_DEVICES, as NVML takes it: an index in the order of the PCI bus, or a UUID; 0 without."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    first = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     return int(first) if first.isdigit() else first or 0
 
 

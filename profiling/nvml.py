@@ -37,20 +37,6 @@ THROTTLING = {
 
 
 @dataclass(frozen=True)
-class Board:
-    """What does not change while measuring."""
-
-    name: str
-    uuid: str
-    driver: str
-    memory_bytes: int | None
-    power_limit_w: float | None
-    max_sm_mhz: int | None
-    mig: bool | None
-    """True: the GPU is cut into instances (MIG), and what is measured may be one of several."""
-
-
-@dataclass(frozen=True)
 class Reading:
     """One look. `at_s` is of `time.perf_counter`."""
 
@@ -86,6 +72,8 @@ class Summary:
     """most, of all processes on the GPU"""
     throttling: tuple[str, ...] | None
     """Every reason seen; () is a clean bill, None that the driver does not tell."""
+    mig: bool | None = None
+    """True: the GPU is cut into instances (MIG), and what was measured may be one of several."""
 
 
 @dataclass
@@ -93,9 +81,10 @@ class Watch:
     """Collected while the block runs; read it after."""
 
     readings: list[Reading] = field(default_factory=list)
+    mig: bool | None = None
 
     def summary(self) -> Summary | None:
-        return summarize(self.readings)
+        return summarize(self.readings, self.mig)
 
 
 def why_not() -> str | None:
@@ -109,31 +98,18 @@ def why_not() -> str | None:
         return f"NVML cannot be used: {reason}"
 
 
-def board(which: int | str = 0) -> Board:
-    """`which`: NVML's index (PCI order, not CUDA's), or a UUID as CUDA_VISIBLE_DEVICES and torch give it. Raises NVMLError."""
-    with _library() as nvml:
-        one = _handle(nvml, which)
-        memory = _told(lambda: int(nvml.nvmlDeviceGetMemoryInfo(one).total))
-        return Board(
-            name=_text(nvml.nvmlDeviceGetName(one)),
-            uuid=_text(nvml.nvmlDeviceGetUUID(one)),
-            driver=_text(nvml.nvmlSystemGetDriverVersion()),
-            memory_bytes=memory,
-            power_limit_w=_told(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(one) / 1e3),
-            max_sm_mhz=_told(lambda: int(nvml.nvmlDeviceGetMaxClockInfo(one, nvml.NVML_CLOCK_SM))),
-            mig=_told(lambda: nvml.nvmlDeviceGetMigMode(one)[0] == nvml.NVML_DEVICE_MIG_ENABLE),
-        )
-
-
 @contextmanager
 def watching(which: int | str = 0, period_s: float = 0.05) -> Iterator[Watch]:
-    """Reads before, every `period_s` during, and after the block. Where NVML cannot be used, nothing is collected."""
+    """Reads before, every `period_s` during, and after the block. Where NVML cannot be used, nothing is collected.
+
+    `which`: NVML's index (PCI order, not CUDA's), or a UUID as CUDA_VISIBLE_DEVICES and torch give it."""
     watch = Watch()
     if why_not():
         yield watch
         return
     with _library() as nvml:
         one = _handle(nvml, which)
+        watch.mig = cut(nvml, one, which)
         ended = threading.Event()
 
         def sample() -> None:
@@ -149,6 +125,13 @@ def watching(which: int | str = 0, period_s: float = 0.05) -> Iterator[Watch]:
             ended.set()
             thread.join()
             watch.readings.append(read(nvml, one))
+
+
+def cut(nvml: Any, one: Any, which: int | str) -> bool | None:
+    """Is the GPU cut into instances? An instance is not asked: its UUID tells."""
+    if str(which).startswith("MIG-"):
+        return True
+    return _told(lambda: bool(nvml.nvmlDeviceGetMigMode(one)[0] == nvml.NVML_DEVICE_MIG_ENABLE))
 
 
 def read(nvml: Any, one: Any) -> Reading:
@@ -169,7 +152,7 @@ def throttling(bits: int) -> tuple[str, ...]:
     return tuple(name for bit, name in THROTTLING.items() if bits & bit)
 
 
-def summarize(readings: list[Reading]) -> Summary | None:
+def summarize(readings: list[Reading], mig: bool | None = None) -> Summary | None:
     """Of readings in the order of time; None for fewer than two, which span no interval."""
     if len(readings) < 2:
         return None
@@ -191,6 +174,7 @@ def summarize(readings: list[Reading]) -> Summary | None:
         temperature_c=max((one.temperature_c for one in readings if one.temperature_c is not None), default=None),
         memory_used_bytes=max((one.memory_used_bytes for one in readings if one.memory_used_bytes is not None), default=None),
         throttling=tuple(name for name in THROTTLING.values() if any(name in one for one in reasons)) if reasons else None,
+        mig=mig,
     )
 
 
@@ -240,7 +224,3 @@ def _told(ask: Callable[[], T]) -> T | None:
         return ask()
     except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission, pynvml.NVMLError_FunctionNotFound):
         return None
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

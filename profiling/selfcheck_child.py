@@ -21,6 +21,7 @@ from quantadvisor.kernels.answering import serve
 from quantadvisor.kernels.gpu_timing import gpu_name, versions
 from quantadvisor.kernels.timing import figure
 from quantadvisor.kernels.triton_subjects import Subject, excess, subjects
+from quantadvisor.profiling.gpu_state import state_of
 
 REPEATS = 10
 OURS, PLAIN = "triton", "16 bit"
@@ -96,15 +97,13 @@ def with_times(made: KernelCheck, subject: Subject) -> KernelCheck:
     with nvml.watching(str(torch.cuda.get_device_properties(0).uuid)) as seen:
         samples, uncaptured = gpu_timing.interleaved(calls)
     times = {name: figure(one) for name, one in samples.items()}
-    clocks = seen.summary()
     return made.model_copy(
         update={
             "times_s": times,
             "refused": refused | uncaptured,
             "speed": compared(times[OURS], times[PLAIN]) if OURS in times and PLAIN in times else None,
             "fastest": min(times, key=lambda name: times[name].median, default=None),
-            "sm_mhz": clocks.sm_mhz if clocks else None,
-            "throttling": clocks.throttling if clocks else None,
+            "gpu": state_of([seen.summary()]),
         }
     )
 

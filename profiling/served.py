@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
@@ -25,7 +26,9 @@ import numpy as np
 
 from quantadvisor.documents import CandidateFailed, Finite
 
+from . import nvml
 from .guardian import Guarded
+from .memory import visible_gpu
 from .server import RunningServer
 from .workers import Generated, Loaded, Reply, RunningWorker, worker_environment
 
@@ -210,7 +213,8 @@ class Served:
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Generated:
         """One round of as many users, and prompts of as many tokens, as `tokens` [B, S] has; its values do not travel."""
         users, length = tokens.shape
-        seen = self.run(users, length, output_tokens)
+        with self.watching() as gpu:
+            seen = self.run(users, length, output_tokens)
         if output_tokens > 1 and not any(seen.itls):
             raise CandidateFailed("the server ends every answer after its first token: it does not know ignore_eos")
         return Generated(
@@ -218,7 +222,14 @@ class Served:
             itl_s=token_gaps(seen),
             generated=[],
             peak_bytes=self.own.peak_bytes if self.own else 0,
+            gpu=gpu.summary(),
         )
+
+    def watching(self) -> AbstractContextManager[nvml.Watch]:
+        """The GPU that our server was given; what a server of the user's runs on is not known."""
+        environment = self.own.launch.environment if self.own else {}
+        on_gpu = "CUDA_VISIBLE_DEVICES" in environment
+        return nvml.watching(visible_gpu(environment)) if on_gpu else nullcontext(nvml.Watch())
 
     def requests(self, users: int) -> int:
         """Of one round."""

@@ -45,6 +45,7 @@ def _measured(results: Results, chosen: Candidate) -> list[str]:
             ("peak memory", found.peak_bytes, units.size),
             ("load", found.load_s, units.duration),
             ("energy per request", found.request_j, units.joules),
+            ("energy per output token", found.token_j, units.joules),
             ("requests in flight", found.max_concurrency, units.whole),
         ):
             if figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from quantadvisor.documents import KernelCheck, RuntimeCheck, SelfCheck
+from quantadvisor.documents import GpuState, KernelCheck, RuntimeCheck, SelfCheck
 
 from . import units
 from .gate import CSS
@@ -15,7 +15,16 @@ OURS, PLAIN = "triton", "16 bit"
 
 def page(found: SelfCheck) -> str:
     safe = html.escape
-    heads = ("numbers", "kernel", "shape", "error / allowed", "times, cold L2", "against 16 bit", "clock", "machine code for")
+    heads = (
+        "numbers",
+        "kernel",
+        "shape",
+        "error / allowed",
+        "times, cold L2",
+        "against 16 bit",
+        "the GPU meanwhile",
+        "machine code for",
+    )
     versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
     return "\n".join(
         [
@@ -55,13 +64,26 @@ def headline(found: SelfCheck) -> str:
     return f"{numbers} on {found.device}; {slow} slower than what they replace"
 
 
+def gpu_words(state: GpuState | None) -> str:
+    """Clock, power, temperature and what held it back, as far as the GPU tells them."""
+    if state is None:
+        return units.ABSENT
+    told = (
+        f"{state.sm_mhz[0]}–{state.sm_mhz[2]} MHz" if state.sm_mhz else None,
+        f"{state.power_w:.0f} W" if state.power_w is not None else None,
+        f"{state.temperature_c} °C" if state.temperature_c is not None else None,
+        *(state.throttling or ()),
+        "MIG" if state.mig else None,
+    )
+    return ", ".join(filter(None, told)) or units.ABSENT
+
+
 def cells(one: KernelCheck) -> list[str]:
     state = "pass" if one.right else "regression"
     error = units.ABSENT if one.error is None else f"{one.error:.2f}"
     times = [f"{name}: {units.spread(figure, units.duration)}" for name, figure in one.times_s.items()]
     times += [f"{name}: {reason}" for name, reason in one.refused.items()]
-    clock = units.ABSENT if one.sm_mhz is None else f"{one.sm_mhz[0]}–{one.sm_mhz[2]} MHz"
-    clock += "".join(f", {reason}" for reason in one.throttling or ())
+    clock = gpu_words(one.gpu)
     speed = {"slower": "regression", "faster": "pass"}.get(one.speed or "", "soft")
     code = " ".join(f"sm_{sm}" for sm in one.compiled_for) or units.ABSENT
     safe = html.escape

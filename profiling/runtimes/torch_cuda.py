@@ -69,9 +69,10 @@ def scopes(places: Iterable[Place]) -> Iterator[None]:
         yield
 
 
-def observe(run: Callable[[], Any], rounds: int, places: Iterable[Place]) -> dict[str, Any]:
+def observe(run: Callable[[], Any], rounds: int, places: Iterable[Place] | None) -> dict[str, Any]:
     """Wall times of plain passes; kernels of one more by torch.profiler, with their own time on the GPU. What is left of the
-    wall is *other*: other kernels, launches and the host."""
+    wall is *other*: other kernels, launches and the host. No `places`: compiled code and CUDA graphs call no function that
+    could be marked, so a kernel's part is what its name tells."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -82,17 +83,19 @@ def observe(run: Callable[[], Any], rounds: int, places: Iterable[Place]) -> dic
         run()
         torch.cuda.synchronize()
         walls.append(time.perf_counter() - start)
-    with scopes(places), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with scopes(places or ()), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         run()
         torch.cuda.synchronize()
     wall = sorted(walls)[len(walls) // 2]
-    found = kernels(seen.events())
+    found = kernels(seen.events(), by_name=places is None)
     parts = {part: sum(row["time_s"] for row in found if row["part"] == part) for part in PARTS}
-    notes = [f"kernels busy for {sum(row['time_s'] for row in found):.2e} s of {wall:.2e} s; eager, no CUDA graph"]
+    way, marks = ("eager, no CUDA graph", "scope") if places is not None else ("parts by the names of kernels", "known kernel")
+    notes = [f"kernels busy for {sum(row['time_s'] for row in found):.2e} s of {wall:.2e} s; {way}"]
     if not any(parts.values()):
-        notes.append("the profiler showed no scope on the GPU: linears, attention and cache are not taken apart")
+        notes.append(f"the profiler showed no {marks} on the GPU: linears, attention and cache are not taken apart")
     for row in found:
         row["linear"] = row.pop("part") == "linears"
+        row["quantized"] = row["linear"] and bool(LOW_BIT.search(row["name"].lower()))
     return {
         "operators": found,
         "wall_s": wall,
@@ -103,9 +106,10 @@ def observe(run: Callable[[], Any], rounds: int, places: Iterable[Place]) -> dic
     }
 
 
-def kernels(events: Iterable[Any]) -> list[dict[str, Any]]:
+def kernels(events: Iterable[Any], by_name: bool = False) -> list[dict[str, Any]]:
     """Kernels of the GPU by name and part, most expensive first. A kernel's part is that of the last scope which began on the
-    GPU before it and has not ended: the profiler marks there from when to when each scope's kernels ran."""
+    GPU before it and has not ended: the profiler marks there from when to when each scope's kernels ran. Outside of all scopes
+    it is other, or `by_name` what its name tells."""
     import torch
 
     on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
@@ -119,7 +123,7 @@ def kernels(events: Iterable[Any]) -> list[dict[str, Any]]:
             continue
         if getattr(event, "is_user_annotation", False):
             continue
-        part = opened[-1].name.removeprefix(SCOPE) if opened else "other"
+        part = opened[-1].name.removeprefix(SCOPE) if opened else part_of(event.name) if by_name else "other"
         if "reshape_and_cache" in event.name:  # vLLM's attention writes the cache inside its scope
             part = "cache"
         new = {"name": event.name, "count": 0, "provider": "CUDA", "precision": precision(event.name), "time_s": 0.0}
@@ -127,6 +131,22 @@ def kernels(events: Iterable[Any]) -> list[dict[str, Any]]:
         row["count"] += 1
         row["time_s"] += (event.time_range.end - event.time_range.start) / 1e6
     return sorted(rows.values(), key=lambda row: -row["time_s"])
+
+
+LOW_BIT = re.compile(r"marlin|machete|wna16|awq|gptq|4bit|int[48]|w[48]a|scaled_mm|fp8|e4m3|(?<![a-z0-9])[si]8")
+"""Marks in the names of products that read codes; codes that are dequantized first run as a plain one."""
+KERNEL_PARTS = {
+    r"^triton_(poi|red|per)_": "other",
+    r"reshape_and_cache": "cache",
+    r"attn|attention|flash|fmha|pagedkv|reduce_segments": "attention",
+    r"gemm|gemv|matmul|scaled_mm|nvjet|cutlass|splitk|marlin|machete|wna16|awq|gptq|fused_moe|^triton_tem_": "linears",
+}
+"""Marks in the names of kernels, in this order: what Inductor fuses carries the names of all that went into it."""
+
+
+def part_of(kernel: str) -> str:
+    """The part of a step that a kernel's name tells; other where it tells none."""
+    return next((part for mark, part in KERNEL_PARTS.items() if re.search(mark, kernel.lower())), "other")
 
 
 PRECISIONS = {

@@ -36,14 +36,14 @@ def swapped(path: str, device: str) -> Any:
     state: dict[str, Any] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
         state |= load_file(file)
-    group = None
+    packed = None
     if stored.get("format") == "pack-quantized":
-        group = next(iter(stored["config_groups"].values()))["weights"]["group_size"]
+        packed = triton_modules.packing(next(iter(stored["config_groups"].values()))["weights"])
     for name in sorted(one.removesuffix(".weight_scale") for one in state if one.endswith(".weight_scale")):
         own = {key.rsplit(".", 1)[1]: state.pop(key).to(device) for key in list(state) if key.rsplit(".", 1)[0] == name}
         bias = own.pop("bias", None)
         parent, _, last = name.rpartition(".")
-        made = triton_modules.linear_of(own, group, None if bias is None else bias.to(dtype))
+        made = triton_modules.linear_of(own, packed, None if bias is None else bias.to(dtype))
         setattr(model.get_submodule(parent), last, made)
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
@@ -62,6 +62,6 @@ def problems_of(model: Any, kind: str) -> list[tuple[str, tuple[int, int, int]]]
     config = model.config
     heads, held = config.num_attention_heads, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    linears = dict.fromkeys(one.problem for one in model.modules() if hasattr(one, "problem"))
+    linears = dict.fromkeys(problem for one in model.modules() if (problem := getattr(one, "problem", None)))
     attending = [] if kind == "16 bit" else [(f"{ATTENDING}{kind}", (rows, heads // held, width)) for rows in ATTENTION_ROWS]
     return [*((name, (rows, n, k)) for name, n, k in linears for rows in ROWS), *attending]

@@ -1,16 +1,20 @@
 """vLLM's engine in this process, step by step: bfloat16 or compressed-tensors folders, on a CPU build or on one for CUDA.
 
 The engine samples its own greedy tokens (which are what `decode` is given); logits are taken where the model computes
-them. All prompts of a batch are prefilled in one step, as one static batch. vLLM pins packages of its own: it lives in an
-environment that `make runtime-vllm` makes (a CPU build), or in the user's. A build is for one of the two, so the option `cuda`
-must agree with it. Its GPU path has never run on a GPU.
+them. All prompts of a batch are prefilled in one step, as one static batch. On a CPU it runs eager; on a GPU as its users run
+it, compiled and in CUDA graphs, where the parts of a step are told apart by the names of kernels.
+
+vLLM pins packages of its own: it lives in an environment that `make runtime-vllm` makes (a CPU build), or in the user's. A build
+is for one of the two, so the option `cuda` must agree with it. Its GPU path has never run on a GPU.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +27,15 @@ STEP_TOKENS = 16_384
 """Prompt tokens of one step; longer batches are measured from recorded caches."""
 CACHE_SHARE = 0.25
 """Of the machine's or the GPU's memory: the pool of cache blocks where nobody says how much traffic is to come."""
-OPTIONS: dict[str, dict[str, str]] = {"kvfp8": {"kv_cache_dtype": "fp8"}, nvidia.CUDA: {}}
+FP8_CACHE, TURBO_CACHE = "kvfp8", "kvturbo"
+OPTIONS: dict[str, dict[str, str]] = {
+    FP8_CACHE: {"kv_cache_dtype": "fp8"},
+    TURBO_CACHE: {"kv_cache_dtype": "turboquant_4bit_nc"},
+    nvidia.CUDA: {},
+}
+"""vLLM's TurboQuant (https://docs.vllm.ai/en/v0.20.2/api/vllm/v1/attention/backends/turboquant_attn/): keys turned and in a
+codebook of 4 bits, values in even steps of 4 bits; it leaves the first and the last two layers in 16 bits."""
+FIRST_TURBO = (0, 20)
 POOL = "pool="
 """An option of a session, not of a candidate: bytes of the pool of cache blocks. vLLM takes all of it at load, so it is in
 every peak measured here."""
@@ -37,15 +49,19 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return f"vllm is not installed in this environment: {mend}"
     if unknown := [option for option in options if option not in OPTIONS and not option.startswith(POOL)]:
         return f"vllm has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}"
+    if {FP8_CACHE, TURBO_CACHE} <= set(options):
+        return f"one cache at a time, not {FP8_CACHE} and {TURBO_CACHE}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
     built_for = nvidia.torch_built_for()
     if on_gpu(options):
-        return nvidia.refusal("this vLLM", built_for, FOR_CUDA, without=FOR_CPU)
+        return nvidia.refusal("this vLLM", built_for, FOR_CUDA, without=FOR_CPU) or turbo_refusal(options)
     if built_for is not None:
         return f"this vLLM is built for CUDA {built_for} and has no CPU path: add the option cuda, or {FOR_CPU}"
-    if "kvfp8" in options and (reason := fp8_cache_refusal(isa)):
+    if FP8_CACHE in options and (reason := fp8_cache_refusal(isa)):
         return reason
+    if TURBO_CACHE in options:
+        return "vLLM's attention on a CPU reads no TurboQuant cache: it is one of a GPU (option cuda)"
     return int4_refusal(isa) if path is not None and 4 in weight_bits(Path(path)) else None
 
 
@@ -56,6 +72,17 @@ def only_avx2(isa: tuple[str, ...]) -> bool:
 def fp8_cache_refusal(isa: tuple[str, ...]) -> str | None:
     """vLLM 0.32's attention on x86 decodes FP8 with AVX-512 or AMX only (v1/attention/backends/cpu_attn.py)."""
     return "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither: it ends at AVX2" if only_avx2(isa) else None
+
+
+def turbo_refusal(options: tuple[str, ...]) -> str | None:
+    """Of a GPU: None where vLLM is new enough, or does not tell its version by numbers."""
+    if TURBO_CACHE not in options:
+        return None
+    version = importlib.metadata.version("vllm")
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) >= FIRST_TURBO:
+        return None
+    return f"vLLM {version} has no TurboQuant cache: it came with {FIRST_TURBO[0]}.{FIRST_TURBO[1]}"
 
 
 def int4_refusal(isa: tuple[str, ...]) -> str | None:
@@ -110,9 +137,10 @@ def server(path: str, options: tuple[str, ...], port: int, model: str, threads: 
     """Arguments after the interpreter, and variables, of an OpenAI-compatible server. Its module, not `vllm serve`: that
     command of the CPU build looks for a package vllm."""
     cache = [text for name, value in settings_of(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    eager = [] if on_gpu(options) else ["--enforce-eager"]
     arguments = [
         "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--served-model-name", model, "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", float_of(options), "--enforce-eager", *cache,
+        "--port", str(port), "--dtype", float_of(options), *eager, *cache,
     ]  # fmt: skip
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     return arguments, quiet | {"VLLM_CPU_KVCACHE_SPACE": "", "VLLM_CPU_OMP_THREADS_BIND": cores_of(threads)}
@@ -149,7 +177,7 @@ class VllmSession:
         self.engine: Any = LLM(
             model=path,
             dtype=float_of(options),
-            enforce_eager=True,
+            enforce_eager=not self.gpu,
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=256,
             disable_log_stats=True,
@@ -252,7 +280,7 @@ class VllmSession:
         return torch_cuda.Logits(rows) if self.gpu else rows.float().numpy()
 
     def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
-        seen = torch_cuda.observe(run, rounds, places(self.model)) if self.gpu else self._observe_cpu(run, rounds)
+        seen = torch_cuda.observe(run, rounds, None) if self.gpu else self._observe_cpu(run, rounds)
         total, quantized, notes = linear_layers(self.model)
         stored = ", ".join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))
         notes.append(f"cache stored as {stored} (kv_cache_dtype {self.engine.vllm_config.cache_config.cache_dtype})")
@@ -280,15 +308,6 @@ class VllmSession:
             **{f"{part}_s": seconds for part, seconds in parts.items()},
             "other_s": wall - sum(parts.values()),
         }
-
-
-def places(model: Any) -> list[torch_cuda.Place]:
-    """Where linears and attention are computed: the output layer by vLLM's logits processor, the cache inside attention."""
-    linears = [
-        (one, "forward", "linears") for one in model.modules() if is_linear(one) or type(one).__name__ == "LogitsProcessor"
-    ]
-    attention = [(one, "forward", "attention") for one in model.modules() if type(one).__name__ == "Attention"]
-    return [*linears, *attention]
 
 
 def is_linear(module: Any) -> bool:

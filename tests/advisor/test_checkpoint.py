@@ -1,6 +1,7 @@
 """What a folder says about itself: formats and counts of graphs made by hand, and one line for whatever is not a checkpoint."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from quantadvisor.advisor import stored_graphs
 from quantadvisor.advisor.checkpoint import check_quantized, check_same_model, described, existing_checkpoints, inspect
 from quantadvisor.advisor.stored_transformers import of_quantization_config
 from quantadvisor.documents import BadInput, Checkpoint, Device, Inventory
+from quantadvisor.methods.schemes import scheme
 
 from .documents import workload
 from .test_diagnose import INVENTORY
@@ -317,6 +319,25 @@ def test_a_missing_package_is_one_line_with_its_command(
     with pytest.raises(BadInput, match=command) as caught:
         inspect(str(tmp_path), "torch", ())
     assert "\n" not in str(caught.value)
+
+
+def test_refusal_and_layouts_are_of_the_interpreter_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker runs there; ours may have another build."""
+    from quantadvisor.advisor import checkpoint
+
+    asked: list[str] = []
+
+    def refusal(name: str, python: str, *_: object) -> None:
+        asked.append(python)
+
+    monkeypatch.setattr(checkpoint, "refusal", refusal)
+    monkeypatch.setattr(checkpoint, "layouts", lambda python: {"q4_0": python})
+    made = Checkpoint(path="m.gguf", format="gguf", runtime="llama.cpp", scheme=scheme("q4_0"), linears=1, stored_quantized=1)
+    monkeypatch.setattr(checkpoint, "described", lambda _: made)
+    assert inspect("m.gguf", None, (), {"llama.cpp": "/their/python"}).layouts == {"q4_0": "/their/python"}
+    assert inspect("m.gguf", None, (), {"torch": "/their/python"}).layouts == {"q4_0": sys.executable}
+    assert asked == ["/their/python", sys.executable]
+    assert not inspect("m.gguf", "llama.cpp+cuda", ()).layouts  # on a GPU the CPU's layouts hold no weights
 
 
 @pytest.mark.parametrize(("place", "said"), [("tensorrt", "unknown runtime"), ("openvino", "does not read")])

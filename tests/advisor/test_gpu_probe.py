@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from quantadvisor.advisor import gpu_probe
@@ -12,6 +13,7 @@ from quantadvisor.kernels.triton_subjects import product_at
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import gpu_kernels_child
 
+from ..profiling.fake_nvml import fake
 from . import virtual_cuda
 from .test_diagnose import INVENTORY
 
@@ -71,7 +73,9 @@ def test_half_a_curve_is_left_out(timed: Path, tmp_path: Path) -> None:
 
 
 def test_the_child_times_ours_beside_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over a stand-in of gpu_timing: what is handed to it, and what becomes of a kernel that no graph can hold."""
+    """Over stand-ins of gpu_timing and NVML: what is handed on, and what becomes of a kernel that no graph can hold."""
+    monkeypatch.setattr(pynvml, "nvmlLib", fake())
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     seen = {}
 
     def interleaved(calls: dict[str, object], rounds: int, warm_s: float) -> object:
@@ -82,6 +86,8 @@ def test_the_child_times_ours_beside_cublas(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gpu_kernels_child, "calls", lambda *_: {"triton": print, PLAIN: print})
     said = gpu_kernels_child.answer({"probe": "w8a8", "sizes": [1, 8, 8]})
     assert set(said["samples"]) == set(seen) == {"triton", PLAIN}
+    assert said["gpu"]["readings"] == 2
+    assert said["gpu"]["sm_mhz"] == [1410, 1410, 1410]
     monkeypatch.setattr(gpu_kernels_child.gpu_timing, "interleaved", lambda *_: ({}, {"triton": "no CUDA graph can hold it"}))
     assert gpu_kernels_child.answer({"probe": "w8a8", "sizes": [1, 8, 8]}) == {"refused": "no CUDA graph can hold it"}
 

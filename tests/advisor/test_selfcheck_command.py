@@ -193,11 +193,10 @@ def test_a_kernel_that_breaks_a_rule_at_a_target_is_not_compiled_there(monkeypat
 def test_a_page_of_a_gpu_names_times_clocks_and_who_was_missing() -> None:
     from quantadvisor.reports.selfcheck import page
 
-    one = KernelCheck.model_validate(
-        times(2e-5, 1e-5)
-        | {"refused": {"GemLite <b>": "not installed"}, "sm_mhz": (1200, 1400, 1410), "throttling": ("power cap",)}
-    )
+    clock = {"sm_mhz": (1200, 1400, 1410), "power_w": 312.4, "temperature_c": 61, "throttling": ("power cap",), "mig": True}
+    state = {"readings": 9, **clock}
+    one = KernelCheck.model_validate(times(2e-5, 1e-5) | {"refused": {"GemLite <b>": "not installed"}, "gpu": state})
     text = page(SelfCheck(proof="gpu", device="Made-up GPU", versions={}, note="graphs", kernels=(one,)))
     assert "1 slower than what they replace" in text
-    assert "1200–1410 MHz, power cap" in text
+    assert "1200–1410 MHz, 312 W, 61 °C, power cap, MIG" in text
     assert "GemLite &lt;b&gt;: not installed" in text

@@ -3,16 +3,21 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from quantadvisor.advisor import serve
 from quantadvisor.advisor.candidates import CACHE_OPTIONS
 from quantadvisor.advisor.catalogue import NOMINAL
-from quantadvisor.advisor.serve import COMMANDS, SAID, command_of, options_for, try_serve, try_vllm
+from quantadvisor.advisor.serve import COMMANDS, SAID, command_of, continued, options_for, try_serve, try_vllm, wrong_with
 from quantadvisor.documents import Candidate
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes import llama_cpp, openvino, triton, vllm
+
+SAID_IT = "Paris. The city"
 
 
 def served_by(runtime: str, name: str, *options: str) -> Candidate:
@@ -25,7 +30,7 @@ def test_triton_without_a_gpu_is_not_verified_and_says_why(tmp_path: Path) -> No
     folder = tmp_path / "artifact"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(NOMINAL))
-    found = try_serve("triton", folder, served_by("triton", "bf16-kv4-turbo"), sys.executable)
+    found = try_serve("triton", folder, served_by("triton", "bf16-kv4-turbo"), sys.executable, "")
     command = "python -m quantadvisor.profiling.triton_complete artifact 'The capital of France is' --cache kvturbo"
     assert (found.runtime, found.command, found.verified) == ("triton", command, False)
     assert found.reason is not None
@@ -33,7 +38,7 @@ def test_triton_without_a_gpu_is_not_verified_and_says_why(tmp_path: Path) -> No
 
 
 def test_a_cache_of_another_runtime_is_not_asked_of_triton(tmp_path: Path) -> None:
-    found = try_serve("triton", tmp_path / "missing", served_by("vllm", "bf16-kvf8-unit"), sys.executable)
+    found = try_serve("triton", tmp_path / "missing", served_by("vllm", "bf16-kvf8-unit"), sys.executable, "")
     assert "--cache" not in found.command
     assert "no config.json" in str(found.reason)
 
@@ -76,7 +81,7 @@ def test_every_option_of_a_runtime_has_its_words_or_is_said_to_have_none(tmp_pat
     } <= set(SAID["openvino-genai"])
     assert set(llama_cpp.OPTIONS) - set(SAID["llama.cpp"]) == {"plain"}
     assert set(triton.OPTIONS) == set(SAID["triton"])
-    found = try_serve("llama.cpp", tmp_path / "artifact", served_by("llama.cpp", "q8_0", "plain"), sys.executable)
+    found = try_serve("llama.cpp", tmp_path / "artifact", served_by("llama.cpp", "q8_0", "plain"), sys.executable, "")
     assert (found.verified, found.reason) == (False, "the command cannot say plain, which the candidate was measured with")
     assert all("{options}" in text for server, text in COMMANDS.items() if server in SAID)
     assert options_for("onnxruntime-genai", served_by("onnxruntime", "fp32")) == ()
@@ -87,7 +92,8 @@ def test_vllm_is_served_as_it_was_measured(tmp_path: Path, python: str, name: st
     """A stand-in of its server: started, asked once, and ended. An FP8 cache and the pool are in the command."""
     folder = tmp_path / "artifact"
     folder.mkdir()
-    found = try_vllm(folder, served_by("vllm", name), python, 5 << 20, 1)
+    (folder / "faults.json").write_text(json.dumps({"says": [*SAID_IT.split(), "and", "more", "of", "it"]}))
+    found = try_vllm(folder, served_by("vllm", name), python, 5 << 20, 1, SAID_IT)
     assert found.verified, found.reason
     assert found.reason is None
     assert found.command.startswith(f"{python} -m vllm.entrypoints.openai.api_server --model artifact ")
@@ -97,8 +103,71 @@ def test_vllm_is_served_as_it_was_measured(tmp_path: Path, python: str, name: st
     assert asked[-1] == "The capital of France is"
 
 
+def test_a_vllm_that_says_one_word_over_and_over_is_not_verified(tmp_path: Path, python: str) -> None:
+    found = try_vllm(tmp_path, served_by("vllm", "bf16"), python, 5 << 20, 1, "")
+    assert (found.verified, found.reason) == (False, f"it is incoherent: {'w ' * 11 + 'w'!r}")
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        (" Paris. The city of light, and", None),
+        (" Paris. The</s>", None),
+        (" Paris.", None),
+        ("", "said nothing"),
+        (" \n ", "said nothing"),
+        (" !!!!!!!!!!!!", "incoherent"),
+        (" thethethethethe", "incoherent"),
+        (" Paris. The, the, the, the, the", "incoherent"),
+        (" Paris. blijven 一 Rhône kann", "where the worker that was measured says 'Paris. The city'"),
+        (" located in the north of", "where the worker that was measured says"),
+    ],
+)
+def test_a_continuation_is_as_coherent_as_the_workers(said: str, wrong: str | None) -> None:
+    found = wrong_with(said, " Paris. The city")
+    assert (found is None) == (wrong is None), found
+    assert (wrong or "") in (found or "")
+    assert wrong_with("The the capital of France, then", "") is None  # where nothing is at hand
+
+
+@pytest.mark.parametrize(
+    ("printed", "wrong"),
+    [
+        ("The capital of France is Paris. The city", None),
+        ("The capital of France is was was", "it said 'was was' where the worker that was measured says 'Paris. The'"),
+        ("Paris. The city", "it does not continue the prompt"),
+    ],
+)
+def test_a_command_is_judged_by_what_it_prints_after_the_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, wrong: str | None
+) -> None:
+    monkeypatch.setitem(serve.COMMANDS, "torch", f"print('a warning'); print('{printed}'){{options}}")
+    (tmp_path / "artifact").mkdir()
+    found = try_serve("torch", tmp_path / "artifact", served_by("torch", "bf16"), sys.executable, " Paris. The")
+    assert found.verified is (wrong is None)
+    assert (wrong or "") in (found.reason or "")
+
+
+def test_the_measured_worker_continues_the_prompt(tmp_path: Path) -> None:
+    """Its tokens as text; without a tokenizer nothing is known."""
+    from tokenizers import Tokenizer, models
+
+    letters = {chr(i): i for i in range(256)}
+    asked: list[list[list[int]]] = []
+
+    def generate(tokens: Any, output_tokens: int) -> SimpleNamespace:
+        asked.append(tokens.tolist())
+        return SimpleNamespace(generated=[[ord(one) for one in " Paris. It is"][:output_tokens]])
+
+    worker: Any = SimpleNamespace(generate=generate)
+    assert continued(tmp_path, worker) == ""
+    Tokenizer(models.BPE(letters, [])).save(str(tmp_path / "tokenizer.json"))
+    assert continued(tmp_path, worker).replace(" ", "") == "Paris.Iti"
+    assert asked == [[[ord(one) for one in "The capital of France is"]]]
+
+
 def test_a_vllm_that_does_not_start_is_a_reason(tmp_path: Path, python: str) -> None:
     (tmp_path / "faults.json").write_text(json.dumps({"error": "ValueError: no kernel for this scheme"}))
-    found = try_vllm(tmp_path, served_by("vllm", "bf16"), python, 5 << 20, 1)
+    found = try_vllm(tmp_path, served_by("vllm", "bf16"), python, 5 << 20, 1, SAID_IT)
     assert (found.verified, found.reason) == (False, "the server ended: ValueError: no kernel for this scheme")
-    assert set(vllm.OPTIONS) == {"kvfp8", "cuda"}
+    assert set(vllm.OPTIONS) == {"kvfp8", "kvturbo", "cuda"}

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import side_by_side, stored_graphs
-from quantadvisor.advisor.side_by_side import fit, steadiest, time_of
+from quantadvisor.advisor.checkpoint import described
+from quantadvisor.advisor.side_by_side import fit, place_of, steadiest, time_of
 from quantadvisor.advisor.stages import Quiet
-from quantadvisor.documents import Explanation
+from quantadvisor.documents import BadInput, Checkpoint, Explanation, Gpu
 
 from .documents import figure, workload
 from .test_checkpoint import products_folder
+from .test_device_choice import plant
 
 SPEC = """schema: quantadvisor/workload/1
 model: builtin:smollm2-135m
@@ -69,13 +71,63 @@ def test_an_explanation_says_that_this_cpu_saturates_the_checkpoint(tmp_path: Pa
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(stored_graphs, "saturates", lambda: True)
     model = SimpleNamespace(inventory=None, source=None, folder=tmp_path)
-    for name, made in (("load_model", model), ("check_same_model", None), ("measure_peaks", None)):
+    for name, made in (("load_model", model), ("check_same_model", None), ("peaks_of", SimpleNamespace(peaks=None))):
         monkeypatch.setattr(side_by_side, name, lambda *_, made=made: made)
     monkeypatch.setattr(side_by_side, "observe_both", lambda *_: (None, None, ("another note",)))
     monkeypatch.setattr(side_by_side, "explain", lambda *given: given[-1])
     notes = side_by_side.explain_checkpoint(str(products_folder(tmp_path / "m", 127)), workload(), None, Quiet())
     assert notes[0] == "another note"
     assert [note.partition(":")[0] for note in notes[1:]] == ["3 linears multiply u8 x s8 with weights beyond 64"]
+
+
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, compute_capability="9.0", place="3")
+
+
+@pytest.mark.parametrize(
+    ("device", "place", "found"),
+    [
+        ("auto", None, ("cuda", "onnxruntime+cuda")),
+        ("cuda:0", "onnxruntime", ("cuda", "onnxruntime+cuda")),
+        ("cuda:0", "onnxruntime+cuda", ("cuda", "onnxruntime+cuda")),
+        ("auto", "onnxruntime-genai", ("cpu", "onnxruntime-genai")),
+        ("cpu", None, ("cpu", None)),
+    ],
+)
+def test_the_device_of_the_workload_is_where_it_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, place: str | None, found: tuple[str, str | None]
+) -> None:
+    plant(monkeypatch, H100, able=("onnxruntime",))
+    given = str(products_folder(tmp_path / "m", 127))
+    where, there = place_of(given, place, workload(device=device))
+    assert (where.kind, there) == found
+    with pytest.raises(BadInput, match="onnxruntime-genai does not run on NVIDIA H100"):
+        place_of(given, "onnxruntime-genai", workload(device="cuda:0"))
+
+
+def test_a_gpu_s_explanation_rests_on_its_roofs_and_the_interpreters_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that measures is taken out; a CPU's saturation is none of a GPU's."""
+    plant(monkeypatch, H100, able=("onnxruntime",))
+    monkeypatch.setattr(stored_graphs, "saturates", lambda: True)
+    theirs = tmp_path / "python"
+    theirs.symlink_to(sys.executable)
+    seen: dict[str, object] = {}
+
+    def inspected(path: str, place: str | None, isa: tuple[str, ...], pythons: dict[str, str]) -> Checkpoint:
+        seen.update(place=place, pythons=pythons)
+        return described(path)
+
+    model = SimpleNamespace(inventory=None, source=None, folder=tmp_path)
+    for name, made in (("load_model", model), ("check_same_model", None), ("observe_both", (None, None, ()))):
+        monkeypatch.setattr(side_by_side, name, lambda *_, made=made: made)
+    monkeypatch.setattr(side_by_side, "inspect", inspected)
+    monkeypatch.setattr(side_by_side, "peaks_of", lambda device: SimpleNamespace(peaks=device.name))
+    monkeypatch.setattr(side_by_side, "explain", lambda *given: given)
+    asked = workload(runtimes=[{"name": "onnxruntime", "python": str(theirs)}])
+    *_, peaks, notes = side_by_side.explain_checkpoint(str(products_folder(tmp_path / "m", 127)), asked, None, Quiet())
+    assert (peaks, notes) == (H100.name, ())
+    assert seen == {"place": "onnxruntime+cuda", "pythons": {"onnxruntime": str(theirs)}}
 
 
 @pytest.mark.slow

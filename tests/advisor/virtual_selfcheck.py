@@ -13,8 +13,8 @@ SUBJECTS = [
     f"{name} {shape}"
     for shape in ("1x40x192", "16x4096x4096")
     for name in (
-        "w4a16-g32", "w4a16-g64", "w4a16-g64-asymmetric", "w8a8", "fp8", "decode-attention-int8", "decode-attention-int4",
-        "decode-attention-fp8", "decode-attention-turbo", "llm-int8", "codebook-nf4",
+        "w4a16-g32", "w4a16-g64", "w4a16-g64-asymmetric", "w8a16-g64", "w8a8", "fp8", "decode-attention-int8",
+        "decode-attention-int4", "decode-attention-fp8", "decode-attention-turbo", "llm-int8", "codebook-nf4",
     )
 ]  # fmt: skip
 

@@ -58,7 +58,7 @@ def test_other_devices_other_versions_and_the_interpreter_say_nothing() -> None:
 def test_every_kernel_that_a_checkpoint_takes_is_one_that_is_checked() -> None:
     packed = {
         "format": "pack-quantized",
-        "config_groups": {"a": {"weights": {"group_size": 32}}, "b": {"weights": {"group_size": 128}}},
+        "config_groups": {name: {"weights": {"num_bits": 4, "group_size": group}} for name, group in (("a", 32), ("b", 128))},
     }
     assert needed(packed, ("kvint4",)) == ["w4a16-g128", "w4a16-g32", "decode-attention-int4"]
     assert needed({}, ()) == []

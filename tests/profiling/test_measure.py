@@ -5,7 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from quantadvisor.documents import Traffic
+from quantadvisor.documents import GpuState, Traffic
 from quantadvisor.profiling import measure
 from quantadvisor.profiling.measure import (
     Round,
@@ -104,7 +104,14 @@ def test_what_the_gpu_did_goes_with_the_numbers(monkeypatch: pytest.MonkeyPatch)
 
     found = measured_from_rounds([made(did(1400, 1900)), made(did(1300, 1800, "power cap"))], workload(), [])
     assert found.tpot_s and found.tpot_s.source == "mean gap per round; SM clock 1300 to 1900 MHz; throttled: power cap"
-    assert found.request_j and found.request_j.source == "RAPL, all CPU packages + NVML, the GPU's board (counter)"
+    assert found.gpu == GpuState(
+        readings=6, sm_mhz=(1300, 1350, 1900), memory_mhz=2619, power_w=300.0, temperature_c=60, memory_used_bytes=1 << 30,
+        throttling=("power cap",),
+    )  # fmt: skip
+    assert found.request_j and found.token_j
+    assert found.token_j.median == found.request_j.median / workload().traffic.output_length
+    assert found.token_j.source == found.request_j.source
+    assert found.request_j.source == "RAPL, all CPU packages + NVML, the GPU's board (counter)"
     assert found.peak_bytes and found.peak_bytes.source == "NVML"
     assert measure.energy(None, did(1, 2)) == (8.0, "NVML, the GPU's board (counter)")
     assert measure.energy(None, None)[0] is None

@@ -10,8 +10,9 @@ import pynvml
 import pytest
 
 from quantadvisor.profiling import nvml
-from quantadvisor.profiling.nvml import Reading, board, summarize, throttling, watching, why_not
+from quantadvisor.profiling.nvml import Reading, summarize, throttling, watching, why_not
 
+from . import fake_nvml
 from .fake_nvml import NOT_SUPPORTED, OK, fake, gives
 
 
@@ -24,12 +25,26 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return use
 
 
-def test_a_board(library: Callable[..., None]) -> None:
-    library()
+@pytest.mark.parametrize(
+    ("which", "said", "mig"),
+    [
+        (0, fake_nvml.mig, True),
+        (0, lambda _, current, pending: fake_nvml.mig(_, pending, current) or fake_nvml.gives(0)(current), False),
+        (0, lambda *_: NOT_SUPPORTED, None),
+        ("MIG-9", lambda *_: pynvml.NVML_ERROR_INVALID_ARGUMENT, True),
+    ],
+    ids=["cut", "whole", "too old for it", "an instance"],
+)
+def test_a_gpu_that_is_cut_into_instances_is_recorded(
+    library: Callable[..., None], which: int | str, said: Any, mig: bool | None
+) -> None:
+    library(nvmlDeviceGetMigMode=said)
     assert why_not() is None
-    one = board(0)
-    assert (one.name, one.uuid, one.driver) == ("NVIDIA H100 80GB HBM3", "GPU-12", "575.57.08")
-    assert (one.memory_bytes, one.power_limit_w, one.max_sm_mhz, one.mig) == (80 << 30, 700.0, 1980, True)
+    with watching(which) as seen:
+        pass
+    found = seen.summary()
+    assert found is not None
+    assert found.mig is mig
 
 
 def test_a_uuid_is_completed(library: Callable[..., None]) -> None:
@@ -40,8 +55,9 @@ def test_a_uuid_is_completed(library: Callable[..., None]) -> None:
         return OK
 
     library(nvmlDeviceGetHandleByUUID=by_uuid)
-    board("1b2c")
-    board("MIG-9")
+    for which in ("1b2c", "MIG-9"):
+        with watching(which):
+            pass
     assert asked == ["GPU-1b2c", "MIG-9"]
 
 
@@ -70,7 +86,7 @@ def test_what_a_gpu_does_not_tell_is_none(library: Callable[..., None]) -> None:
         time.sleep(0.05)
     found = seen.summary()
     assert found is not None
-    assert (found.sm_mhz, found.temperature_c, found.memory_used_bytes, board(0).mig) == (None, None, None, None)
+    assert (found.sm_mhz, found.temperature_c, found.memory_used_bytes, found.mig) == (None, None, None, None)
     assert found.energy_from == "power over time"
     assert found.energy_j == pytest.approx(250.5 * found.seconds)
 

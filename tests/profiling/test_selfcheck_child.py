@@ -1,15 +1,18 @@
 """The verdict on one kernel, over kernels that are made up: wrong, silent, not repeating, timed by made-up clocks."""
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from quantadvisor.documents import GpuState
 from quantadvisor.kernels import gpu_timing
 from quantadvisor.kernels.triton_subjects import Subject, excess
 from quantadvisor.profiling import nvml
 from quantadvisor.profiling import selfcheck_child as child
+from quantadvisor.profiling.nvml import Summary
 
 TRUE = torch.tensor([1.0, -2.0], dtype=torch.float64)
 
@@ -55,18 +58,22 @@ def test_bits_that_do_not_repeat_are_wrong() -> None:
     assert (found.right, found.reason) == (False, "3 runs on the same inputs gave different bits")
 
 
-def test_right_kernels_are_timed_against_what_they_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("summary", [None, Summary(2.0, 9, (1, 2, 3), None, 250.0, None, None, 70, 8 << 30, (), True)])
+def test_right_kernels_are_timed_against_what_they_replace(monkeypatch: pytest.MonkeyPatch, summary: Summary | None) -> None:
     def interleaved(calls: dict[str, Any]) -> Any:
         assert list(calls) == ["triton", "16 bit"]
         return {"triton": [3e-6, 3.1e-6, 2.9e-6], "16 bit": [9e-6, 9.1e-6, 8.9e-6]}, {}
 
     monkeypatch.setattr(gpu_timing, "interleaved", interleaved)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="none"))
-    monkeypatch.setattr(nvml, "why_not", lambda: "no NVML")
+    monkeypatch.setattr(nvml, "watching", lambda _: contextlib.nullcontext(SimpleNamespace(summary=lambda: summary)))
     found = child.checked(subject(lambda: TRUE.float(), plain=lambda: TRUE), timed=True, repeats=2)
     assert (found.speed, found.fastest) == ("faster", "triton")
     assert found.times_s["triton"].samples == (3e-6, 3.1e-6, 2.9e-6)
-    assert found.sm_mhz is None
+    state = GpuState(
+        readings=9, sm_mhz=(1, 2, 3), power_w=250.0, temperature_c=70, memory_used_bytes=8 << 30, throttling=(), mig=True
+    )
+    assert found.gpu == (state if summary else None)
 
 
 def test_an_empty_result_is_right() -> None:

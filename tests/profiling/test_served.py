@@ -12,24 +12,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pynvml
 import pytest
 
 from quantadvisor.documents import CandidateFailed
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, Load, OwnServer, Served, free_port, token_gaps
 
+from .fake_nvml import OK, fake
 from .test_guardian import alive
 
 TTFT_S, ITL_S = 0.03, 0.01
 MODEL = "of-this-start"
 
 
-def own(python: str, folder: Path, time_limit_s: float = 30.0, port: int | None = None, **faults: object) -> OwnServer:
+def own(
+    python: str, folder: Path, time_limit_s: float = 30.0, port: int | None = None, gpu: str | None = None, **faults: object
+) -> OwnServer:
     (folder / "faults.json").write_text(json.dumps(faults))
     port = port or free_port()
     arguments, environment = vllm.server(str(folder), (), port, MODEL, 1)
+    environment |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     return OwnServer(python, Launch(arguments, environment, port, MODEL), 1, time_limit_s, 400 << 20)
 
 
@@ -58,6 +64,23 @@ def test_our_server_is_measured_by_the_clock_and_ended(python: str, tmp_path: Pa
     asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
     assert all(one["stream"] for one in asked)
     assert len({one["prompt"] for one in asked if len(one["prompt"].split()) == 5}) == 6  # none comes twice
+
+
+def test_the_gpu_of_our_server_is_watched(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a fake of NVML: the one that it was given, and none where it was given none."""
+    asked: list[int] = []
+
+    def by_index(index: Any, _: Any) -> int:
+        asked.append(index.value)
+        return OK
+
+    monkeypatch.setattr(pynvml, "nvmlLib", fake(nvmlDeviceGetHandleByIndex_v2=by_index))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    with Served(own(python, tmp_path, gpu="5"), tmp_path, MODEL, python=python) as served:
+        seen = served.generate(prompts(1), 4).gpu
+    assert seen and (seen.sm_mhz, seen.mig, asked) == ((1410, 1410, 1410), True, [5])
+    with Served(own(python, tmp_path), tmp_path, MODEL, python=python) as served:
+        assert served.generate(prompts(1), 4).gpu is None
 
 
 def test_a_server_of_the_user_is_measured_and_left_running(python: str, tmp_path: Path) -> None:

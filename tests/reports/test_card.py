@@ -3,6 +3,7 @@
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.reports.card import render_card
 
+from ..advisor.documents import figure
 from . import sample
 
 
@@ -20,6 +21,18 @@ def test_the_card_holds_scheme_numbers_command_versions_and_hashes() -> None:
         assert f"{package} {version}" in card or f"{package}: {version}" in card
     assert "| TPOT |" in card
     assert "mean KL against fp32" in card
+
+
+def test_energy_is_told_by_request_and_by_token() -> None:
+    made = sample.complete()
+    energy = {"request_j": figure(12.8), "token_j": figure(0.1)}
+    candidates = [
+        c.model_copy(update={"measured": c.measured.model_copy(update=energy)}) if c.measured else c for c in made.candidates
+    ]
+    card = render_card(made.model_copy(update={"candidates": tuple(candidates)}))
+    assert "| energy per request | 12.8 J" in card
+    assert "| energy per output token | 100 mJ" in card
+    assert "energy" not in render_card(made)
 
 
 def test_the_card_says_which_cpus_7_bits_of_weight_are_for() -> None:

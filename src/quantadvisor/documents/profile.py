@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .base import Document, Figure, KernelSource, NumberClass, OpenDocument
+from .base import Document, Figure, Finite, KernelSource, NumberClass, OpenDocument
 from .scheme import Scheme
 
 
@@ -15,6 +15,27 @@ class Gpu(OpenDocument):
     driver: str | None = None
     place: str = ""
     """What CUDA_VISIBLE_DEVICES says of it, in PCI order."""
+
+
+class GpuState(OpenDocument):
+    """What a GPU did while something was measured on it, through NVML; None is what it does not tell, never 0. Times at other
+    clocks cannot be compared."""
+
+    readings: int
+    """Over all that was measured."""
+    sm_mhz: tuple[int, int, int] | None = None
+    """(least, median, most)"""
+    memory_mhz: int | None = None
+    power_w: Finite | None = None
+    """Mean over the time of measuring, of the whole board."""
+    temperature_c: int | None = None
+    """Highest."""
+    memory_used_bytes: int | None = None
+    """Most, of all processes on the GPU."""
+    throttling: tuple[str, ...] | None = None
+    """Every reason seen; () is a clean bill."""
+    mig: bool | None = None
+    """True: the GPU is cut into instances, and what was measured may be one of several."""
 
 
 class Peaks(OpenDocument):
@@ -190,6 +211,8 @@ class KernelTiming(OpenDocument):
     roofline_share: float | None = None
     source: KernelSource = "measured"
     """Measured here; of a GPU also from published tables (measured by others, or interpolated) or from the roofline."""
+    gpu: GpuState | None = None
+    """What the GPU did while it was timed there."""
 
 
 class KernelFactors(Document):

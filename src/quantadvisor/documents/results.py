@@ -9,7 +9,7 @@ from pydantic import Field
 from .base import Figure, Finite, KernelSource, OpenDocument, Target
 from .decision_map import DecisionMap
 from .family import FamilyMember
-from .profile import Device, Operators, PhaseTime, Profile
+from .profile import Device, GpuState, Operators, PhaseTime, Profile
 from .scheme import Scheme
 from .workload import Workload
 
@@ -113,6 +113,10 @@ class Measured(OpenDocument):
     load_s: Figure | None = None
     request_j: Figure | None = None
     """Energy per request, joules: of the CPU packages (RAPL) and of the GPU's board (NVML), as its source says; None unread."""
+    token_j: Figure | None = None
+    """The same over the request's output tokens: its prefill is in it."""
+    gpu: GpuState | None = None
+    """What the GPU did over all rounds."""
     objective: Figure | None = None
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from .base import Document, Figure, Finite
+from .profile import GpuState
 
 Proof = Literal["interpreted", "gpu"]
 """interpreted: triton's interpreter on this CPU, numbers only; gpu: the device named."""
@@ -28,9 +29,8 @@ class KernelCheck(Document):
     speed: Speed | None = None
     """Ours against what it replaces, by their 95 % intervals."""
     fastest: str | None = None
-    sm_mhz: tuple[int, int, int] | None = None
-    """Clock while it was timed: least, median, most."""
-    throttling: tuple[str, ...] | None = None
+    gpu: GpuState | None = None
+    """What the GPU did while it was timed."""
     compiled_for: tuple[int, ...] = ()
     """sm_80 and so on: machine code made ahead of time keeps its rules there (golden table)."""
 

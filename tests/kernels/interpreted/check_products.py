@@ -162,9 +162,11 @@ def test_rows_of_zeros_and_of_no_numbers(dtype: Any) -> None:
 def test_infinite_activations_stay_in_their_row() -> None:
     x, codes, scales, _ = drawn(3, 40, 128, 32, torch.float16)
     x[1, 5] = float("inf")
+    packed, rows = triton_codebook.pack(codes, scales, 32)
     for found in (
         triton_w4a16.w4a16(x, *triton_w4a16.pack(codes, scales, None, 32), 32),
         triton_w8a16.w8a16(x, codes.to(torch.int8), scales.T.contiguous(), 32),
+        triton_codebook.codebook_product(x, packed, torch.tensor(triton_codebook.NF4), rows, 32),
     ):
         assert not found[1].isfinite().any()
         assert found[[0, 2]].isfinite().all()
@@ -186,8 +188,12 @@ def test_no_rows_give_no_rows() -> None:
     x, codes, scales, _ = drawn(0, 40, 64, 32, torch.bfloat16)
     assert triton_w4a16.w4a16(x, *triton_w4a16.pack(codes, scales, None, 32), 32).shape == (0, 40)
     assert triton_w8a16.w8a16(x, codes.to(torch.int8), scales.T.contiguous(), 32).shape == (0, 40)
-    q, of_rows = triton_w8a8.quantize(x, torch.int8)
-    assert triton_w8a8.w8a8(q, of_rows, codes.to(torch.int8), torch.ones(40), torch.bfloat16).shape == (0, 40)
+    packed, rows = triton_codebook.pack(codes, scales, 32)
+    assert triton_codebook.codebook_product(x, packed, torch.tensor(triton_codebook.NF4), rows, 32).shape == (0, 40)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        q, of_rows = triton_w8a8.quantize(x, dtype)
+        w = codes.to(torch.int8).to(dtype)
+        assert triton_w8a8.w8a8(q, of_rows, w, torch.ones(40), torch.bfloat16).shape == (0, 40)
 
 
 def test_memory_around_the_tensors_is_left_alone(close: Close) -> None:

@@ -173,9 +173,11 @@ def unpacked(words: torch.Tensor) -> torch.Tensor:
     return torch.stack([(words >> 4 * i) & 15 for i in range(8)], -1).reshape(len(words), -1)
 
 
-@pytest.mark.parametrize(("method", "name"), [(fp8, "fp8-bf16"), (rtn, "w4-g32-bf16")], ids=["fp8", "w4"])
+@pytest.mark.parametrize(
+    ("method", "name"), [(fp8, "fp8-bf16"), (rtn, "w4-g32-bf16"), (rtn, "w8-g32-bf16")], ids=["fp8", "w4", "w8"]
+)
 def test_what_our_methods_write_is_read(folders: dict[str, Path], tmp_path: Path, method: Any, name: str) -> None:
-    """FP8, and INT4 with zero points: each linear against float32 on the stored numbers."""
+    """FP8, INT4 with zero points, weight-only INT8: each linear against float32 on the stored numbers."""
     method.apply(folders["base"], scheme(name), "triton", np.zeros((1, 4), np.int64), tmp_path / "out")
     assert triton_modules.refusal(json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]) is None
     stored, model = load_file(tmp_path / "out" / "model.safetensors"), swapped(str(tmp_path / "out"), "cpu")
@@ -183,6 +185,11 @@ def test_what_our_methods_write_is_read(folders: dict[str, Path], tmp_path: Path
     scales = stored[f"{stem}.weight_scale"].float()
     if method is fp8:
         w = stored[f"{stem}.weight"].float() * scales
+    elif name.startswith("w8"):
+        codes = stored[f"{stem}.weight_packed"].view(torch.uint8).reshape(64, 3, 32).float()
+        w = ((codes - 128) * scales[..., None]).reshape(64, 96)
+        assert model.get_submodule(stem).kernel == "w8a16"
+        assert problems_of(model, "16 bit") == []  # nothing of it was compiled to choose from
     else:
         assert not (unpacked(stored[f"{stem}.weight_zero_point"].T)[:, :64] == 8).all()
         zeros = unpacked(stored[f"{stem}.weight_zero_point"].T)[:, :64].T

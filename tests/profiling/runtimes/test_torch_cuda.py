@@ -58,6 +58,38 @@ def test_a_kernel_belongs_to_the_scope_that_it_ran_in() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kernel", "part"),
+    [
+        ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<...>>>", "attention"),
+        ("void vllm::reshape_and_cache_flash_kernel<__nv_bfloat16, ...>", "cache"),
+        ("BatchDecodeWithPagedKVCacheKernel", "attention"),
+        ("nvjet_tst_192x192_64x4_1x2_h_bz_coopB_TNN", "linears"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float, ...>", "linears"),
+        ("void marlin::Marlin<__nv_bfloat16, ...>", "linears"),
+        ("triton_red_fused__to_copy_add_mean_mul_unified_attention_1", "other"),
+        ("void vllm::act_and_mul_kernel<c10::BFloat16, ...>", "other"),
+    ],
+)
+def test_in_a_graph_a_kernels_name_tells_its_part(kernel: str, part: str) -> None:
+    """No function of the model is called there; outside of graphs a kernel without a scope stays other."""
+    assert [row["part"] for row in torch_cuda.kernels([event(kernel, 0, 30)], by_name=True)] == [part]
+    if part != "cache":
+        assert [row["part"] for row in torch_cuda.kernels([event(kernel, 0, 30)])] == ["other"]
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@no_gpu
+def test_products_of_codes_are_told_from_plain_ones(monkeypatch: pytest.MonkeyPatch, waits: list[None]) -> None:
+    names = ("marlin::Marlin", "cutlass_80_tensorop_s8_i16832gemm", "ampere_bf16_s16816gemm", "flash_fwd_e4m3")
+    rows = torch_cuda.kernels([event(name, i, i + 1) for i, name in enumerate(names)], by_name=True)
+    monkeypatch.setattr(torch_cuda, "kernels", lambda *_, **__: rows)
+    found = torch_cuda.observe(lambda: None, 1, None)["operators"]
+    assert {row["name"]: (row["linear"], row["quantized"]) for row in found} == dict(
+        zip(names, [(True, True), (True, True), (True, False), (False, False)], strict=True)
+    )
+
+
+@pytest.mark.parametrize(
     ("kernel", "number"),
     [
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n", "bfloat16"),
@@ -94,7 +126,9 @@ def test_where_the_profiler_sees_no_gpu_nothing_is_made_up(waits: list[None]) ->
     assert len(seen["walls_s"]) == 3
     assert len(waits) >= 6
     assert (seen["operators"], seen["other_s"]) == ([], seen["wall_s"])
+    assert "eager" in seen["notes"][0]
     assert "not taken apart" in seen["notes"][-1]
+    assert "eager" not in torch_cuda.observe(lambda: torch.zeros(4), 1, None)["notes"][0]
 
 
 def test_logits_are_waited_for_and_stay_until_they_are_asked_for(waits: list[None]) -> None:

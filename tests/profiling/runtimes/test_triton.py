@@ -26,6 +26,9 @@ def weights(**change: Any) -> dict[str, Any]:
     return PACKED | {"config_groups": {"group_0": group}}
 
 
+MIXED = PACKED | {"config_groups": {str(bits): weights(num_bits=bits)["config_groups"]["group_0"] for bits in (4, 8)}}
+
+
 @pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so_and_what_can_be_done() -> None:
     reason = triton.refuse(None, (), ())
@@ -61,7 +64,10 @@ def test_options_that_it_does_not_have(options: tuple[str, ...]) -> None:
         ({"quant_method": "gptq"}, "reads compressed-tensors"),
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
         (W8A8 | {"config_groups": {"group_0": {"weights": {"num_bits": 8, "symmetric": False}}}}, "asymmetric 8-bit"),
-        (weights(num_bits=8), "8 bits in groups of 64"),
+        (weights(num_bits=8, symmetric=False), "asymmetric 8-bit"),
+        (weights(num_bits=2), "2 bits in groups of 64"),
+        (weights(strategy="channel"), "4 bits in groups of None"),
+        (MIXED, "several widths"),
         (weights(group_size=48), "groups of 48"),
         (W8A8 | {"config_groups": {"group_0": {"weights": {"num_bits": 8, "strategy": "tensor"}}}}, "per channel"),
     ],
@@ -78,12 +84,15 @@ def test_checkpoints_with_one() -> None:
     assert refusal(W8A8) is None
     assert refusal(FP8) is None
     assert refusal(PACKED) is refusal(weights(symmetric=False)) is None
+    assert refusal(weights(num_bits=8)) is refusal(weights(num_bits=8, strategy="channel", group_size=None)) is None
 
 
 def test_the_kernels_that_must_have_passed() -> None:
     assert needed(FP8, ("kvturbo",)) == ["fp8", "decode-attention-turbo"]
     assert needed(PACKED, ()) == ["w4a16-g64"]
     assert needed(weights(symmetric=False), ()) == ["w4a16-g64-asymmetric"]
+    assert needed(weights(num_bits=8), ()) == ["w8a16-g64"]
+    assert needed(weights(num_bits=8, strategy="channel"), ()) == ["w8a16"]
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
@@ -95,3 +104,5 @@ def test_codes_come_out_of_words_from_the_lowest_bits_up() -> None:
     codes = torch.arange(16).repeat(2)[None]
     words = sum(codes[:, i::8] << 4 * i for i in range(8))
     assert torch.equal(unpacked(torch.as_tensor(words).to(torch.int32)), codes.to(torch.uint8))
+    eight = torch.tensor([[0, 127, 128, 255]], dtype=torch.uint8)
+    assert torch.equal(unpacked(eight.view(torch.int32), 8), eight)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from quantadvisor.methods.none import half_precision
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.runtimes import torch_cuda
 from quantadvisor.profiling.runtimes import vllm as runtime
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.workers import RunningWorker
@@ -65,6 +68,29 @@ def test_an_fp8_cache_is_refused_where_the_cpu_has_no_instruction_for_it(monkeyp
 
 
 @pytest.mark.parametrize(
+    ("options", "version", "refused"),
+    [
+        (("kvturbo", "cuda"), "0.20.0", None),
+        (("kvturbo", "cuda"), "1.0.0rc1", None),
+        (("kvturbo", "cuda"), "0.19.1", "vLLM 0.19.1 has no TurboQuant cache: it came with 0.20"),
+        (("kvfp8", "cuda"), "0.19.1", None),
+        (("kvturbo",), "0.20.0", "vLLM's attention on a CPU reads no TurboQuant cache: it is one of a GPU (option cuda)"),
+        (("kvturbo", "kvfp8", "cuda"), "0.20.0", "one cache at a time, not kvfp8 and kvturbo"),
+    ],
+)
+def test_a_turboquant_cache_is_a_gpus(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], version: str, refused: str | None
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(runtime.nvidia, "refusal", lambda *_, **__: None)
+    monkeypatch.setattr(runtime.nvidia, "torch_built_for", lambda: None)
+    assert runtime.refuse(None, options, ("avx2", "avx512f")) == refused
+    if refused is None and "kvturbo" in options:
+        assert "--kv-cache-dtype turboquant_4bit_nc" in " ".join(runtime.server("f", (*options, "pool=1"), 1, "m", 1)[0])
+
+
+@pytest.mark.parametrize(
     ("said", "refused"),
     [
         ({"quant_method": "gptq", "bits": 4}, True),
@@ -99,6 +125,29 @@ def test_a_server_takes_the_cache_that_is_declared_on_either_device(options: tup
     pairs = [tuple(arguments[i : i + 2]) for i in range(len(arguments))]
     assert {("--kv-cache-dtype", "fp8"), ("--kv-cache-memory-bytes", "3221225472"), ("--max-model-len", "-1")} <= set(pairs)
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == ""  # unset: it would go before the pool
+
+
+@pytest.mark.parametrize(("options", "eager"), [((f"{runtime.POOL}4096",), True), ((f"{runtime.POOL}4096", "cuda"), False)])
+def test_a_gpu_has_its_graphs(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], eager: bool) -> None:
+    """Engine and server alike: eager decode is bound by launches there, which is not what users run."""
+    asked: dict[str, object] = {}
+    model = SimpleNamespace(compute_logits=None)
+    worker = SimpleNamespace(model_runner=SimpleNamespace(model=model))
+    engine = SimpleNamespace(
+        model_executor=SimpleNamespace(driver_worker=SimpleNamespace(worker=worker)),
+        engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=None)),
+    )
+
+    def llm(**given: object) -> SimpleNamespace:
+        asked.update(given)
+        return SimpleNamespace(llm_engine=engine)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm))
+    monkeypatch.setattr(torch_cuda, "reset_memory", lambda: None)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "")
+    runtime.open_session("folder", options, 1)
+    assert asked["enforce_eager"] is eager
+    assert ("--enforce-eager" in runtime.server("folder", options, 8000, "name", 1)[0]) is eager
 
 
 def test_every_operator_belongs_to_one_part_of_a_step() -> None:

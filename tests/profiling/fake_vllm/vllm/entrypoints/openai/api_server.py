@@ -58,9 +58,10 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         time.sleep(TTFT_S)
+        says = faults.get("says", ["w"])
         for i in range(tokens):
             time.sleep(ITL_S if i else 0)
-            choice = {"text": "w ", "finish_reason": "length" if i == tokens - 1 else None}
+            choice = {"text": says[i % len(says)] + " ", "finish_reason": "length" if i == tokens - 1 else None}
             self.event({"choices": [choice]})
         self.event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": tokens}})
         self.wfile.write(b"data: [DONE]\n\n")
