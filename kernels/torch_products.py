@@ -34,7 +34,7 @@ def prepare_products(
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def through(x: torch.Tensor) -> torch.Tensor:
         for weight in weights:
-            y = product(x, *weight)
+            y: torch.Tensor = product(x, *weight)
         return y
 
     return Prepared(bind=lambda x: bound(through, torch.from_numpy(x).to(dtype)), operator=lambda: operator)

@@ -66,7 +66,8 @@ def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:
     import numpy as np
 
     def rounded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.clip(np.rint(values / STEP), -128, 127) * STEP
+        whole: np.ndarray[Any, Any] = np.clip(np.rint(values / STEP), -128, 127) * STEP
+        return whole
 
     q, scale = exact_weights(shape, shape.copies - 1, transposed=True)
     exact = product(rounded(inputs(shape.m, shape.k)), q.T * scale[:, None])
