@@ -141,7 +141,7 @@ def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
 def traps(name: str, probes: Probes) -> tuple[SchemeHere, ...]:
     """Kernels of a runtime that no candidate runs, where they were timed slow: scheme@runtime+option."""
     return tuple(
-        SchemeHere(name=f"{probe.scheme.name}@{family(name, (option,))}", slow=f"{first_line(probe.__doc__)}: {words}")
+        SchemeHere(name=f"{probe.scheme.name}@{family(name, (option,))}", slow=f"{words}; it is {first_line(probe.__doc__)}")
         for probe in (PROBES[trap] for trap in TRAPS)
         if probe.runtime == name
         for option in probe.options
