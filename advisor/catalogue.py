@@ -112,6 +112,7 @@ def runtimes_here(
 
 
 def scheme_here(one: Candidate, kernels: Sequence[KernelTiming], probes: Probes | None) -> SchemeHere:
+    """Whether a candidate loads here, by what is known without timings and, where there are some, by them."""
     refused = one.refused or crash(one, kernels)
     slow = None if refused or probes is None else slow_path(one.scheme, one.runtime, one.options, probes)
     return SchemeHere(name=one.name, refused=refused, slow=slow)

@@ -36,6 +36,7 @@ def slow_path(made: Scheme, runtime: str, options: Sequence[str], probes: Probes
 
 
 def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
+    """What is to be said of the scheme's kernel at `m` rows: by how much it is slow, and what is faster."""
     ours = _layers_s(made, here, m, probes)
     if ours is None:
         return None
@@ -57,6 +58,7 @@ def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
 
 
 def _layers_s(made: Scheme, place: Place, m: int, probes: Probes) -> float | None:
+    """Seconds of a scheme's linears without the head; None where they were not timed there."""
     return probes.linears_s(made, place[0], (place[1],), m, None)
 
 
