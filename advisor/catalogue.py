@@ -1,7 +1,7 @@
 """What exists here, as documents: runtimes, methods and devices, each ready or refused with its reason. Prints nothing.
 
 Without a model, a nominal Llama answers: one whose sizes every group divides. With one, its own config does, and what
-loads but is slower than the unquantized kernels of the same runtime is said to be: from kernel timings, not believed.
+loads but is slow (`slow_paths.py`) is said to be: from kernel timings, not believed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from quantadvisor.kernels import selfcheck_record
 from quantadvisor.kernels.gpu_devices import gpus
 from quantadvisor.kernels.gpu_fractions import runtimes_with, tables
 from quantadvisor.kernels.processes import DIED
+from quantadvisor.kernels.registry import PROBES, TRAPS
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
-from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.gpus import on_gpu
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
 from .candidates import candidate, catalogue_of
 from .context import export_format
-from .predict import EIGHT_BIT_SHARE, Probes, kernel_class, kernel_family
+from .predict import EIGHT_BIT_SHARE, Probes, family, kernel_class, kernel_family
+from .slow_paths import slow_path
 
 NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
@@ -38,20 +39,18 @@ WRITERS = {
     "openvino": (("openvino", "openvino"), ("nncf", "openvino"), ("optimum.intel", "openvino")),
 }
 """Packages that writing a format takes, and the extra that brings each."""
-DECODE_M, PREFILL_M = 1, 1024
-SLOWER = 1.05
 Refuse = Callable[[Path, Scheme, str], str | None]
 NO_GPU_PATH = "no path to an NVIDIA GPU"
 NEVER_ON_GPU = "its GPU path has never run on a GPU: advisor selfcheck there"
 
 
 class SchemeHere(OpenDocument):
-    """One method and scheme on a runtime, with the runtime's options in its name."""
+    """One method and scheme on a runtime, with the runtime's options in its name; of a trap the scheme alone."""
 
     name: str
     refused: str | None = None
     slow: str | None = None
-    """Loads, but its kernels were timed slower than the unquantized ones of the same runtime."""
+    """Loads, but its kernels were timed no faster than unquantized ones of the same runtime, or slower than another option's."""
 
     @property
     def status(self) -> str:
@@ -103,17 +102,20 @@ def runtimes_here(
                     versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
                     gpu=gpu_path(name, reports),
-                    schemes=tuple(
-                        SchemeHere(
-                            name=one.name,
-                            refused=one.refused or crash(one, kernels),
-                            slow=slow_path(one, probes) if probes else None,
-                        )
-                        for one in candidates.values()
+                    schemes=(
+                        *(scheme_here(one, kernels, probes) for one in candidates.values()),
+                        *(traps(name, probes) if probes else ()),
                     ),
                 )
             )
     return tuple(found)
+
+
+def scheme_here(one: Candidate, kernels: Sequence[KernelTiming], probes: Probes | None) -> SchemeHere:
+    """Whether a candidate loads here, by what is known without timings and, where there are some, by them."""
+    refused = one.refused or crash(one, kernels)
+    slow = None if refused or probes is None else slow_path(one.scheme, one.runtime, one.options, probes)
+    return SchemeHere(name=one.name, refused=refused, slow=slow)
 
 
 def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:
@@ -137,19 +139,15 @@ def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
     return f"its kernel crashes here: {words[0]}" + (f"; the option {better} avoids it" if better else "")
 
 
-def slow_path(one: Candidate, probes: Probes) -> str | None:
-    """Where the scheme's linears were timed slower than unquantized ones on the same runtime and options."""
-    quantized = one.scheme.weights is not None or one.scheme.activations is not None
-    if one.refused is not None or not quantized:
-        return None
-    slower = []
-    for phase, m in (("decode", DECODE_M), ("prefill", PREFILL_M)):
-        ours = probes.linears_s(one.scheme, one.runtime, one.options, m, 1)
-        floats = (probes.linears_s(scheme(name), one.runtime, one.options, m, 1) for name in ("fp32", "bf16"))
-        plain = next((seconds for seconds in floats if seconds is not None), None)
-        if ours is not None and plain is not None and ours > SLOWER * plain:
-            slower.append(f"{phase} (M = {m}): linears take {ours / plain:.2f}x the time of unquantized ones")
-    return "; ".join(slower) or None
+def traps(name: str, probes: Probes) -> tuple[SchemeHere, ...]:
+    """Kernels of a runtime that no candidate runs, where they were timed slow: scheme@runtime+option."""
+    return tuple(
+        SchemeHere(name=f"{probe.scheme.name}@{family(name, (option,))}", slow=f"{words}; it is {first_line(probe.__doc__)}")
+        for probe in (PROBES[trap] for trap in TRAPS)
+        if probe.runtime == name
+        for option in probe.options
+        if (words := slow_path(probe.scheme, name, (option,), probes))
+    )
 
 
 def methods_here(device: Device, model_folder: Path | None = None) -> tuple[MethodHere, ...]:

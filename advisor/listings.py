@@ -12,12 +12,14 @@ from rich.table import Table
 
 from quantadvisor.documents import Inventory
 from quantadvisor.kernels.probe import probe_kernels
+from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.inventory import inventory_from_config
 
 from . import catalogue, kernel_truth, tables
 from .context import cache_folder
 from .model_source import resolve_model
+from .slow_paths import PHASES
 from .stages import Progress
 
 PROBE_BUDGET_S = 60.0
@@ -39,8 +41,9 @@ def runtimes(model: str | None, progress: Progress) -> Listing:
         with progress.stage(f"Kernels at the sizes of {model}"):
             timings = probe_kernels(
                 inventory.linears,
-                [catalogue.DECODE_M, catalogue.PREFILL_M],
+                [m for _, m in PHASES],
                 device,
+                probes=PROBES,
                 budget_s=PROBE_BUDGET_S,
                 progress=lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
                 cache=cache_folder() / "kernels",

@@ -102,8 +102,8 @@ class Probes:
         self.inventory = inventory
         self.eight_bit_share = eight_bit_share
 
-    def linears_s(self, scheme: Scheme, runtime: str, options: Sequence[str], m: int, head_m: int) -> float | None:
-        """Seconds of all linears at `m` rows (the head at `head_m`); None where one was not timed."""
+    def linears_s(self, scheme: Scheme, runtime: str, options: Sequence[str], m: int, head_m: int | None) -> float | None:
+        """Seconds of all linears at `m` rows (the head at `head_m`, or left out); None where one was not timed."""
         if scheme.name.startswith("w4w8"):
             low, high = (self._sum(bits, "w8", runtime, options, m, head_m) for bits in ("w4", "w8"))
             share = self.eight_bit_share
@@ -112,18 +112,25 @@ class Probes:
         head = scheme.compute if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}"
         return self._sum(kind, head, runtime, options, m, head_m)
 
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """(runtime, option) of which some kernel was timed."""
+        return tuple(dict.fromkeys((runtime, option) for runtime, option, *_ in self.curves))
+
     def source(self, scheme: Scheme, runtime: str, options: Sequence[str]) -> KernelSource:
         """Of the times of the scheme's linears; of a mixed curve the least certain."""
         return self.sources.get((*kernel_family(runtime, options), kernel_class(scheme)), "measured")
 
-    def _sum(self, kind: str, head: str, runtime: str, options: Sequence[str], m: int, head_m: int) -> float | None:
+    def _sum(self, kind: str, head: str, runtime: str, options: Sequence[str], m: int, head_m: int | None) -> float | None:
         place = kernel_family(runtime, options)
         total = 0.0
         for shape in self.inventory.linears:
+            rows = head_m if shape.lm_head else m
+            if rows is None:
+                continue
             points = None
             for known in (head, kind, "w8") if shape.lm_head else (kind,):
                 points = points or self.curves.get((*place, known, shape.n, shape.k))
-            seconds = at(points, head_m if shape.lm_head else m) if points else None
+            seconds = at(points, rows) if points else None
             if seconds is None:
                 return None
             total += shape.count * seconds

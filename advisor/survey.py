@@ -21,7 +21,7 @@ from quantadvisor.documents import (
     Scheme,
 )
 from quantadvisor.kernels.probe import probe_kernels
-from quantadvisor.kernels.registry import PROBES
+from quantadvisor.kernels.registry import OFFERED, PROBES
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
@@ -42,7 +42,7 @@ BASELINE_ROUNDS = 2
 SHORT_DECODE = 16
 KERNEL_BUDGET_S = 15.0
 PROFILED_TOKENS = 4096
-PROBED = tuple(name for name, probe in PROBES.items() if probe.runtime in ("torch", "onnxruntime", "openvino", "triton"))
+PROBED = tuple(name for name in OFFERED if PROBES[name].runtime in ("torch", "onnxruntime", "openvino", "triton"))
 """Kernels that a run times: those that its predictions scale by. Of vLLM and llama.cpp it runs whole ghosts instead."""
 
 

@@ -24,9 +24,11 @@ def runtimes_table(found: Sequence[RuntimeHere]) -> Table:
         if ready:
             table.add_row("", "ready", escape(", ".join(ready)))
         for status, colour in (("slow path", "yellow"), ("refused", "red")):
+            shared: dict[str, list[str]] = {}
             for scheme in (scheme for scheme in one.schemes if scheme.status == status and not one.refused):
-                reason = scheme.refused or scheme.slow or ""
-                table.add_row("", f"[{colour}]{status}[/{colour}]", escape(f"{scheme.name}: {reason}"))
+                shared.setdefault(scheme.refused or scheme.slow or "", []).append(scheme.name)
+            for reason, mine in shared.items():
+                table.add_row("", f"[{colour}]{status}[/{colour}]", escape(f"{', '.join(mine)}: {reason}"))
     return table
 
 

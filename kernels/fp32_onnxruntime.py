@@ -30,11 +30,11 @@ def arithmetic(option: str, isa: Sequence[str]) -> str:
 def prepare(shape: Problem) -> Prepared:
     from onnx import helper
 
-    def node_of(shape: Problem, copy: int) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    def nodes_of(shape: Problem, copy: int) -> tuple[list[Any], dict[str, np.ndarray[Any, Any]]]:
         constants = {f"w{copy}": float_weights(shape, copy, transposed=True)}
-        return helper.make_node("MatMul", ["x", f"w{copy}"], [f"y{copy}"]), constants
+        return [helper.make_node("MatMul", ["x", f"w{copy}"], [f"y{copy}"])], constants
 
-    return onnx_graph.prepare(shape, node_of)
+    return onnx_graph.prepare(shape, nodes_of)
 
 
 def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Small ONNX models for the kernels of ONNX Runtime: one node per weight, weights handed over without a copy.
+"""Small ONNX models for the kernels of ONNX Runtime: a few nodes per weight, weights handed over without a copy.
 
 The sessions of a probe's process share one pool of threads, whose idle threads may spin as they do in a real server. Pools
 of their own that spin slow each other up to 3x where several sessions live in one process: `spin=False` is for them.
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 OPSET = 21
 IR_VERSION = 10
-Nodes = Callable[[Problem, int], tuple[Any, dict[str, "Array"]]]
-"""shape, copy → the node, which reads `x` and writes `y{copy}`, and its constants by name."""
+Nodes = Callable[[Problem, int], tuple[list[Any], dict[str, "Array"]]]
+"""shape, copy → the nodes, which read `x` and write `y{copy}`, and their constants by name."""
 
 
 def model_of(
@@ -96,11 +96,11 @@ def session_of(
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def prepare(shape: Problem, node_of: Nodes) -> Prepared:
-    """A session, M free, whose run goes through `shape.copies` nodes, all reading the same x, each with a weight of its own."""
+def prepare(shape: Problem, nodes_of: Nodes) -> Prepared:
+    """A session, M free, whose run goes through `shape.copies` products of the same x, each with a weight of its own."""
     import onnxruntime
 
-    model, constants = _copies(shape, node_of, shape.copies)
+    model, constants = _copies(shape, nodes_of, shape.copies)
     session = session_of(model, constants, shape.threads)
     last = [f"y{shape.copies - 1}"]
 
@@ -113,28 +113,28 @@ def prepare(shape: Problem, node_of: Nodes) -> Prepared:
 
         return Bound(call=call, output=lambda: given[1].numpy())
 
-    return Prepared(bind=bind, operator=lambda: executed(shape, node_of))
+    return Prepared(bind=bind, operator=lambda: executed(shape, nodes_of))
 
 
-def _copies(shape: Problem, node_of: Nodes, copies: int) -> tuple[bytes, dict[str, Array]]:
+def _copies(shape: Problem, nodes_of: Nodes, copies: int) -> tuple[bytes, dict[str, Array]]:
     from onnx import TensorProto
 
     nodes, constants, outputs = [], {}, {}
     for copy in range(copies):
-        node, values = node_of(shape, copy)
-        nodes.append(node)
+        made, values = nodes_of(shape, copy)
+        nodes += made
         constants.update(values)
         outputs[f"y{copy}"] = (TensorProto.FLOAT, ("m", shape.n))
     return model_of(nodes, {"x": (TensorProto.FLOAT, ("m", shape.k))}, outputs, constants), constants
 
 
-def executed(shape: Problem, node_of: Nodes) -> str:
+def executed(shape: Problem, nodes_of: Nodes) -> str:
     """Operators that one run of one copy executes, from ONNX Runtime's own profile; of a head, 2,048 rows will do."""
     import tempfile
 
     shape = replace(shape, m=1, n=min(shape.n, 2048))
     with tempfile.TemporaryDirectory() as folder:
-        model, constants = _copies(shape, node_of, 1)
+        model, constants = _copies(shape, nodes_of, 1)
         session = session_of(model, constants, shape.threads, profile=str(Path(folder) / "profile"))
         session.run(None, {"x": inputs(shape.m, shape.k)})
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -142,38 +142,38 @@ def executed(shape: Problem, node_of: Nodes) -> str:
     return "+".join(dict.fromkeys(names))
 
 
-def nbits_nodes(bits: int) -> Nodes:
-    """MatMulNBits with INT8 arithmetic (accuracy_level 4) in groups of 64; at 4 bits with a zero point per group."""
+def nbits_nodes(bits: int, accuracy_level: int = 4) -> Nodes:
+    """MatMulNBits in groups of 64, by default with INT8 arithmetic (accuracy_level 4); at 4 bits with a zero point per group."""
     import numpy as np
     from onnx import helper
 
     from .problem import GROUP, group_scales, groups, integer_weights
 
-    def node_of(shape: Problem, copy: int) -> tuple[Any, dict[str, Array]]:
+    def nodes_of(shape: Problem, copy: int) -> tuple[list[Any], dict[str, Array]]:
         q = integer_weights(shape, bits, copy)
         packed = q if bits == 8 else q[:, :, 0::2] | (q[:, :, 1::2] << 4)
         values = [packed, group_scales(shape, bits, copy)]
         if bits == 4:
             values.append(np.full((shape.n, -(-groups(shape.k) // 2)), 0x88, dtype=np.uint8))
         names = [f"{letter}{copy}" for letter in "wsz"[: len(values)]]
-        attributes = {"K": shape.k, "N": shape.n, "bits": bits, "block_size": GROUP, "accuracy_level": 4}
+        attributes = {"K": shape.k, "N": shape.n, "bits": bits, "block_size": GROUP, "accuracy_level": accuracy_level}
         node = helper.make_node("MatMulNBits", ["x", *names], [f"y{copy}"], domain="com.microsoft", **attributes)
-        return node, dict(zip(names, values, strict=True))
+        return [node], dict(zip(names, values, strict=True))
 
-    return node_of
+    return nodes_of
 
 
 def dynamic_nodes(stored: Callable[[Problem, int], Sequence[Array]]) -> Nodes:
     """DynamicQuantizeMatMul over what is `stored` of a copy: codes [K, N], scales [N] and, where they have any, zeros [N]."""
     from onnx import helper
 
-    def node_of(shape: Problem, copy: int) -> tuple[Any, dict[str, Array]]:
+    def nodes_of(shape: Problem, copy: int) -> tuple[list[Any], dict[str, Array]]:
         values = stored(shape, copy)
         names = [f"{letter}{copy}" for letter in "wsz"[: len(values)]]
         node = helper.make_node("DynamicQuantizeMatMul", ["x", *names], [f"y{copy}"], domain="com.microsoft")
-        return node, dict(zip(names, values, strict=True))
+        return [node], dict(zip(names, values, strict=True))
 
-    return node_of
+    return nodes_of
 
 
 def square_product(number: str, size: int, threads: int) -> tuple[Callable[[], object], str]:

@@ -19,7 +19,7 @@ from . import grid
 from .cliffs import next_ms
 from .homes import Home
 from .point import Kernel, Point, roofline_share, weight_bytes
-from .registry import PROBES
+from .registry import OFFERED, PROBES
 
 START_POINTS = 8
 """What building a kernel takes, in points."""
@@ -61,7 +61,7 @@ def probe_kernels(
     ms: Sequence[int],
     device: Device,
     *,
-    probes: Iterable[str] = tuple(PROBES),
+    probes: Iterable[str] = OFFERED,
     budget_s: float,
     extra_ms: Sequence[int] = (),
     progress: Progress | None = None,

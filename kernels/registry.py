@@ -12,14 +12,18 @@ from . import (
     fp32_torch,
     q4_0_llama_cpp,
     q8_0_llama_cpp,
+    w4_acc0_onnxruntime,
     w4_onnxruntime,
     w4_openvino,
+    w4_torch,
     w4_triton,
     w7a8_onnxruntime,
     w8_onnxruntime,
     w8_openvino,
+    w8_torch,
     w8a8_onnxruntime,
     w8a8_openvino,
+    w8a8_qdq_onnxruntime,
     w8a8_vllm,
 )
 from .problem import KernelProbe
@@ -43,4 +47,11 @@ PROBES: dict[str, KernelProbe] = {
     "bf16_vllm": bf16_vllm,
     "w8a8_vllm": w8a8_vllm,
     "w4_triton": w4_triton,
+    "w4_torch": w4_torch,
+    "w8_torch": w8_torch,
+    "w4_acc0_onnxruntime": w4_acc0_onnxruntime,
+    "w8a8_qdq_onnxruntime": w8a8_qdq_onnxruntime,
 }
+TRAPS = ("w4_torch", "w8_torch", "w4_acc0_onnxruntime", "w8a8_qdq_onnxruntime")
+"""Kernels that no candidate runs and that others' exports end in: only `advisor runtimes` times them, to say what they cost."""
+OFFERED = tuple(name for name in PROBES if name not in TRAPS)

@@ -19,6 +19,8 @@ W8_G64 = Scheme(name="w8-g64", weights=W8)
 W8A8_TENSOR = Scheme(name="w8a8-tensor", weights=W8_CHANNEL, activations=A8_TENSOR_DYNAMIC)
 W7A8 = Scheme(name="w7a8", weights=W7_CHANNEL, activations=A8_TOKEN)
 W8A8_STATIC = Scheme(name="w8a8-static", weights=W8_CHANNEL, activations=A8_TENSOR_STATIC)
+W8_CHANNEL_BF16 = Scheme(name="w8-channel-bf16", compute="bf16", weights=W8_CHANNEL)
+W4_G64_BF16 = Scheme(name="w4-g64-bf16", compute="bf16", weights=W4)
 W8A8_BF16 = Scheme(
     name="w8a8-bf16",
     compute="bf16",

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from quantadvisor.advisor.catalogue import devices_here, gpu_path, methods_here, runtimes_here, slow_path
+from quantadvisor.advisor.catalogue import RuntimeHere, SchemeHere, devices_here, gpu_path, methods_here, runtimes_here
 from quantadvisor.advisor.kernel_truth import crossing, probes_here, truth
-from quantadvisor.advisor.predict import Probes
-from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, SelfCheck
+from quantadvisor.advisor.tables import runtimes_table
+from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
@@ -83,15 +83,33 @@ def test_a_kernel_that_crashed_is_refused_with_the_option_that_avoids_it(monkeyp
     assert not any("crashes here" in str(one.refused) for one in found["onnxruntime"].schemes)
 
 
-def test_where_nothing_runs_in_fp32_slow_is_slower_than_bf16() -> None:
-    def probed(name: str, m: int, seconds: float) -> KernelTiming:
-        return timing(name, name, m, seconds).model_copy(update={"runtime": "vllm"})
+def test_a_trap_that_no_candidate_runs_is_named_where_it_is_slow() -> None:
+    """torch's own INT8 product at many rows: timed, and said of the kernel; at few rows nothing is to be said."""
 
-    kernels = [probed("bf16", 1, 1e-3), probed("bf16", 512, 0.1), probed("w8a8-bf16", 1, 2e-3), probed("w8a8-bf16", 512, 0.05)]
-    probes = Probes(kernels, INVENTORY, 0.5)
-    one = Candidate(name="x", method="dynamic_int8", scheme=scheme("w8a8-bf16"), runtime="vllm")
-    found = slow_path(one, probes)
-    assert found is not None and found.startswith("decode (M = 1)") and "2.00x" in found and "prefill" not in found
+    def probed(runtime: str, option: str, made: Scheme, few_s: float, many_s: float) -> list[KernelTiming]:
+        of = {"runtime": runtime, "option": option, "scheme": made}
+        return [timing("x", "fp32", m, seconds).model_copy(update=of) for m, seconds in ((1, few_s), (1024, many_s))]
+
+    kernels = [
+        *probed("torch", "", scheme("bf16"), 2e-3, 0.1),
+        *probed("torch", "int8pack", PROBES["w8_torch"].scheme, 1e-3, 1.1),
+        *probed("openvino", "bf16", scheme("w8-g64"), 1e-3, 0.11),
+    ]
+    found = {one.name: one for one in runtimes_here(PLAIN, None, kernels, INVENTORY)}
+    (trap,) = [one for one in found["torch"].schemes if "int8pack" in one.name]
+    assert (trap.name, trap.status) == ("w8-channel-bf16@torch+int8pack", "slow path")
+    assert str(trap.slow).startswith(
+        "prefill (M = 1024): linears take 11.00x the time of unquantized ones, openvino+bf16 is 10.00x faster; it is torch's own"
+    )
+    untimed = [scheme.name for one in runtimes_here(PLAIN) for scheme in one.schemes]
+    assert not any("int8pack" in name for name in untimed), "nothing is believed"
+
+
+def test_a_reason_is_said_once() -> None:
+    mine = [SchemeHere(name=f"{name}@torch", slow="too slow") for name in "ab"]
+    here = RuntimeHere(name="torch", what="x", versions={}, refused=None, gpu="", schemes=tuple(mine))
+    table = runtimes_table([here])
+    assert list(table.columns[-1].cells)[1:] == ["a@torch, b@torch: too slow"]
 
 
 def test_every_method_says_where_it_can_write() -> None:

@@ -65,7 +65,8 @@ def test_one_preparation_serves_every_number_of_rows(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "operator"), [
     ("fp32_onnxruntime", "MatMul"), ("w4_onnxruntime", "MatMulNBits"), ("w8_onnxruntime", "MatMulNBits"),
-    ("w8a8_onnxruntime", "DynamicQuantizeMatMul"),
+    ("w8a8_onnxruntime", "DynamicQuantizeMatMul"), ("w4_acc0_onnxruntime", "MatMulNBits"),
+    ("w8a8_qdq_onnxruntime", "QuantizeLinear+QLinearMatMul+DequantizeLinear"),
 ])  # fmt: skip
 def test_onnxruntime_runs_the_operator_itself(name: str, operator: str) -> None:
     assert PROBES[name].prepare(SHAPES[0]).operator() == operator
@@ -78,6 +79,15 @@ def test_openvino_s_bf16_is_refused_where_it_would_be_f32() -> None:
     assert "needs a CPU with amx_bf16" in str(PROBES["w8_openvino"].refuse(old, shape))
     assert PROBES["w8_openvino"].refuse(old.model_copy(update={"isa": ("amx_bf16",)}), shape) is None
     assert PROBES["w8_openvino"].refuse(old, replace(shape, option="f32")) is None
+
+
+def test_torch_s_own_integer_products() -> None:
+    """INT4 at widths that it packs; INT8 is refused where torch reads past a row's end (K = 200 crashed the process)."""
+    shape = Problem(m=7, n=48, k=192, option="int4pack", threads=2, copies=2)
+    probe = PROBES["w4_torch"]
+    assert probe.refuse(CPU, shape) is None
+    assert error(output(probe.prepare(shape), shape), probe.reference(shape)()) <= TOLERANCE["bf16"]
+    assert "K = 200 is no multiple of 16" in str(PROBES["w8_torch"].refuse(CPU, replace(shape, k=200)))
 
 
 def test_int8_arithmetic_leaves_its_trace() -> None:

@@ -1,0 +1,77 @@
+"""Where what loads is slow, measured and not believed, and what avoids it. Pure functions over kernel timings.
+
+A kernel's products of all layers (the head is left out: it may be another kernel's) are set beside the unquantized ones of the
+same runtime, and beside kernels of as many bits: those of the runtime's other options first, then those of other runtimes. An
+option may be the faster one at few rows and the slower one at many. What avoids a trap is never one itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantadvisor.documents import Scheme
+from quantadvisor.kernels.registry import PROBES, TRAPS
+from quantadvisor.methods.schemes import scheme
+
+from .predict import Probes, family, kernel_family
+
+PHASES = (("decode", 1), ("prefill", 1024))
+"""Name and M."""
+SLOWER = 1.05
+APART = 1.2
+"""Kernels of two options or runtimes are timed some time apart, in processes of their own: what is less than this apart is
+unresolved."""
+Place = tuple[str, str]
+"""Runtime and option under which kernels were timed."""
+TRAP_PLACES = {(PROBES[name].runtime, option) for name in TRAPS for option in PROBES[name].options}
+
+
+def slow_path(made: Scheme, runtime: str, options: Sequence[str], probes: Probes) -> str | None:
+    """Where a quantized scheme's linears were timed no faster than unquantized ones, or slower than with another option."""
+    if made.weights is None and made.activations is None:
+        return None
+    place = kernel_family(runtime, options)
+    found = [f"{phase} (M = {m}): {words}" for phase, m in PHASES if (words := _slow_at(m, made, place, probes))]
+    return "; ".join(found) or None
+
+
+def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
+    """What is to be said of the scheme's kernel at `m` rows: by how much it is slow, and what is faster."""
+    ours = _layers_s(made, here, m, probes)
+    if ours is None:
+        return None
+    words = []
+    plain = _unquantized_s(made.compute, here, m, probes)
+    if plain is not None and ours > SLOWER * plain:
+        words.append(f"linears take {ours / plain:.2f}x the time of unquantized ones")
+    elif plain is not None and SLOWER * ours > plain:
+        words.append(f"linears are no faster than unquantized ones ({ours / plain:.2f}x their time)")
+    times = {place: _layers_s(made, place, m, probes) for place in probes.places() if place != here and place not in TRAP_PLACES}
+    faster = {place: ours / seconds for place, seconds in times.items() if seconds is not None and ours > APART * seconds}
+    options = {place: factor for place, factor in faster.items() if place[0] == here[0]}
+    if avoiding := options or (faster if words else {}):
+        best = max(avoiding, key=lambda place: avoiding[place])
+        words.append(f"{_named(best, here)} is {avoiding[best]:.2f}x faster")
+    elif words:
+        words.append("no other kernel of as many bits was timed faster")
+    return ", ".join(words) or None
+
+
+def _layers_s(made: Scheme, place: Place, m: int, probes: Probes) -> float | None:
+    """Seconds of a scheme's linears without the head; None where they were not timed there."""
+    return probes.linears_s(made, place[0], (place[1],), m, None)
+
+
+def _unquantized_s(compute: str, place: Place, m: int, probes: Probes) -> float | None:
+    """In the scheme's own float type where that was timed, and with the same option."""
+    places = dict.fromkeys((place, (place[0], "")))
+    found = (_layers_s(scheme(name), one, m, probes) for one in places for name in (compute, "fp32", "bf16"))
+    return next((seconds for seconds in found if seconds is not None), None)
+
+
+def _named(place: Place, here: Place) -> str:
+    """A runtime and option, beside `here`."""
+    runtime, option = place
+    if runtime != here[0]:
+        return family(runtime, (option,) if option else ())
+    return f"the option {option}" if option else f"{runtime} without {here[1]}"
