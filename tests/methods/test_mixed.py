@@ -9,7 +9,8 @@ import pytest
 
 from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods.affine import dequantize_groups, quantize_groups
-from quantadvisor.methods.mixed import Costs, Sensitivity, choose, costs_of, note, predicted_kl, sensitivities
+from quantadvisor.methods.mixed import Costs, Sensitivity, apply, choose, costs_of, note, predicted_kl, sensitivities
+from quantadvisor.methods.schemes import scheme
 
 from .conftest import kl
 
@@ -90,7 +91,7 @@ def test_a_budget_is_spent_on_what_takes_away_most() -> None:
 
 
 def test_kernel_times_decide_where_they_are_known() -> None:
-    """8 bit takes no more time at the small shape: it is 8 bit, though the target would not ask for it. By bytes all stays 4 bit."""
+    """8 bit takes no more time at the small shape: it is 8 bit, though the target would not ask for it; by bytes all is 4 bit."""
     measured = linears(("small", 0.01, 0, (8, 64)), ("large", 0.05, 0, (8, 128)))
     linear_s = {(8, 64, 4): 2e-3, (8, 64, 8): 2e-3, (8, 128, 4): 2e-3, (8, 128, 8): 3e-3}
     costs = costs_of(measured, 64, linear_s)
@@ -117,3 +118,33 @@ def test_bytes_are_those_of_the_graph(group: int, k: int) -> None:
     [found] = costs_of([Sensitivity("one", 1, 0, ((24, k),))], group, {}).of
     for bits, symmetric, cost in ((4, False, found[0]), (8, True, found[1])):
         assert cost == sum(part.nbytes for part in rounded(weight, (bits, group, symmetric)) if part is not None)
+
+
+def bits_in(folder: Path) -> dict[str, int]:
+    """Of every MatMulNBits but lm_head, by the name of its linear."""
+    from quantadvisor.methods.formats.onnx_base import load_graph
+
+    nodes = [node for node in load_graph(folder).graph.node if node.op_type == "MatMulNBits" and "lm_head" not in node.name]
+    bits = [next(entry.i for entry in node.attribute if entry.name == "bits") for node in nodes]
+    return {node.name.split("/MatMul")[0].strip("/").replace("/", "."): wide for node, wide in zip(nodes, bits, strict=True)}
+
+
+def test_the_artifact_has_8_bits_where_they_take_no_more_time_and_where_a_budget_lets_it(
+    llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    shapes = ((64, 64), (32, 64), (128, 64), (64, 128))
+    linear_s = {(n, k, bits): 1e-3 if (n, k) == (64, 128) else bits * 1e-3 for n, k in shapes for bits in (4, 8)}
+    model = (llama, scheme("w4w8-g32"), "onnxruntime", tokens[:2])
+    [said] = apply(*model, tmp_path / "free", base=base, target=1e9, linear_s=linear_s)
+    assert "8 bit: 2 of 10 linears" in said
+    assert "chosen by kernel times (no slower than 4 bit in 2)" in said
+    free = bits_in(tmp_path / "free")
+    assert free == {name: 8 if name.endswith("down_proj") else 4 for name in LINEARS}
+
+    least = 2 * (12 + 4 + 4 + 4 + 1) * 1e-3  # q, k and v; o, gate, up, down
+    apply(*model, tmp_path / "budget", base=base, linear_s=linear_s, budget=least + 4.1e-3)
+    found = bits_in(tmp_path / "budget")
+    assert sum(bits == 8 for bits in found.values()) == 3
+    measured = {each.name: each.at4 - each.at8 for each in sensitivities(llama, tokens[:1], 32, (*LINEARS, "lm_head"))}
+    affordable = [name for name in LINEARS if not name.endswith(("qkv_proj", "down_proj"))]
+    assert found[max(affordable, key=measured.__getitem__)] == 8
