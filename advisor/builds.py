@@ -36,6 +36,8 @@ class Build(Document):
     """The fp32 export of the same model for the same runtime, where there is one."""
     train_s: float = 0.0
     """Seconds that a method which trains may take for it."""
+    linear_s: dict[tuple[int, int, int], float] = {}
+    """Seconds that a linear takes of a request by (N, K, bits), for a method that weighs widths against them."""
     ghost: bool = False
     """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
 
@@ -181,13 +183,15 @@ def make(build: Build, calibration: Any) -> tuple[str, ...]:
 
 
 def applied(build: Build, calibration: Any) -> tuple[str, ...]:
-    """The method's own work; one that trains gets its budget, and a file to say its progress in."""
+    """The method's own work; one that trains gets its budget, and a file to say its progress in; one that weighs widths gets
+    what they take."""
     from quantadvisor.methods.registry import method, trains
 
     inputs = (build.model_folder, build.scheme, build.runtime, calibration, build.out)
     apply: Any = method(build.method).apply
     if not trains(build.method):
-        notes: tuple[str, ...] = apply(*inputs, base=build.base)
+        weighed = {"linear_s": build.linear_s} if build.linear_s else {}
+        notes: tuple[str, ...] = apply(*inputs, base=build.base, **weighed)
         return notes
     if build.train_s <= 0:
         raise CandidateFailed(f"{build.method} trains, and budget.train_s is 0")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +34,8 @@ GHOST_SAMPLES = 2
 """Calibration samples of a ghost: its numbers are random, only its shapes matter."""
 OWN_CHANNELS = ("llm_int8",)
 """Methods whose ghosts take shapes from calibration: how many channels are outliers."""
+WEIGHING = ("mixed",)
+"""Methods that choose each linear's width by what kernels take: their `apply` takes `linear_s`."""
 
 
 def cache_folder() -> Path:
@@ -50,6 +52,8 @@ class Context:
     model_folder: Path
     out: Path
     progress: Progress
+    linear_s: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    """Seconds that a linear takes of a request, by (N, K, bits); empty before kernels are timed, or where bytes count."""
 
     @property
     def cache(self) -> Path:
@@ -125,6 +129,7 @@ class Context:
             calibration=self.calibration_file(samples),
             base=base,
             train_s=self.workload.budget.train_s,
+            linear_s=self.linear_s if method in WEIGHING else {},
             ghost=ghost,
         )
 

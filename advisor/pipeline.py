@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -49,7 +50,7 @@ from .ghosts import ghost_of
 from .gpu_first import first
 from .gpu_kernels import SAME, sheet_of
 from .model_source import resolve_model
-from .predict import EIGHT_BIT_SHARE, Probes
+from .predict import EIGHT_BIT_SHARE, Probes, width_seconds
 from .questions import answer, prediction_ledger
 from .risk import Job, schemes_at_risk, simulate_all
 from .run_family import family_of, sizes_of
@@ -124,6 +125,7 @@ class Run:
         kernels = stages.run(
             "kernels", "Kernels at the model's sizes", survey.Kernels, lambda: survey.kernels_of(context, device, base)
         )
+        self.context = replace(context, linear_s=width_seconds(kernels.timings, context.workload))
         profile = Profile(
             device=device,
             inventory=context.inventory,
@@ -271,8 +273,8 @@ def run(
 ) -> Results:
     """The whole job; results.json and report.html are written by the caller from what this returns."""
     job = Run(workload, out, resume, progress)
-    context, stages = job.context, job.stages
     surveyed, base = job.survey()
+    context, stages = job.context, job.stages
     advice, simulated, ghosts, base = job.advise(surveyed, base)
     profile = surveyed.profile.model_copy(update={"ghosts": ghosts})
     candidates: tuple[Candidate, ...] = advice.candidates

@@ -17,7 +17,7 @@ from typing import get_args
 
 from quantadvisor.documents import Candidate, Ghost, Inventory, KernelSource, KernelTiming, Predicted, Scheme, Workload
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, held_tokens, plain_cache_bytes
-from quantadvisor.profiling.measure import objective_value
+from quantadvisor.profiling.measure import objective_value, request_s
 
 from . import step_time
 
@@ -135,6 +135,24 @@ class Probes:
                 return None
             total += shape.count * seconds
         return total
+
+
+WIDTHS = {"w4": 4, "w8": 8}
+"""Classes of ONNX Runtime's kernels that a mixture of widths is made of, and their bits."""
+
+
+def width_seconds(kernels: Iterable[KernelTiming], workload: Workload) -> dict[tuple[int, int, int], float]:
+    """Seconds that a linear takes of a request, by (N, K, bits): of its prefill and its decode steps at the declared concurrency.
+    Nothing where the objective is concurrency: there bytes count, not seconds."""
+    if workload.objective == "concurrency":
+        return {}
+    traffic, found = workload.traffic, dict[tuple[int, int, int], float]()
+    for (runtime, option, kind, n, k), points in curves(kernels).items():
+        if (runtime, option) == kernel_family("onnxruntime", ()) and kind in WIDTHS:
+            prefill, step = (at(points, m) for m in (traffic.prompt_length * traffic.concurrency, traffic.concurrency))
+            if prefill is not None and step is not None:
+                found[n, k, WIDTHS[kind]] = request_s(traffic, prefill, step)
+    return found
 
 
 def predict(

@@ -1,25 +1,33 @@
-"""4 or 8 bit per linear, by measured sensitivity: what rounding each one costs in KL, then greedy by cost per byte.
+"""4 or 8 bit per linear: what rounding each one costs in KL, against what each width costs to run (a knapsack).
 
 To second order, a change dY of a linear's output costs  KL = 1/2 E[(g . dY)^2],  g being the gradient of log p(y) with y
 drawn from the model itself: the Fisher information, as SqueezeLLM uses it (arXiv:2306.07629), kept per token instead of
-per weight. dY = X (W - W_b)^T is exact for the real inputs X. Starting from 4 bit everywhere, the linear that takes away
-most predicted KL per added byte goes to 8 bit, until the predicted sum is at most TARGET_KL. lm_head is always 8 bit.
+per weight. dY = X (W - W_b)^T is exact for the real inputs X.
+
+A width costs the seconds that the timed kernels of its (N, K) take of a request at the workload's M; bytes where no kernels were
+timed. The choice is the cheapest whose summed KL is at most TARGET_KL, or, given a budget in the same unit, the one of the least
+summed KL within it (`knapsack.py`). A linear that 8 bit makes no slower is 8 bit. lm_head is always 8 bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
 from quantadvisor.documents.base import Target
+from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, dequantize_groups, quantize_groups
 from .artifact import base_folder, write_onnx
+from .knapsack import cheapest, within
 from .refusals import ONNX, config, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import named
@@ -28,22 +36,33 @@ NAME = "mixed"
 TARGET: Target = "weights"
 COST = "gradients of the calibration samples, each linear rounded twice to be judged, then one pass over the weights"
 TARGET_KL = 0.015
-"""Nats a token, predicted. What is measured lies higher (SmolLM2-135M, rescaled off its grid): 0.42 for 0.29, 0.17 for
-0.10, 0.10 for 0.05 and 0.080 for 0.035 in groups of 32, 0.029 for 0.015 in groups of 64. The sum leaves out how one
-linear's errors at different tokens add up, what lm_head and rounded activations cost, and that greedy choice favours
-linears whose cost came out too low."""
+"""Nats a token, predicted. What is measured lies higher (SmolLM2-135M, rescaled off its grid, 8 bit given by KL per byte):
+0.42 for 0.29, 0.17 for 0.10, 0.10 for 0.05 and 0.080 for 0.035 in groups of 32, 0.029 for 0.015 in groups of 64. The sum leaves
+out how one linear's errors at different tokens add up, what lm_head and rounded activations cost, and that the choice favours
+linears whose KL came out too low."""
 TOKENS = 256
 """Tokens of the first calibration sample that sensitivities are measured on."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Predicted KL of rounding one linear of the graph to 4 and to 8 bit, and its weights."""
+    """Predicted KL of rounding one linear of the graph to 4 and to 8 bit, and the (N, K) of the linears that are fused in it."""
 
     name: str
     at4: float
     at8: float
-    weights: int
+    shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def weights(self) -> int:
+        return sum(n * k for n, k in self.shapes)
+
+
+class Costs(NamedTuple):
+    """What each linear costs in 4 and in 8 bit: seconds of a request, or bytes."""
+
+    unit: Literal["s", "bytes"]
+    of: tuple[tuple[float, float], ...]
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -57,8 +76,10 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None, accuracy_level: int = 4,
-          target: float = TARGET_KL) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, accuracy_level: int = 4, target: float = TARGET_KL, budget: float | None = None,
+          linear_s: Mapping[tuple[int, int, int], float] | None = None) -> tuple[str, ...]:  # fmt: skip
+    """`linear_s`: seconds that a linear takes of a request, by (N, K, bits). `budget`: of all linears but lm_head, in seconds,
+    or in bytes where a time is missing."""
     assert scheme.weights is not None
     assert scheme.weights.group_size is not None
     from .formats import onnx
@@ -67,14 +88,15 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     with base_folder(model_folder, runtime, out, base) as source:
         names = onnx.linear_names(source)
         measured = sensitivities(model_folder, calibration[:1, :TOKENS], group, names)
-        wide = choose(measured, target)
+        costs = costs_of(measured, group, linear_s or {})
+        wide = choose(measured, costs, target, budget)
         plan = {name: (8, group, True) if name in wide else (4, group, False) for name in names}
         plan["lm_head"] = (8, group, True)
         notes = write_onnx(
             source, scheme, calibration, out,
             lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
         )  # fmt: skip
-    return (note(measured, wide), *notes)
+    return (note(measured, wide, costs), *notes)
 
 
 def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...]) -> list[Sensitivity]:
@@ -83,17 +105,19 @@ def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names:
     from .observe import load, observe_gradients, weight
 
     model = load(model_folder)
-    found: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in names}
+    found: dict[str, list[float]] = {name: [0.0, 0.0] for name in names}
+    shapes: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in names}
 
     def measure(name: str, x: Floats, gradient: Floats) -> None:
         w = weight(model, name)
         costs = [predicted_kl(x, w, gradient, group, *form) / len(tokens) for form in ((4, False), (8, True))]
-        entry = found[onnx_linear(name, names)]
-        found[onnx_linear(name, names)] = [old + new for old, new in zip(entry, (*costs, w.size / len(tokens)), strict=True)]
+        place = onnx_linear(name, names)
+        found[place] = [old + new for old, new in zip(found[place], costs, strict=True)]
+        shapes[place][name] = (w.shape[0], w.shape[1])
 
     targets = [target for pair in pairs(config(model_folder)) for target in pair.targets]
     observe_gradients(model, tokens, dict.fromkeys(targets, measure))
-    return [Sensitivity(name, at4, at8, int(size)) for name, (at4, at8, size) in found.items() if size]
+    return [Sensitivity(name, at4, at8, tuple(shapes[name].values())) for name, (at4, at8) in found.items() if shapes[name]]
 
 
 def predicted_kl(x: Floats, w: Floats, gradient: Floats, group: int, bits: int, symmetric: bool) -> float:
@@ -103,22 +127,43 @@ def predicted_kl(x: Floats, w: Floats, gradient: Floats, group: int, bits: int, 
     return float(np.square(along).mean()) / 2
 
 
-def choose(measured: list[Sensitivity], target: float) -> set[str]:
-    """Names of the linears that go to 8 bit, so that the summed KL is at most `target`; ties by graph order."""
-    total = sum(each.at4 for each in measured)
-    order = sorted(measured, key=lambda each: -(each.at4 - each.at8) / each.weights)
-    wide: set[str] = set()
-    for each in order:
-        if total <= target:
-            break
-        total += each.at8 - each.at4
-        wide.add(each.name)
-    return wide
+def costs_of(measured: Sequence[Sensitivity], group: int, linear_s: Mapping[tuple[int, int, int], float]) -> Costs:
+    """Seconds where every shape was timed in both widths, else bytes."""
+
+    def seconds(each: Sensitivity, bits: int) -> float:
+        return sum(linear_s[n, k, bits] for n, k in each.shapes)
+
+    def stored(each: Sensitivity, bits: int) -> float:
+        return sum(n * bytes_of_row(k, bits, group) for n, k in each.shapes)
+
+    timed = all((n, k, bits) in linear_s for each in measured for n, k in each.shapes for bits in (4, 8))
+    cost = seconds if timed else stored
+    return Costs("s" if timed else "bytes", tuple((cost(each, 4), cost(each, 8)) for each in measured))
 
 
-def note(measured: list[Sensitivity], wide: set[str]) -> str:
+def bytes_of_row(k: int, bits: int, group: int) -> int:
+    """Of MatMulNBits: codes, the last group filled up, a scale a group, and of 4 bit a zero a group."""
+    groups = -(-k // group)
+    return groups * group * bits // 8 + 4 * groups + (-(-groups // 2) if bits == 4 else 0)
+
+
+def choose(measured: Sequence[Sensitivity], costs: Costs, target: float, budget: float | None = None) -> set[str]:
+    """Names of the linears that go to 8 bit: the cheapest whose summed KL is at most `target` (the least KL, where none is), or
+    of the least KL within `budget`."""
+    items = [list(zip(cost, (each.at4, each.at8), strict=True)) for each, cost in zip(measured, costs.of, strict=True)]
+    found = (cheapest(items, target) or within(items, inf)) if budget is None else within(items, budget)
+    if found is None:
+        least = sum(map(min, costs.of))
+        raise CandidateFailed(f"the linears take {least:.4g} {costs.unit} at least, the budget is {budget:.4g}: raise it")
+    return {each.name for each, place in zip(measured, found, strict=True) if place == 1}
+
+
+def note(measured: Sequence[Sensitivity], wide: set[str], costs: Costs) -> str:
+    """What came out, and by which costs."""
     weights = sum(each.weights for each in measured)
     part = sum(each.weights for each in measured if each.name in wide) / weights
     kl = sum(each.at8 if each.name in wide else each.at4 for each in measured)
     counts = f"{len(wide)} of {len(measured)} linears, {part:.0%} of their weights, predicted KL {kl:.3f}"
-    return f"8 bit: {counts}: " + " ".join(sorted(name.removeprefix("model.layers.") for name in wide))
+    free = sum(high <= low for low, high in costs.of)
+    by = f"chosen by kernel times (no slower than 4 bit in {free})" if costs.unit == "s" else "chosen by bytes"
+    return f"8 bit: {counts}, {by}: " + " ".join(sorted(name.removeprefix("model.layers.") for name in wide))

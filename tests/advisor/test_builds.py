@@ -66,3 +66,21 @@ def test_what_trains_gets_its_seconds_and_says_how_far_it_is(tmp_path: Path, mon
     assert builds.said(build) is None
     with pytest.raises(CandidateFailed, match=r"awq trains, and budget.train_s is 0"):
         builds.make(build.model_copy(update={"train_s": 0.0}), None)
+
+
+def test_what_weighs_widths_gets_the_kernels_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantadvisor.advisor import builds
+    from quantadvisor.methods import mixed
+
+    heard = []
+
+    def apply(*inputs: object, base: Path | None, **more: object) -> tuple[str, ...]:
+        heard.append(more)
+        return ()
+
+    monkeypatch.setattr(mixed, "apply", apply)
+    build = Build(method="mixed", scheme=scheme("w4w8-g64"), runtime="onnxruntime", model_folder=tmp_path, out=tmp_path / "out",
+                  calibration=tmp_path / "c.npy", linear_s={(64, 32, 4): 0.5})  # fmt: skip
+    builds.make(build, None)
+    builds.make(build.model_copy(update={"linear_s": {}}), None)
+    assert heard == [{"linear_s": {(64, 32, 4): 0.5}}, {}]

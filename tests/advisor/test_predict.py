@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from quantadvisor.advisor.predict import Probes, at, predict, users_within
+from quantadvisor.advisor.predict import Probes, at, predict, users_within, width_seconds
 from quantadvisor.documents import Device, Ghost, KernelTiming
 from quantadvisor.kernels import grid
 from quantadvisor.kernels.homes import Home
@@ -135,6 +135,16 @@ def four_bits() -> list[KernelTiming]:
         KernelTiming(probe="p", scheme=scheme("w4-g64"), runtime="onnxruntime", m=m, n=64, k=64, time_s=figure(0.5e-3 * m))
         for m in (1, 512)
     ]
+
+
+def test_what_a_width_takes_of_a_request_is_its_prefill_and_its_decode_steps() -> None:
+    found = width_seconds([*kernels(), *four_bits()], workload())
+    steps = 512 + 127
+    assert found == {(64, 64, 4): pytest.approx(0.5e-3 * steps), (64, 64, 8): pytest.approx(SECONDS["w8-g64"] * steps)}
+    elsewhere = [timing.model_copy(update={"runtime": "openvino"}) for timing in four_bits()]
+    assert width_seconds(elsewhere, workload()) == {}
+    assert width_seconds([timing for timing in four_bits() if timing.m == 1], workload()) == {}  # its prefill is not known
+    assert width_seconds(four_bits(), workload(objective="concurrency")) == {}
 
 
 def test_a_runtime_without_probes_is_predicted_where_the_linears_are_the_same() -> None:
