@@ -77,7 +77,7 @@ CATALOGUE = (
     Entry("dynamic_int8", "w7a8", "activations", ONNX),
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("dynamic_int8", "w8a8-bf16", "activations", COMPRESSED),
-    Entry("static_int8", "w8a8-static", "activations", OPENVINO),
+    Entry("static_int8", "w8a8-static", "activations", ("onnxruntime", *OPENVINO)),
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w7a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),

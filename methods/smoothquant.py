@@ -53,7 +53,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if runtime == "openvino" and not static:
         return f"activation ranges in its graphs are fixed: w8a8-static instead of {scheme.name}"
     if runtime != "openvino" and static:
-        return f"{runtime} rounds activations at run time: w8a8 or w8a8-tensor instead of {scheme.name}"
+        return f"what it writes for {runtime} rounds activations at run time: w8a8 or w8a8-tensor instead of {scheme.name}"
     return compute_mismatch(scheme, runtime) or mapping_missing(config(model_folder))
 
 

@@ -5,6 +5,8 @@
     w8a8-static-entropy      the symmetric range of least KL between the histogram and its 8-bit form
     w8a8-static-mse          the range with the least mean square rounding error
 
+OpenVINO and ONNX Runtime get the same ranges and integers: as FakeQuantize, and as QuantizeLinear and DequantizeLinear (QDQ).
+
 On SmolLM2-135M (simulated, 1,024 evaluation tokens) the KL is 0.72 with min-max from 8 samples, and 0.52 by least squares
 from 32. Massive activations, one value in a million and a hundred times the others, decide it: judged on a sample without
 them, least squares cut 3,475 to 6 and left a KL of 8.1. An outlier channel takes the resolution from all others: with
@@ -35,6 +37,7 @@ from .schemes import scheme as scheme_named
 
 NAME = "static_int8"
 TARGET: Target = "activations"
+RUNTIMES = ("openvino", "onnxruntime")
 COST = "one forward pass of the calibration samples for the ranges, and one pass over the weights"
 CLIPPED_SAMPLES = 32
 """Calibration samples on which clipping is judged, on about KEPT_VALUES values of each tensor and batch."""
@@ -67,18 +70,24 @@ def clip_of(scheme: Scheme) -> Clip:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return not_offered(NAME, scheme, schemes(), runtime, ("openvino",)) or mapping_missing(config(model_folder))
+    return not_offered(NAME, scheme, schemes(), runtime, RUNTIMES) or mapping_missing(config(model_folder))
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    from .formats import openvino
     from .observe import load
 
     clip = clip_of(scheme)
     with base_folder(model_folder, runtime, out, base) as source:
         found = ranges(load(model_folder), calibration, clip)
-        openvino.quantize_w8a8(source, out, [openvino.Input(*each) for each in found])
+        if runtime == "openvino":
+            from .formats import openvino
+
+            openvino.quantize_w8a8(source, out, [openvino.Input(*each) for each in found])
+        else:
+            from .formats import onnx
+
+            onnx.quantize_static_w8a8(source, out, found)
     return (f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens",)
 
 

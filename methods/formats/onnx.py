@@ -5,6 +5,7 @@ randomise              fp32 folder -> the same with random weights (onnx_random.
 quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights.py)
 quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
 quantize_w8a8_outliers the same, outlier channels in fp32         (onnx_outliers.py)
+quantize_static_w8a8   fp32 folder -> QDQ, INT8 x INT8 in fixed ranges (onnx_qdq.py)
 quantize_nf4           fp32 folder -> MatMulBnb4, with LoRA beside (onnx_nf4.py)
 quantize_cache         any of these -> the same, INT8 or INT4 cache (onnx_cache.py)
 """
@@ -16,6 +17,7 @@ from .onnx_base import export_base, linears, load_graph
 from .onnx_cache import calibrate_cache, quantize_cache
 from .onnx_nf4 import quantize_nf4
 from .onnx_outliers import quantize_w8a8_outliers
+from .onnx_qdq import quantize_static_w8a8
 from .onnx_random import randomise
 from .onnx_rescale import fused, onnx_linear, rescaled
 from .onnx_weights import LinearFormat, quantize_dynamic_w8a8, quantize_weights
@@ -31,6 +33,7 @@ __all__ = [
     "quantize_cache",
     "quantize_dynamic_w8a8",
     "quantize_nf4",
+    "quantize_static_w8a8",
     "quantize_w8a8_outliers",
     "quantize_weights",
     "randomise",

@@ -89,6 +89,11 @@ def test_7_bit_weights_run_in_another_kernel_where_8_saturate_and_get_a_ghost_of
     assert ghosts_to_run(both, Probes((), INVENTORY, 0.5), workload(), cache_binds=False) == both
 
 
+def test_fixed_ranges_run_in_the_kernels_of_dynamic_ones_and_need_no_ghost_beside_theirs() -> None:
+    dynamic, static = (candidate(f"{name}@onnxruntime", 1.0) for name in ("dynamic_int8-w8a8", "static_int8-w8a8-static"))
+    assert ghosts_to_run([dynamic, static], Probes((), INVENTORY, 0.5), workload(), cache_binds=False) == [dynamic]
+
+
 def test_llm_int8_gets_a_ghost_of_its_own() -> None:
     plain, split = candidate("dynamic_int8-w8a8@onnxruntime", 1.0), candidate("llm_int8-w8a8-outlier@onnxruntime", 1.0)
     probes = Probes((), INVENTORY, 0.5)

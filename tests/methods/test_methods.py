@@ -19,7 +19,8 @@ ONNX_CASES = [
     ("none", "fp32", 1e-6), ("rtn", "w4-g32", 0.2), ("rtn", "w4-g64", 0.3), ("rtn", "w8-g64", 0.01),
     ("rtn", "w8-g64-kv8", 0.02), ("rtn", "w2-g64", 8), ("gptq", "w4-g64", 0.2), ("gptq", "w8-g64", 0.01), ("awq", "w4-g64", 0.2),
     ("mixed", "w4w8-g64", 0.2), ("mixed", "w4w8-g32-kv8", 0.2),
-    ("dynamic_int8", "w8a8", 0.05), ("smoothquant", "w8a8", 0.02), ("smoothquant", "w8a8-kv8", 0.03),
+    ("dynamic_int8", "w8a8", 0.05), ("static_int8", "w8a8-static", 0.1),
+    ("smoothquant", "w8a8", 0.02), ("smoothquant", "w8a8-kv8", 0.03),
     ("kv_int8", "fp32-kv8", 0.01), ("kv_int8", "w8-g64-kv8", 0.02), ("kv_int8", "w8a8-kv8", 0.05),
 ]  # fmt: skip
 
