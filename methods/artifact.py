@@ -28,6 +28,12 @@ CACHE_SAMPLES = 32
 """Calibration samples that the scales of an integer cache come from."""
 
 
+def tokens_read(tokens: NDArray[int64], calibration: NDArray[int64]) -> str:
+    """How much of the calibration a method read, for its note; where it has a bound of its own, that it left samples out."""
+    left_out = f" ({len(tokens)} of {len(calibration)} samples)" if len(tokens) < len(calibration) else ""
+    return f"{tokens.size} calibration tokens{left_out}"
+
+
 @contextmanager
 def base_folder(model_folder: Path, runtime: str, out: Path, base: Path | None) -> Iterator[Path]:
     """The fp32 export of `model_folder` for `runtime`: the given one, or one made beside `out` and removed after."""
@@ -62,7 +68,7 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".weights.") as scratch:
         write(base, Path(scratch) / "weights")
         onnx.quantize_cache(Path(scratch) / "weights", out, bounds, bits)
-    return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {seen.size} calibration tokens",)
+    return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {tokens_read(seen, calibration)}",)
 
 
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,

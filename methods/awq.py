@@ -25,7 +25,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
 from .affine import Floats, Grouped, dequantize_groups, group_grid, in_groups, quantize_groups, rounded_groups
-from .artifact import base_folder, write_grouped
+from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
 from .layerwise import SAMPLES, Grid, evenly, gram, grid_of, loaded
 from .refusals import config
@@ -71,7 +71,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         chosen = [float(kept[pair.targets[0]]["ratio"][0]) for pair in known]
     spread = f"exponents {min(chosen):.2f} to {max(chosen):.2f}, median {np.median(chosen):.2f}"
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{SETTINGS}; {spread}; from {tokens.size} calibration tokens", *resumed, *notes)
+    return (f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}", *resumed, *notes)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],

@@ -19,7 +19,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped, dequantize_groups
-from .artifact import base_folder, write_grouped
+from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
 from .rescale import mapping_missing
@@ -144,7 +144,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         given = {name: partial(loaded, kept, name) for name in kept}
         notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{settings}; Hessians from {tokens.size} calibration tokens", *resumed, *notes)
+    return (f"{settings}; Hessians from {tokens_read(tokens, calibration)}", *resumed, *notes)
 
 
 def rounded(model_folder: Path, scheme: Scheme, tokens: NDArray[int64], solve: Solve) -> dict[str, Floats]:
