@@ -151,7 +151,9 @@ def test_a_singular_hessian_is_damped() -> None:
 def test_better_than_nearest_on_the_model(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     exact = torch_logits(llama, tokens[3])
     rtn.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:3], tmp_path / "rtn", base=base)
-    notes = gptq.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:3], tmp_path / "gptq", base=base)
+    said = list[str]()
+    notes = gptq.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:3], tmp_path / "gptq", base=base, say=said.append)
+    assert [line.split(",")[0] for line in said] == ["layer 1 of 2 done", "layer 2 of 2 done"]
     assert "96 calibration tokens" in notes[0]
     assert kl(exact, run(tmp_path / "gptq", tokens[3])) < kl(exact, run(tmp_path / "rtn", tokens[3]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gptq", "rtn"]
