@@ -53,7 +53,7 @@ class Choice(NamedTuple):
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(named(name) for name in ("w4a4-fp", "w4a8-fp", "w4a4-fp-minmax"))
+    return tuple(named(name) for name in ("w4a4-fp", "w4a8-fp", "w4a4-fp-minmax", "w4a8-fp-minmax"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
