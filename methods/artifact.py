@@ -1,4 +1,8 @@
-"""The steps that methods share when they write: find or make the fp32 base, and add an INT8 cache at the end."""
+"""The steps that methods share when they write: find or make the fp32 base, and add an INT8 cache at the end.
+
+A folder appears whole or not at all. A method that goes layer by layer, or trains, keeps what it has beside it (`kept.py`) and
+goes on from there; one that makes a single pass over the weights keeps nothing, and an interrupted run of it begins again.
+"""
 
 from __future__ import annotations
 
