@@ -6,12 +6,14 @@ that fails is a reason, not an end. Finished builds are kept: the folder appears
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,21 +185,22 @@ def make(build: Build, calibration: Any) -> tuple[str, ...]:
 
 
 def applied(build: Build, calibration: Any) -> tuple[str, ...]:
-    """The method's own work; one that trains gets its budget, and a file to say its progress in; one that weighs widths gets
-    what they take."""
+    """The method's own work; one that trains gets its budget, one that takes long a file to say its progress in, one that weighs
+    widths what they take."""
     from quantadvisor.methods.registry import method, trains
 
     inputs = (build.model_folder, build.scheme, build.runtime, calibration, build.out)
     apply: Any = method(build.method).apply
-    if not trains(build.method):
-        weighed = {"linear_s": build.linear_s} if build.linear_s else {}
-        notes: tuple[str, ...] = apply(*inputs, base=build.base, **weighed)
-        return notes
-    if build.train_s <= 0:
-        raise CandidateFailed(f"{build.method} trains, and budget.train_s is 0")
+    more: dict[str, Any] = {"linear_s": build.linear_s} if build.linear_s else {}
+    if trains(build.method):
+        if build.train_s <= 0:
+            raise CandidateFailed(f"{build.method} trains, and budget.train_s is 0")
+        more["train_s"] = build.train_s
     place = progress_file(build.out)
+    if "say" in inspect.signature(apply).parameters:
+        more["say"] = partial(write_text, place)
     try:
-        notes = apply(*inputs, base=build.base, train_s=build.train_s, say=lambda line: write_text(place, line))
+        notes: tuple[str, ...] = apply(*inputs, base=build.base, **more)
     finally:
         place.unlink(missing_ok=True)
     return notes

@@ -2,8 +2,9 @@
 
 Both are measured beside the others under the declared traffic; the user's is left running. What that one runs is not known:
 nothing is predicted of it, its operators are unknown, and its quality is what its log-probabilities tell. One that does
-not tell them is measured, and never chosen. Of ours the times are the server's, quality and operators those of the same
-artifact in the same runtime in a worker, for which the server makes room.
+not tell them is measured, and never chosen; nor is any where the spec has tasks, which it is not asked. Of ours the times are
+the server's, quality and operators those of the same artifact in the same runtime in a worker, for which the server makes
+room.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ SERVING = ("vllm",)
 UNKNOWN = Scheme(name="unknown", compute="bf16")
 START_LIMIT_S = 600.0
 IN_A_WORKER = "timed through a server of its own; quality and operators of the same artifact in the same engine, in a worker"
-UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown"
+UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown, and no passkey is looked for in its cache"
+TASKS_UNASKED = "quality.tasks are asked in workers only: the server is measured, and not chosen"
 
 
 def given_servers(workload: Workload) -> tuple[Candidate, ...]:
@@ -99,4 +101,5 @@ def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple
     except CandidateFailed as error:
         return users, None, [*notes, f"its quality is not known, so it is not chosen: {error}"]
     text = context.evaluation[1]
-    return users, quality_of(scores, f"{text.name} ({text.licence})"), [*notes, LOWER_BOUND]
+    notes += [LOWER_BOUND, *([TASKS_UNASKED] if context.workload.quality.tasks else [])]
+    return users, quality_of(scores, f"{text.name} ({text.licence})"), notes

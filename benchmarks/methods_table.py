@@ -28,6 +28,7 @@ from pathlib import Path
 import methods_encoder
 import methods_oracles
 import numpy as np
+from methods_distortion import distortions
 from methods_page import page
 from methods_rows import Known, Row, Speed, append, machine_of, read, write
 from methods_simulation import simulate, simulator
@@ -90,7 +91,7 @@ def main() -> None:
     names = [f"{m}-{s.name}" for m, s in wanted(())]
     known = known._replace(rows={name: known.rows[name] for name in names if name in known.rows})
     write(beside, known)
-    made = page(known, context, names, methods_oracles.code_digest())
+    made = page(known, context, names, methods_oracles.code_digest(), distortions())
     write_text(asked.page, made)
     print(f"written to {asked.page}: {len(known.rows)} of {len(names)} rows")
 

@@ -1,4 +1,8 @@
-"""The steps that methods share when they write: find or make the fp32 base, and add an INT8 cache at the end."""
+"""The steps that methods share when they write: find or make the fp32 base, and add an INT8 cache at the end.
+
+A folder appears whole or not at all. A method that goes layer by layer, or trains, keeps what it has beside it (`kept.py`) and
+goes on from there; one that makes a single pass over the weights keeps nothing, and an interrupted run of it begins again.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,12 @@ Given = Mapping[str, Callable[[], Grouped]]
 
 CACHE_SAMPLES = 32
 """Calibration samples that the scales of an integer cache come from."""
+
+
+def tokens_read(tokens: NDArray[int64], calibration: NDArray[int64]) -> str:
+    """How much of the calibration a method read, for its note; where it has a bound of its own, that it left samples out."""
+    left_out = f" ({len(tokens)} of {len(calibration)} samples)" if len(tokens) < len(calibration) else ""
+    return f"{tokens.size} calibration tokens{left_out}"
 
 
 @contextmanager
@@ -62,7 +72,7 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".weights.") as scratch:
         write(base, Path(scratch) / "weights")
         onnx.quantize_cache(Path(scratch) / "weights", out, bounds, bits)
-    return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {seen.size} calibration tokens",)
+    return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {tokens_read(seen, calibration)}",)
 
 
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,

@@ -25,13 +25,14 @@ from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
 from .affine import Floats, Grouped, dequantize_groups, group_grid, in_groups, quantize_groups, rounded_groups
-from .artifact import base_folder, write_grouped
+from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
 from .layerwise import SAMPLES, Grid, evenly, gram, grid_of, loaded
 from .refusals import config
 from .rescale import Pair, Scale, pairs
 from .schemes import scheme as scheme_named
 from .stream import stream
+from .training import Say, silent
 
 NAME = "awq"
 TARGET: Target = "weights"
@@ -56,7 +57,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     tokens, grid = evenly(calibration, SAMPLES), grid_of(scheme)
     known = pairs(config(model_folder))
     with (
@@ -64,14 +65,14 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         kept_beside(out, model_folder, tokens, f"{SETTINGS} {scheme.name}") as kept,
     ):
         found = len(kept)
-        search_all(model_folder, tokens, grid, kept)
+        search_all(model_folder, tokens, grid, kept, say=say)
         moved = [(pair, scale_of(kept, pair)) for pair in known]
         given = {target: partial(divided, kept, target, known) for pair in known for target in pair.targets}
         notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given, moved)
         chosen = [float(kept[pair.targets[0]]["ratio"][0]) for pair in known]
     spread = f"exponents {min(chosen):.2f} to {max(chosen):.2f}, median {np.median(chosen):.2f}"
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{SETTINGS}; {spread}; from {tokens.size} calibration tokens", *resumed, *notes)
+    return (f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}", *resumed, *notes)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],
@@ -87,7 +88,7 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],
 
 
 def search_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, kept: MutableMapping[str, Arrays],
-               shares: tuple[float, ...] = CLIPS) -> None:  # fmt: skip
+               shares: tuple[float, ...] = CLIPS, say: Say = silent) -> None:  # fmt: skip
     """Integers of every linear into `kept`, with the scale and exponent of its pair; inputs are those of the fp32 model.
     `shares`: what clipping tries; (1,): no clipping."""
     known = {pair.targets[0]: pair for pair in pairs(config(model_folder))}
@@ -103,7 +104,7 @@ def search_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, kept: Mut
             integers = clipped(w * wide, square / np.outer(wide, wide), grid, clips)
             kept[name] = integers._asdict() | {"scale": scale, "ratio": np.array([ratio], np.float32)}
 
-    stream(model_folder, tokens, visit)
+    stream(model_folder, tokens, visit, say)
 
 
 def scale_of(kept: Mapping[str, Arrays], pair: Pair) -> Scale:

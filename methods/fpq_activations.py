@@ -32,12 +32,12 @@ from .schemes import scheme as named
 
 NAME = "fpq_activations"
 TARGET: Target = "activations"
-COST = "one forward pass of the calibration samples; formats and shifts searched for every linear"
+COST = "one forward pass of the calibration samples; formats and shifts of every linear searched on 64 tokens of the first"
 FORMATS = {4: ((3, 0), (2, 1), (1, 2)), 8: ((5, 2), (4, 3), (3, 4), (2, 5))}
 """Bits -> (exponent, mantissa) of the formats that are searched; a sign takes the last bit."""
 FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 TOKENS, ROWS = 64, 96
-"""Calibration tokens, and output channels, that a search measures errors on."""
+"""Tokens of the first calibration sample, and output channels, that a search measures errors on; bounds are of all samples."""
 REASON = "a real exponent bias per channel is no operand of any kernel here; OCP's fixed-bias FP4 would be another format"
 MISSING = dict.fromkeys(("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"), REASON)
 
@@ -53,7 +53,7 @@ class Choice(NamedTuple):
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(named(name) for name in ("w4a4-fp", "w4a8-fp", "w4a4-fp-minmax"))
+    return tuple(named(name) for name in ("w4a4-fp", "w4a8-fp", "w4a4-fp-minmax", "w4a8-fp-minmax"))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:

@@ -17,7 +17,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from . import gguf as plain
 from .affine import Floats
-from .artifact import base_folder
+from .artifact import base_folder, tokens_read
 from .layerwise import SAMPLES, evenly
 from .refusals import config, not_offered
 from .rescale import mapping_missing
@@ -49,7 +49,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     names = gguf.tensor_names(config(model_folder), found)
     with base_folder(model_folder, runtime, out, base) as source:
         gguf.quantize(source, out, scheme.name, importance={names[name]: value for name, value in found.items()})
-    return (f"rounded by llama_model_quantize, inputs weighed by {tokens.size} calibration tokens",)
+    return (f"rounded by llama_model_quantize, inputs weighed by {tokens_read(tokens, calibration)}",)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:

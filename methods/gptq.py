@@ -26,6 +26,7 @@ from . import layerwise
 from .affine import Codes, Floats, Grouped, group_grid, in_groups, rounded_groups
 from .layerwise import Grid, Square, damped
 from .schemes import scheme as scheme_named
+from .training import Say, silent
 
 NAME = "gptq"
 TARGET: Target = "weights"
@@ -48,8 +49,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS)
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
+    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS, say)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:

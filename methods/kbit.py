@@ -23,7 +23,7 @@ from . import codebooks, double_quantization
 from .affine import Floats
 from .artifact import base_folder
 from .codebooks import Blocks, Codebook, quantize_blocks
-from .refusals import ONNX, config, group_mismatch, not_offered, nothing_to_write
+from .refusals import ONNX, config, group_mismatch, nothing_to_write
 from .rescale import Pair, mapping_missing, pairs
 from .schemes import PATTERN
 from .schemes import scheme as scheme_named
@@ -35,6 +35,9 @@ OFFERED = (
     "nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "e2m0-b64", "quantile3-b64", "nf4-b1024",
     "nf4-b64-c", "nf4-b64-dq", "int3-b64-p2",
 )  # fmt: skip
+"""What the table of methods shows; any other number type, block and option is rounded just so."""
+BLOCKS = (32, 1024)
+"""Smallest and largest block."""
 WRITTEN = ("nf4-b64", "nf4-b64-dq")
 NO_KERNEL = "no CPU kernel multiplies by that codebook with a scale a block; its quality can be simulated"
 DOUBLED = "double quantization: 0.127 bit a parameter where the scales are stored so; MatMulBnb4 reads them in float32, 0.5 bit"
@@ -45,11 +48,25 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    if refused := not_offered(NAME, scheme, schemes(), runtime, (runtime,)):
+    if refused := no_number_type(scheme.name):
         return refused
     if runtime not in ONNX or scheme.name not in WRITTEN:
         return f"{runtime}: {NO_KERNEL}"
     return mapping_missing(config(model_folder)) or group_mismatch(model_folder, scheme)
+
+
+def no_number_type(name: str) -> str | None:
+    """Why a scheme's name is none that is rounded here; None where it is, listed or not."""
+    found = PATTERN.fullmatch(name)
+    if found is None or found["type"] is None:
+        return f"{NAME} does not offer {name}"
+    if not BLOCKS[0] <= int(found["block"]) <= BLOCKS[1]:
+        return f"{NAME} takes blocks of {BLOCKS[0]} to {BLOCKS[1]} weights: {name} has {found['block']}"
+    if len(codebook_of(name)) > 256:
+        return f"{NAME} takes codes of up to 8 bits: {name} has {1 + int(found['e']) + int(found['m'])}"
+    if found["doubled"] and (found["centred"] or found["percent"]):
+        return f"{NAME} rounds the blocks' max|w| (-dq) of plain blocks only, not of {name}"
+    return None
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -19,12 +19,13 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped, dequantize_groups
-from .artifact import base_folder, write_grouped
+from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
 from .rescale import mapping_missing
 from .schemes import group_format
 from .stream import stream
+from .training import Say, silent
 
 SAMPLES = 64
 """Calibration samples that Hessians come from."""
@@ -71,7 +72,7 @@ def refuse(name: str, schemes: tuple[Scheme, ...], model_folder: Path, scheme: S
 
 
 def round_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, solve: Solve,
-              kept: MutableMapping[str, Arrays]) -> None:  # fmt: skip
+              kept: MutableMapping[str, Arrays], say: Say = silent) -> None:  # fmt: skip
     """Integers of every linear of the decoder into `kept`; what is there already is taken, not computed."""
 
     def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> list[Floats]:
@@ -82,7 +83,7 @@ def round_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, solve: Sol
                 kept[name] = Grouped(*parts)._asdict()
         return [dequantize_groups(*loaded(kept, name), grid.group) for name in targets]
 
-    stream(model_folder, tokens, visit)
+    stream(model_folder, tokens, visit, say)
 
 
 def loaded(kept: Mapping[str, Arrays], name: str) -> Grouped:
@@ -132,19 +133,20 @@ def damped(h: Square, damping: float) -> Square:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, base: Path | None,
-          solve: Solve, settings: str) -> tuple[str, ...]:  # fmt: skip
-    """The artifact, resumable linear by linear; `settings` names the method and all that its result depends on."""
+          solve: Solve, settings: str, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
+    """The artifact, resumable linear by linear; `settings` names the method and all that its result depends on. `say` is told
+    how far it is."""
     tokens = evenly(calibration, SAMPLES)
     with (
         base_folder(model_folder, runtime, out, base) as source,
         kept_beside(out, model_folder, tokens, f"{settings} {scheme.name}") as kept,
     ):
         found = len(kept)
-        round_all(model_folder, tokens, grid_of(scheme), solve, kept)
+        round_all(model_folder, tokens, grid_of(scheme), solve, kept, say)
         given = {name: partial(loaded, kept, name) for name in kept}
         notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{settings}; Hessians from {tokens.size} calibration tokens", *resumed, *notes)
+    return (f"{settings}; Hessians from {tokens_read(tokens, calibration)}", *resumed, *notes)
 
 
 def rounded(model_folder: Path, scheme: Scheme, tokens: NDArray[int64], solve: Solve) -> dict[str, Floats]:

@@ -28,7 +28,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise, zeroquant
 from .affine import Floats, dequantize_groups, quantize_groups
-from .artifact import base_folder, write_grouped
+from .artifact import base_folder, tokens_read, write_grouped
 from .fake import Fake
 from .grids import affine, in_groups, symmetric
 from .kept import Arrays, Kept, kept_beside
@@ -74,7 +74,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         steps = distil_all(model_folder, tokens, scheme, kept, limits)
         given = {name: partial(loaded, kept, name) for name in kept if name not in steps}
         notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
-    return (f"{SETTINGS}; {summary(steps)}; on {tokens.size} calibration tokens", *notes)
+    return (f"{SETTINGS}; {summary(steps)}; on {tokens_read(tokens, calibration)}", *notes)
 
 
 def summary(steps: Mapping[str, int]) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
-from .artifact import base_folder, write_onnx
+from .artifact import base_folder, tokens_read, write_onnx
 from .fake import Fake
 from .refusals import ONNX, config, not_offered
 from .rescale import mapping_missing, pairs
@@ -47,10 +47,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
     from .formats import onnx
 
-    found = outlier_channels(model_folder, calibration[:SAMPLES])
+    tokens = calibration[:SAMPLES]
+    found = outlier_channels(model_folder, tokens)
     with base_folder(model_folder, runtime, out, base) as source:
         more = write_onnx(source, scheme, calibration, out, lambda start, end: onnx.quantize_w8a8_outliers(start, end, found))
-    return (note(found, calibration[:SAMPLES].size), *more)
+    return (note(found, tokens_read(tokens, calibration)), *more)
 
 
 def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, NDArray[int64]]:
@@ -68,10 +69,10 @@ def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, ND
     return {reader: np.flatnonzero(peaks[name] >= THRESHOLD) for name, readers in groups.items() for reader in readers}
 
 
-def note(found: dict[str, NDArray[int64]], tokens: int) -> str:
+def note(found: dict[str, NDArray[int64]], read: str) -> str:
     counts = [len(columns) for columns in found.values()]
     return (
-        f"outlier channels (|x| >= {THRESHOLD:g} in {tokens} calibration tokens): {np.mean(counts):.1f} a linear on average,"
+        f"outlier channels (|x| >= {THRESHOLD:g} in {read}): {np.mean(counts):.1f} a linear on average,"
         f" {max(counts)} at most, none in {counts.count(0)} of {len(counts)}"
     )
 

@@ -25,6 +25,7 @@ from .gptq import DAMPING, mse_grid
 from .layerwise import Grid, Square, damped
 from .refusals import config
 from .schemes import scheme as scheme_named
+from .training import Say, silent
 
 NAME = "obq"
 TARGET: Target = "weights"
@@ -78,8 +79,8 @@ def operations(found: dict[str, int]) -> float:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS)
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
+    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS, say)
 
 
 def solve(w: Floats, h: Square, grid: Grid) -> Grouped:

@@ -29,7 +29,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from . import kbit
 from .affine import Floats
-from .artifact import base_folder
+from .artifact import base_folder, tokens_read
 from .codebooks import from_blocks
 from .fake import Fake, linears, with_weights
 from .kept import Kept, kept_beside
@@ -81,7 +81,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         finish = partial(save_adapter, student)
         onnx.quantize_nf4(source, out, given, kbit.block_of(scheme), adapters_of(student), finish)
     return (
-        f"{done.note(SETTINGS)}, on {tokens.size} calibration tokens",
+        f"{done.note(SETTINGS)}, on {tokens_read(tokens, calibration)}",
         f"{ADAPTER}/: the adapters alone, for PEFT",
         kbit.DOUBLED,
     )

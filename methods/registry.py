@@ -45,8 +45,8 @@ METHODS: dict[str, str] = {
 
 class Method(Protocol):
     """What a module in this folder offers; see docs/architecture.md. Where COST begins with "training", `apply` also takes
-    `train_s`, the seconds that it may train, and `say`, which is told what it is doing. One of `advisor/context.py:WEIGHING`
-    takes `linear_s`."""
+    `train_s`, the seconds that it may train. That of a method which takes long has `say`, which is told how far it is. One of
+    `advisor/context.py:WEIGHING` takes `linear_s`."""
 
     NAME: str
     TARGET: Target

@@ -20,7 +20,7 @@ from quantadvisor.documents.scheme import Scheme
 from quantadvisor.kernels.saturation import most_exact
 
 from .affine import Floats, fake_activations, fake_tokens, quantize_channels
-from .artifact import base_folder, write_onnx
+from .artifact import base_folder, tokens_read, write_onnx
 from .refusals import COMPRESSED, ONNX, compute_mismatch, config, not_offered
 from .rescale import Pair, Scale, mapping_missing, pairs
 from .schemes import named
@@ -66,11 +66,12 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         per_token = scheme.activations.granularity == "token"
         seen = calibration if runtime == "openvino" else calibration[:RANGE_SAMPLES]
         found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear, bits)
+        note = f"{found.note}; channel maxima of {tokens_read(seen, calibration)}"
         if runtime in COMPRESSED:
             from .formats import compressed
 
             compressed.quantize_w8a8(source, out, found.scales)
-            return (found.note,)
+            return (note,)
         if runtime not in ONNX:
             from .formats import openvino
 
@@ -83,7 +84,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             source, scheme, calibration, out,
             lambda start, end: onnx.quantize_dynamic_w8a8(start, end, factors, per_token, bits=bits),
         )  # fmt: skip
-        return (found.note, *more)
+        return (note, *more)
 
 
 class Found(NamedTuple):

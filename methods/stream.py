@@ -11,6 +11,7 @@ Memory: one layer, the table of embeddings, and activations of all the samples. 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from .affine import Floats
 from .refusals import config
 from .rescale import pairs
+from .training import Say, silent
 
 Visit = Callable[[tuple[str, ...], Floats, list[Floats]], Sequence[Floats] | None]
 """(linears that read one tensor, that tensor [T, K], their weights [N, K]) -> weights to go on with; None: the same."""
@@ -33,12 +35,14 @@ VisitLayer = Callable[[str, Any, Any, dict[str, Any]], None]
 """(name, the layer with its weights, what it reads: float32 torch [samples, length, hidden], its other arguments)"""
 
 
-def stream(model_folder: Path, tokens: NDArray[int64], visit: Visit) -> None:
-    """tokens: [samples, length]. `visit` is called once for every group of linears, in the order of the computation."""
+def stream(model_folder: Path, tokens: NDArray[int64], visit: Visit, say: Say = silent) -> None:
+    """tokens: [samples, length]. `visit` is called once for every group of linears, in the order of the computation; `say` is
+    told after every layer how far it is."""
     model = layer_by_layer(model_folder)
     modules = dict(model.named_modules())
     for pair in pairs(config(model_folder)):
         meet(pair.targets, modules, visit)
+    tell(model.model.layers, say)
     run(model, tokens)
 
 
@@ -119,6 +123,25 @@ def stay_only_while_it_runs(layer: Any, prefix: str, read: Read) -> None:
 
     layer.register_forward_pre_hook(enter)
     layer.register_forward_hook(leave)
+
+
+def tell(layers: Sequence[Any], say: Say) -> None:
+    """After each layer, that it is done, and the time left where the others take as long as it did: the mean would be too
+    hopeful after layers that an interrupted run had rounded already."""
+    before = time.monotonic()
+
+    def done(number: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            nonlocal before
+            now = time.monotonic()
+            left = len(layers) - number
+            say(f"layer {number} of {len(layers)} done" + (f", {(now - before) * left:.0f} s left" if left else ""))
+            before = now
+
+        return hook
+
+    for number, layer in enumerate(layers, 1):
+        layer.register_forward_hook(done(number))
 
 
 def meet(targets: tuple[str, ...], modules: dict[str, Any], visit: Visit) -> None:

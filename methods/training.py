@@ -28,6 +28,10 @@ ROOM = 0.95
 """Share of the budget that is planned; the rest is for checkpoints and for steps that take longer."""
 
 
+Say = Callable[[str], None]
+"""Told in a line what is being done, and how long the rest will take."""
+
+
 def silent(_: str) -> None:
     return None
 
@@ -36,7 +40,7 @@ class Limits(NamedTuple):
     """What a training may use: seconds, and who is told of it."""
 
     train_s: float
-    say: Callable[[str], None] = silent
+    say: Say = silent
 
 
 ENOUGH = Limits(3600.0)

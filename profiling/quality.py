@@ -44,7 +44,8 @@ def block_interval(values: np.ndarray) -> Interval:
 
 
 def budget_breach(quality: Quality, workload: Workload) -> str | None:
-    """Why the quality is outside the budget; None where the mean is inside it."""
+    """Why the quality is outside the budget; None where the mean is inside it. A simulation is not asked the tasks: what runs
+    must have been."""
     budget = workload.quality
     how = "simulated " if quality.simulated else ""
     if budget.kl_mean_max is not None and quality.kl.mean > budget.kl_mean_max:
@@ -58,7 +59,8 @@ def budget_breach(quality: Quality, workload: Workload) -> str | None:
         if score.drop.mean > budget.tasks[score.task].max_drop:
             limit = budget.tasks[score.task].max_drop
             return f"{score.metric} of {score.task} falls by {score.drop.mean:.3f}, more than its max_drop of {limit:g}"
-    return None
+    unasked = [task for task in budget.tasks if task not in {score.task for score in quality.tasks}]
+    return f"{unasked[0]} of quality.tasks was not asked of it" if unasked and not quality.simulated else None
 
 
 def straddles(quality: Quality, workload: Workload) -> bool:

@@ -335,7 +335,7 @@ def workload_rows(results: Results) -> list[tuple[str, str]]:
         ("Runtimes considered", runtimes),
         (
             "Time budget",
-            f"{units.duration(work.budget.advise_s)} to advise, {units.duration(work.budget.apply_s)} to apply"
+            f"{units.duration(work.budget.advise_s)} to advise"
             + (f", {units.duration(work.budget.train_s)} to train each method that trains" if work.budget.train_s else ""),
         ),
     ]

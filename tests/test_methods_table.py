@@ -27,6 +27,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name in (
         "methods_table",
         "methods_page",
+        "methods_distortion",
         "methods_encoder",
         "methods_rows",
         "methods_simulation",
@@ -86,8 +87,11 @@ def test_every_method_has_an_oracle_and_its_test_exists(table: ModuleType) -> No
 
 def test_expected_orders_speak_of_rows_that_there_are(table: ModuleType) -> None:
     names = {f"{method}-{scheme.name}" for method, scheme in table.wanted(())}
-    for order in sys.modules["methods_page"].EXPECTED:
+    page = sys.modules["methods_page"]
+    for order in page.EXPECTED:
         assert {order.better, order.worse} <= names
+    for orders in (page.EXPECTED, page.EXPECTED_OF_THE_ENCODER):
+        assert [order.otherwise for order in orders if "w4a8" in order.better] == [page.ROUNDED_BIASES]
 
 
 def test_records_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(table: ModuleType, tmp_path: Path) -> None:
@@ -328,6 +332,26 @@ def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str
     assert "Speeds: machine here" in ours
     assert speeds(ours)["rtn-w4-g64"] == "failed: no memory left"
     assert speeds(ours)["rtn-w8-g64"] == "not timed yet not timed yet"
+
+
+def test_turboquants_distortions_are_the_papers_and_would_be_said_if_they_were_not(
+    table: ModuleType, written: Callable[..., str]
+) -> None:
+    distortion = sys.modules["methods_distortion"]
+    found = distortion.distortions()
+    text = distortion.section(found)
+    assert [one.bits for one in found] == [1, 2, 3, 4]
+    assert "**" not in text
+    for one in found:  # what the paper rounds; the mse form's product is too small by the error
+        assert one.mse.mean == pytest.approx({1: 0.3634, 2: 0.1175, 3: 0.0345, 4: 0.0095}[one.bits], rel=0.05)
+        assert one.product.mean == pytest.approx(1 - one.mse.mean, abs=0.01)
+    biased = [one._replace(unbiased=one.product, mse=one.unbiased) for one in found]
+    assert distortion.section(biased).count("**biased**") == distortion.section(biased).count("**not so**") == 4
+    page = sys.modules["methods_page"]
+    context = SimpleNamespace(device=SimpleNamespace(fingerprint="here"), inventory=SMOLLM2,
+                              evaluation=(None, SimpleNamespace(name="text", licence="PSF")))  # fmt: skip
+    assert text in page.page(known(table), context, WANTED, "code", found)
+    assert "TurboQuant's distortions" not in written()
 
 
 def test_verdicts_are_pytests(table: ModuleType) -> None:

@@ -1,5 +1,6 @@
 """Artifacts in the order of their bases, in real child processes."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,23 @@ def test_what_weighs_widths_gets_the_kernels_times(tmp_path: Path, monkeypatch: 
     builds.make(build, None)
     builds.make(build.model_copy(update={"linear_s": {}}), None)
     assert heard == [{"linear_s": {(64, 32, 4): 0.5}}, {}]
+
+
+def test_what_goes_layer_by_layer_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPTQ, AWQ and OBQ do not train, and are heard; what takes no `say` is not given one."""
+    from quantadvisor.advisor import builds
+    from quantadvisor.methods import awq, gptq, layerwise, obq, rtn
+
+    def stand_in(*inputs: object) -> tuple[str, ...]:
+        inputs[-1]("layer 1 of 2 done, 3 s left")  # type: ignore[operator]
+        return (str(builds.said(build)),)
+
+    build = Build(method="gptq", scheme=scheme("w4-g64"), runtime="onnxruntime", model_folder=tmp_path, out=tmp_path / "out",
+                  calibration=tmp_path / "c.npy")  # fmt: skip
+    monkeypatch.setattr(layerwise, "apply", stand_in)
+    for module in (gptq, obq):
+        assert builds.make(build.model_copy(update={"method": module.NAME}), None) == ("out: layer 1 of 2 done, 3 s left",)
+    assert "say" in inspect.signature(awq.apply).parameters
+    assert builds.said(build) is None
+    monkeypatch.setattr(rtn, "apply", lambda *inputs, base: ("rounded",))
+    assert builds.make(build.model_copy(update={"method": "rtn"}), None) == ("rounded",)

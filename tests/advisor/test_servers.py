@@ -14,12 +14,14 @@ import pytest
 from quantadvisor.advisor import prove
 from quantadvisor.advisor.candidates import asked_runtimes, baseline_name, recipe, session_options
 from quantadvisor.advisor.decide import best_unquantized, decide, ranked
-from quantadvisor.advisor.servers import given_servers, serves_here, today
+from quantadvisor.advisor.servers import TASKS_UNASKED, evidence_of, given_servers, serves_here, today
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Workload
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import interleave
+from quantadvisor.profiling.quality import budget_breach
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Served, free_port
+from quantadvisor.profiling.server import RunningServer
 from quantadvisor.profiling.workers import RunningWorker
 
 from ..profiling.test_guardian import alive
@@ -98,6 +100,25 @@ def test_a_given_server_is_measured_and_judged_by_what_it_tells(
         assert [c.name for c in ranked(others, asked)] == ["given-server@vllm", "none-bf16@torch"]
     plain = best_unquantized(others, None, asked)
     assert plain and plain.name == "none-bf16@torch"  # what a server quantizes is not known
+
+
+def test_a_server_is_not_chosen_where_the_spec_has_tasks_which_it_is_not_asked(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log-probabilities alone are inside the budget; the score of a task is no part of them."""
+    np.save(tmp_path / "reference.npy", np.full((64, 8), np.log(1 / 8), np.float16))
+    monkeypatch.setattr("quantadvisor.advisor.servers.make_reference", lambda _: tmp_path / "reference.npy")
+    with running(python, tmp_path) as url:
+        plain = spec({"name": "vllm", "url": url, "python": python})
+        asked = workload(runtimes=plain.runtimes, traffic=TRAFFIC, quality={"tasks": {"arc.yaml": {"max_drop": 1.0}}})
+        with RunningServer(url, 1, "", seed=0, side="") as client:
+            served: Any = SimpleNamespace(asked=client)
+            _, seen, notes = evidence_of(context(tmp_path, python, asked), given_servers(asked)[0], served)
+            _, _, silent = evidence_of(context(tmp_path, python, plain), given_servers(plain)[0], served)
+    assert TASKS_UNASKED in notes and TASKS_UNASKED not in silent
+    assert seen and budget_breach(seen, plain) is None
+    assert budget_breach(seen, asked) == "arc.yaml of quality.tasks was not asked of it"
+    assert budget_breach(seen.model_copy(update={"simulated": True}), asked) is None
 
 
 def test_our_server_is_timed_and_makes_room_for_the_worker(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:

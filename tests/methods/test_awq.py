@@ -154,7 +154,9 @@ def openvino_logits(folder: Path, row: np.ndarray) -> np.ndarray:
 def test_better_than_nearest_on_the_model(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     exact = torch_logits(llama, tokens[3])
     rtn.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:3], tmp_path / "rtn", base=base)
-    notes = awq.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:3], tmp_path / "awq", base=base)
+    said = list[str]()
+    notes = awq.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:3], tmp_path / "awq", base=base, say=said.append)
+    assert [line.split(",")[0] for line in said] == ["layer 1 of 2 done", "layer 2 of 2 done"]
     assert "exponents" in notes[0]
     assert kl(exact, run(tmp_path / "awq", tokens[3])) < kl(exact, run(tmp_path / "rtn", tokens[3]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["awq", "rtn"]

@@ -70,6 +70,30 @@ def test_refusals_say_that_no_kernel_reads_them(llama: Path, tokens: np.ndarray,
     assert scheme("nf4-b64-kv8").quantizes_cache
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("int3-b128", "codebook"),
+        ("quantile8-b1024-c", "codebook"),
+        ("e3m0-b32-c-p2", "codebook"),
+        ("nf3-b64", "codebook"),
+        ("int4-b16", "takes blocks of 32 to 1024 weights: int4-b16 has 16"),
+        ("int4-b2048", "takes blocks of 32 to 1024"),
+        ("e5m6-b64", "up to 8 bits: e5m6-b64 has 12"),
+        ("nf4-b64-c-dq", "of plain blocks only"),
+        ("nf4-b64-dq-p2", "of plain blocks only"),
+        ("nf4-b64-kv8", "does not offer"),
+    ],
+)
+def test_every_number_type_that_can_be_rounded_is_known(name: str, reason: str, llama: Path) -> None:
+    """Listed or not: what is known lacks a kernel, what is not known is said to be none."""
+    assert reason in str(kbit.refuse(llama, scheme(name), "onnxruntime"))
+    w = np.random.default_rng(0).standard_normal((4, 128)).astype(np.float32)
+    if reason == "codebook":
+        centred = "-c" in name
+        assert 0 < np.square(kbit.on_codebook(w, scheme(name), centred) - w).mean() < 0.2
+
+
 @pytest.mark.parametrize("name", ["nf4-b64", "nf4-b64-dq"])
 def test_nf4_runs_in_onnxruntime(name: str, llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     """The graph gives what transformers gives on the rounded weights (lm_head in 8 bits is all that differs)."""

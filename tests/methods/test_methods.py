@@ -81,6 +81,13 @@ def test_groups_that_do_not_divide_are_refused_for_openvino(tmp_path: Path) -> N
     assert "intermediate_size = 100" in str(method("rtn").refuse(tmp_path, scheme("w4-g64"), "openvino"))
 
 
+def test_every_method_is_one_file_and_has_a_test_of_the_same_stem() -> None:
+    for name, module in METHODS.items():
+        assert module == f"quantadvisor.methods.{name}"
+        assert name == method(name).NAME
+        assert (Path(__file__).parent / f"test_{name}.py").is_file(), name
+
+
 def test_unknown_methods_list_the_known() -> None:
     with pytest.raises(BadInput, match="known are none, rtn"):
         method("hqq")

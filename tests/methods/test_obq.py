@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantadvisor.methods import gptq, obq
-from quantadvisor.methods.affine import dequantize_groups, quantize_groups
+from quantadvisor.methods import gptq, layerwise, obq
+from quantadvisor.methods.affine import Grouped, dequantize_groups, quantize_groups
+from quantadvisor.methods.kept import Arrays, kept_beside
 from quantadvisor.methods.layerwise import Grid
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import kl, run, torch_logits
+from .conftest import kl, run, torch_logits, write_llama
 from .test_gptq import UNIT, H, W, draw, output_loss
 
 
@@ -97,6 +98,37 @@ def test_a_small_model_is_rounded(llama: Path, base: Path, tokens: np.ndarray, t
     notes = obq.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:2], tmp_path / "out", base=base)
     assert "OBQ" in notes[0]
     assert kl(torch_logits(llama, tokens[3]), run(tmp_path / "out", tokens[3])) < 0.2
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One layer, 32 wide."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return write_llama(tmp_path_factory.mktemp("tiny") / "hf", num_hidden_layers=1, **sizes)
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_interrupted_at_any_group_and_resumed_gives_the_same_integers(
+    stop: int, tiny: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    grid, whole, calls = Grid(4, 32, False), dict[str, Arrays](), iter(range(100))
+    layerwise.round_all(tiny, tokens[:2], grid, obq.solve, whole)
+
+    def interrupted(w: np.ndarray, h: np.ndarray, grid: Grid) -> Grouped:
+        if next(calls) == stop:
+            raise KeyboardInterrupt
+        return obq.solve(w, h, grid)
+
+    place = tmp_path / "out", tiny, tokens[:2], obq.SETTINGS
+    with pytest.raises(KeyboardInterrupt), kept_beside(*place) as kept:
+        layerwise.round_all(tiny, tokens[:2], grid, interrupted, kept)
+    with kept_beside(*place) as kept:
+        assert len(kept) == (0, 3, 4, 6)[stop]  # q, k and v; o; gate and up; down
+        layerwise.round_all(tiny, tokens[:2], grid, obq.solve, kept)
+        assert set(kept) == set(whole)
+        for name, arrays in whole.items():
+            for part, value in arrays.items():
+                assert kept[name][part].tobytes() == value.tobytes(), (name, part)
 
 
 def test_a_large_one_is_refused_with_its_hours(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,16 @@ def test_what_comes_after_sees_the_replaced_weights(llama: Path, tokens: np.ndar
         return [w * np.float32(0.5) for w in weights]
 
     stream(llama, tokens, visit)
+
+
+def test_the_time_left_is_that_of_the_last_layer_for_each_that_is_left(
+    llama: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that end 3 s and 9 s after the start, by a clock of the test."""
+    clock, said = iter((100.0, 103.0, 109.0)), list[str]()
+    monkeypatch.setattr("quantadvisor.methods.stream.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    stream(llama, tokens[:1], lambda targets, x, weights: None, said.append)
+    assert said == ["layer 1 of 2 done, 3 s left", "layer 2 of 2 done"]
 
 
 def test_nothing_is_loaded_before_its_turn(llama: Path) -> None:

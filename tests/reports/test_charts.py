@@ -178,6 +178,7 @@ def test_a_budget_that_is_not_on_kl_is_said_and_counted(results: Results) -> Non
     assert picture.note.endswith("Quality budget: top-1 agreement ≥ 96.0 %; score of qa.yaml down by ≤ 2.0 %.")
     assert 'class="limit"' not in picture.wide
     assert wording.constraints(bound)[1:] == ["top-1 agreement ≥ 96.0 %", "score of qa.yaml down by ≤ 2.0 %"]
+    assert dict(wording.workload_rows(bound))["Time budget"] == "3.00 min to advise"  # what is not acted on is no budget
     with_line = plots.quality_speed(results)
     assert with_line is not None
     assert with_line.summary.startswith("8 of 11 ")
