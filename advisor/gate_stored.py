@@ -72,7 +72,7 @@ def gate_stored(
             found, said = exact_metrics(*pair)
             metrics += [metric.model_copy(update={"decides": decides}) for metric in found]
             notes += said
-    metrics = anomalies([*time_metrics(*families, alpha, threshold), *metrics], baseline, candidate)
+    metrics = anomalies([*time_metrics(families[0], families[1], alpha, threshold), *metrics], baseline, candidate)
     state = overall(metrics)
     return Gate(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -187,8 +187,9 @@ def check_plausible(where: str, candidate: Candidate) -> None:
         plausible(f"{where}.measured.peak_bytes", candidate.measured.peak_bytes.median, PLAUSIBLE_BYTES, "bytes")
     if candidate.artifact_bytes is not None:
         plausible(f"{where}.artifact_bytes", candidate.artifact_bytes, PLAUSIBLE_BYTES, "bytes")
-    for row in candidate.operators.operators if candidate.operators else ():
-        plausible(f"{where}.operators.{row.name}.count", row.count, PLAUSIBLE_COUNT, "times")
+    for seen in (candidate.operators, candidate.prefill_operators):
+        for row in seen.operators if seen else ():
+            plausible(f"{where}.operators.{row.name}.count", row.count, PLAUSIBLE_COUNT, "times")
 
 
 def plausible(where: str, number: float, limits: tuple[float, float], unit: str) -> None:

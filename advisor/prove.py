@@ -258,9 +258,9 @@ def evidence(
     spent = shared_s + (built.seconds if built else 0.0)
     say = context.progress.say
     if isinstance(session, Served) and candidate.url:
-        found, seen, said = evidence_of(context, candidate, session)
+        found, seen, remarks = evidence_of(context, candidate, session)
         seconds = spent + time.monotonic() - started
-        return Trial(name=candidate.name, rounds=tuple(rounds), users=found, quality=seen, notes=tuple(said), seconds=seconds)
+        return Trial(name=candidate.name, rounds=tuple(rounds), users=found, quality=seen, notes=tuple(remarks), seconds=seconds)
     try:
         with reading(context, candidate, session) as worker:
             if isinstance(session, Served):

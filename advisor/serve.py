@@ -196,5 +196,5 @@ def try_serve(server: str, folder: Path, choice: Candidate, python: str, expecte
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
         return Serve(runtime=server, command=command, verified=False, reason=f"exit code {done.returncode}: {reason}")
     _, prompted, said = done.stdout.rpartition(PROMPT)
-    reason = wrong_with(said, expected) if prompted else f"it does not continue the prompt: {said.strip()[-80:]!r}"
-    return Serve(runtime=server, command=command, verified=reason is None, reason=reason)
+    wrong = wrong_with(said, expected) if prompted else f"it does not continue the prompt: {said.strip()[-80:]!r}"
+    return Serve(runtime=server, command=command, verified=wrong is None, reason=wrong)

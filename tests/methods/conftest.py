@@ -157,7 +157,7 @@ def run(folder: Path, row: np.ndarray, chunk: int | None = None, name: str = "sc
     opened = session(folder, name)
     kinds = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
     past = {
-        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), kinds[value.type])
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3] if isinstance(value.shape[3], int) else 16), kinds[value.type])
         for value in opened.get_inputs()
         if value.name.startswith("past")
     }
