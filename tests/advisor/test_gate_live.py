@@ -1,6 +1,8 @@
 """Live gates on workers with a virtual clock: what is decided, what is rejected, what breaks."""
 
+import site
 import sys
+import venv
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,10 @@ import pytest
 
 from quantadvisor.advisor import gate_blocks, gate_open, gate_watch, stored_graphs
 from quantadvisor.advisor import gate_live as gate_live_module
-from quantadvisor.advisor.gate_blocks import Block, paired_times, run_blocks
+from quantadvisor.advisor.gate_blocks import SIDES, Block, paired_times, run_blocks
 from quantadvisor.advisor.gate_inspect import output_metric, scored_metrics
 from quantadvisor.advisor.gate_live import Live, gate_live
-from quantadvisor.advisor.gate_sides import Side
+from quantadvisor.advisor.gate_sides import Side, differing, versions
 from quantadvisor.advisor.gate_texts import Texts
 from quantadvisor.advisor.gate_watch import Snapshot, cpu_clock, disturbance, gpu_clocks, machine_s, opened_nvml
 from quantadvisor.advisor.stages import Quiet
@@ -25,6 +27,7 @@ from quantadvisor.profiling.workers import Generated
 from .documents import workload
 from .noises import NOISES, Noise
 from .test_checkpoint import products_folder
+from .test_prove import RUNTIME
 
 TTFT_S, ITL_S = 0.2, 0.01
 PROMPTS = np.arange(8, dtype=np.int64)[None]
@@ -201,6 +204,23 @@ def test_a_budget_that_was_asked_for_and_holds_too_few_blocks_contradicts_alpha(
 def test_an_environment_without_the_runtime_is_bad_input() -> None:
     with pytest.raises(BadInput, match=r"candidate \(b\): its runtime does not load: No module"):
         gate_live(live(no_runtime=True))
+
+
+def test_one_artifact_runs_in_two_environments_and_what_differs_is_named(tmp_path: Path) -> None:
+    """A virtual environment that sees our packages and has another version of one of them, as an upgrade would."""
+    venv.create(tmp_path / "env", symlinks=True)
+    packages = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
+    (packages / "ours.pth").write_text("\n".join(site.getsitepackages()))
+    (packages / "openvino-99.0.dist-info").mkdir()
+    (packages / "openvino-99.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: openvino\nVersion: 99.0\n")
+    pythons = (sys.executable, str(tmp_path / "env" / "bin" / "python"))
+    sides = [Side(tmp_path, "virtual", (), python, RUNTIME) for python in pythons]
+    factors = list(differing(*(versions(where, side) for where, side in zip(SIDES, sides, strict=True))))
+    assert [(one.name, one.candidate) for one in factors] == [("openvino", "99.0")]
+    for python, side in zip(pythons, sides, strict=True):
+        with side.start(1) as worker:
+            assert Path(f"/proc/{worker.pid}/cmdline").read_bytes().split(b"\0")[0].decode() == python
+            assert len(worker.generate(PROMPTS, 4).generated[0]) == 4
 
 
 def blocks(take: Callable[[Sequence[int]], Snapshot], count: int = 13) -> tuple[list[Block], list[VirtualWorker]]:
