@@ -18,6 +18,8 @@ from .terminal import console
 Devices = Annotated[list[str] | None, typer.Option("--device", help="a GPU to plan for: h100, l40s, b200; several times")]
 NOTHING_MEETS = 5
 SHOWN = 6
+WIDE = 100
+"""Columns of a terminal from which on intervals and late requests stand side by side."""
 SCHEMA = "quantadvisor/plan/1"
 FITTED = Path(__file__).parent / "serving_parameters.json"
 
@@ -114,20 +116,20 @@ def show(found: CapacityPlan, everything: bool) -> None:
 def ranking(found: DevicePlan, workload: Workload, everything: bool) -> Table:
     at = "" if workload.slo is None else f"p{workload.slo.percentile:g}"
     table = Table(box=None, pad_edge=False)
-    tails = (f"TTFT {at}", f"TPOT {at}") if at else ()
-    for column in ("candidate", "TTFT ms", "TPOT ms", *tails, "users", "tok/s/GPU", "per Mtok", ""):
+    tails = (f"TTFT\n{at}", f"TPOT\n{at}") if at else ()
+    for column in ("candidate", "TTFT\nms", "TPOT\nms", *tails, "users", "tok/s\nper GPU", "per\nMtok", ""):
         table.add_column(column, justify="left" if column in ("candidate", "") else "right", no_wrap=column != "")
     timed = [one for one in found.candidates if one.refused is None]
     shown = found.candidates if everything else timed[:SHOWN]
     for one in shown:
-        table.add_row(*row_of(one, tails=bool(at)))
+        table.add_row(*row_of(one, bool(at), intervals=not at or console.width >= WIDE))
     rest = len(found.candidates) - len(shown)
     if rest:
         table.caption = f"{rest} more, refused or slower: --all"
     return table
 
 
-def row_of(one: PlanCandidate, tails: bool) -> tuple[str, ...]:
+def row_of(one: PlanCandidate, tails: bool, intervals: bool) -> tuple[str, ...]:
     blank = ("",) * (2 if tails else 0)
     if one.refused is not None:
         return (one.name, "", "", *blank, "", "", "", f"[dim]{escape(one.refused)}[/dim]")
@@ -135,7 +137,8 @@ def row_of(one: PlanCandidate, tails: bool) -> tuple[str, ...]:
     why = f"[yellow]{escape(one.excluded)}[/yellow]" if one.excluded else ""
     first, users = ("" if one.ttft_ms is None else short(one.ttft_ms.value)), str(one.users_within_slo)
     late = [short(value) for value in (one.ttft_tail_ms, one.tpot_tail_ms) if value is not None]
-    return (one.name, first, bounds(one.tpot_ms), *(late or blank), users, f"{one.tokens_per_s_per_gpu:,.0f}", cost, why)
+    step = bounds(one.tpot_ms) if intervals or one.tpot_ms is None else short(one.tpot_ms.value)
+    return (one.name, first, step, *(late or blank), users, f"{one.tokens_per_s_per_gpu:,.0f}", cost, why)
 
 
 def bounds(one: Bounds | None) -> str:
