@@ -51,8 +51,8 @@ def test_the_planted_cause_of_a_real_build_is_named(
     case = PLANTED[name]
     pytest.importorskip(case.package, reason=f"{case.package} is not in this environment")
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(workshop.root / "cache"))
-    monkeypatch.setattr(side_by_side, "describe_device", lambda: describe_device(THREADS))
-    monkeypatch.setattr(side_by_side, "measure_peaks", lambda threads: workshop.peaks)
+    monkeypatch.setattr(side_by_side, "chosen_device", lambda workload: describe_device(THREADS))
+    monkeypatch.setattr(side_by_side, "peaks_of", lambda device: device.model_copy(update={"peaks": workshop.peaks}))
     monkeypatch.setattr(side_by_side, "ROUNDS", 3)
     monkeypatch.setattr(side_by_side, "LOOKS", 2)
     model, runtime = workshop.model(case.model), case.place.split("+")[0]
