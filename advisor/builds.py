@@ -35,7 +35,9 @@ class Build(Document):
     out: Path
     calibration: Path
     base: Path | None = None
-    """The fp32 export of the same model for the same runtime, where there is one."""
+    """The fp32 export of the same model for the same runtime, where there is one; of a cache's build the folder below it."""
+    below: Build | None = None
+    """The build of `base`, where that is the artifact of the weights that a quantized cache is put on."""
     train_s: float = 0.0
     """Seconds that a method which trains may take for it."""
     linear_s: dict[tuple[int, int, int], float] = {}
@@ -45,6 +47,8 @@ class Build(Document):
 
 
 class Built(Document):
+    """What came of a build; seconds, peak and notes with those of the build below it."""
+
     out: Path
     seconds: float = 0.0
     cpu_s: float = 0.0
@@ -57,6 +61,7 @@ class Built(Document):
 
 def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: int = 2) -> dict[Path, Built]:
     """Run what is not there yet, each after its base where that is among them; the result by output folder."""
+    builds = [part for build in builds for part in (None if built(build.out) else build.below, build) if part]
     done = {b.out: read_built(b.out) for b in builds if built(b.out)}
     todo = {b.out: b for b in builds if b.out not in done}
     if not todo:
@@ -146,13 +151,14 @@ def run_build(build: Build) -> Built:
         notes = make(build, calibration)
     except Exception as error:
         return Built(out=build.out, failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    below = read_built(build.below.out) if build.below else Built(out=build.out)
     result = Built(
         out=build.out,
-        seconds=time.monotonic() - start,
-        cpu_s=cpu_seconds() - spent,
-        peak_bytes=max(0, status_bytes("VmHWM") - base_bytes),
+        seconds=below.seconds + time.monotonic() - start,
+        cpu_s=below.cpu_s + cpu_seconds() - spent,
+        peak_bytes=max(0, below.peak_bytes, status_bytes("VmHWM") - base_bytes),
         bytes=folder_bytes(build.out),
-        notes=tuple(notes),
+        notes=(*below.notes, *notes),
     )
     result.write(build.out / "built.json")
     return result

@@ -21,7 +21,7 @@ from quantadvisor.profiling.text import TextSource, calibration_tokens, evaluati
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import Build
-from .candidates import asked_runtimes, recipe, session_options
+from .candidates import CACHES_WITHIN, asked_runtimes, cache_end, recipe, session_options
 from .ghosts import ghost_method
 from .stages import Progress
 
@@ -107,8 +107,29 @@ class Context:
         return self.model_cache / f"{'ghost-' if ghost else ''}{export_format(runtime)}-fp32"
 
     def build(self, method: str, scheme: Scheme, runtime: str, ghost: bool = False) -> Build:
-        """The build of a candidate's artifact, or of its ghost's: the same operators by the cheapest method."""
-        method, scheme = recipe(method, scheme, runtime)
+        """The build of a candidate's artifact, or of its ghost's: the same operators by the cheapest method. A cache that lies in
+        the artifact is put on top of that of the weights, which is built before."""
+        weights = self.weights_build(*recipe(method, scheme, runtime), runtime, ghost)
+        cache = CACHES_WITHIN.get(runtime, {}).get(cache_end(runtime, scheme) or "")
+        if cache is None:
+            return weights
+        return weights.model_copy(
+            update={
+                "method": cache,
+                "scheme": scheme,
+                "out": self.artifacts(ghost) / f"{weights.method}-{scheme.name}@{export_format(runtime)}",
+                "base": weights.out,
+                "below": weights if weights.out != self.base(runtime, ghost) else None,
+                "linear_s": {},
+            }
+        )
+
+    def artifacts(self, ghost: bool) -> Path:
+        """Where artifacts are built: ghosts' outlive the run."""
+        return self.model_cache / "ghosts" if ghost else self.out / "work"
+
+    def weights_build(self, method: str, scheme: Scheme, runtime: str, ghost: bool) -> Build:
+        """The build of an artifact with a plain cache."""
         samples = self.workload.calibration.samples
         if ghost:
             method = ghost_method(method, scheme)
@@ -118,8 +139,7 @@ class Context:
             out = self.base(runtime, ghost)
             base = self.base(runtime) if ghost else None
         else:
-            folder = self.model_cache / "ghosts" if ghost else self.out / "work"
-            out = folder / f"{method}-{scheme.name}@{export_format(runtime)}"
+            out = self.artifacts(ghost) / f"{method}-{scheme.name}@{export_format(runtime)}"
         return Build(
             method=method,
             scheme=scheme,

@@ -302,6 +302,17 @@ def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, worklo
     )
 
 
+def objective(candidate: Candidate) -> float:
+    assert candidate.predicted and candidate.predicted.objective is not None
+    return candidate.predicted.objective
+
+
+def expected_kl(candidate: Candidate) -> float:
+    """Simulated, nats; infinity where nothing is known."""
+    known = candidate.predicted.kl if candidate.predicted else None
+    return float("inf") if known is None else known
+
+
 def predicted(
     workload: Workload, ttft_s: float, tpot_s: float, peak_bytes: int, basis: str, kernels: KernelSource = "measured"
 ) -> Predicted:

@@ -26,7 +26,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, dequantize_groups, quantize_groups
-from .artifact import base_folder, write_onnx
+from .artifact import base_folder
 from .knapsack import cheapest, within
 from .refusals import ONNX, config, not_offered
 from .rescale import mapping_missing, pairs
@@ -92,11 +92,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         wide = choose(measured, costs, target, budget)
         plan = {name: (8, group, True) if name in wide else (4, group, False) for name in names}
         plan["lm_head"] = (8, group, True)
-        notes = write_onnx(
-            source, scheme, calibration, out,
-            lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
-        )  # fmt: skip
-    return (note(measured, wide, costs), *notes)
+        onnx.quantize_weights(source, out, plan, accuracy_level)
+    return (note(measured, wide, costs),)
 
 
 def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...]) -> list[Sensitivity]:
