@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quantadvisor.documents import CandidateFailed, Document, Scheme, write_text
 from quantadvisor.profiling.device import usable_cores
@@ -42,6 +42,8 @@ class Build(Document):
     """Seconds that a method which trains may take for it."""
     linear_s: dict[tuple[int, int, int], float] = {}
     """Seconds that a linear takes of a request by (N, K, bits), for a method that weighs widths against them."""
+    most: dict[Literal["most_s", "most_bytes"], float] = {}
+    """What the linears of such a method may take at most, where the spec says so."""
     ghost: bool = False
     """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
 
@@ -197,7 +199,7 @@ def applied(build: Build, calibration: Any) -> tuple[str, ...]:
 
     inputs = (build.model_folder, build.scheme, build.runtime, calibration, build.out)
     apply: Any = method(build.method).apply
-    more: dict[str, Any] = {"linear_s": build.linear_s} if build.linear_s else {}
+    more: dict[str, Any] = {"linear_s": build.linear_s, **build.most} if build.linear_s or build.most else {}
     if trains(build.method):
         if build.train_s <= 0:
             raise CandidateFailed(f"{build.method} trains, and budget.train_s is 0")

@@ -102,12 +102,12 @@ def added(apart: Apart, workload: Workload) -> Predicted | None:
     times = [(p.ttft_s, p.tpot_s, p.peak_bytes) for p in (weights, cache, plain)]
     if any(value is None for row in times for value in row):
         return None
-    ttft, tpot, peak = (mine + with_it - without for mine, with_it, without in zip(*times, strict=True))  # type: ignore[operator]
+    ttft, tpot, peak = (mine + with_it - without for mine, with_it, without in zip(*times, strict=True))
     if min(ttft, tpot, peak) <= 0:
         return None
     names = (one.name.partition("@")[0] for one in apart)
     basis = "{}, plus what {} changes of {}".format(*names)
-    return predicted(workload, ttft, tpot, int(peak), basis, certain((weights.kernels, cache.kernels, plain.kernels)))
+    return predicted(workload, ttft, tpot, int(peak), basis, certain(p.kernels for p in (weights, cache, plain) if p.kernels))
 
 
 def built(one: Candidate) -> tuple[str, str, str, tuple[str, ...]]:

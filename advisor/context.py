@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Scheme, SourceCheckpoint, Workload, canonical
 from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
-from quantadvisor.profiling.ledger import pool_bytes
+from quantadvisor.profiling.ledger import bytes_of_weights, pool_bytes
 from quantadvisor.profiling.measure import prompt_batch
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.runtimes.vllm import POOL
@@ -121,6 +122,7 @@ class Context:
                 "base": weights.out,
                 "below": weights if weights.out != self.base(runtime, ghost) else None,
                 "linear_s": {},
+                "most": {},
             }
         )
 
@@ -150,8 +152,20 @@ class Context:
             base=base,
             train_s=self.workload.budget.train_s,
             linear_s=self.linear_s if method in WEIGHING else {},
+            most=self.most_of_linears(scheme) if method in WEIGHING else {},
             ghost=ghost,
         )
+
+    def most_of_linears(self, scheme: Scheme) -> dict[Literal["most_s", "most_bytes"], float]:
+        """What the spec leaves to the linears of a mixture, lm_head apart: seconds of a request, or bytes, which are those of all
+        weights less what else the scheme stores."""
+        budget = self.workload.budget
+        if budget.linears_ms is not None:
+            return {"most_s": budget.linears_ms / 1e3}
+        if budget.weights_mib is None:
+            return {}
+        rest = bytes_of_weights(self.inventory.model_copy(update={"linears": ()}), scheme)
+        return {"most_bytes": budget.weights_mib * 2**20 - rest}
 
     def build_of(self, candidate: Candidate, ghost: bool = False) -> Build:
         """The build of a candidate's artifact; of an existing checkpoint, links to its files."""

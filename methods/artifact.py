@@ -76,13 +76,15 @@ def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, 
     if runtime in HALF:
         from .formats import gptq, pack_quantized
 
-        return (pack_quantized if runtime in COMPRESSED else gptq).write(base, out, given, weights, moved)
+        (pack_quantized if runtime in COMPRESSED else gptq).write(base, out, given, weights, moved)
+        return
     assert scheme.lm_head is not None
     head = {"lm_head": group_format(scheme.lm_head)}
     if runtime not in ONNX:
         from .formats import openvino
 
-        return openvino.quantize_weights(base, out, dict.fromkeys(given, weights) | head, given, moved)
+        openvino.quantize_weights(base, out, dict.fromkeys(given, weights) | head, given, moved)
+        return
     from .formats import onnx
 
     known = onnx.linear_names(base)
