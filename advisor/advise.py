@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Workload
+from quantadvisor.documents import Candidate, Document, Ghost, Predicted, Quality, Scheme, Shares, Workload
 from quantadvisor.methods.registry import trains
 from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
+from .combinations import combinations, gains, without_cache
 from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
-from .predict import Probes, exact, family, kernel_class, outlier_channels, predict, users_within
+from .predict import (
+    Probes,
+    exact,
+    expected_kl,
+    family,
+    kernel_class,
+    objective,
+    outlier_channels,
+    predict,
+    users_within,
+)
 from .prove import memory_limit
 from .risk import not_searched
 
@@ -19,8 +30,8 @@ MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
 MOST_TRIALS = 3
 First = Callable[[Candidate], Predicted | None]
-WORTH = 0.01
-"""What a quantized cache must be predicted to gain over the same candidate without one."""
+MOST_COMBINATIONS = 3
+"""Of weights and a cache that were chosen apart: the best predicted become candidates."""
 
 
 class Advice(Document):
@@ -116,13 +127,16 @@ def advise(
     probes: Probes,
     baseline: str,
     simulated: Mapping[str, Quality],
+    shares: Shares,
     first: First = lambda _: None,
 ) -> Advice:
-    """Predict every candidate, exclude what cannot meet SLO or memory, and choose who is measured. `first`: what is said of
-    one of whose family no ghost ran."""
+    """Predict every candidate, exclude what cannot meet SLO or memory, join what was chosen apart where the `shares` of the
+    diagnosis ask for both, and choose who is measured. `first`: what is said of one of whose family no ghost ran."""
     workload = context.workload
     schemes = {c.scheme.name: c.scheme for c in reversed(candidates)}  # a checkpoint's may bear the name of one of ours
     done = [predicted_candidate(context, c, ghosts, probes, schemes, simulated, first) for c in candidates]
+    both = [within_limits(context, c, simulated) for c in combinations(context, done, shares)]
+    done += best_of(both, workload)
     open_ = [c for c in done if c.refused is None and c.excluded is None and c.predicted and c.predicted.objective is not None]
     order = sorted(open_, key=objective, reverse=maximised(workload))
     return Advice(
@@ -132,9 +146,10 @@ def advise(
     )
 
 
-def objective(candidate: Candidate) -> float:
-    assert candidate.predicted and candidate.predicted.objective is not None
-    return candidate.predicted.objective
+def best_of(combined: Sequence[Candidate], workload: Workload) -> list[Candidate]:
+    """The MOST_COMBINATIONS best predicted, those that nothing excludes before all others."""
+    order = sorted(combined, key=objective, reverse=maximised(workload))
+    return sorted(order, key=lambda c: bool(c.refused or c.excluded))[:MOST_COMBINATIONS]
 
 
 def predicted_candidate(
@@ -160,7 +175,13 @@ def predicted_candidate(
         candidate = candidate.model_copy(update={"notes": (*candidate.notes, f"{whose} was {missing.unused}")})
     if predicted is None:
         return candidate
-    predicted = completed(context, candidate, predicted, simulated)
+    return within_limits(context, candidate.model_copy(update={"predicted": predicted}), simulated)
+
+
+def within_limits(context: Context, candidate: Candidate, simulated: Mapping[str, Quality]) -> Candidate:
+    """A predicted candidate with all that is predicted of it, excluded where that breaks SLO or memory."""
+    assert candidate.predicted
+    predicted = completed(context, candidate, candidate.predicted, simulated)
     excluded = candidate.excluded or breach_of_prediction(predicted, context.workload)
     return candidate.model_copy(update={"predicted": predicted, "excluded": excluded})
 
@@ -227,15 +248,8 @@ def outdone(candidate: Candidate, order: Sequence[Candidate]) -> bool:
 
 def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], workload: Workload) -> bool:
     """Does it quantize the cache beside what another one quantizes on the same runtime, and gain less than WORTH by it?"""
-    if not candidate.scheme.quantizes_cache:
-        return False
-    plain = candidate.scheme.name.partition("-kv")[0]
-    place = (candidate.runtime, candidate.options)
-    same = next((c for c in order if (c.scheme.name, c.runtime, c.options) == (plain, *place)), None)
-    if same is None:
-        return False
-    factor = 1 + WORTH if maximised(workload) else 1 - WORTH
-    return not better(objective(candidate), objective(same) * factor, workload)
+    same = without_cache(candidate, order) if candidate.scheme.quantizes_cache else None
+    return same is not None and not gains(candidate, same, workload)
 
 
 def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
@@ -261,12 +275,6 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
         and not shrinks_more_for_nothing(c, known, workload)
         and not outdone(c, known)
     ][:1]
-
-
-def expected_kl(candidate: Candidate) -> float:
-    """Simulated, nats; infinity where nothing is known."""
-    known = candidate.predicted.kl if candidate.predicted else None
-    return float("inf") if known is None else known
 
 
 def seconds_of(workload: Workload):  # type: ignore[no-untyped-def]

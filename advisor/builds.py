@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quantadvisor.documents import CandidateFailed, Document, Scheme, write_text
 from quantadvisor.profiling.device import usable_cores
@@ -35,16 +35,22 @@ class Build(Document):
     out: Path
     calibration: Path
     base: Path | None = None
-    """The fp32 export of the same model for the same runtime, where there is one."""
+    """The fp32 export of the same model for the same runtime, where there is one; of a cache's build the folder below it."""
+    below: Build | None = None
+    """The build of `base`, where that is the artifact of the weights that a quantized cache is put on."""
     train_s: float = 0.0
     """Seconds that a method which trains may take for it."""
     linear_s: dict[tuple[int, int, int], float] = {}
     """Seconds that a linear takes of a request by (N, K, bits), for a method that weighs widths against them."""
+    most: dict[Literal["most_s", "most_bytes"], float] = {}
+    """What the linears of such a method may take at most, where the spec says so."""
     ghost: bool = False
     """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
 
 
 class Built(Document):
+    """What came of a build; seconds, peak and notes with those of the build below it."""
+
     out: Path
     seconds: float = 0.0
     cpu_s: float = 0.0
@@ -57,6 +63,7 @@ class Built(Document):
 
 def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: int = 2) -> dict[Path, Built]:
     """Run what is not there yet, each after its base where that is among them; the result by output folder."""
+    builds = [part for build in builds for part in (None if built(build.out) else build.below, build) if part]
     done = {b.out: read_built(b.out) for b in builds if built(b.out)}
     todo = {b.out: b for b in builds if b.out not in done}
     if not todo:
@@ -146,13 +153,14 @@ def run_build(build: Build) -> Built:
         notes = make(build, calibration)
     except Exception as error:
         return Built(out=build.out, failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    below = read_built(build.below.out) if build.below else Built(out=build.out)
     result = Built(
         out=build.out,
-        seconds=time.monotonic() - start,
-        cpu_s=cpu_seconds() - spent,
-        peak_bytes=max(0, status_bytes("VmHWM") - base_bytes),
+        seconds=below.seconds + time.monotonic() - start,
+        cpu_s=below.cpu_s + cpu_seconds() - spent,
+        peak_bytes=max(0, below.peak_bytes, status_bytes("VmHWM") - base_bytes),
         bytes=folder_bytes(build.out),
-        notes=tuple(notes),
+        notes=(*below.notes, *notes),
     )
     result.write(build.out / "built.json")
     return result
@@ -191,7 +199,7 @@ def applied(build: Build, calibration: Any) -> tuple[str, ...]:
 
     inputs = (build.model_folder, build.scheme, build.runtime, calibration, build.out)
     apply: Any = method(build.method).apply
-    more: dict[str, Any] = {"linear_s": build.linear_s} if build.linear_s else {}
+    more: dict[str, Any] = {"linear_s": build.linear_s, **build.most} if build.linear_s or build.most else {}
     if trains(build.method):
         if build.train_s <= 0:
             raise CandidateFailed(f"{build.method} trains, and budget.train_s is 0")

@@ -40,21 +40,17 @@ CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 }
 """runtime -> options of a session with a plain cache, and by the end of a scheme's name that of a quantized one (vLLM's FP8: its
 scales 1.0); runtimes whose artifact says it are not here."""
+CACHES_WITHIN = {"onnxruntime": {"-kv8": "kv_int8", "-kv4": "kv_int4"}, "onnxruntime-genai": {"-kv8": "kv_int8"}}
+"""runtime -> by the end of a scheme's name the method that puts such a cache into the artifact, on top of any weights."""
 
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
 
-WRITES = {"w4-g64-bf16": "gptq", "w8a8-bf16": "dynamic_int8", "fp8-bf16": "fp8"}
-"""Weights under a cache that is an option of vllm or triton -> the method that writes their artifact."""
-TRITON_CACHES = tuple(
-    Entry(method_name, f"{weights}-{cache}", "kv_cache", ("triton",))
-    for weights in ("bf16", *WRITES)
-    for method_name, cache in (
-        ("kv_int8", "kv8-head"),
-        ("kv_int4", "kv4-head"),
-        ("kv_fp8", "kvf8-unit"),
-        ("turboquant", "kv4-turbo"),
-    )
+TRITON_CACHES = (
+    Entry("kv_int8", "bf16-kv8-head", "kv_cache", ("triton",)),
+    Entry("kv_int4", "bf16-kv4-head", "kv_cache", ("triton",)),
+    Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("triton",)),
+    Entry("turboquant", "bf16-kv4-turbo", "kv_cache", ("triton",)),
 )
 
 CATALOGUE = (
@@ -105,7 +101,6 @@ CATALOGUE = (
     Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
     Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
     Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm",)),
-    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm",)),
     Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
@@ -137,8 +132,6 @@ GPU_CATALOGUE = (
     Entry("gguf_imatrix", "q4_0", "weights", LLAMA_GPU),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+cuda+fa",)),
     Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
-    Entry("kv_fp8", "w8a8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
-    Entry("kv_fp8", "fp8-bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
     *TRITON_CACHES,
 )
 """On a GPU: option `cuda` or `tensorrt` says where a runtime computes that could also do so on the CPU; triton cannot."""
@@ -208,8 +201,8 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
     refused = refused or refusal(name, python, None, session_options(name, options, made), device.isa)
     refused = refused or crash(made, name, options, device.isa, python)
     if refused is None:
-        method_name, made_of = recipe(entry.method, made, name)
-        refused = method(method_name).refuse(model_folder, made_of, name)
+        writes, plain = recipe(entry.method, made, name)
+        refused = method(writes).refuse(model_folder, plain, name)
     return Candidate(
         name=candidate_name(entry.method, entry.scheme, name, options),
         method=entry.method,
@@ -241,23 +234,23 @@ def no_kernel_of_vllm(made: Scheme, name: str, device: Device) -> str | None:
 
 
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:
-    """(method, scheme) of the artifact to build: outside ONNX a quantized cache is an option of the runtime, not of the
-    artifact."""
+    """(method, scheme) of the weights under the cache, whose artifact comes first: the candidate's own method, or, where that one
+    is about the cache, whoever rounds such weights without a search."""
     end = cache_end(runtime_name, wanted)
     if end is None:
         return method_name, wanted
     plain = scheme(wanted.name.removesuffix(end))
+    if method(method_name).TARGET != "kv_cache":
+        return method_name, plain
     if plain.weights is None:
         return "none", plain
-    if runtime_name in COMPRESSED:
-        return WRITES.get(plain.name, method_name), plain
     return ("gguf" if runtime_name == "llama.cpp" else "rtn"), plain
 
 
 def cache_end(runtime_name: str, wanted: Scheme) -> str | None:
-    """The end of the scheme's name that the runtime has an option for; None where its cache is plain, or in the artifact."""
+    """The end of the scheme's name that says its quantized cache, where the runtime can serve that one."""
     _, quantized = CACHE_OPTIONS.get(runtime_name, ((), {}))
-    return next((end for end in quantized if wanted.name.endswith(end)), None)
+    return next((end for end in (*quantized, *CACHES_WITHIN.get(runtime_name, ())) if wanted.name.endswith(end)), None)
 
 
 def session_options(runtime_name: str, options: tuple[str, ...], made: Scheme) -> tuple[str, ...]:

@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Scheme, SourceCheckpoint, Workload, canonical
 from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
-from quantadvisor.profiling.ledger import pool_bytes
+from quantadvisor.profiling.ledger import bytes_of_weights, pool_bytes
 from quantadvisor.profiling.measure import prompt_batch
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.runtimes.vllm import POOL
@@ -21,7 +22,7 @@ from quantadvisor.profiling.text import TextSource, calibration_tokens, evaluati
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import Build
-from .candidates import asked_runtimes, recipe, session_options
+from .candidates import CACHES_WITHIN, asked_runtimes, cache_end, recipe, session_options
 from .ghosts import ghost_method
 from .stages import Progress
 
@@ -107,8 +108,30 @@ class Context:
         return self.model_cache / f"{'ghost-' if ghost else ''}{export_format(runtime)}-fp32"
 
     def build(self, method: str, scheme: Scheme, runtime: str, ghost: bool = False) -> Build:
-        """The build of a candidate's artifact, or of its ghost's: the same operators by the cheapest method."""
-        method, scheme = recipe(method, scheme, runtime)
+        """The build of a candidate's artifact, or of its ghost's: the same operators by the cheapest method. A cache that lies in
+        the artifact is put on top of that of the weights, which is built before."""
+        weights = self.weights_build(*recipe(method, scheme, runtime), runtime, ghost)
+        cache = CACHES_WITHIN.get(runtime, {}).get(cache_end(runtime, scheme) or "")
+        if cache is None:
+            return weights
+        return weights.model_copy(
+            update={
+                "method": cache,
+                "scheme": scheme,
+                "out": self.artifacts(ghost) / f"{weights.method}-{scheme.name}@{export_format(runtime)}",
+                "base": weights.out,
+                "below": weights if weights.out != self.base(runtime, ghost) else None,
+                "linear_s": {},
+                "most": {},
+            }
+        )
+
+    def artifacts(self, ghost: bool) -> Path:
+        """Where artifacts are built: ghosts' outlive the run."""
+        return self.model_cache / "ghosts" if ghost else self.out / "work"
+
+    def weights_build(self, method: str, scheme: Scheme, runtime: str, ghost: bool) -> Build:
+        """The build of an artifact with a plain cache."""
         samples = self.workload.calibration.samples
         if ghost:
             method = ghost_method(method, scheme)
@@ -118,8 +141,7 @@ class Context:
             out = self.base(runtime, ghost)
             base = self.base(runtime) if ghost else None
         else:
-            folder = self.model_cache / "ghosts" if ghost else self.out / "work"
-            out = folder / f"{method}-{scheme.name}@{export_format(runtime)}"
+            out = self.artifacts(ghost) / f"{method}-{scheme.name}@{export_format(runtime)}"
         return Build(
             method=method,
             scheme=scheme,
@@ -130,8 +152,20 @@ class Context:
             base=base,
             train_s=self.workload.budget.train_s,
             linear_s=self.linear_s if method in WEIGHING else {},
+            most=self.most_of_linears(scheme) if method in WEIGHING else {},
             ghost=ghost,
         )
+
+    def most_of_linears(self, scheme: Scheme) -> dict[Literal["most_s", "most_bytes"], float]:
+        """What the spec leaves to the linears of a mixture, lm_head apart: seconds of a request, or bytes, which are those of all
+        weights less what else the scheme stores."""
+        budget = self.workload.budget
+        if budget.linears_ms is not None:
+            return {"most_s": budget.linears_ms / 1e3}
+        if budget.weights_mib is None:
+            return {}
+        rest = bytes_of_weights(self.inventory.model_copy(update={"linears": ()}), scheme)
+        return {"most_bytes": budget.weights_mib * 2**20 - rest}
 
     def build_of(self, candidate: Candidate, ghost: bool = False) -> Build:
         """The build of a candidate's artifact; of an existing checkpoint, links to its files."""

@@ -38,6 +38,7 @@ from .advise import Advice, First, advise, exclude_by_quality, ghosts_to_run, ov
 from .boundaries import boundaries
 from .candidates import asked_runtimes, baseline_name, catalogue_of, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
+from .combinations import BINDS
 from .completed import completed
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
@@ -148,8 +149,8 @@ class Run:
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
-        cache_binds = surveyed.diagnosis.binds == "kv_cache" or context.workload.objective == "concurrency"
-
+        shares = surveyed.diagnosis.shares
+        cache_binds = shares.kv_cache >= BINDS or context.workload.objective == "concurrency"
         chosen = ghosts_to_run(open_, probes, context.workload, cache_binds)
         timings = surveyed.profile.kernels
         known = Known(baseline_ghost(base, context), probes, surveyed.profile.device.peaks, reached_share(timings))
@@ -163,7 +164,7 @@ class Run:
         alone = first_predictions(context, surveyed.profile)
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
-            lambda: advise(context, open_, ran, probes, base.name, simulated.quality, alone),
+            lambda: advise(context, open_, ran, probes, base.name, simulated.quality, shares, alone),
         )  # fmt: skip
         return advice, simulated, ran, base
 

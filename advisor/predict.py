@@ -143,8 +143,8 @@ WIDTHS = {"w4": 4, "w8": 8}
 
 def width_seconds(kernels: Iterable[KernelTiming], workload: Workload) -> dict[tuple[int, int, int], float]:
     """Seconds that a linear takes of a request, by (N, K, bits): of its prefill and its decode steps at the declared concurrency.
-    Nothing where the objective is concurrency: there bytes count, not seconds."""
-    if workload.objective == "concurrency":
+    Nothing where the objective is concurrency: there bytes count, not seconds, unless the spec bounds these."""
+    if workload.objective == "concurrency" and workload.budget.linears_ms is None:
         return {}
     traffic, found = workload.traffic, dict[tuple[int, int, int], float]()
     for (runtime, option, kind, n, k), points in curves(kernels).items():
@@ -300,6 +300,17 @@ def weights_and_cache(inventory: Inventory, scheme: Scheme, runtime: str, worklo
     return bytes_of_weights(inventory, scheme, tied_once=once) + workload.traffic.concurrency * cache_row_bytes(
         inventory, scheme, runtime, workload
     )
+
+
+def objective(candidate: Candidate) -> float:
+    assert candidate.predicted and candidate.predicted.objective is not None
+    return candidate.predicted.objective
+
+
+def expected_kl(candidate: Candidate) -> float:
+    """Simulated, nats; infinity where nothing is known."""
+    known = candidate.predicted.kl if candidate.predicted else None
+    return float("inf") if known is None else known
 
 
 def predicted(

@@ -203,7 +203,9 @@ def _refuse_odd_values(
     if isinstance(data, float) and not math.isfinite(data):
         raise BadInput(place(name, path, lines), f"must be finite, found {data}", f"give {describe(path)}")
     if path == ("budget",) and not isinstance(data, dict):
-        raise BadInput(place(name, path, lines), f"must be a mapping, found {data!r}", "its fields: advise_s, apply_s, train_s")
+        raise BadInput(
+            place(name, path, lines), f"must be a mapping, found {data!r}", f"its fields: {', '.join(Budget.model_fields)}"
+        )
     if isinstance(data, dict):
         for key, value in data.items():
             if path != ("quality", "tasks"):

@@ -23,6 +23,7 @@ UNITS = {
     "ms": "milliseconds",
     "s": "seconds",
     "gib": "GiB (2^30 bytes)",
+    "mib": "MiB (2^20 bytes)",
     "tokens": "tokens",
     "rate_per_s": "requests per second",
 }
@@ -43,6 +44,7 @@ FACTORS = {
     },
 }
 FACTORS["ms"] = {unit: 1000 * factor for unit, factor in FACTORS["s"].items()}
+FACTORS["mib"] = {unit: 1024 * factor for unit, factor in FACTORS["gib"].items()}
 
 
 def bad_spec(name: str, error: ValidationError, data: Mapping[str, Any], lines: Mapping[Path, int]) -> BadInput:

@@ -1,4 +1,4 @@
-"""The steps that methods share when they write: find or make the fp32 base, and add an INT8 cache at the end.
+"""The steps that methods share when they write: find or make the fp32 base, hand over integers, put a cache on top.
 
 A folder appears whole or not at all. A method that goes layer by layer, or trains, keeps what it has beside it (`kept.py`) and
 goes on from there; one that makes a single pass over the weights keeps nothing, and an interrupted run of it begins again.
@@ -21,9 +21,6 @@ from .affine import Grouped
 from .refusals import COMPRESSED, HALF, ONNX, config
 from .rescale import Pair, Scale
 from .schemes import group_format
-
-Write = Callable[[Path, Path], None]
-"""(base folder, out folder)"""
 
 Given = Mapping[str, Callable[[], Grouped]]
 """linear -> a function that brings its integers, which were chosen already"""
@@ -59,24 +56,19 @@ def format_of(runtime: str) -> Any:
     return import_module(f"{__package__}.formats.{names[runtime]}")
 
 
-def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Path, write: Write) -> tuple[str, ...]:
-    """`write` the weights of a scheme, then give them its integer cache if it has one. Returns notes."""
-    if scheme.keys is None:
-        write(base, out)
-        return ()
+def write_cache(weights: Path, scheme: Scheme, calibration: NDArray[int64], out: Path) -> tuple[str, ...]:
+    """The ONNX folder `weights`, whatever is in it, with the integer cache of a scheme. Its scales come from the keys and values
+    that this very folder computes: a method may have moved scales into or out of v_proj. Returns notes."""
     from .formats import onnx
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    seen = calibration[:CACHE_SAMPLES]
-    bounds, bits = onnx.calibrate_cache(base, seen), int(scheme.keys.bits)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".weights.") as scratch:
-        write(base, Path(scratch) / "weights")
-        onnx.quantize_cache(Path(scratch) / "weights", out, bounds, bits)
+    assert scheme.keys is not None
+    seen, bits = calibration[:CACHE_SAMPLES], int(scheme.keys.bits)
+    onnx.quantize_cache(weights, out, onnx.calibrate_cache(weights, seen), bits)
     return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {tokens_read(seen, calibration)}",)
 
 
-def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,
-                  given: Given, moved: Iterable[tuple[Pair, Scale]] = ()) -> tuple[str, ...]:  # fmt: skip
+def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, out: Path, given: Given,
+                  moved: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
     """Integers `given` by Hugging Face names, and lm_head rounded to nearest where the scheme rounds it; `moved`: scales to
     move in the rest. vLLM and triton get compressed-tensors, transformers GPTQ's layout."""
     assert scheme.weights is not None
@@ -85,20 +77,17 @@ def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, 
         from .formats import gptq, pack_quantized
 
         (pack_quantized if runtime in COMPRESSED else gptq).write(base, out, given, weights, moved)
-        return ()
+        return
     assert scheme.lm_head is not None
     head = {"lm_head": group_format(scheme.lm_head)}
     if runtime not in ONNX:
         from .formats import openvino
 
         openvino.quantize_weights(base, out, dict.fromkeys(given, weights) | head, given, moved)
-        return ()
+        return
     from .formats import onnx
 
     known = onnx.linear_names(base)
     plan = dict.fromkeys(known, weights) | head
     factors, fused = onnx.rescaled(base, moved, config(model_folder)), onnx.fused(given, known)
-    return write_onnx(
-        base, scheme, calibration, out,
-        lambda start, end: onnx.quantize_weights(start, end, plan, factors=factors, given=fused),
-    )  # fmt: skip
+    onnx.quantize_weights(base, out, plan, factors=factors, given=fused)

@@ -68,11 +68,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         search_all(model_folder, tokens, grid, kept, say=say)
         moved = [(pair, scale_of(kept, pair)) for pair in known]
         given = {target: partial(divided, kept, target, known) for pair in known for target in pair.targets}
-        notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given, moved)
+        write_grouped(model_folder, source, scheme, runtime, out, given, moved)
         chosen = [float(kept[pair.targets[0]]["ratio"][0]) for pair in known]
     spread = f"exponents {min(chosen):.2f} to {max(chosen):.2f}, median {np.median(chosen):.2f}"
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}", *resumed, *notes)
+    return (f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}", *resumed)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],

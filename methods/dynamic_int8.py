@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
-from .artifact import base_folder, write_onnx
+from .artifact import base_folder
 from .refusals import COMPRESSED, ONNX, compute_mismatch, not_offered
 from .schemes import named
 from .schemes import scheme as scheme_named
@@ -47,7 +47,5 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             return ()
         from .formats import onnx
 
-        return write_onnx(
-            source, scheme, calibration, out,
-            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, per_token=per_token, bits=bits),
-        )  # fmt: skip
+        onnx.quantize_dynamic_w8a8(source, out, per_token=per_token, bits=bits)
+    return ()

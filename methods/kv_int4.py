@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
-from . import rtn
-from .artifact import base_folder, write_onnx
+from .artifact import base_folder, write_cache
 from .refusals import not_offered
 from .schemes import scheme as named
 
@@ -26,7 +25,7 @@ COST = "one forward pass of 32 calibration samples for the scales of keys and va
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (named("fp32-kv4"), named("w8-g64-kv4"))
+    return (named("fp32-kv4"),)
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -35,9 +34,6 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    if scheme.weights is not None:
-        return rtn.apply(model_folder, scheme, runtime, calibration, out, base=base)
-    from .formats import onnx
-
+    """`base`: the folder that gets the cache, its weights in whatever format."""
     with base_folder(model_folder, runtime, out, base) as source:
-        return write_onnx(source, scheme, calibration, out, onnx.link_folder)
+        return write_cache(source, scheme, calibration, out)

@@ -144,9 +144,9 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         found = len(kept)
         round_all(model_folder, tokens, grid_of(scheme), solve, kept, say)
         given = {name: partial(loaded, kept, name) for name in kept}
-        notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
+        write_grouped(model_folder, source, scheme, runtime, out, given)
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{settings}; Hessians from {tokens_read(tokens, calibration)}", *resumed, *notes)
+    return (f"{settings}; Hessians from {tokens_read(tokens, calibration)}", *resumed)
 
 
 def rounded(model_folder: Path, scheme: Scheme, tokens: NDArray[int64], solve: Solve) -> dict[str, Floats]:

@@ -73,8 +73,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     ):
         steps = distil_all(model_folder, tokens, scheme, kept, limits)
         given = {name: partial(loaded, kept, name) for name in kept if name not in steps}
-        notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
-    return (f"{SETTINGS}; {summary(steps)}; on {tokens_read(tokens, calibration)}", *notes)
+        write_grouped(model_folder, source, scheme, runtime, out, given)
+    return (f"{SETTINGS}; {summary(steps)}; on {tokens_read(tokens, calibration)}",)
 
 
 def summary(steps: Mapping[str, int]) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
-from .artifact import base_folder, tokens_read, write_onnx
+from .artifact import base_folder, tokens_read
 from .fake import Fake
 from .refusals import ONNX, config, not_offered
 from .rescale import mapping_missing, pairs
@@ -50,8 +50,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     tokens = calibration[:SAMPLES]
     found = outlier_channels(model_folder, tokens)
     with base_folder(model_folder, runtime, out, base) as source:
-        more = write_onnx(source, scheme, calibration, out, lambda start, end: onnx.quantize_w8a8_outliers(start, end, found))
-    return (note(found, tokens_read(tokens, calibration)), *more)
+        onnx.quantize_w8a8_outliers(source, out, found)
+    return (note(found, tokens_read(tokens, calibration)),)
 
 
 def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, NDArray[int64]]:

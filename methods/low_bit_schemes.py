@@ -8,7 +8,7 @@
     w4a4-fp, w4a8-fp      floats with a real exponent bias (FPQ); -fp-minmax: of the largest value, without shifts
     w8a8-static-entropy, -percentile, -mse    ranges of calibration that leave out its extremes
 
-    ...-kv4                               INT4, one fixed scale per channel, as -kv8 (with q8_0, q4_0: Q4_0 blocks)
+    ...-kv8, -kv4                         integers, one fixed scale per channel (with GGUF's weights: blocks of Q8_0, Q4_0)
     ...-kv8-kivi, -kv4-kivi, -kv2-kivi    keys in groups of 32 tokens of a channel, values of 32 channels of a token (KIVI)
     ...-kv8-token, -kv4-token             symmetric, one scale for all heads of a token (LLM-QAT)
     ...-kv8-head, -kv4-head               one scale for each head of a token, at 4 bits with a zero point (the triton runtime)
@@ -33,7 +33,7 @@ INTEGER = re.compile(
     r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
 )
 CACHE = re.compile(
-    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<token>[48])-token|(?P<head>[48])-head|(?P<fp8>f8)(?:-unit)?|(?P<fixed>4)|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
+    r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<token>[48])-token|(?P<head>[48])-head|(?P<fp8>f8)(?:-unit)?|(?P<fixed>[48])|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
 )
 GGUF = re.compile(r"q\d_[01k]$")
 BLOCK = 128
@@ -89,7 +89,8 @@ def cache(name: str) -> tuple[str, dict[str, Format]] | None:
         bits = float(found["head"])
         keys = values = form("int", bits, "token", symmetric=bits == 8, dynamic=True)
     elif found["fixed"]:
-        keys = values = form("int", 4, "group", CACHE_GROUP) if GGUF.match(found["stem"]) else form("int", 4, "channel")
+        bits = float(found["fixed"])
+        keys = values = form("int", bits, "group", CACHE_GROUP) if GGUF.match(found["stem"]) else form("int", bits, "channel")
     elif found["fp8"]:
         keys = values = form("float", 8, "tensor")
     else:

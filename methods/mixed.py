@@ -5,8 +5,9 @@ drawn from the model itself: the Fisher information, as SqueezeLLM uses it (arXi
 per weight. dY = X (W - W_b)^T is exact for the real inputs X.
 
 A width costs the seconds that the timed kernels of its (N, K) take of a request at the workload's M; bytes where no kernels were
-timed. The choice is the cheapest whose summed KL is at most TARGET_KL, or, given a budget in the same unit, the one of the least
-summed KL within it (`knapsack.py`). A linear that 8 bit makes no slower is 8 bit. lm_head is always 8 bit.
+timed. The choice is the cheapest whose summed KL is at most TARGET_KL, or, given a budget of seconds or of bytes (the spec's
+`budget.linears_ms`, `budget.weights_mib`), the one of the least summed KL within it (`knapsack.py`). A linear that 8 bit makes no
+slower is 8 bit. lm_head is always 8 bit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, dequantize_groups, quantize_groups
-from .artifact import base_folder, write_onnx
+from .artifact import base_folder
 from .knapsack import cheapest, within
 from .refusals import ONNX, config, not_offered
 from .rescale import mapping_missing, pairs
@@ -76,10 +77,11 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None, accuracy_level: int = 4, target: float = TARGET_KL, budget: float | None = None,
-          linear_s: Mapping[tuple[int, int, int], float] | None = None) -> tuple[str, ...]:  # fmt: skip
-    """`linear_s`: seconds that a linear takes of a request, by (N, K, bits). `budget`: of all linears but lm_head, in seconds,
-    or in bytes where a time is missing."""
+          base: Path | None = None, accuracy_level: int = 4, target: float = TARGET_KL,
+          linear_s: Mapping[tuple[int, int, int], float] | None = None, most_s: float | None = None,
+          most_bytes: float | None = None) -> tuple[str, ...]:  # fmt: skip
+    """`linear_s`: seconds that a linear takes of a request, by (N, K, bits). `most_s` or `most_bytes`: what all linears but
+    lm_head may take of it, or store."""
     assert scheme.weights is not None
     assert scheme.weights.group_size is not None
     from .formats import onnx
@@ -88,15 +90,15 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     with base_folder(model_folder, runtime, out, base) as source:
         names = onnx.linear_names(source)
         measured = sensitivities(model_folder, calibration[:1, :TOKENS], group, names)
-        costs = costs_of(measured, group, linear_s or {})
-        wide = choose(measured, costs, target, budget)
+        costs = costs_of(measured, group, {} if most_bytes is not None else linear_s or {})
+        if most_s is not None and costs.unit != "s":
+            reason = "some linear was not timed in 4 and 8 bits, so that seconds cannot bound them"
+            raise CandidateFailed(f"{reason}: give budget.weights_mib in place of budget.linears_ms")
+        wide = choose(measured, costs, target, most_s if most_bytes is None else most_bytes)
         plan = {name: (8, group, True) if name in wide else (4, group, False) for name in names}
         plan["lm_head"] = (8, group, True)
-        notes = write_onnx(
-            source, scheme, calibration, out,
-            lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
-        )  # fmt: skip
-    return (note(measured, wide, costs), *notes)
+        onnx.quantize_weights(source, out, plan, accuracy_level)
+    return (note(measured, wide, costs),)
 
 
 def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...]) -> list[Sensitivity]:

@@ -29,8 +29,6 @@ def not_offered(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime:
         return f"{method} writes nothing for {runtime}; it writes for {', '.join(runtimes)}"
     if scheme.name not in {offered.name for offered in schemes}:
         return f"{method} does not offer {scheme.name}"
-    if scheme.quantizes_cache and runtime not in ONNX:
-        return f"an INT8 cache is part of the artifact for {' and '.join(ONNX)} only; {runtime} has an option for it"
     return None
 
 

@@ -19,7 +19,7 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped, dequantize_groups, quantize_groups
-from .artifact import base_folder, write_grouped, write_onnx
+from .artifact import base_folder, write_grouped
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
 from .schemes import group_format, named
 from .schemes import scheme as scheme_named
@@ -56,7 +56,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         form = group_format(scheme.weights)
         source = base or model_folder
         given = {name: partial(integers, read, form) for name, read in linear_weights(source, config(model_folder)).items()}
-        return write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
+        write_grouped(model_folder, source, scheme, runtime, out, given)
+        return ()
     assert scheme.lm_head is not None
     with base_folder(model_folder, runtime, out, base) as source:
         if runtime not in ONNX:
@@ -68,10 +69,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
         plan = dict.fromkeys(onnx.linear_names(source), group_format(scheme.weights))
         plan["lm_head"] = group_format(scheme.lm_head)
-        return write_onnx(
-            source, scheme, calibration, out,
-            lambda start, end: onnx.quantize_weights(start, end, plan, accuracy_level),
-        )  # fmt: skip
+        onnx.quantize_weights(source, out, plan, accuracy_level)
+    return ()
 
 
 def integers(read: Callable[[], Floats], chosen: tuple[int, int, bool]) -> Grouped:

@@ -17,10 +17,9 @@
     q8_0, q4_0      GGUF: blocks of 32 with one float16 scale, symmetric; lm_head 8 bit (6.6 where 256 divides its rows)
     q5_0, q4_1, …   the same with 5 bit; _1: with a minimum beside the scale
     q4_k            GGUF's super-blocks of 256, q2_k to q6_k: scales of blocks of 16 or 32 are integers themselves
-    ...-kv8         any of these with an INT8 cache, one fixed scale per channel (with q8_0, q4_0: Q8_0 blocks)
 
-More of activations (`fp8-block`, `w4a4-fp`, `w8a8-outlier`) and of caches (`...-kv4-kivi`, `...-kv2.5-turbo`, `...-kvf8`) is in
-`low_bit_schemes.py`.
+More of activations (`fp8-block`, `w4a4-fp`, `w8a8-outlier`), and the caches that any of these may have beside (`...-kv8`,
+`...-kv4-kivi`, `...-kv2.5-turbo`, `...-kvf8`), are in `low_bit_schemes.py`.
 
 Unless the scheme is a float type, lm_head takes 8 bits in the same groups (g64 with w8a8), and a tied embedding table
 shares its codes. With w8a8-static it stays float: OpenVINO, once a graph has INT8 products, unpacks integer weights of
@@ -36,7 +35,6 @@ from quantadvisor.documents.scheme import Format, Scheme
 
 from . import low_bit_schemes
 
-CACHE = "-kv8"
 HEAD_GROUP = 64
 MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
@@ -53,53 +51,49 @@ SUPER_BITS = {"2": 2.625, "3": 3.4375, "4": 4.5, "5": 5.5, "6": 6.5625}
 
 def scheme(name: str) -> Scheme:
     """The scheme of a name; ValueError when the name is none."""
-    if rarer := low_bit_schemes.cache(name):
-        stem, update = rarer
+    if cached := low_bit_schemes.cache(name):
+        stem, update = cached
         return scheme(stem).model_copy(update={"name": name, **update})
-    stem = name.removesuffix(CACHE)
-    if stem == name and (made := low_bit_schemes.activations(name)):
+    if made := low_bit_schemes.activations(name):
         return made
-    found = PATTERN.fullmatch(stem)
+    found = PATTERN.fullmatch(name)
     if not found:
         raise ValueError(f"scheme {name!r} is unknown; forms are fp32, bf16, w4-g64, w4w8-g64, w8a8 and …-kv8")
-    cache = integer(8, "channel") if name != stem else None
     if found["float"]:
         floats: dict[str, Literal["fp32", "bf16", "fp16"]] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
-        return Scheme(name=name, compute=floats[found["float"]], keys=cache, values=cache)
+        return Scheme(name=name, compute=floats[found["float"]])
     if found["blocks"] or found["super"]:
-        return gguf_scheme(name, found["blocks"], found["super"], cached=cache is not None)
+        return gguf_scheme(name, found["blocks"], found["super"])
     if found["row"]:
-        return Scheme(name=name, weights=other_numbers(found), keys=cache, values=cache)
+        return Scheme(name=name, weights=other_numbers(found))
     if found["type"]:
         head = integer(8, "group", HEAD_GROUP)
-        return Scheme(name=name, weights=other_numbers(found), embeddings=head, lm_head=head, keys=cache, values=cache)
+        return Scheme(name=name, weights=other_numbers(found), embeddings=head, lm_head=head)
     if found["group"]:
         group = int(found["group"])
         bits = MIXED_BITS if found["bits"] == "4w8" else float(found["bits"])
         head = integer(8, "group", group)
         weights = integer(bits, "group", group, symmetric=bits == 8)
         if found["half"]:
-            return Scheme(name=name, compute="bf16", weights=weights, keys=cache, values=cache)
-        return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=cache, values=cache)
+            return Scheme(name=name, compute="bf16", weights=weights)
+        return Scheme(name=name, weights=weights, embeddings=head, lm_head=head)
     channel = integer(7 if found["reduced"] else 8, "channel")
     shared = None if found["range"] in ("-static", "-bf16") else integer(8, "group", HEAD_GROUP)
     half: Literal["fp32", "bf16"] = "bf16" if found["range"] == "-bf16" else "fp32"
     return Scheme(
         name=name, compute=half, weights=channel, activations=ACTIVATIONS[found["range"]],
-        embeddings=shared, lm_head=shared, keys=cache, values=cache,
+        embeddings=shared, lm_head=shared,
     )  # fmt: skip
 
 
-def gguf_scheme(name: str, blocks: str | None, super_blocks: str | None, cached: bool) -> Scheme:
-    """Blocks of 32 with one scale, or super-blocks of 256; the cache, if quantized, in Q8_0 blocks."""
-    eight = integer(8, "group", 32)
+def gguf_scheme(name: str, blocks: str | None, super_blocks: str | None) -> Scheme:
+    """Blocks of 32 with one scale, or super-blocks of 256."""
     if blocks:
-        weights, head = integer(float(blocks[0]), "group", 32, symmetric=blocks.endswith("0")), eight
+        weights, head = integer(float(blocks[0]), "group", 32, symmetric=blocks.endswith("0")), integer(8, "group", 32)
     else:
         weights = integer(SUPER_BITS[super_blocks or "4"], "block", 256, symmetric=super_blocks in ("3", "6"))
         head = integer(SUPER_BITS["6"], "block", 256)
-    keys = eight if cached else None
-    return Scheme(name=name, weights=weights, embeddings=head, lm_head=head, keys=keys, values=keys)
+    return Scheme(name=name, weights=weights, embeddings=head, lm_head=head)
 
 
 def other_numbers(found: re.Match[str]) -> Format:
@@ -131,5 +125,5 @@ ACTIVATIONS = {
 
 
 def named(*names: str) -> tuple[Scheme, ...]:
-    """Several schemes by name, each followed by its variant with an INT8 cache."""
-    return tuple(scheme(stem + suffix) for suffix in ("", CACHE) for stem in names)
+    """Several schemes by name."""
+    return tuple(scheme(name) for name in names)

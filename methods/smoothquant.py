@@ -20,7 +20,7 @@ from quantadvisor.documents.scheme import Scheme
 from quantadvisor.kernels.saturation import most_exact
 
 from .affine import Floats, fake_activations, fake_tokens, quantize_channels
-from .artifact import base_folder, tokens_read, write_onnx
+from .artifact import base_folder, tokens_read
 from .refusals import COMPRESSED, ONNX, compute_mismatch, config, not_offered
 from .rescale import Pair, Scale, mapping_missing, pairs
 from .schemes import named
@@ -80,11 +80,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         from .formats import onnx
 
         factors = onnx.rescaled(source, found.scales, config(model_folder))
-        more = write_onnx(
-            source, scheme, calibration, out,
-            lambda start, end: onnx.quantize_dynamic_w8a8(start, end, factors, per_token, bits=bits),
-        )  # fmt: skip
-        return (note, *more)
+        onnx.quantize_dynamic_w8a8(source, out, factors, per_token, bits=bits)
+        return (note,)
 
 
 class Found(NamedTuple):

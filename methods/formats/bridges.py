@@ -68,8 +68,6 @@ def dequantized(checkpoint: Path, out: Path) -> None:
 
 def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -> tuple[str, ...]:
     """The artifact of `runtime` with the checkpoint's integers; returns notes. `base`: the model's export, where there is one."""
-    import numpy as np
-
     from ..artifact import base_folder, write_grouped
     from ..schemes import scheme
 
@@ -84,5 +82,5 @@ def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -
         if base is None:
             dequantized(checkpoint, plain := Path(scratch) / "plain")
         with base_folder(plain, runtime, out, base) as source:
-            write_grouped(plain, source, wanted, runtime, np.zeros((0, 0), np.int64), out, given)
+            write_grouped(plain, source, wanted, runtime, out, given)
     return (f"{len(found)} linears with the integers of {checkpoint.name}; lm_head rounded to 8 bit",)

@@ -12,7 +12,6 @@ quantize_cache         any of these -> the same, INT8 or INT4 cache (onnx_cache.
 
 from __future__ import annotations
 
-from .folders import link_folder
 from .onnx_base import export_base, linears, load_graph
 from .onnx_cache import calibrate_cache, quantize_cache
 from .onnx_nf4 import quantize_nf4
@@ -28,7 +27,6 @@ __all__ = [
     "export_base",
     "fused",
     "linear_names",
-    "link_folder",
     "onnx_linear",
     "quantize_cache",
     "quantize_dynamic_w8a8",

@@ -60,6 +60,16 @@ def make(name: str, scheme_name: str, runtime: str = "onnxruntime", **more: Any)
     return build
 
 
+def cached(name: str, scheme_name: str) -> Build:
+    """The method's weights with an INT8 cache on top."""
+
+    def build(model: Path, base: Path, out: Path) -> None:
+        make(name, scheme_name)(model, base, out.with_name("weights"))
+        make("kv_int8", f"{scheme_name}-kv8")(model, out.with_name("weights"), out)
+
+    return build
+
+
 def left_out(wanted: Callable[[str], bool]) -> Build:
     """INT4 in groups of 64 but for the linears that are `wanted` left in fp32."""
 
@@ -143,7 +153,7 @@ PLANTED = {
     "the MLPs left in fp32": Planted("layers_left_unquantized", "the 18 linears", left_out(lambda name: ".mlp." in name), SHORT),
     "weights quantized where the cache binds": Planted("wrong_tensor", "KV cache", make("rtn", "w4-g64"), LONG),
     "cache quantized where the weights bind": Planted("wrong_tensor", "quantize the weights", make("kv_int8", "fp32-kv8"), SHORT),
-    "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", make("kv_int8", "w8-g64-kv8"), (1024, 2, 1)),
+    "an INT8 cache in prefill's attention": Planted("attention", "leave the cache", cached("rtn", "w8-g64"), (1024, 2, 1)),
     "FP8 that is expanded at load": Planted(
         "fallback_or_slow_kernel", "no quantized kernel ran", blocks_of_fp8, SHORT, "blocks", "torch", "accelerate"
     ),

@@ -1,17 +1,24 @@
 """What a build is told: the kernels' times, once they are known, where the method weighs widths."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantadvisor.advisor import pipeline
+from quantadvisor.advisor.builds import make
 from quantadvisor.advisor.context import Context
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import SourceCheckpoint
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import describe_device
+from quantadvisor.profiling.inventory import inventory_from_config
 
+from ..methods.conftest import write_llama
 from .documents import workload
 from .test_diagnose import INVENTORY
 from .test_predict import four_bits, kernels
@@ -47,3 +54,37 @@ def test_the_times_of_the_kernels_reach_the_build_of_a_mixture(tmp_path: Path, m
     for runtime in ("onnxruntime", "onnxruntime-genai"):
         assert run.context.build("mixed", scheme("w4w8-g64"), runtime).linear_s.keys() == {(64, 64, 4), (64, 64, 8)}
     assert run.context.build("rtn", scheme("w4-g64"), "onnxruntime").linear_s == {}
+
+
+@pytest.mark.parametrize(
+    ("budget", "most"),
+    [({}, {}), ({"linears_ms": 40}, {"most_s": 0.04}), ({"weights_mib": 1}, {"most_bytes": 2**20 - 4 * 64 - 100 * (64 + 4)})],
+)
+def test_the_bound_of_the_spec_reaches_the_mixture(budget: dict[str, float], most: dict[str, float], tmp_path: Path) -> None:
+    """Bytes without what else the scheme stores: 64 other parameters, a tied table of 100 rows of 64 in 8 bit."""
+    inventory = INVENTORY.model_copy(update={"other_parameters": 64, "vocabulary": 100, "hidden": 64, "tied_embeddings": True})
+    context = replace(context_in(tmp_path / "out"), workload=workload(budget=budget), inventory=inventory)
+    assert context.build("mixed", scheme("w4w8-g64"), "onnxruntime").most == most
+    assert context.build("mixed", scheme("w4w8-g64-kv8"), "onnxruntime").most == {}
+    below = context.build("mixed", scheme("w4w8-g64-kv8"), "onnxruntime").below
+    assert below is not None
+    assert below.most == most
+    assert context.build("rtn", scheme("w4-g64"), "onnxruntime").most == {}
+
+
+@pytest.mark.slow
+def test_a_mixture_keeps_the_bytes_that_the_spec_gives_all_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And wastes less of them than its largest linear gains by 8 bits."""
+    import onnx
+
+    monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
+    hf = write_llama(tmp_path / "hf")
+    source = SourceCheckpoint(model=str(hf), path=str(hf), sha256="0" * 64)
+    inventory = inventory_from_config(json.loads((hf / "config.json").read_text()))
+    context = Context(workload(budget={"weights_mib": 0.08}), describe_device(), inventory, source, hf, tmp_path / "out", Quiet())
+    build = context.build("mixed", scheme("w4w8-g64"), "onnxruntime")
+    for one in (context.build("none", scheme("fp32"), "onnxruntime"), build):
+        make(one, np.load(build.calibration))
+    tensors = onnx.load(build.out / "scoring.onnx").graph.initializer
+    stored = sum(onnx.numpy_helper.to_array(one).nbytes for one in tensors if not one.name.endswith(("cos_cache", "sin_cache")))
+    assert 0.08 * 2**20 - 64 * 128 / 2 < stored <= 0.08 * 2**20

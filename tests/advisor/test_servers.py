@@ -188,8 +188,8 @@ def test_a_chosen_server_is_said_to_be_one() -> None:
 
 def test_an_fp8_cache_is_an_option_of_vllm_and_its_server() -> None:
     """The artifact is that of the plain scheme; engine and server are told alike."""
-    for name, method, plain in (("bf16", "none", "bf16"), ("w8a8-bf16", "dynamic_int8", "w8a8-bf16")):
-        assert recipe("kv_fp8", scheme(f"{name}-kvf8-unit"), "vllm") == (method, scheme(plain))
+    for method, writes, plain in (("kv_fp8", "none", "bf16"), ("smoothquant", "smoothquant", "w8a8-bf16")):
+        assert recipe(method, scheme(f"{plain}-kvf8-unit"), "vllm") == (writes, scheme(plain))
     options = session_options("vllm", (), scheme("bf16-kvf8-unit"))
     assert options == ("kvfp8",)
     assert session_options("vllm", (), scheme("bf16")) == ()

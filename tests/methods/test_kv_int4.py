@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantadvisor.methods import kv_int4, kv_int8
+from quantadvisor.methods import kv_int4, kv_int8, rtn
 from quantadvisor.methods.schemes import scheme
 
 from .conftest import kl, session, torch_logits
@@ -51,8 +51,9 @@ def test_the_runtime_rounds_as_the_grid_says(llama: Path, base: Path, tokens: np
 def test_it_takes_half_the_bytes_and_costs_more(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     from .conftest import run
 
-    kv_int4.apply(llama, scheme("w8-g64-kv4"), "onnxruntime", tokens[:2], tmp_path / "four", base=base)
-    kv_int8.apply(llama, scheme("w8-g64-kv8"), "onnxruntime", tokens[:2], tmp_path / "eight", base=base)
+    rtn.apply(llama, scheme("w8-g64"), "onnxruntime", tokens[:2], tmp_path / "plain", base=base)
+    for module, name, out in ((kv_int4, "w8-g64-kv4", "four"), (kv_int8, "w8-g64-kv8", "eight")):
+        module.apply(llama, scheme(name), "onnxruntime", tokens[:2], tmp_path / out, base=tmp_path / "plain")
     exact = torch_logits(llama, tokens[3])
     assert kl(exact, run4(tmp_path / "four", tokens[3], 8)) > kl(exact, run(tmp_path / "eight", tokens[3], 8))
 

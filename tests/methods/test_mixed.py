@@ -142,9 +142,14 @@ def test_the_artifact_has_8_bits_where_they_take_no_more_time_and_where_a_budget
     assert free == {name: 8 if name.endswith("down_proj") else 4 for name in LINEARS}
 
     least = 2 * (12 + 4 + 4 + 4 + 1) * 1e-3  # q, k and v; o, gate, up, down
-    apply(*model, tmp_path / "budget", base=base, linear_s=linear_s, budget=least + 4.1e-3)
+    apply(*model, tmp_path / "budget", base=base, linear_s=linear_s, most_s=least + 4.1e-3)
     found = bits_in(tmp_path / "budget")
     assert sum(bits == 8 for bits in found.values()) == 3
     measured = {each.name: each.at4 - each.at8 for each in sensitivities(llama, tokens[:1], 32, (*LINEARS, "lm_head"))}
     affordable = [name for name in LINEARS if not name.endswith(("qkv_proj", "down_proj"))]
     assert found[max(affordable, key=measured.__getitem__)] == 8
+
+
+def test_seconds_bound_only_what_was_timed(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(CandidateFailed, match=r"was not timed in 4 and 8 bits.*give budget.weights_mib in place of"):
+        apply(llama, scheme("w4w8-g32"), "onnxruntime", tokens[:2], tmp_path / "out", base=base, most_s=1.0)

@@ -107,6 +107,18 @@ class Budget(Document):
     train_s: Annotated[float, Field(ge=0)] = Field(
         0, description="seconds that each method which trains may take; 0 excludes them"
     )
+    weights_mib: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="MiB of all weights where 4 and 8 bits are mixed; null: the cheapest mixture of a small error"
+    )
+    linears_ms: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="or milliseconds that its linears may take of a request, by their kernels' times here"
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Budget:
+        if self.weights_mib is not None and self.linears_ms is not None:
+            raise ValueError("weights_mib and linears_ms bound the same mixture of 4 and 8 bits: give one of them")
+        return self
 
 
 class RuntimeChoice(Document):
