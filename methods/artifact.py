@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.scheme import Scheme
 
-from .affine import Grouped
+from .affine import Floats, Grouped
 from .refusals import COMPRESSED, HALF, ONNX, config
 from .rescale import Pair, Scale
 from .schemes import group_format
@@ -27,6 +27,9 @@ Write = Callable[[Path, Path], None]
 
 Given = Mapping[str, Callable[[], Grouped]]
 """linear -> a function that brings its integers, which were chosen already"""
+
+Adapters = Mapping[str, tuple[Floats, Floats]]
+"""linear -> A [r, K] and B [N, r] of y += x A^T B^T"""
 
 CACHE_SAMPLES = 32
 """Calibration samples that the scales of an integer cache come from."""
@@ -76,9 +79,11 @@ def write_onnx(base: Path, scheme: Scheme, calibration: NDArray[int64], out: Pat
 
 
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path,
-                  given: Given, moved: Iterable[tuple[Pair, Scale]] = ()) -> tuple[str, ...]:  # fmt: skip
+                  given: Given, moved: Iterable[tuple[Pair, Scale]] = (),
+                  adapters: Adapters | None = None) -> tuple[str, ...]:  # fmt: skip
     """Integers `given` by Hugging Face names, and lm_head rounded to nearest where the scheme rounds it; `moved`: scales to
-    move in the rest. vLLM and triton get compressed-tensors, transformers GPTQ's layout."""
+    move in the rest. vLLM and triton get compressed-tensors, transformers GPTQ's layout. `adapters` (ONNX Runtime only): by
+    Hugging Face names, to be computed beside."""
     assert scheme.weights is not None
     weights = group_format(scheme.weights)
     if runtime in HALF:
@@ -100,5 +105,5 @@ def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, 
     factors, fused = onnx.rescaled(base, moved, config(model_folder)), onnx.fused(given, known)
     return write_onnx(
         base, scheme, calibration, out,
-        lambda start, end: onnx.quantize_weights(start, end, plan, factors=factors, given=fused),
+        lambda start, end: onnx.quantize_weights(start, end, plan, factors=factors, given=fused, adapters=adapters),
     )  # fmt: skip
