@@ -35,7 +35,7 @@ from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
 from .refusals import config, nothing_to_write
 from .schemes import scheme as named
-from .training import ENOUGH, Limits, products, silent, straight_through, train
+from .training import ENOUGH, Limits, device, products, silent, straight_through, train, used
 
 NAME = "lkd"
 TARGET: Target = "weights"
@@ -76,7 +76,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         steps = distil_all(model_folder, tokens, scheme, kept, limits)
         given = {name: partial(loaded, kept, name) for name in kept if name not in steps}
         notes = write_grouped(model_folder, source, scheme, runtime, calibration, out, given)
-    return (f"{SETTINGS}; {summary(steps)}; on {tokens_read(tokens, calibration)}", *notes)
+    return (f"{SETTINGS}, {used()}; {summary(steps)}; on {tokens_read(tokens, calibration)}", *notes)
 
 
 def summary(steps: Mapping[str, int]) -> str:
@@ -138,6 +138,9 @@ def distilled(layer_name: str, layer: Any, linears: Mapping[str, Any], hidden: A
     each weight over the root mean square of its column."""
     import torch
 
+    place = device()
+    layer.to(place)
+    hidden, more = moved(hidden, place), {key: moved(value, place) for key, value in more.items()}
     wanted = torch.cat([output(layer, rows, more) for rows in hidden.split(BATCH)])
     scale = wanted.var()
     sizes = {name: linear.weight.detach().square().mean(0).sqrt().clamp(min=LEAST) for name, linear in linears.items()}
@@ -155,7 +158,17 @@ def distilled(layer_name: str, layer: Any, linears: Mapping[str, Any], hidden: A
 
     with products(linears, product), torch.enable_grad():
         train(layer_name, relative, loss, STEPS, RATES[grid_of(scheme).bits], limits, kept)
-    return {name: relative[name].detach() * sizes[name] for name in linears}
+    layer.cpu()
+    return {name: (relative[name].detach() * sizes[name]).cpu() for name in linears}
+
+
+def moved(value: Any, place: str) -> Any:
+    """A tensor, or several, onto a device; anything else as it is."""
+    import torch
+
+    if isinstance(value, tuple):
+        return tuple(moved(each, place) for each in value)
+    return value.to(place) if torch.is_tensor(value) else value
 
 
 def output(layer: Any, hidden: Any, more: dict[str, Any]) -> Any:
