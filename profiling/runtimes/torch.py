@@ -94,11 +94,12 @@ def missing_package(path: str) -> str | None:
     method = "optimum-quanto" if quanto else str((config.get("quantization_config") or {}).get("quant_method", ""))
     if method in UNREAD:
         return f"a {method} checkpoint: {UNREAD[method]}"
-    for module in PACKAGES.get(method, ()):
+    beside = ("peft",) if (Path(path) / ADAPTER).is_dir() else ()
+    for module in (*PACKAGES.get(method, ()), *beside):
         parents = [module.rsplit(".", 1)[0]] if "." in module else []
         if any(find_spec(name) is None for name in (*parents, module)):
             command = f"pip install {INSTALL.get(module, module)}"
-            return f"a checkpoint of {method} needs {module}, which is not installed: {command}"
+            return f"a checkpoint of {method or 'LoRA'} needs {module}, which is not installed: {command}"
     return None
 
 

@@ -190,7 +190,7 @@ class Reached(Exception):
 
 @pytest.mark.parametrize("name", ["qlora", "gptq_lora", "lkd", "llm_qat"])
 def test_models_train_where_the_device_is(name: str, llama: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's `meta` stands for a GPU: it computes shapes alone, and refuses tensors that were left on the CPU."""
+    """torch's `meta` stands for a GPU: it computes shapes alone, and refuses activations that were left on the CPU."""
     if name in ("qlora", "gptq_lora"):
         pytest.importorskip("peft", reason="peft is not installed")
 
