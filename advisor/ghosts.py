@@ -42,4 +42,6 @@ def ghost_method(method: str, scheme: Scheme) -> str:
     outlier channels of the model itself, found as for the artifact."""
     if method in ("smoothquant", "rotation", "llm_qat") and scheme.activations is not None:
         return "dynamic_int8" if scheme.activations.dynamic else "static_int8"
-    return {"gguf_imatrix": "gguf", "qlora": "kbit"}.get(method, "rtn" if method in ("gptq", "awq", "obq", "lkd") else method)
+    if method in ("gptq", "awq", "obq", "lkd", "gptq_lora"):
+        return "rtn"
+    return {"gguf_imatrix": "gguf", "qlora": "kbit", "qlora_merged": "kbit"}.get(method, method)

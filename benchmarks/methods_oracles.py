@@ -52,6 +52,11 @@ ORACLES: dict[str, tuple[str, str]] = {
     "lkd": ("the layer's own output, alone", "test_lkd.py::test_each_layer_comes_nearer_to_itself_alone"),
     "llm_qat": ("transformers' greedy generate", "test_llm_qat.py::test_texts_start_greedily_as_generate_does"),
     "qlora": ("PEFT's merge", "test_qlora.py::test_merged_as_peft_merges"),
+    "qlora_merged": ("PEFT's merge, rounded", "test_qlora_merged.py::test_what_is_trained_is_what_the_merged_weights_compute"),
+    "gptq_lora": (
+        "PEFT beside the integers' weights",
+        "test_gptq_lora.py::test_the_artifact_keeps_adapters_beside_gptqs_integers",
+    ),
     "rotation": ("scipy.linalg.hadamard", "test_rotation.py::test_hadamard_like_scipy"),
 }
 """method -> (the oracle, the test that holds it)"""

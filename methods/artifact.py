@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.scheme import Scheme
 
-from .affine import Grouped
+from .affine import Floats, Grouped
 from .refusals import COMPRESSED, HALF, ONNX, config
 from .rescale import Pair, Scale
 from .schemes import group_format
 
 Given = Mapping[str, Callable[[], Grouped]]
 """linear -> a function that brings its integers, which were chosen already"""
+
+Adapters = Mapping[str, tuple[Floats, Floats]]
+"""linear -> A [r, K] and B [N, r] of y += x A^T B^T"""
 
 CACHE_SAMPLES = 32
 """Calibration samples that the scales of an integer cache come from."""
@@ -68,9 +71,10 @@ def write_cache(weights: Path, scheme: Scheme, calibration: NDArray[int64], out:
 
 
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, out: Path, given: Given,
-                  moved: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
+                  moved: Iterable[tuple[Pair, Scale]] = (), adapters: Adapters | None = None) -> None:  # fmt: skip
     """Integers `given` by Hugging Face names, and lm_head rounded to nearest where the scheme rounds it; `moved`: scales to
-    move in the rest. vLLM and triton get compressed-tensors, transformers GPTQ's layout."""
+    move in the rest. vLLM and triton get compressed-tensors, transformers GPTQ's layout. `adapters` (ONNX Runtime only): by
+    Hugging Face names, to be computed beside."""
     assert scheme.weights is not None
     weights = group_format(scheme.weights)
     if runtime in HALF:
@@ -90,4 +94,4 @@ def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, 
     known = onnx.linear_names(base)
     plan = dict.fromkeys(known, weights) | head
     factors, fused = onnx.rescaled(base, moved, config(model_folder)), onnx.fused(given, known)
-    onnx.quantize_weights(base, out, plan, factors=factors, given=fused)
+    onnx.quantize_weights(base, out, plan, factors=factors, given=fused, adapters=adapters)

@@ -114,7 +114,7 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     return result
 
 
-def on_codebook(w: Floats, scheme: Scheme, centred: bool) -> Floats:
+def on_codebook(w: Floats, scheme: Scheme, centred: bool = False) -> Floats:
     """w: [N, K] as its codes give it back."""
     codebook, block = codebook_of(scheme.name), block_of(scheme)
     if scheme.name.endswith("-dq"):

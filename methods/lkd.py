@@ -30,12 +30,12 @@ from . import layerwise, zeroquant
 from .affine import Floats, dequantize_groups, quantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .fake import Fake
-from .grids import affine, in_groups, symmetric
+from .grids import LEAST, affine, in_groups, symmetric
 from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
 from .refusals import config, nothing_to_write
 from .schemes import scheme as named
-from .training import ENOUGH, Limits, products, silent, straight_through, train
+from .training import ENOUGH, Limits, device, products, silent, straight_through, train, used
 
 NAME = "lkd"
 TARGET: Target = "weights"
@@ -46,8 +46,10 @@ BATCH = 4
 """Samples of one step."""
 STEPS = 60
 """Most steps of one layer."""
-RATE = 1e-3
-SETTINGS = f"LKD: {STEPS} steps a layer, batches of {BATCH} samples, rate {RATE:g}"
+RATES = {4: 1e-2, 8: 5e-4}
+"""By bits, of a column's root mean square: Adam's steps have one size, whatever that of a weight is. Columns that read a loud
+channel are small, and steps of a size for all would drown them."""
+SETTINGS = f"LKD: {STEPS} steps a layer, batches of {BATCH} samples, rates {RATES} of a column's RMS"
 Rounding = Callable[[Any], Any]
 
 
@@ -74,7 +76,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         steps = distil_all(model_folder, tokens, scheme, kept, limits)
         given = {name: partial(loaded, kept, name) for name in kept if name not in steps}
         write_grouped(model_folder, source, scheme, runtime, out, given)
-    return (f"{SETTINGS}; {summary(steps)}; on {tokens_read(tokens, calibration)}",)
+    return (f"{SETTINGS}, {used()}; {summary(steps)}; on {tokens_read(tokens, calibration)}",)
 
 
 def summary(steps: Mapping[str, int]) -> str:
@@ -120,7 +122,7 @@ def distil_all(model_folder: Path, tokens: NDArray[int64], scheme: Scheme, kept:
         if any(name not in kept for name in linears):
             share = limits._replace(train_s=left_s / (layers - len(steps)))
             for name, weight in distilled(layer_name, layer, linears, hidden, more, scheme, share, kept).items():
-                kept[name] = quantize_groups(weight.detach().numpy(), *grid)._asdict()
+                kept[name] = quantize_groups(weight.numpy(), *grid)._asdict()
             kept[layer_name] = {"progress": kept[layer_name]["progress"]}
         done, _, seconds = kept[layer_name]["progress"]
         steps[layer_name] = int(done)
@@ -132,25 +134,41 @@ def distil_all(model_folder: Path, tokens: NDArray[int64], scheme: Scheme, kept:
 
 def distilled(layer_name: str, layer: Any, linears: Mapping[str, Any], hidden: Any, more: dict[str, Any], scheme: Scheme,
               limits: Limits, kept: Kept) -> dict[str, Any]:  # fmt: skip
-    """The trained weights [N, K] of one layer by linear; hidden: [samples, length, hidden], what it reads."""
+    """The trained weights [N, K] of one layer by linear; hidden: [samples, length, hidden], what it reads. What is trained is
+    each weight over the root mean square of its column."""
     import torch
 
+    place = device()
+    layer.to(place)
+    hidden, more = moved(hidden, place), {key: moved(value, place) for key, value in more.items()}
     wanted = torch.cat([output(layer, rows, more) for rows in hidden.split(BATCH)])
     scale = wanted.var()
-    weights = {name: torch.nn.Parameter(linear.weight.detach().clone()) for name, linear in linears.items()}
+    sizes = {name: linear.weight.detach().square().mean(0).sqrt().clamp(min=LEAST) for name, linear in linears.items()}
+    relative = {name: torch.nn.Parameter(linear.weight.detach() / sizes[name]) for name, linear in linears.items()}
     of_weights, of_inputs = roundings(scheme)
 
     def product(name: str, x: Any) -> Any:
         x = straight_through(of_inputs, x) if of_inputs else x
-        return torch.nn.functional.linear(x, straight_through(of_weights, weights[name]), linears[name].bias)
+        weight = straight_through(of_weights, relative[name] * sizes[name])
+        return torch.nn.functional.linear(x, weight, linears[name].bias)
 
     def loss(step: int) -> Any:
         rows = np.random.default_rng(step).choice(len(hidden), min(BATCH, len(hidden)), replace=False)
         return (output(layer, hidden[rows], more) - wanted[rows]).square().mean() / scale
 
     with products(linears, product), torch.enable_grad():
-        train(layer_name, weights, loss, STEPS, RATE, limits, kept)
-    return weights
+        train(layer_name, relative, loss, STEPS, RATES[grid_of(scheme).bits], limits, kept)
+    layer.cpu()
+    return {name: (relative[name].detach() * sizes[name]).cpu() for name in linears}
+
+
+def moved(value: Any, place: str) -> Any:
+    """A tensor, or several, onto a device; anything else as it is."""
+    import torch
+
+    if isinstance(value, tuple):
+        return tuple(moved(each, place) for each in value)
+    return value.to(place) if torch.is_tensor(value) else value
 
 
 def output(layer: Any, hidden: Any, more: dict[str, Any]) -> Any:

@@ -35,7 +35,7 @@ from .grids import symmetric
 from .kept import Kept, kept_beside
 from .refusals import ONNX, no_kernel, not_offered, nothing_to_write
 from .schemes import scheme as named
-from .training import ENOUGH, Limits, Trained, divergence, products, silent, straight_through, train
+from .training import ENOUGH, Limits, Trained, device, divergence, products, silent, straight_through, train
 
 NAME = "llm_qat"
 TARGET: Target = "activations"
@@ -130,8 +130,9 @@ def trained(model: Any, scheme: Scheme, limits: Limits, kept: Kept) -> tuple[dic
     """Weights [N, K] of every linear before they are rounded; `model` stays as it is. The data takes its part of the time."""
     import torch
 
+    place = device()
+    model.requires_grad_(False).to(place)
     layers = linears(model)
-    model.requires_grad_(False)
     weights = {name: torch.nn.Parameter(linear.weight.detach().clone()) for name, linear in layers.items()}
     of_weights, of_inputs, of_cache = roundings(scheme)
     assert scheme.weights is not None
@@ -148,7 +149,7 @@ def trained(model: Any, scheme: Scheme, limits: Limits, kept: Kept) -> tuple[dic
 
     def loss(step: int) -> Any:
         rows = np.random.default_rng(step).choice(len(tokens), min(BATCH, len(tokens)), replace=False)
-        ids = torch.from_numpy(tokens[rows])
+        ids = torch.from_numpy(tokens[rows]).to(place)
         with torch.no_grad():
             wanted = model(ids, use_cache=False).logits
         with products(layers, product):
@@ -158,7 +159,8 @@ def trained(model: Any, scheme: Scheme, limits: Limits, kept: Kept) -> tuple[dic
     left = limits._replace(train_s=limits.train_s - float(kept["data"]["seconds"][0]))
     with torch.enable_grad():
         done = train(NAME, weights, loss, STEPS, rate, left, kept)
-    return {name: weight.detach() for name, weight in weights.items()}, done
+    model.cpu()
+    return {name: weight.detach().cpu() for name, weight in weights.items()}, done
 
 
 def cached(of_cache: Rounding | None) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def written_by(model: Any, samples: int, length: int, seed: int = 0) -> NDArray[
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         while ids.shape[1] < length:
-            logits = model(ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = model(ids[:, -1:].to(model.device), past_key_values=cache, use_cache=True).logits[:, -1].cpu()
             drawn = torch.multinomial(torch.softmax(logits, -1), 1, generator=generator)
             likely = logits.argmax(-1, keepdim=True)
             ids = torch.cat([ids, torch.where((ids.shape[1] < greedy)[:, None], likely, drawn)], 1)

@@ -39,6 +39,8 @@ METHODS: dict[str, str] = {
     "rotation": "quantadvisor.methods.rotation",
     "lkd": "quantadvisor.methods.lkd",
     "qlora": "quantadvisor.methods.qlora",
+    "qlora_merged": "quantadvisor.methods.qlora_merged",
+    "gptq_lora": "quantadvisor.methods.gptq_lora",
     "llm_qat": "quantadvisor.methods.llm_qat",
 }
 

@@ -1,6 +1,8 @@
 """Gradient steps within a budget of seconds: progress with the time left, and an interruption that changes no byte.
 
-Adam with a warm-up of WARM_UP steps and a linear decay to zero. How many steps there will be is settled once the warm-up is
+Adam with a warm-up of WARM_UP steps and a linear decay to zero, on the first GPU that torch sees, else the CPU; on a GPU with its
+moments paged by bitsandbytes where that is installed, so that they give way to activations (QLoRA, arXiv:2305.14314, section 3;
+never run on a GPU). How many steps there will be is settled once the warm-up is
 timed: those that were asked for, or as many as the budget has room for. That plan is kept with the parameters and Adam's
 moments, and step i draws its batch from i alone, so that a run that goes on repeats what was lost. Where the plan was too
 hopeful, training stops at the budget and says so.
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +57,7 @@ class Trained(NamedTuple):
 
     def note(self, what: str) -> str:
         cut = f" of {self.asked}: budget.train_s ended it" if self.steps < self.asked else ""
-        return f"{what}: {self.steps} steps{cut}"
+        return f"{what}, {used()}: {self.steps} steps{cut}"
 
 
 class Progress(NamedTuple):
@@ -63,12 +66,37 @@ class Progress(NamedTuple):
     spent_s: float
 
 
+def device() -> str:
+    """Where models are trained."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def adam() -> Any:
+    """The class of the optimiser: bitsandbytes' paged AdamW on a GPU that its library is built for, torch's otherwise."""
+    import torch
+
+    if device() == "cuda" and find_spec("bitsandbytes"):
+        from bitsandbytes.cextension import lib
+        from bitsandbytes.optim import PagedAdamW32bit
+
+        if lib.compiled_with_cuda:
+            return PagedAdamW32bit
+    return torch.optim.AdamW
+
+
+def used() -> str:
+    """For notes: the optimiser, and where it runs."""
+    return f"{adam().__name__} on {device()}"
+
+
 def train(name: str, parameters: Mapping[str, Any], loss: Callable[[int], Any], steps: int, rate: float, limits: Limits,
           kept: Kept) -> Trained:  # fmt: skip
     """Change `parameters` in place to make loss(step), a torch scalar, small; `kept[name]` holds the way so far."""
     import torch
 
-    optimiser = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
+    optimiser = adam()(parameters.values(), lr=rate, weight_decay=0.0)
     done, planned, before = restore(kept[name], parameters, optimiser) if name in kept else Progress(0, 0, 0.0)
     started = saved = said = warm = time.monotonic()
     first, writing_s = done, 0.0
@@ -121,27 +149,40 @@ def share(step: int, planned: int) -> float:
 
 
 def values(parameters: Mapping[str, Any]) -> Arrays:
-    return {f"value {name}": parameter.detach().numpy().copy() for name, parameter in parameters.items()}
+    return {f"value {name}": parameter.detach().cpu().numpy().copy() for name, parameter in parameters.items()}
 
 
 def state(parameters: Mapping[str, Any], optimiser: Any, progress: Progress) -> Arrays:
     """All that the next step depends on."""
+    import torch
+
     arrays = values(parameters) | {"progress": np.array(progress)}
     for name, parameter in parameters.items():
-        arrays |= {f"{key} {name}": value.numpy().copy() for key, value in optimiser.state[parameter].items()}
+        held = {key: torch.as_tensor(value).cpu() for key, value in optimiser.state[parameter].items()}
+        arrays |= {f"{key} {name}": value.numpy().copy() for key, value in held.items()}
     return arrays
 
 
 def restore(arrays: Arrays, parameters: Mapping[str, Any], optimiser: Any) -> Progress:
-    """Back into parameters and optimiser; the inverse of `state`."""
+    """Back into parameters and optimiser; the inverse of `state`. A step without gradients at rate 0 makes moments where the
+    optimiser wants them: a paged one's are pages."""
     import torch
 
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimiser.param_groups:
+        group["lr"] = 0.0
+    optimiser.step()
     for place, array in arrays.items():
         key, _, name = place.partition(" ")
         if key == "value":
             parameters[name].data.copy_(torch.from_numpy(array))
         elif name:
-            optimiser.state[parameters[name]][key] = torch.from_numpy(array.copy())
+            held = optimiser.state[parameters[name]]
+            if torch.is_tensor(held[key]):
+                held[key].copy_(torch.from_numpy(array).reshape(held[key].shape))
+            else:
+                held[key] = array.item()
     done, planned, spent_s = arrays["progress"]
     return Progress(int(done), int(planned), float(spent_s))
 

@@ -24,14 +24,20 @@ def onnx_linear(name: str, known: Iterable[str]) -> str:
     return fused if last in ("q_proj", "k_proj", "v_proj") and fused in set(known) else plain
 
 
+def parts_of(names: Iterable[str], known: Iterable[str]) -> dict[str, list[str]]:
+    """Linear of the graph -> the Hugging Face linears that it holds, in the order of its rows."""
+    known, parts = set(known), dict[str, list[str]]()
+    for name in sorted(names, key=lambda name: ("qkv".find(name.rsplit(".", 1)[1][0]), name)):
+        parts.setdefault(onnx_linear(name, known), []).append(name)
+    return parts
+
+
 def fused(given: Mapping[str, Callable[[], Grouped]], known: Iterable[str]) -> dict[str, Callable[[], Grouped]]:
     """Integers by Hugging Face names -> by names of the graph: the rows of a fused linear are those of q, k and v."""
-    known, parts = set(known), dict[str, list[Callable[[], Grouped]]]()
-    for name in sorted(given, key=lambda name: ("qkv".find(name.rsplit(".", 1)[1][0]), name)):
-        parts.setdefault(onnx_linear(name, known), []).append(given[name])
+    parts = parts_of(given, known)
 
     def stacked(name: str) -> Grouped:
-        return Grouped(*map(np.concatenate, zip(*(bring() for bring in parts[name]), strict=True)))
+        return Grouped(*map(np.concatenate, zip(*(given[part]() for part in parts[name]), strict=True)))
 
     return {name: partial(stacked, name) for name in parts}
 

@@ -18,6 +18,7 @@ from quantadvisor.kernels.packing import pack_nbits, unpack_nbits
 from quantadvisor.kernels.saturation import saturates
 from quantadvisor.methods.affine import Codes, Floats, Grouped, quantize_channels, quantize_groups
 
+from .onnx_adapters import Adapter, put_beside
 from .onnx_base import Array, Factors, Reader, Rewrite, linears
 
 LinearFormat = tuple[int, int, bool]
@@ -29,15 +30,18 @@ CHUNK = 1 << 22
 
 def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], accuracy_level: int = 4,
                      factors: Factors | None = None,
-                     given: Mapping[str, Callable[[], Grouped]] | None = None) -> None:  # fmt: skip
+                     given: Mapping[str, Callable[[], Grouped]] | None = None,
+                     adapters: Mapping[str, Adapter] | None = None) -> None:  # fmt: skip
     """Every linear named in `plan` becomes a MatMulNBits; `lm_head` takes the embedding table with it.
 
-    `given` brings the integers of linears that a method has rounded; the others are rounded to nearest.
+    `given` brings the integers of linears that a method has rounded; the others are rounded to nearest. `adapters`: by Hugging
+    Face names.
     """
     with Rewrite(base, out, factors) as edit:
         known = linears(edit.model)
         if missing := sorted(set(plan) - set(known)):
             raise CandidateFailed(f"the graph in {base} has no linear named {missing[0]}; it has {sorted(known)[:3]}…")
+        put_beside(edit, adapters or {})
         for name, chosen in plan.items():
             bring = (given or {}).get(name)
             group_linear(edit, known[name], chosen, accuracy_level, bring() if bring else None)

@@ -45,6 +45,10 @@ UNREAD = {
 }
 QUANTO_MAP = "quanto_qmap.json"
 """What optimum-quanto's own folders hold beside a config that says nothing of it."""
+ADAPTER = "adapter"
+"""Where a folder holds LoRA beside its weights, in PEFT's format."""
+BESIDE = (".lora_A.", ".lora_B.")
+"""In the names of an adapter's products, which are none of the model's linears."""
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::mkldnn_linear", "aten::linear", "aten::bmm")
 LOW_BIT = re.compile(
@@ -90,11 +94,12 @@ def missing_package(path: str) -> str | None:
     method = "optimum-quanto" if quanto else str((config.get("quantization_config") or {}).get("quant_method", ""))
     if method in UNREAD:
         return f"a {method} checkpoint: {UNREAD[method]}"
-    for module in PACKAGES.get(method, ()):
+    beside = ("peft",) if (Path(path) / ADAPTER).is_dir() else ()
+    for module in (*PACKAGES.get(method, ()), *beside):
         parents = [module.rsplit(".", 1)[0]] if "." in module else []
         if any(find_spec(name) is None for name in (*parents, module)):
             command = f"pip install {INSTALL.get(module, module)}"
-            return f"a checkpoint of {method} needs {module}, which is not installed: {command}"
+            return f"a checkpoint of {method or 'LoRA'} needs {module}, which is not installed: {command}"
     return None
 
 
@@ -237,6 +242,8 @@ def loaded(path: str, device: str) -> Any:
     )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{path} holds no {missing[0]} ({len(missing)} weights missing) that transformers can read")
+    if (adapter := Path(path) / ADAPTER).is_dir():
+        model.load_adapter(str(adapter))
     return model
 
 
@@ -250,7 +257,8 @@ def is_linear(module: Any) -> bool:
 
 def linear_kinds(model: Any) -> Counter[tuple[str, str]]:
     """(class, what its codes are stored as, empty where it holds none) -> how many of the model's linears."""
-    return Counter((type(module).__name__, codes_of(module)) for module in model.modules() if is_linear(module))
+    own = [module for name, module in model.named_modules() if is_linear(module) and not any(part in name for part in BESIDE)]
+    return Counter((type(module).__name__, codes_of(module)) for module in own)
 
 
 def codes_of(module: Any) -> str:

@@ -11,6 +11,7 @@ from quantadvisor.advisor.builds import Build, build_all
 from quantadvisor.advisor.candidates import enumerate_candidates, no_kernel_of_vllm, recipe, session_options, untrained
 from quantadvisor.advisor.catalogue import NOMINAL
 from quantadvisor.advisor.checkpoint import PLACES
+from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.risk import schemes_at_risk
 from quantadvisor.documents import Device, Gpu
 from quantadvisor.methods import awq
@@ -84,6 +85,15 @@ def test_what_trains_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(schemes_at_risk([("awq", scheme("w4-g64")), ("gptq", scheme("w4-g64"))])) == ["gptq-w4-g64"]
     assert list(schemes_at_risk([("lkd", scheme("w4a8-g64"))], trained=True)) == ["lkd-w4a8-g64"]
     assert untrained("gptq", workload()) is None
+
+
+@pytest.mark.parametrize(("name", "ghost"), [("qlora", "kbit"), ("qlora_merged", "kbit"), ("gptq_lora", "rtn")])
+def test_adapters_are_offered_and_their_ghosts_round_to_nearest(name: str, ghost: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    found = enumerate_candidates(workload(budget={"train_s": 60}), tmp_path, PLAIN)
+    mine = [c for c in found if c.method == name and c.runtime == "onnxruntime"]
+    assert [ghost_method(c.method, c.scheme) for c in mine] == [ghost]
+    assert method(ghost).refuse(tmp_path, mine[0].scheme, "onnxruntime") is None
 
 
 @pytest.mark.parametrize("crashes", [True, False])

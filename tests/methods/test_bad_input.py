@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantadvisor.documents import CandidateFailed
-from quantadvisor.methods import awq, gptq, lkd, llm_qat, qlora
+from quantadvisor.methods import adapters, awq, gptq, lkd, llm_qat
 from quantadvisor.methods.affine import dequantize_groups, quantize_channels, quantize_groups
 from quantadvisor.methods.fake import applied, with_weights
 from quantadvisor.methods.formats import bridges, pack_quantized
@@ -60,7 +60,7 @@ def dead_model(dead: Path) -> Any:
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is dead divides by zero in the first step; the many that win quality back are beside the point here."""
-    for module, steps in ((lkd, 25), (llm_qat, 40), (qlora, 40)):
+    for module, steps in ((lkd, 25), (llm_qat, 40), (adapters, 40)):
         monkeypatch.setattr(module, "STEPS", steps)
 
 
@@ -98,7 +98,7 @@ def test_dead_channels_run_in_onnxruntime_or_are_refused(
 ) -> None:
     """The first scheme that the method writes for it, through the runtime and its cache: finite, and still the model."""
     module: Any = method(name)
-    for trained in (lkd, llm_qat, qlora):  # what is dead divides by zero in the first step
+    for trained in (lkd, llm_qat, adapters):  # what is dead divides by zero in the first step
         monkeypatch.setattr(trained, "STEPS", 2)
     reasons = {one.name: module.refuse(dead, one, "onnxruntime") for one in module.schemes()}
     written = next((one for one, reason in reasons.items() if reason is None), None)

@@ -9,6 +9,7 @@ import torch
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.methods import lkd, training, zeroquant
 from quantadvisor.methods.affine import dequantize_groups, quantize_groups
+from quantadvisor.methods.fake import Fake
 from quantadvisor.methods.kept import Arrays
 from quantadvisor.methods.observe import load
 from quantadvisor.methods.schemes import scheme
@@ -41,6 +42,31 @@ def test_below_zeroquant_without_it(llama: Path, tokens: np.ndarray) -> None:
     plain = fake_kl(zeroquant.fake(load(llama), four, calibration), llama, tokens)
     trained = fake_kl(lkd.fake(load(llama), four, calibration), llama, tokens)
     assert trained < 0.8 * plain
+
+
+@pytest.mark.parametrize("name", ["w4a8-g64", "w4-g64"])
+def test_below_plain_rounding_with_loud_channels(
+    name: str, planted: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns at a sixtieth of the others', which steps of one size for all weights would drown."""
+    monkeypatch.setattr(lkd, "STEPS", 60)
+    made, calibration = scheme(name), np.random.default_rng(10).integers(3, 256, (64, 32)).astype(np.int64)
+    of_weights, of_inputs = lkd.roundings(made)
+    plain = Fake(
+        load(planted),
+        weight=lambda _, w: of_weights(w),
+        inputs=(lambda _, x: of_inputs(x)) if of_inputs else None,
+    )
+    trained = lkd.fake(load(planted), made, calibration)
+    assert fake_kl(trained, planted, tokens) < 0.9 * fake_kl(plain, planted, tokens)
+
+
+def test_eight_bits_lose_nothing_by_it(llama: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a size for 4 bits would take what they lose fivefold."""
+    monkeypatch.setattr(lkd, "STEPS", 60)
+    eight, calibration = scheme("w8a8-g64"), np.random.default_rng(10).integers(3, 256, (64, 32)).astype(np.int64)
+    plain = fake_kl(zeroquant.fake(load(llama), eight, calibration), llama, tokens)
+    assert fake_kl(lkd.fake(load(llama), eight, calibration), llama, tokens) < 1.1 * plain
 
 
 def test_each_layer_comes_nearer_to_itself_alone(llama: Path, tokens: np.ndarray) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantadvisor.methods import kbit, qlora, training
+from quantadvisor.methods import adapters, kbit, qlora, training
 from quantadvisor.methods.fake import linears
 from quantadvisor.methods.kept import Arrays
 from quantadvisor.methods.observe import load
@@ -22,8 +22,8 @@ NF4 = scheme("nf4-b64-dq")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qlora, "STEPS", 40)
-    monkeypatch.setattr(qlora, "RATE", 5e-3)
+    monkeypatch.setattr(adapters, "STEPS", 40)
+    monkeypatch.setattr(adapters, "RATE", 5e-3)
 
 
 def texts(seed: int) -> np.ndarray:
@@ -33,7 +33,7 @@ def texts(seed: int) -> np.ndarray:
 def test_the_base_is_bitsandbytes_nf4_with_double_quantization(llama: Path) -> None:
     functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
     model = load(llama)
-    student = qlora.adapted(model, NF4)
+    student, _ = qlora.tuned(model, NF4, texts(1), Limits(0), {})
     off = []
     for name, linear in linears(model).items():
         codes, state = functional.quantize_4bit(linear.weight.data, blocksize=64, quant_type="nf4", compress_statistics=True)
@@ -46,7 +46,7 @@ def test_the_base_is_bitsandbytes_nf4_with_double_quantization(llama: Path) -> N
 
 
 def test_untrained_adapters_add_nothing(llama: Path, tokens: np.ndarray) -> None:
-    student = qlora.adapted(load(llama), NF4)
+    student, _ = qlora.tuned(load(llama), NF4, tokens, Limits(0), {})
     with torch.no_grad():
         found = student(input_ids=torch.from_numpy(tokens[:1])).logits[0].numpy()
     np.testing.assert_allclose(found, with_weights(llama, kbit.rounded(llama, NF4, tokens), tokens[0]), atol=1e-4)
@@ -85,8 +85,8 @@ def test_an_interruption_changes_no_byte(llama: Path, monkeypatch: pytest.Monkey
 
     with pytest.raises(KeyboardInterrupt):
         qlora.tuned(load(llama), NF4, texts(1), Limits(600, fail), kept)
-    resumed = qlora.adapters_of(qlora.tuned(load(llama), NF4, texts(1), Limits(600), kept)[0])
-    whole = qlora.adapters_of(qlora.tuned(load(llama), NF4, texts(1), Limits(600), {})[0])
+    resumed = adapters.adapters_of(qlora.tuned(load(llama), NF4, texts(1), Limits(600), kept)[0])
+    whole = adapters.adapters_of(qlora.tuned(load(llama), NF4, texts(1), Limits(600), {})[0])
     for name, pair in whole.items():
         assert all(a.tobytes() == b.tobytes() for a, b in zip(pair, resumed[name], strict=True)), name
 
@@ -108,12 +108,12 @@ def test_the_artifact_keeps_adapters_beside_nf4(llama: Path, base: Path, tokens:
     for name, w in kbit.rounded(llama, NF4, tokens).items():
         plain.get_submodule(name).weight.data = torch.from_numpy(w)
     with torch.no_grad():
-        loaded = PeftModel.from_pretrained(plain, tmp_path / "out" / qlora.ADAPTER)
+        loaded = PeftModel.from_pretrained(plain, tmp_path / "out" / adapters.FOLDER)
         np.testing.assert_allclose(loaded(input_ids=torch.from_numpy(tokens[3:4])).logits[0].numpy(), merged, atol=1e-4)
 
 
 def test_refusals(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "codebook" in str(qlora.refuse(llama, NF4, "openvino"))
     assert "does not offer" in str(qlora.refuse(llama, scheme("nf4-b64"), "onnxruntime"))
-    monkeypatch.setattr(qlora, "find_spec", lambda _: None)
+    monkeypatch.setattr(adapters, "find_spec", lambda _: None)
     assert "quantadvisor[train]" in str(qlora.refuse(llama, NF4, "onnxruntime"))

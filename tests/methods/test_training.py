@@ -1,14 +1,17 @@
 """Training by the clock and by the step: plans, budgets, resuming, against Adam written out in numpy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from quantadvisor.documents.errors import CandidateFailed
-from quantadvisor.methods import training
+from quantadvisor.methods import adapters, lkd, llm_qat, registry, training
 from quantadvisor.methods.kept import Arrays, Folder
+from quantadvisor.methods.observe import load
 from quantadvisor.methods.training import Limits, plan, share, straight_through, train
 
 TARGET = torch.tensor([1.0, -2.0, 3.0])
@@ -97,6 +100,56 @@ def test_training_stops_where_steps_grow_dearer(monkeypatch: pytest.MonkeyPatch)
     assert done.steps == 7 and 10.0 <= done.seconds <= 13.0
 
 
+class Library:
+    """bitsandbytes' native library, as one built with or without CUDA says of itself."""
+
+    def __init__(self, cuda: bool) -> None:
+        self.compiled_with_cuda = cuda
+
+
+@pytest.mark.parametrize(
+    ("place", "installed", "cuda", "wanted"),
+    [
+        ("cuda", True, True, "PagedAdamW32bit on cuda"),
+        ("cuda", True, False, "AdamW on cuda"),
+        ("cuda", False, True, "AdamW on cuda"),
+        ("cpu", True, True, "AdamW on cpu"),
+    ],
+)
+def test_moments_are_paged_on_a_gpu_that_bitsandbytes_is_built_for(
+    place: str, installed: bool, cuda: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cextension = pytest.importorskip("bitsandbytes.cextension", reason="bitsandbytes is not installed")
+    monkeypatch.setattr(cextension, "lib", Library(cuda))
+    monkeypatch.setattr(training, "device", lambda: place)
+    monkeypatch.setattr(training, "find_spec", lambda _: installed or None)
+    assert training.used() == wanted
+    assert training.Trained(3, 3, 1.0).note("LoRA") == f"LoRA, {wanted}: 3 steps"
+
+
+@pytest.fixture
+def paged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes' paged AdamW, which computes on CPUs too, without pages: what stands here for a GPU."""
+    optim = pytest.importorskip("bitsandbytes.optim", reason="bitsandbytes is not installed")
+    monkeypatch.setattr(training, "adam", lambda: optim.PagedAdamW32bit)
+
+
+@pytest.mark.usefixtures("paged")
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_the_paged_optimiser_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = start(), start()
+    train("x", {"x": x}, distance(x), 30, 0.3, Limits(60), {})
+    monkeypatch.setattr(training, "adam", lambda: torch.optim.AdamW)
+    train("y", {"y": y}, distance(y), 30, 0.3, Limits(60), {})
+    np.testing.assert_allclose(x.detach().numpy(), y.detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.usefixtures("paged")
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_an_interruption_of_the_paged_optimiser_changes_no_byte(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_an_interruption_changes_no_byte(7, tmp_path, monkeypatch)
+
+
 def test_a_finished_training_is_not_repeated() -> None:
     kept: dict[str, Arrays] = {}
     x = start()
@@ -129,3 +182,27 @@ def test_rounding_lets_gradients_through() -> None:
     made = straight_through(torch.round, x)
     made.sum().backward()
     assert made.tolist() == [0.0, 2.0] and x.grad is not None and x.grad.tolist() == [1.0, 1.0]
+
+
+class Reached(Exception):
+    """The first loss was computed: where it lies, and where the parameters do."""
+
+
+@pytest.mark.parametrize("name", ["qlora", "gptq_lora", "lkd", "llm_qat"])
+def test_models_train_where_the_device_is(name: str, llama: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's `meta` stands for a GPU: it computes shapes alone, and refuses activations that were left on the CPU."""
+    if name in ("qlora", "gptq_lora"):
+        pytest.importorskip("peft", reason="peft is not installed")
+
+    def first(name: str, parameters: Mapping[str, torch.Tensor], loss: Callable[[int], torch.Tensor], *_: object) -> None:
+        raise Reached({each.device.type for each in parameters.values()} | {loss(0).device.type})
+
+    for module in (adapters, lkd, llm_qat):
+        monkeypatch.setattr(module, "device", lambda: "meta")
+        monkeypatch.setattr(module, "train", first)
+    monkeypatch.setattr(llm_qat, "written_by", lambda *_: tokens)
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _: None)  # it reads values
+    method: Any = registry.method(name)
+    with pytest.raises(Reached) as reached:
+        method.fake(load(llama), next(one for one in method.schemes() if one.compute == "fp32"), tokens)
+    assert reached.value.args == ({"meta"},)

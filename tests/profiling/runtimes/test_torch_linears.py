@@ -75,3 +75,30 @@ def test_a_real_checkpoint_runs_on_its_codes(tmp_path: Path, package: str, confi
     assert seen["linears"] == 15
     assert seen["quantized_linears"] == 14  # lm_head stays
     assert any(codes in note for note in seen["notes"])
+
+
+def test_an_adapter_in_the_folder_is_computed_beside_its_linears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PEFT computes it; its products are none of the model's linears."""
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'quantadvisor[train]'")
+    from transformers import AutoModelForCausalLM
+
+    from quantadvisor.profiling.runtimes.torch import missing_package, open_session
+
+    hf = write_llama(tmp_path / "hf")
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)  # B is no zero
+    torch.manual_seed(0)
+    made = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(hf), settings).eval()
+    made.save_pretrained(hf / "adapter")
+    with torch.no_grad():
+        wanted = made(input_ids=torch.from_numpy(TOKENS)).logits[0].numpy()
+        with made.disable_adapter():
+            plain = made(input_ids=torch.from_numpy(TOKENS)).logits[0].numpy()
+    session = open_session(str(hf), (), 1)
+    got = np.concatenate(list(session.score(TOKENS[0], None)))
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    assert np.abs(wanted - plain).max() > 1e-2
+    assert sum(linear_kinds(session.model).values()) == 15
+    session.close()
+    assert missing_package(str(hf)) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    assert "of LoRA needs peft" in str(missing_package(str(hf)))
