@@ -12,6 +12,7 @@ from quantadvisor.kernels.saturation import saturates
 from quantadvisor.methods.refusals import COMPRESSED
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.methods.static_int8 import NPU
 from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.gpus import capability
 from quantadvisor.profiling.runtimes import vllm
@@ -66,6 +67,7 @@ CATALOGUE = (
     Entry("awq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
+    Entry("kbit", "nf4-b64-bf16", "weights", ("torch",)),
     Entry("qlora", "nf4-b64-dq", "weights", ("onnxruntime",)),
     Entry("qlora_merged", "nf4-b64-dq", "weights", ("onnxruntime",)),
     Entry("gptq_lora", "w4-g64", "weights", ONNX),
@@ -77,10 +79,12 @@ CATALOGUE = (
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("dynamic_int8", "w8a8-bf16", "activations", COMPRESSED),
     Entry("static_int8", "w8a8-static", "activations", ("onnxruntime", *OPENVINO)),
+    Entry("static_int8", "w8a8-static-npu", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w7a8", "activations", ONNX),
     Entry("smoothquant", "w8a8-tensor", "activations", ("onnxruntime",)),
-    Entry("smoothquant", "w8a8-static", "activations", OPENVINO),
+    Entry("smoothquant", "w8a8-static", "activations", ("onnxruntime", *OPENVINO)),
+    Entry("smoothquant", "w8a8-static-npu", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-bf16", "activations", COMPRESSED),
     Entry("gguf", "q8_0", "weights", LLAMA_WEIGHTS),
     Entry("gguf", "q4_0", "weights", LLAMA_WEIGHTS),
@@ -93,6 +97,7 @@ CATALOGUE = (
     Entry("kv_int4", "fp32-kv4", "kv_cache", ("onnxruntime",)),
     Entry("kv_int4", "w8-g64-kv4", "kv_cache", ("onnxruntime",)),
     Entry("llm_int8", "w8a8-outlier", "activations", ("onnxruntime",)),
+    Entry("llm_int8", "w8a8-outlier-fp16", "activations", ("torch",)),
     Entry("rotation", "w8a8", "activations", ("onnxruntime",)),
     Entry("rotation", "w4a4", "activations", ("onnxruntime",)),
     Entry("llm_qat", "w8a8", "activations", ONNX),
@@ -179,9 +184,11 @@ def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
 
 
 def needless(made: Candidate, isa: tuple[str, ...], python: str) -> str | None:
-    """Why the option `plain`, or 7-bit weights, are no candidate: what they avoid does not happen here."""
+    """Why the option `plain`, 7-bit weights or a graph for NPUs are no candidate: what they avoid does not happen here."""
     if made.scheme.name.startswith("w7a8") and not made.refused and not saturates():
         return "this CPU multiplies 8-bit weights exactly and as fast: 7 bits avoid the saturation of CPUs without VNNI or AMX"
+    if made.scheme.name == NPU and not made.refused:
+        return "for an NPU, which takes integers alone: w8a8-static does the same here in fewer steps"
     if made.refused or "plain" not in made.options:
         return None
     fast = tuple(option for option in made.options if option != "plain")

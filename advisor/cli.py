@@ -1,5 +1,5 @@
-"""The command line: `advisor run`, `profile`, `plan`, `explain`, `gate`, `report`, `init`, `runtimes`, `methods`, `kernels`,
-`devices`, `selftest`, `selfcheck`, `doctor`, `schema`. Exit codes as in the contract.
+"""The command line: `advisor run`, `profile`, `plan`, `apply`, `convert`, `explain`, `gate`, `report`, `init`, `runtimes`,
+`methods`, `kernels`, `devices`, `selftest`, `selfcheck`, `doctor`, `schema`. Exit codes as in the contract.
 
 Everything for people goes to standard error; `--json` prints exactly one JSON document on standard output.
 """
@@ -22,6 +22,8 @@ from rich.markup import escape
 from quantadvisor import __version__
 from quantadvisor.documents import AdvisorError, BadInput, Results, write_text
 
+from .apply_command import apply as apply_method
+from .apply_command import convert
 from .gate_command import gate
 from .plan_command import plan, stored_plan
 from .selfcheck_command import selfcheck
@@ -167,6 +169,8 @@ def rendered(results: Sequence[Results], ending: str) -> str:
     return "\n".join(map(render_text, results)) if ending == ".txt" else render_html(results)
 
 
+app.command("apply")(apply_method)
+app.command()(convert)
 app.command()(gate)
 app.command()(plan)
 app.command()(selftest)

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import get_args
 
 from quantadvisor.documents import Candidate, Ghost, Inventory, KernelSource, KernelTiming, Predicted, Scheme, Workload
+from quantadvisor.methods.static_int8 import NPU
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, held_tokens, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value, request_s
 
@@ -27,6 +28,8 @@ def kernel_class(scheme: Scheme) -> str:
     if scheme.activations is not None:
         if scheme.activations.number == "float":
             return "fp8"
+        if scheme.name == NPU:
+            return NPU
         return "w7a8" if scheme.weights is not None and scheme.weights.bits == 7 else "w8a8"
     if scheme.weights is None:
         return scheme.compute

@@ -5,6 +5,7 @@ centre blocks (`-c`) and keep in 16 bit the inputs that will probably carry outl
 weights have the largest standard deviation ("proxy quantization", section 4 there), and round the blocks' max|w| too (`-dq`,
 `double_quantization.py`). A codebook is no integer grid: ONNX Runtime's MatMulBnb4 multiplies by NF4, and for the others what
 they would cost in quality is simulated, and no artifact is written.
+With everything else in bfloat16 (`nf4-b64-bf16`) NF4 is a folder of bitsandbytes, which torch runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from . import codebooks, double_quantization
 from .affine import Floats
 from .artifact import base_folder
 from .codebooks import Blocks, Codebook, quantize_blocks
-from .refusals import ONNX, config, group_mismatch, nothing_to_write
+from .refusals import ONNX, config, group_mismatch, not_bitsandbytes, nothing_to_write
 from .rescale import Pair, mapping_missing, pairs
 from .schemes import PATTERN
 from .schemes import scheme as scheme_named
@@ -33,12 +34,14 @@ TARGET: Target = "weights"
 COST = "one pass over the weights, no calibration"
 OFFERED = (
     "nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "e2m0-b64", "quantile3-b64", "nf4-b1024",
-    "nf4-b64-c", "nf4-b64-dq", "int3-b64-p2",
+    "nf4-b64-c", "nf4-b64-dq", "int3-b64-p2", "nf4-b64-bf16", "nf4-b64-dq-bf16",
 )  # fmt: skip
 """What the table of methods shows; any other number type, block and option is rounded just so."""
 BLOCKS = (32, 1024)
 """Smallest and largest block."""
 WRITTEN = ("nf4-b64", "nf4-b64-dq")
+BITSANDBYTES = ("nf4-b64-bf16", "nf4-b64-dq-bf16")
+"""Its folders, which transformers reads."""
 NO_KERNEL = "no CPU kernel multiplies by that codebook with a scale a block; its quality can be simulated"
 DOUBLED = "double quantization: 0.127 bit a parameter where the scales are stored so; MatMulBnb4 reads them in float32, 0.5 bit"
 
@@ -50,6 +53,8 @@ def schemes() -> tuple[Scheme, ...]:
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := no_number_type(scheme.name):
         return refused
+    if scheme.compute == "bf16":
+        return not_bitsandbytes(scheme, runtime, BITSANDBYTES) or mapping_missing(config(model_folder))
     if runtime not in ONNX or scheme.name not in WRITTEN:
         return f"{runtime}: {NO_KERNEL}"
     return mapping_missing(config(model_folder)) or group_mismatch(model_folder, scheme)
@@ -74,6 +79,12 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     from .formats import onnx
     from .observe import load, weight
 
+    if scheme.name in BITSANDBYTES:
+        from .formats import bitsandbytes
+
+        names = [name for pair in pairs(config(model_folder)) for name in pair.targets]
+        bitsandbytes.write(base or model_folder, out, names, "nf4", double="-dq" in scheme.name)
+        return ()
     if reason := refuse(model_folder, scheme, runtime):
         nothing_to_write(NAME, reason)
     model = load(model_folder)
@@ -87,7 +98,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 def nf4(w: Floats, scheme: Scheme) -> Blocks:
     """w: [N, K] in NF4, max|w| of the blocks as they are after double quantization where the scheme has it."""
     blocks = codebooks.to_blocks(w, codebook_of(scheme.name), block_of(scheme))
-    if not scheme.name.endswith("-dq"):
+    if "-dq" not in scheme.name:
         return blocks
     return blocks._replace(bounds=double_quantization.rounded(blocks.bounds))
 
@@ -117,7 +128,7 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
 def on_codebook(w: Floats, scheme: Scheme, centred: bool = False) -> Floats:
     """w: [N, K] as its codes give it back."""
     codebook, block = codebook_of(scheme.name), block_of(scheme)
-    if scheme.name.endswith("-dq"):
+    if "-dq" in scheme.name:
         return codebooks.from_blocks(nf4(w, scheme), codebook, block)
     return quantize_blocks(w, codebook, block, centred)
 

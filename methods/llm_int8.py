@@ -23,7 +23,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder, tokens_read
 from .fake import Fake
-from .refusals import ONNX, config, not_offered
+from .refusals import ONNX, config, not_bitsandbytes, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as named
 
@@ -31,20 +31,31 @@ NAME = "llm_int8"
 TARGET: Target = "activations"
 COST = "one forward pass of 8 calibration samples for the outlier channels, and one pass over the weights"
 THRESHOLD = 6.0
+BITSANDBYTES = "w8a8-outlier-fp16"
+"""Its folders, which transformers reads and whose outliers are found in the very rows."""
 SAMPLES = 8
 """Calibration samples that the artifact's outlier channels are found in."""
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (named("w8a8-outlier"),)
+    return (named("w8a8-outlier"), named(BITSANDBYTES))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return not_offered(NAME, scheme, schemes(), runtime, ONNX) or mapping_missing(config(model_folder))
+    refused = not_offered(NAME, scheme, schemes(), runtime, (*ONNX, "torch"))
+    if not refused and (runtime == "torch" or scheme.name == BITSANDBYTES):
+        refused = not_bitsandbytes(scheme, runtime, (BITSANDBYTES,))
+    return refused or mapping_missing(config(model_folder))
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+    if scheme.name == BITSANDBYTES:
+        from .formats import bitsandbytes
+
+        names = [name for pair in pairs(config(model_folder)) for name in pair.targets]
+        bitsandbytes.write(base or model_folder, out, names, "int8")
+        return (f"outlier channels (|x| >= {THRESHOLD:g}) are found while it runs",)
     from .formats import onnx
 
     tokens = calibration[:SAMPLES]

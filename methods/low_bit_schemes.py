@@ -3,6 +3,7 @@
     fp8, fp8-e5m2         8-bit float weights per channel, activations per token (methods/fp8.py; -tensor, -static, -block)
     fp8-bf16              fp8 with everything else in bfloat16: compressed-tensors
     w8a8-outlier          INT8 but for the channels that hold outliers (LLM.int8())
+    w8a8-outlier-fp16     the same with everything else in float16: bitsandbytes
     w4a8-g64, w8a8-g64    integer weights in groups, INT8 activations per token (ZeroQuant)
     w4a4, w4a8            integer weights per channel, integer activations per token (rotations)
     w4a4-fp, w4a8-fp      floats with a real exponent bias (FPQ); -fp-minmax: of the largest value, without shifts
@@ -30,7 +31,7 @@ Granularity = Literal["tensor", "channel", "group", "token", "block"]
 
 FLOAT8 = re.compile(r"fp8(?P<kind>-tensor|-static|-block|-e5m2|-bf16)?")
 INTEGER = re.compile(
-    r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
+    r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier(?:-fp16)?|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
 )
 CACHE = re.compile(
     r"(?P<stem>.+)-kv(?:(?P<kivi>[248])-kivi|(?P<token>[48])-token|(?P<head>[48])-head|(?P<fp8>f8)(?:-unit)?|(?P<fixed>[48])|(?P<turbo>[1-4]|[1-3]\.5)-turbo(?P<prod>-prod)?)"
@@ -58,7 +59,8 @@ def activations(name: str) -> Scheme | None:
         return Scheme(name=name, weights=weights, activations=form("int", 8, "tensor", symmetric=False))
     head = form("int", 8, "group", 64) if kind == "-outlier" else None
     tokens = form("int", a_bits, "token", dynamic=True)
-    return Scheme(name=name, weights=weights, activations=tokens, embeddings=head, lm_head=head)
+    half: Literal["fp32", "fp16"] = "fp16" if kind == "-outlier-fp16" else "fp32"
+    return Scheme(name=name, compute=half, weights=weights, activations=tokens, embeddings=head, lm_head=head)
 
 
 def float8(name: str, kind: str | None) -> Scheme:

@@ -69,6 +69,8 @@ def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
     return None
 
 
+READS = "transformers reads"
+"""How a refusal begins that keeps nobody from writing the folder: it only could not be loaded here."""
 HALF = (*COMPRESSED, "torch")
 """Runtimes whose integer weights in groups lie in Hugging Face folders, with everything else in 16 bit."""
 
@@ -78,7 +80,19 @@ def half_mismatch(scheme: Scheme, runtime: str) -> str | None:
     if (runtime in HALF) != (scheme.compute == "bf16"):
         return f"{scheme.name} is not for {runtime}: …-bf16 is for {', '.join(HALF)} only"
     if runtime == "torch" and find_spec("gptqmodel") is None:
-        return "transformers reads GPTQ's layout through gptqmodel, which is not installed: pip install gptqmodel"
+        return f"{READS} GPTQ's layout through gptqmodel, which is not installed: pip install gptqmodel"
+    return None
+
+
+def not_bitsandbytes(scheme: Scheme, runtime: str, held: Iterable[str]) -> str | None:
+    """Why there is no bitsandbytes folder of a scheme for a runtime; `held`: those that it holds."""
+    if runtime != "torch":
+        return f"{scheme.name} is not for {runtime}: bitsandbytes' folders are read by torch only"
+    if scheme.name not in held:
+        return f"bitsandbytes holds {' and '.join(held)}, not {scheme.name}"
+    missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
+    if missing:
+        return f"{READS} bitsandbytes' folders through {missing[0]}, which is not installed: pip install {missing[0]}"
     return None
 
 

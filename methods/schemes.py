@@ -9,10 +9,11 @@
                     products with 8 bits saturate (kernels/saturation.py)
     w8a8-tensor     w8a8 with one range per activation tensor: what onnxruntime's quantize_dynamic writes
     w8a8-static     the same with that range fixed by calibration
+    w8a8-static-npu w8a8-static with such ranges on what every operator writes, and INT8 lm_head and embeddings: for NPUs
     w8a8-bf16       w8a8 with everything else in bfloat16, lm_head and embeddings too: compressed-tensors
     nf4-b64         blocks of 64 weights on the values of a number type, times their max|w|: int, nf (NF4), quantile and
                     dynamic with 3 to 8 bits, or e2m1 (exponent and mantissa); -c centres blocks, -p2 keeps 2 % of inputs,
-                    -dq rounds the max|w| themselves (double quantization)
+                    -dq rounds the max|w| themselves (double quantization); -bf16: everything else in bfloat16 (bitsandbytes)
     wfp4            float weights, one format a linear and one real exponent bias a row: 4, 6 or 8 bit (LLM-FP4)
     q8_0, q4_0      GGUF: blocks of 32 with one float16 scale, symmetric; lm_head 8 bit (6.6 where 256 divides its rows)
     q5_0, q4_1, …   the same with 5 bit; _1: with a minimum beside the scale
@@ -40,10 +41,10 @@ MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
 
 PATTERN = re.compile(
-    r"(?P<float>fp32|bf16|fp16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static|-bf16)?|(?P<reduced>w7a8)|q(?P<blocks>[45]_[01]|8_0)"
+    r"(?P<float>fp32|bf16|fp16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static-npu|-static|-bf16)?|(?P<reduced>w7a8)|q(?P<blocks>[45]_[01]|8_0)"
     r"|q(?P<super>[2-6])_k|wfp(?P<row>[468])"
     r"|(?P<type>(?:int|nf|quantile|dynamic)(?P<wide>[3-8])|e(?P<e>[1-5])m(?P<m>[0-6]))-b(?P<block>\d+)(?P<centred>-c)?(?P<doubled>-dq)?"
-    r"(?:-p(?P<percent>\d+))?"
+    r"(?:-p(?P<percent>\d+))?(?P<narrow>-bf16)?"
 )
 SUPER_BITS = {"2": 2.625, "3": 3.4375, "4": 4.5, "5": 5.5, "6": 6.5625}
 """Bits a weight of GGUF's super-blocks of 256, their scales included."""
@@ -67,6 +68,8 @@ def scheme(name: str) -> Scheme:
     if found["row"]:
         return Scheme(name=name, weights=other_numbers(found))
     if found["type"]:
+        if found["narrow"]:
+            return Scheme(name=name, compute="bf16", weights=other_numbers(found))
         head = integer(8, "group", HEAD_GROUP)
         return Scheme(name=name, weights=other_numbers(found), embeddings=head, lm_head=head)
     if found["group"]:
@@ -78,7 +81,8 @@ def scheme(name: str) -> Scheme:
             return Scheme(name=name, compute="bf16", weights=weights)
         return Scheme(name=name, weights=weights, embeddings=head, lm_head=head)
     channel = integer(7 if found["reduced"] else 8, "channel")
-    shared = None if found["range"] in ("-static", "-bf16") else integer(8, "group", HEAD_GROUP)
+    heads = {"-static": None, "-bf16": None, "-static-npu": channel}
+    shared = heads.get(found["range"], integer(8, "group", HEAD_GROUP))
     half: Literal["fp32", "bf16"] = "bf16" if found["range"] == "-bf16" else "fp32"
     return Scheme(
         name=name, compute=half, weights=channel, activations=ACTIVATIONS[found["range"]],
@@ -120,6 +124,7 @@ ACTIVATIONS = {
     None: integer(8, "token", dynamic=True),
     "-tensor": integer(8, "tensor", symmetric=False, dynamic=True),
     "-static": integer(8, "tensor", symmetric=False),
+    "-static-npu": integer(8, "tensor", symmetric=False),
     "-bf16": integer(8, "token", dynamic=True),
 }
 

@@ -25,11 +25,14 @@ from .refusals import COMPRESSED, ONNX, compute_mismatch, config, not_offered
 from .rescale import Pair, Scale, mapping_missing, pairs
 from .schemes import named
 from .schemes import scheme as scheme_named
+from .static_int8 import INTEGERS, NPU, not_for_npus
 
 NAME = "smoothquant"
 TARGET: Target = "activations"
 COST = "one forward pass of the calibration samples, an exponent searched for every tensor, and one pass over the weights"
 RUNTIMES = (*ONNX, "openvino", *COMPRESSED)
+STATIC = ("onnxruntime", "openvino")
+"""Runtimes that get fixed ranges."""
 GRID = (0.5, 0.65, 0.8, 0.9)
 SEARCH_TOKENS = 128
 """Tokens of the first calibration sample that the search measures errors on."""
@@ -43,7 +46,7 @@ Round = Callable[[Floats], Floats]
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return (*named("w8a8", "w7a8", "w8a8-tensor"), scheme_named("w8a8-static"), scheme_named("w8a8-bf16"))
+    return (*named("w8a8", "w7a8", "w8a8-tensor"), *map(scheme_named, ("w8a8-static", NPU, "w8a8-bf16")))
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -52,21 +55,23 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     static = scheme.activations is not None and not scheme.activations.dynamic
     if runtime == "openvino" and not static:
         return f"activation ranges in its graphs are fixed: w8a8-static instead of {scheme.name}"
-    if runtime != "openvino" and static:
+    if static and runtime not in STATIC:
         return f"what it writes for {runtime} rounds activations at run time: w8a8 or w8a8-tensor instead of {scheme.name}"
-    return compute_mismatch(scheme, runtime) or mapping_missing(config(model_folder))
+    return not_for_npus(scheme, runtime) or compute_mismatch(scheme, runtime) or mapping_missing(config(model_folder))
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None, linear: bool = True) -> tuple[str, ...]:  # fmt: skip
     """`linear`: also smooth the inputs of o_proj and down_proj, through v_proj and up_proj."""
     assert scheme.weights is not None and scheme.activations is not None
-    bits = most_exact().bit_length() + 1 if runtime == "openvino" else int(scheme.weights.bits)
+    static = not scheme.activations.dynamic
+    bits = most_exact().bit_length() + 1 if static else int(scheme.weights.bits)
     with base_folder(model_folder, runtime, out, base) as source:
         per_token = scheme.activations.granularity == "token"
-        seen = calibration if runtime == "openvino" else calibration[:RANGE_SAMPLES]
+        seen = calibration if static else calibration[:RANGE_SAMPLES]
         found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear, bits)
         note = f"{found.note}; channel maxima of {tokens_read(seen, calibration)}"
+        ranged = (found.note, f"static activation ranges: the extremes of {seen.size} calibration tokens")
         if runtime in COMPRESSED:
             from .formats import compressed
 
@@ -76,10 +81,16 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             from .formats import openvino
 
             openvino.quantize_w8a8(source, out, [openvino.Input(*each) for each in found.inputs], found.scales)
-            return (found.note, f"static activation ranges: the extremes of {seen.size} calibration tokens")
+            return ranged
         from .formats import onnx
 
         factors = onnx.rescaled(source, found.scales, config(model_folder))
+        if scheme.name == NPU:
+            onnx.quantize_integer_w8a8(source, out, seen, factors)
+            return (*ranged, INTEGERS)
+        if static:
+            onnx.quantize_static_w8a8(source, out, found.inputs, factors)
+            return ranged
         onnx.quantize_dynamic_w8a8(source, out, factors, per_token, bits=bits)
         return (note,)
 

@@ -4,6 +4,7 @@
     w8a8-static-percentile   99.99 % of the values: 0.005 % are clipped on each side
     w8a8-static-entropy      the symmetric range of least KL between the histogram and its 8-bit form
     w8a8-static-mse          the range with the least mean square rounding error
+    w8a8-static-npu          min-max for what every operator writes too: integers between all of them, as NPUs take a graph
 
 OpenVINO and ONNX Runtime get the same ranges and integers: as FakeQuantize, and as QuantizeLinear and DequantizeLinear (QDQ).
 
@@ -38,6 +39,7 @@ from .schemes import scheme as scheme_named
 NAME = "static_int8"
 TARGET: Target = "activations"
 RUNTIMES = ("openvino", "onnxruntime")
+NPU = "w8a8-static-npu"
 COST = "one forward pass of the calibration samples for the ranges, and one pass over the weights"
 CLIPPED_SAMPLES = 32
 """Calibration samples on which clipping is judged, on about KEPT_VALUES values of each tensor and batch."""
@@ -45,6 +47,7 @@ KEPT_VALUES = 1 << 13
 WORDS: dict[Clip, str] = {
     "minmax": "the extremes", "percentile": "99.99 %", "entropy": "the least divergence", "mse": "the least mean square error",
 }  # fmt: skip
+INTEGERS = "integers between all operators but attention; the residual stream and the weights of norms in 16 bit"
 
 LOUDEST = 1 << 10
 """Of each batch: kept whole."""
@@ -62,7 +65,8 @@ Range = tuple[tuple[str, ...], float, float]
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(scheme_named("w8a8-static" if clip == "minmax" else f"w8a8-static-{clip}") for clip in WORDS)
+    clipped = (scheme_named("w8a8-static" if clip == "minmax" else f"w8a8-static-{clip}") for clip in WORDS)
+    return (*clipped, scheme_named(NPU))
 
 
 def clip_of(scheme: Scheme) -> Clip:
@@ -70,7 +74,15 @@ def clip_of(scheme: Scheme) -> Clip:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return not_offered(NAME, scheme, schemes(), runtime, RUNTIMES) or mapping_missing(config(model_folder))
+    refused = not_offered(NAME, scheme, schemes(), runtime, RUNTIMES) or not_for_npus(scheme, runtime)
+    return refused or mapping_missing(config(model_folder))
+
+
+def not_for_npus(scheme: Scheme, runtime: str) -> str | None:
+    """Why a runtime gets no integers between operators; None where it does, or the scheme has none."""
+    if scheme.name != NPU or runtime == "onnxruntime":
+        return None
+    return f"{scheme.name} is written as QDQ, for an NPU, and read by onnxruntime: {runtime} reads no such graph"
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
@@ -79,6 +91,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
     clip = clip_of(scheme)
     with base_folder(model_folder, runtime, out, base) as source:
+        if scheme.name == NPU:
+            from .formats import onnx
+
+            onnx.quantize_integer_w8a8(source, out, calibration)
+            return (INTEGERS, f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens")
         found = ranges(load(model_folder), calibration, clip)
         if runtime == "openvino":
             from .formats import openvino

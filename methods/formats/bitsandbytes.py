@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.errors import BadInput
 
 from ..affine import Codes, Floats
-from ..codebooks import dynamic, nearest
+from ..codebooks import Blocks, dynamic, nearest
 from .huggingface import Change, in_half, read_linears, rewrite, settings_of
 
 BLOCK, NESTED_BLOCK = 64, 256
@@ -33,6 +33,7 @@ NF4_VALUES = np.array([
 STATE = "weight.quant_state.bitsandbytes__nf4"
 NF4_SUFFIXES = ("weight", "weight.absmax", "weight.quant_map", STATE, "weight.nested_absmax", "weight.nested_quant_map")
 INT8_SUFFIXES = ("SCB", "weight", "weight_format")
+SUFFIXES = (*NF4_SUFFIXES, "SCB", "weight_format")
 
 
 class NF4(NamedTuple):
@@ -140,11 +141,33 @@ def as_bytes(state: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 def read(folder: Path) -> dict[str, Floats]:
     """{linear: what its codes stand for, float32 [N, K]} of a folder of either kind."""
+    if not settings_here(folder).get("load_in_8bit"):
+        return {name: weights_of(linear) for name, linear in read_nf4(folder).items()}
+    stored = read_linears(folder, INT8_SUFFIXES)
+    return {n: a["weight"].astype(np.float32) * (a["SCB"] / np.float32(127))[:, None] for n, a in stored.items()}
+
+
+def read_nf4(folder: Path) -> dict[str, NF4]:
+    """Codes of every linear; BadInput for a folder in INT8, or in bitsandbytes' other 4-bit type."""
+    found = settings_here(folder)
+    if not found.get("load_in_4bit") or found.get("bnb_4bit_quant_type") != "nf4":
+        raise BadInput(
+            str(folder), "is a bitsandbytes checkpoint of another type than NF4", "see quantization_config in its config.json"
+        )
+    stored = {n: a for n, a in read_linears(folder, NF4_SUFFIXES).items() if STATE in a}
+    return {name: restored_nf4(arrays) for name, arrays in stored.items()}
+
+
+def settings_here(folder: Path) -> dict[str, Any]:
     found = settings_of(folder)
     if found.get("quant_method") != "bitsandbytes":
         raise BadInput(str(folder), "is no bitsandbytes checkpoint", "see quantization_config in its config.json")
-    if found.get("load_in_8bit"):
-        stored = read_linears(folder, INT8_SUFFIXES)
-        return {n: a["weight"].astype(np.float32) * (a["SCB"] / np.float32(127))[:, None] for n, a in stored.items()}
-    stored = {n: a for n, a in read_linears(folder, NF4_SUFFIXES).items() if STATE in a}
-    return {name: weights_of(restored_nf4(arrays)) for name, arrays in stored.items()}
+    return found
+
+
+def in_rows(found: NF4, name: str) -> Blocks:
+    """Codes and max|w| by rows [N, K / block]; BadInput where blocks cross rows."""
+    rows, width = found.codes.shape
+    if width % (found.codes.size // len(found.absmax)):
+        raise BadInput(name, f"its blocks of {found.codes.size // len(found.absmax)} cross rows of {width}", "use torch")
+    return Blocks(found.codes, found.absmax.reshape(rows, -1))

@@ -1,29 +1,36 @@
-"""Bridges between formats of integer weights: the integers of one are written as those of another, bit for bit.
+"""Bridges between formats of quantized weights: the codes of one are written as those of another, bit for bit.
 
     read          GPTQ, AWQ, pack-quantized, MatMulNBits (ONNX) or OpenVINO folder -> integers by Hugging Face names
-    dequantized   a GPTQ, AWQ or pack-quantized folder -> a plain float32 one: what the other runtimes' exporters read
-    carry         such a folder -> an artifact of another runtime, with the same integers and no rounding of its own
+    dequantized   a GPTQ, AWQ, pack-quantized or bitsandbytes folder -> a plain float32 one: what other runtimes' exporters read
+    carry         a folder -> an artifact of another runtime, with the same codes and no rounding of its own
+    convert       a folder -> a Hugging Face folder in another layout, likewise
 
 Codes and zeros come through unchanged, scales too: float16 and bfloat16 are exact in float32. Only lm_head, which these
-checkpoints leave in 16 bit, is rounded to 8 where the other format asks for it.
+checkpoints leave in 16 bit, is rounded to 8 where the other format asks for it. bitsandbytes' NF4 codes are no integers: ONNX
+Runtime's MatMulBnb4 takes them, with the same max|w| of each block, and no other format here does.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quantadvisor.documents.errors import BadInput
 
-from ..affine import Grouped, dequantize_groups
-from . import awq, gptq, huggingface, pack_quantized
+from ..affine import Floats, Grouped, dequantize_groups
+from ..refusals import ONNX
+from . import awq, bitsandbytes, gptq, huggingface, pack_quantized
 
 LinearFormat = tuple[int, int, bool]
 """(bits, group size, symmetric)"""
-CHECKPOINTS = {"gptq": gptq, "awq": awq, "compressed-tensors": pack_quantized}
+LAYOUTS = {"gptq": gptq, "awq": awq, "compressed-tensors": pack_quantized}
+"""Of integers in groups in Hugging Face folders, by quant_method."""
+CHECKPOINTS: dict[str, Any] = {**LAYOUTS, "bitsandbytes": bitsandbytes}
 
 
 def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
@@ -36,7 +43,10 @@ def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
         from .openvino import read_integers as read_openvino
 
         return read_openvino(folder)
-    return checkpoint_format(folder).read(folder)  # type: ignore[no-any-return]
+    form = checkpoint_format(folder)
+    if form is bitsandbytes:
+        raise BadInput(str(folder), "holds bitsandbytes' codes, which are no integers in groups", "carry NF4 to onnxruntime")
+    return form.read(folder)  # type: ignore[no-any-return]
 
 
 def checkpoint_format(folder: Path) -> Any:
@@ -44,43 +54,101 @@ def checkpoint_format(folder: Path) -> Any:
     kind = huggingface.settings_of(folder).get("quant_method") if (folder / "config.json").exists() else None
     if kind not in CHECKPOINTS:
         known = f"{', '.join(CHECKPOINTS)}, ONNX and OpenVINO"
-        raise BadInput(str(folder), f"holds no integer weights that are read here (quant_method {kind})", f"read are {known}")
+        raise BadInput(str(folder), f"holds no quantized weights that are read here (quant_method {kind})", f"read are {known}")
     return CHECKPOINTS[kind]
 
 
 def dequantized(checkpoint: Path, out: Path) -> None:
-    """Every linear as the float32 weights that its integers stand for; other tensors in float32."""
+    """Every linear as the float32 weights that its codes stand for; other tensors in float32."""
     import torch
 
     form = checkpoint_format(checkpoint)
-    found: dict[str, Grouped]
-    found, (_, group, _) = form.read(checkpoint)
-    first = form.SUFFIXES[0]
+    found: Mapping[str, Callable[[], Floats]]
+    if form is bitsandbytes:
+        found = {name: partial(lambda w: w, w) for name, w in form.read(checkpoint).items()}
+    else:
+        integers, (_, group, _) = form.read(checkpoint)
+        found = {name: partial(dequantize_groups, *linear, group) for name, linear in integers.items()}
 
     def change(name: str, value: Any) -> Iterable[tuple[str, Any]]:
-        linear, _, suffix = name.rpartition(".")
-        if linear not in found or suffix not in form.SUFFIXES:
+        suffix = next((suffix for suffix in form.SUFFIXES if name.endswith(f".{suffix}")), "")
+        linear = name.removesuffix(f".{suffix}")
+        if linear not in found:
             return [(name, value.float() if value.is_floating_point() else value)]
-        return [(f"{linear}.weight", torch.from_numpy(dequantize_groups(*found[linear], group)))] if suffix == first else []
+        return [(f"{linear}.weight", torch.from_numpy(found[linear]()))] if suffix == form.SUFFIXES[0] else []
 
     huggingface.rewrite(checkpoint, out, change, {"dtype": "float32", "quantization_config": None})
 
 
 def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -> tuple[str, ...]:
-    """The artifact of `runtime` with the checkpoint's integers; returns notes. `base`: the model's export, where there is one."""
-    from ..artifact import base_folder, write_grouped
-    from ..schemes import scheme
+    """The artifact of `runtime` with the checkpoint's codes; returns notes. `base`: the model's export, where there is one."""
+    from ..artifact import base_folder
 
-    found, (bits, group, symmetric) = read(checkpoint)
-    wanted = scheme(f"w{bits}-g{group}")
-    assert wanted.weights is not None
-    wanted = wanted.model_copy(update={"weights": wanted.weights.model_copy(update={"symmetric": symmetric})})
-    given = {name: partial(found.__getitem__, name) for name in found}
+    nf4 = (checkpoint / "config.json").exists() and checkpoint_format(checkpoint) is bitsandbytes
+    if nf4 and runtime not in ONNX:
+        what = f"holds bitsandbytes' codes, and {runtime} reads them in no artifact of its own"
+        raise BadInput(str(checkpoint), what, "carry NF4 to onnxruntime; torch and vllm read the folder itself")
+    write = partial(write_nf4, bitsandbytes.read_nf4(checkpoint)) if nf4 else partial(write_integers, *read(checkpoint), runtime)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bridge.") as scratch:
         plain = checkpoint
         if base is None:
             dequantized(checkpoint, plain := Path(scratch) / "plain")
         with base_folder(plain, runtime, out, base) as source:
-            write_grouped(plain, source, wanted, runtime, out, given)
-    return (f"{len(found)} linears with the integers of {checkpoint.name}; lm_head rounded to 8 bit",)
+            count = write(plain, source, out)
+    return (f"{count} linears with the codes of {checkpoint.name}; lm_head rounded to 8 bit",)
+
+
+def write_integers(found: Mapping[str, Grouped], form: LinearFormat, runtime: str, plain: Path, source: Path, out: Path) -> int:
+    """The artifact of `runtime` from its base `source`; how many linears it holds."""
+    from ..artifact import write_grouped
+    from ..schemes import scheme
+
+    bits, group, symmetric = form
+    wanted = scheme(f"w{bits}-g{group}")
+    assert wanted.weights is not None
+    wanted = wanted.model_copy(update={"weights": wanted.weights.model_copy(update={"symmetric": symmetric})})
+    write_grouped(plain, source, wanted, runtime, out, brought(found))
+    return len(found)
+
+
+def write_nf4(found: Mapping[str, bitsandbytes.NF4], plain: Path, source: Path, out: Path) -> int:
+    from . import onnx
+
+    given = {name: partial(bitsandbytes.in_rows, linear, name) for name, linear in found.items()}
+    onnx.quantize_nf4(source, out, given, bitsandbytes.BLOCK)
+    return len(found)
+
+
+def convert(checkpoint: Path, layout: str, out: Path, model_folder: Path | None = None) -> tuple[str, ...]:
+    """The checkpoint's integers in a Hugging Face folder of another of LAYOUTS; returns notes. Everything else is taken from the
+    checkpoint, or from `model_folder` where that is an artifact of ONNX Runtime or OpenVINO. BadInput where the layout's 16-bit
+    scales do not hold its own bit for bit."""
+    if layout not in LAYOUTS:
+        raise BadInput("format", f"{layout!r} is none that integers are written in", f"known are {', '.join(LAYOUTS)}")
+    found, form = read(checkpoint)
+    huggingface_folder = (checkpoint / "config.json").exists() and not (checkpoint / "openvino_model.xml").exists()
+    if not huggingface_folder and model_folder is None:
+        raise BadInput(
+            str(checkpoint), "holds no Hugging Face tensors beside its integers", "name the model it was made of: --model"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bridge.") as scratch:
+        if huggingface_folder:
+            dequantized(checkpoint, plain := Path(scratch) / "plain")
+        else:
+            assert model_folder is not None
+            plain = model_folder
+        written = Path(scratch) / "written"
+        LAYOUTS[layout].write(plain, written, brought(found), form)
+        back, _ = read(written)
+        for name, linear in found.items():
+            if not all(map(np.array_equal, linear, back[name])):
+                what = f"the scales of {name} are not exact in the 16 bits that {layout} holds them in"
+                raise BadInput(str(checkpoint), what, "a bridge rounds nothing: quantize the model itself for it")
+        written.rename(out)
+    return (f"{len(found)} linears with the codes of {checkpoint.name}, everything else in 16 bit",)
+
+
+def brought(found: Mapping[str, Grouped]) -> dict[str, Callable[[], Grouped]]:
+    return {name: partial(found.__getitem__, name) for name in found}

@@ -21,7 +21,7 @@ Named = tuple[str, Any]
 Change = Callable[[str, Any], Iterable[Named]]
 """(name, tensor) -> what is stored in its place"""
 INDEX = "model.safetensors.index.json"
-LEFT_BEHIND = (INDEX, "built.json")
+LEFT_BEHIND = (INDEX, "built.json", "quantize_config.json")
 
 
 def rewrite(

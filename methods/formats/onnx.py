@@ -6,6 +6,7 @@ quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights
 quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
 quantize_w8a8_outliers the same, outlier channels in fp32         (onnx_outliers.py)
 quantize_static_w8a8   fp32 folder -> QDQ, INT8 x INT8 in fixed ranges (onnx_qdq.py)
+quantize_integer_w8a8  fp32 folder -> QDQ around every operator, for NPUs (onnx_integer.py)
 quantize_nf4           fp32 folder -> MatMulBnb4, with LoRA beside (onnx_nf4.py)
 quantize_cache         any of these -> the same, INT8 or INT4 cache (onnx_cache.py)
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from .onnx_base import export_base, linears, load_graph
 from .onnx_cache import calibrate_cache, quantize_cache
+from .onnx_integer import quantize_integer_w8a8
 from .onnx_nf4 import quantize_nf4
 from .onnx_outliers import quantize_w8a8_outliers
 from .onnx_qdq import quantize_static_w8a8
@@ -30,6 +32,7 @@ __all__ = [
     "onnx_linear",
     "quantize_cache",
     "quantize_dynamic_w8a8",
+    "quantize_integer_w8a8",
     "quantize_nf4",
     "quantize_static_w8a8",
     "quantize_w8a8_outliers",

@@ -38,18 +38,22 @@ def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Bounds:
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(base / MODEL), options, providers=["CPUExecutionProvider"])
-    past = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past_key_values.")}
-    size = _head_size(base)
-    empty = {name: np.zeros((1, shape[1], 0, size), np.float32) for name, shape in past.items()}
-    presents = {name: name.replace("past_key_values", "present") for name in past}
-    bound = {name: np.zeros(shape[1] * size, np.float32) for name, shape in past.items()}
+    empty = empty_cache(session, base)
+    presents = {name: name.replace("past_key_values", "present") for name in empty}
+    bound = {name: np.zeros(cache.shape[1] * cache.shape[3], np.float32) for name, cache in empty.items()}
     turned = rotary(base)
     for sample in tokens:
         feeds = {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64), **empty}
-        for name, cache in zip(past, session.run(list(presents.values()), feeds), strict=True):
+        for name, cache in zip(empty, session.run(list(presents.values()), feeds), strict=True):
             sizes = pair_norms(cache[0], *turned) if name.endswith(".key") else np.abs(cache[0])
             np.maximum(bound[name], sizes.max(axis=1).reshape(-1), out=bound[name])
     return {name: np.where(most > 0, most, 1).astype(np.float32) for name, most in bound.items()}
+
+
+def empty_cache(session: Any, folder: Path) -> dict[str, NDArray[np.float32]]:
+    """What a session reads that has read nothing yet, by input: [1, kv_heads, 0, head_size]."""
+    past = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+    return {value.name: np.zeros((1, value.shape[1], 0, _head_size(folder)), np.float32) for value in past}
 
 
 def rotary(folder: Path) -> tuple[int, bool]:

@@ -6,7 +6,7 @@
 One fixed uint8 range for each tensor that linears read, who share its rounding; int8 weights about 0, one scale per output
 channel: the grids of OpenVINO's artifact. ONNX Runtime makes each linear a MatMulIntegerToFloat. What linears write stays float,
 as there: rounded too, each would be a QLinearMatMul and a DequantizeLinear that takes as long (64 beside 67 ms in 512 tokens of
-SmolLM2-135M). So an NPU whose compiler asks for integers between all operators finds them at the inputs of linears only.
+SmolLM2-135M). An NPU whose compiler asks for integers between all operators gets them from `onnx_integer.py`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ import numpy as np
 from quantadvisor.kernels.saturation import most_exact
 from quantadvisor.methods.affine import affine_grid
 
-from .onnx_base import Rewrite, linears
+from .onnx_base import Factors, Rewrite, linears
 from .onnx_rescale import onnx_linear
 from .onnx_weights import channel_weight
 
 
-def quantize_static_w8a8(base: Path, out: Path, inputs: Iterable[tuple[Sequence[str], float, float]]) -> None:
+def quantize_static_w8a8(base: Path, out: Path, inputs: Iterable[tuple[Sequence[str], float, float]],
+                         factors: Factors | None = None) -> None:  # fmt: skip
     """`inputs`: (linears that read one tensor, by Hugging Face names, its least and its largest value). Linears that it does not
-    name, lm_head among them, stay float. Weights take 7 bits where this CPU's sums of 8 saturate, as for OpenVINO."""
+    name, lm_head among them, stay float. Weights take 7 bits where this CPU's sums of 8 saturate, as for OpenVINO. `factors`
+    are multiplied in first; the ranges are those after them."""
     bits = most_exact().bit_length() + 1
-    with Rewrite(base, out) as edit:
+    with Rewrite(base, out, factors) as edit:
         known = linears(edit.model)
         for readers, low, high in inputs:
             nodes = [known[name] for name in dict.fromkeys(onnx_linear(reader, known) for reader in readers)]

@@ -12,11 +12,14 @@ from quantadvisor.advisor.candidates import enumerate_candidates, no_kernel_of_v
 from quantadvisor.advisor.catalogue import NOMINAL
 from quantadvisor.advisor.checkpoint import PLACES
 from quantadvisor.advisor.ghosts import ghost_method
+from quantadvisor.advisor.predict import kernel_class
 from quantadvisor.advisor.risk import schemes_at_risk
 from quantadvisor.documents import Device, Gpu
+from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods import awq
 from quantadvisor.methods.registry import METHODS, method, trains
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.methods.static_int8 import NPU
 from quantadvisor.profiling.gpus import on_gpu
 from quantadvisor.profiling.runtimes import triton
 
@@ -39,9 +42,23 @@ def test_training_takes_a_budget(seconds: int, tmp_path: Path, monkeypatch: pyte
     found = enumerate_candidates(work, tmp_path, PLAIN)
     reasons = {trains(c.method): set() for c in found}
     for each in found:
-        reasons[trains(each.method)].add(each.excluded)
+        if each.scheme.name != NPU:
+            reasons[trains(each.method)].add(each.excluded)
     excluded = "it trains, and budget.train_s is 0: set the seconds that it may take"
     assert reasons == {False: {None}, True: {None if seconds else excluded}}
+
+
+def test_graphs_for_npus_are_listed_and_not_measured(tmp_path: Path) -> None:
+    """Predicted by no other kernel's time; refused where no such graph is written."""
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    found = {one.name: one for one in enumerate_candidates(workload(), tmp_path, PLAIN) if one.scheme.name == NPU}
+    assert set(found) == {f"{name}-{NPU}@onnxruntime" for name in ("static_int8", "smoothquant")}
+    for one in found.values():
+        assert one.refused is None
+        assert "for an NPU" in str(one.excluded)
+        assert kernel_class(one.scheme) not in {kernel_class(probe.scheme) for probe in PROBES.values()}
+        for runtime in ("openvino", "torch", "vllm", "onnxruntime-genai"):
+            assert method(one.method).refuse(tmp_path, one.scheme, runtime)
 
 
 def test_every_cache_of_triton_is_an_option_of_the_session(tmp_path: Path) -> None:

@@ -36,7 +36,13 @@ def test_floats() -> None:
 
 @pytest.mark.parametrize(
     ("name", "granularity", "dynamic"),
-    [("w8a8", "token", True), ("w7a8", "token", True), ("w8a8-tensor", "tensor", True), ("w8a8-static", "tensor", False)],
+    [
+        ("w8a8", "token", True),
+        ("w7a8", "token", True),
+        ("w8a8-tensor", "tensor", True),
+        ("w8a8-static", "tensor", False),
+        ("w8a8-static-npu", "tensor", False),
+    ],
 )
 def test_activations_say_what_they_are(name: str, granularity: str, dynamic: bool) -> None:
     activations = scheme(name).activations

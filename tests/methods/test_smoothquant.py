@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantadvisor.methods import smoothquant
+from quantadvisor.methods import smoothquant, static_int8
 from quantadvisor.methods.affine import fake_activations
 from quantadvisor.methods.rescale import Pair
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import kl, run, torch_logits
+from .conftest import kl, operators, run, torch_logits
 
 X = np.array([[1, -16, 2, 6], [-2, 8, -1, -9]], np.float32)
 W = np.array([[2, 1, -2], [1, -1, -1], [2, -1, -2], [-1, -1, 1]], np.float32).T
@@ -69,13 +69,32 @@ def test_apply_beats_plain_rounding(name: str, llama: Path, base: Path, tokens: 
     assert kl(exact, run(tmp_path / "smooth", tokens[3])) < kl(exact, run(tmp_path / "plain", tokens[3]))
 
 
+@pytest.mark.parametrize("name", ["w8a8-static", "w8a8-static-npu"])
+def test_fixed_ranges_in_onnxruntime_take_outliers(
+    name: str, planted: Path, planted_base: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    """On a model with planted outliers it leaves a fraction of the KL of the same rounding without it, and nothing else of the
+    artifact changes: the operators are the same."""
+    exact, found = torch_logits(planted, tokens[3]), {}
+    for method in (static_int8, smoothquant):
+        notes = method.apply(planted, scheme(name), "onnxruntime", tokens[:3], tmp_path / method.NAME, base=planted_base)
+        assert any(f"the extremes of {tokens[:3].size} calibration tokens" in note for note in notes)
+        found[method.NAME] = kl(exact, run(tmp_path / method.NAME, tokens[3]))
+    assert found["smoothquant"] < 0.05 * found["static_int8"]
+    assert operators(tmp_path / "smoothquant", tmp_path) == operators(tmp_path / "static_int8", tmp_path)
+    assert run(tmp_path / "smoothquant", tokens[3], chunk=8) == pytest.approx(run(tmp_path / "smoothquant", tokens[3]), abs=1e-4)
+
+
 def test_refusals(tmp_path: Path, llama: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
     assert "gemma2" in str(smoothquant.refuse(tmp_path, scheme("w8a8"), "onnxruntime"))
     assert smoothquant.refuse(llama, scheme("w8a8"), "onnxruntime") is None
     assert "w8a8-static" in str(smoothquant.refuse(llama, scheme("w8a8"), "openvino"))
     assert smoothquant.refuse(llama, scheme("w8a8-static"), "openvino") is None
-    assert "at run time" in str(smoothquant.refuse(llama, scheme("w8a8-static"), "onnxruntime"))
+    assert smoothquant.refuse(llama, scheme("w8a8-static"), "onnxruntime") is None
+    assert smoothquant.refuse(llama, scheme("w8a8-static-npu"), "onnxruntime") is None
+    assert "at run time" in str(smoothquant.refuse(llama, scheme("w8a8-static"), "onnxruntime-genai"))
+    assert "for an NPU" in str(smoothquant.refuse(llama, scheme("w8a8-static-npu"), "openvino"))
     assert "torch" in str(smoothquant.refuse(llama, scheme("w8a8"), "torch"))
 
 

@@ -114,4 +114,6 @@ def test_refusals(tmp_path: Path, llama: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
     assert "gemma2" in str(static_int8.refuse(tmp_path, scheme("w8a8-static"), "openvino"))
     assert static_int8.refuse(llama, scheme("w8a8-static"), "onnxruntime") is None
+    assert static_int8.refuse(llama, scheme("w8a8-static-npu"), "onnxruntime") is None
+    assert "for an NPU" in str(static_int8.refuse(llama, scheme("w8a8-static-npu"), "openvino"))
     assert "writes nothing for torch" in str(static_int8.refuse(llama, scheme("w8a8-static"), "torch"))
