@@ -34,7 +34,7 @@ from .codebooks import from_blocks
 from .fake import Fake, linears, with_weights
 from .kept import Kept, kept_beside
 from .layerwise import evenly
-from .refusals import not_offered, nothing_to_write
+from .refusals import memory_missing, not_offered, nothing_to_write
 from .schemes import scheme as named
 from .training import ENOUGH, Limits, Trained, divergence, silent, train
 
@@ -60,7 +60,7 @@ def schemes() -> tuple[Scheme, ...]:
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, (runtime,)) or kbit.refuse(model_folder, scheme, runtime):
         return refused
-    return None if find_spec("peft") else MISSING
+    return memory_missing(NAME, model_folder, 2) if find_spec("peft") else MISSING
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -75,11 +75,11 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    from .observe import load
+    from .stream import layer_by_layer
 
     clip = clip_of(scheme)
     with base_folder(model_folder, runtime, out, base) as source:
-        found = ranges(load(model_folder), calibration, clip)
+        found = ranges(layer_by_layer(model_folder), calibration, clip)
         if runtime == "openvino":
             from .formats import openvino
 
