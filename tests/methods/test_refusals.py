@@ -38,5 +38,5 @@ def test_a_model_that_does_not_fit_is_refused(holds: int, llama: Path, monkeypat
 
 def test_loading_it_fails_with_the_same_line(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "free_memory", lambda: 1000)
-    with pytest.raises(CandidateFailed, match="holds the whole model in float32, 0.0 GB, and 0.0 GB of memory are free"):
+    with pytest.raises(CandidateFailed, match=r"holds the whole model in float32, .* GB of memory are free"):
         load(llama)
