@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +205,7 @@ def check_weights(files: list[Path], config: Mapping[str, Any]) -> None:
 
 def _convert(path: Path, files: list[Path], config: Mapping[str, Any], folder: Path) -> None:
     """One fp32 model.safetensors, the config that says so, and the tokenizer as tokenizer.json."""
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for file in files:
-        with open_weights(file) as opened:
-            for name in opened.keys():  # noqa: SIM118
-                tensors[name] = opened.get_tensor(name).to(torch.float32).contiguous()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    _write_fp32(files, folder / "model.safetensors")
     described = {key: value for key, value in config.items() if key not in ("torch_dtype", "quantization_config")}
     (folder / "config.json").write_text(json.dumps(described | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     for pattern in (*TOKENIZER_FILES, "generation_config.json"):
@@ -221,6 +214,27 @@ def _convert(path: Path, files: list[Path], config: Mapping[str, Any], folder: P
                 shutil.copyfile(file, folder / file.name)
     if not (folder / "tokenizer.json").is_file():
         _make_tokenizer_json(path, folder)
+
+
+def _write_fp32(files: list[Path], out: Path) -> None:
+    """Every tensor of `files` in float32, one in memory at a time: the header of the format (8 bytes of its length, JSON) can be
+    written first, since all sizes are known. https://github.com/huggingface/safetensors"""
+    shapes: dict[str, tuple[Path, list[int]]] = {}
+    for file in files:
+        with open_weights(file) as opened:
+            shapes |= {name: (file, list(opened.get_slice(name).get_shape())) for name in opened.keys()}  # noqa: SIM118
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (_, shape) in shapes.items():
+        start, end = end, end + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with out.open("wb") as written:
+        written.write(len(text).to_bytes(8, "little") + text)
+        for name, (file, _) in shapes.items():
+            with open_weights(file) as opened:
+                opened.get_tensor(name).float().contiguous().numpy().tofile(written)
 
 
 def _make_tokenizer_json(path: Path, folder: Path) -> None:

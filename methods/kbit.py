@@ -10,6 +10,7 @@ With everything else in bfloat16 (`nf4-b64-bf16`) NF4 is a folder of bitsandbyte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def no_number_type(name: str) -> str | None:
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
     from .formats import onnx
-    from .observe import load, weight
+    from .formats.huggingface import linear_weights
 
     if scheme.name in BITSANDBYTES:
         from .formats import bitsandbytes
@@ -87,12 +88,15 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         return ()
     if reason := refuse(model_folder, scheme, runtime):
         nothing_to_write(NAME, reason)
-    model = load(model_folder)
-    names = [name for pair in pairs(config(model_folder)) for name in pair.targets]
-    given = {name: partial(nf4, weight(model, name), scheme) for name in names}
+    weights = linear_weights(model_folder, config(model_folder))
+    given = {name: partial(read_nf4, read, scheme) for name, read in weights.items()}
     with base_folder(model_folder, runtime, out, base) as source:
         onnx.quantize_nf4(source, out, given, block_of(scheme))
     return (DOUBLED,) if scheme.name.endswith("-dq") else ()
+
+
+def read_nf4(read: Callable[[], Floats], scheme: Scheme) -> Blocks:
+    return nf4(read(), scheme)
 
 
 def nf4(w: Floats, scheme: Scheme) -> Blocks:

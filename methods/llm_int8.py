@@ -67,7 +67,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
 def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, NDArray[int64]]:
     """Channels that reach the threshold, ascending, by every linear that reads them."""
-    from .observe import load, observe
+    from .observe import observe
+    from .stream import layer_by_layer
 
     groups = {pair.targets[0]: pair.targets for pair in pairs(config(model_folder))}
     peaks: dict[str, NDArray[np.float32]] = {}
@@ -76,7 +77,7 @@ def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, ND
         bound = np.abs(x).max(axis=0)
         peaks[name] = np.maximum(peaks[name], bound) if name in peaks else bound
 
-    observe(load(model_folder), tokens, dict.fromkeys(groups, widen))
+    observe(layer_by_layer(model_folder), tokens, dict.fromkeys(groups, widen))
     return {reader: np.flatnonzero(peaks[name] >= THRESHOLD) for name, readers in groups.items() for reader in readers}
 
 

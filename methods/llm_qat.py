@@ -33,7 +33,7 @@ from . import dynamic_int8
 from .fake import Fake, linears, seen_cache
 from .grids import symmetric
 from .kept import Kept, kept_beside
-from .refusals import ONNX, no_kernel, not_offered, nothing_to_write
+from .refusals import ONNX, memory_missing, no_kernel, not_offered, nothing_to_write
 from .schemes import scheme as named
 from .training import ENOUGH, Limits, Trained, device, divergence, products, silent, straight_through, train
 
@@ -60,7 +60,7 @@ def schemes() -> tuple[Scheme, ...]:
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if scheme.quantizes_cache:
         return no_kernel(NAME, scheme, schemes(), runtime, MISSING)
-    return not_offered(NAME, scheme, schemes(), runtime, ONNX)
+    return not_offered(NAME, scheme, schemes(), runtime, ONNX) or memory_missing(NAME, model_folder, 5)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -29,7 +29,7 @@ from quantadvisor.documents.scheme import Scheme
 from .affine import Floats, dequantize_groups, quantize_groups
 from .artifact import base_folder
 from .knapsack import cheapest, within
-from .refusals import ONNX, config, not_offered
+from .refusals import ONNX, config, memory_missing, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import named
 
@@ -73,7 +73,7 @@ def schemes() -> tuple[Scheme, ...]:
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, ONNX):
         return refused
-    return mapping_missing(config(model_folder))
+    return mapping_missing(config(model_folder)) or memory_missing(NAME, model_folder, 1)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

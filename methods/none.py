@@ -11,7 +11,7 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
-from .formats.folders import link_folder, new_folder
+from .formats.folders import link_folder
 from .refusals import COMPRESSED, ONNX, config, not_offered
 from .schemes import scheme as named
 
@@ -59,24 +59,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
 
 def half_precision(model_folder: Path, out: Path, kind: str) -> None:
-    """The folder with every float tensor rounded to `kind` (bfloat16 or float16), one safetensors file at a time."""
-    import json
-    import shutil
+    """The folder with every float tensor rounded to `kind` (bfloat16 or float16)."""
+    from .formats.huggingface import in_half, rewrite
 
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    with new_folder(out) as work:
-        for path in sorted(Path(model_folder).iterdir()):
-            if path.suffix == ".safetensors":
-                tensors = {
-                    name: value.to(getattr(torch, kind)) if value.is_floating_point() else value
-                    for name, value in load_file(path).items()
-                }
-                save_file(tensors, work / path.name, metadata={"format": "pt"})
-            elif path.name == "config.json":
-                config = json.loads(path.read_text())
-                config["dtype" if "dtype" in config else "torch_dtype"] = kind
-                (work / path.name).write_text(json.dumps(config, indent=2) + "\n")
-            elif path.is_file():
-                shutil.copyfile(path, work / path.name)
+    key = "dtype" if "dtype" in config(model_folder) else "torch_dtype"
+    rewrite(model_folder, out, lambda name, w: [in_half(name, w, kind)], {key: kind})

@@ -5,7 +5,9 @@ Linears that read the same tensor (q, k, v; gate, up) form one group and are sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from numpy import int64
 from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
+
+from .refusals import memory_missing
 
 SAMPLES = 8
 """Samples of one forward pass: wide enough for the matrix products, small enough for the activations."""
@@ -27,11 +31,13 @@ SeeBoth = Callable[[str, Floats, Floats], None]
 
 
 def load(model_folder: Path) -> Any:
-    """The fp32 model, for reading only."""
+    """The fp32 model, for reading only; CandidateFailed where memory has no room for it."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    if reason := memory_missing("this step", model_folder, 1):
+        raise CandidateFailed(reason)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -43,7 +49,10 @@ def load(model_folder: Path) -> Any:
 
 
 def observe(model: Any, tokens: NDArray[int64], see: Mapping[str, See]) -> None:
-    """tokens: [samples, length]; `see[name]` is called with the inputs of that linear, once for every SAMPLES samples."""
+    """tokens: [samples, length]; `see[name]` is called with the inputs of that linear, once for every SAMPLES samples.
+
+    `model`: whole, or of `stream.layer_by_layer`: then all samples pass a layer before the next one is read.
+    """
     import torch
 
     modules = dict(model.named_modules())
@@ -59,12 +68,39 @@ def observe(model: Any, tokens: NDArray[int64], see: Mapping[str, See]) -> None:
     handles = [modules[name].register_forward_pre_hook(hook(name)) for name in see]
     try:
         with torch.no_grad():
+            if any(parameter.is_meta for parameter in model.parameters()):
+                with few_at_a_time(model.model.layers):
+                    model.model(input_ids=torch.from_numpy(np.ascontiguousarray(tokens)), use_cache=False)
+                return
             for start in range(0, len(tokens), SAMPLES):
                 batch = np.ascontiguousarray(tokens[start : start + SAMPLES])
                 model(torch.from_numpy(batch), logits_to_keep=1, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def few_at_a_time(layers: Sequence[Any]) -> Iterator[None]:
+    """While it is entered, SAMPLES of the samples that a layer is given go through it at a time: the sums of `observe` on a
+    whole model, to the bit."""
+
+    def forward(original: Callable[..., Any], hidden: Any, attention_mask: Any = None, **more: Any) -> Any:
+        parts = hidden.split(SAMPLES)
+        each_its_own = attention_mask is not None and len(attention_mask) == len(hidden) > 1
+        masks = attention_mask.split(SAMPLES) if each_its_own else [attention_mask] * len(parts)
+        for rows, mask in zip(parts, masks, strict=True):
+            made = original(rows, attention_mask=mask, **more)
+            rows.copy_(made[0] if isinstance(made, tuple) else made)
+        return hidden
+
+    for layer in layers:
+        layer.forward = partial(forward, layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def observe_gradients(model: Any, tokens: NDArray[int64], see: Mapping[str, SeeBoth], seed: int = 0) -> None:

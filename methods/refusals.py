@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,6 +68,36 @@ def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
         if group and key in found and found[key] % group:
             return f"groups of {group} do not divide {key} = {found[key]}"
     return None
+
+
+def memory_missing(method: str, model_folder: Path, models: float) -> str | None:
+    """Why a method that holds so many times the model in float32 cannot run here now; None where there is room."""
+    needed, free = models * fp32_bytes(model_folder), free_memory()
+    if needed <= free:
+        return None
+    held = "the whole model" if models == 1 else f"{models:g} times the whole model"
+    return f"{method} holds {held} in float32, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+
+
+def fp32_bytes(model_folder: Path) -> int:
+    """Of every tensor of the folder, by the headers of its files."""
+    from safetensors import safe_open
+
+    values = 0
+    for path in sorted(Path(model_folder).glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            values += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+    return 4 * values
+
+
+def free_memory() -> int:
+    """Bytes that can be allocated without pushing anything out, or the limit of the cgroup where that is less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else ""
+    return min(free, int(text)) if text.isdigit() else free
 
 
 READS = "transformers reads"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +56,17 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
     """The rotated checkpoint is exported anew: a rotation mixes channels, so `base` cannot be mended by factors."""
-    from .formats.folders import link_or_copy
-    from .observe import load
+    from transformers import AutoConfig
 
-    model = load(model_folder)
-    rotate(model)
+    from .formats.huggingface import rewrite, shards, tensors
+
+    settings = AutoConfig.from_pretrained(model_folder, local_files_only=True).to_dict()
+    norms = set(norms_of(settings).values())
+    gains = {name: w for path in shards(model_folder) for name, w in tensors(path) if name.removesuffix(".weight") in norms}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rotated.") as scratch:
         folder = Path(scratch) / "hf"
-        model.save_pretrained(folder)
-        for path in Path(model_folder).iterdir():
-            if path.is_file() and not (folder / path.name).exists() and ".safetensors" not in path.name:
-                link_or_copy(path, folder / path.name)
-        del model
+        rewrite(model_folder, folder, turning(settings, gains), {"tie_word_embeddings": False})
         more = dynamic_int8.apply(folder, scheme, runtime, calibration, out)
     return ("residual stream and heads rotated; the output layer has a table of its own", *more)
 
@@ -143,50 +142,60 @@ def rotate(model: Any) -> None:
     """Turn a Llama-like torch model in place; it computes the same. See the module's docstring."""
     import torch
 
-    settings = model.config
-    heads = settings.num_attention_heads
-    kv_heads = settings.num_key_value_heads or heads
-    stream = orthogonal(settings.hidden_size)
-    with torch.no_grad():
-        untie(model)
-        fold_gains(model)
-        for table in (model.get_input_embeddings(), model.lm_head):
-            table.weight.data = table.weight.data @ stream
-        for pair in pairs(settings.to_dict(), linear=False):
-            for name in pair.targets:
-                linear = model.get_submodule(name)
-                linear.weight.data = linear.weight.data @ stream
-        for layer in model.model.layers:
-            for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                turn_outputs(writer, stream, 1)
-            width = layer.self_attn.v_proj.weight.shape[0] // kv_heads
-            head = orthogonal(width)
-            turn_outputs(layer.self_attn.v_proj, head, kv_heads)
-            mixed = layer.self_attn.o_proj.weight.data.unflatten(1, (heads, width)) @ head
-            layer.self_attn.o_proj.weight.data = mixed.flatten(1)
+    names = [name for name, _ in model.named_parameters()]
+    settings = model.config.to_dict()
+    gains = {f"{norm}.weight": model.get_submodule(norm).weight.data for norm in norms_of(settings).values()}
+    turned = turning(settings, gains)
+    if settings["tie_word_embeddings"]:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.data, requires_grad=False)
+        model.config.tie_word_embeddings = False
+    for name in names:
+        for new, value in turned(name, model.get_parameter(name).data):
+            model.get_parameter(new).data = value
 
 
-def untie(model: Any) -> None:
-    """Give the output layer a table of its own."""
-    import torch
-
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
-    model.config.tie_word_embeddings = False
+def norms_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """{linear: the norm that it reads}"""
+    reads = {name: pair.source for pair in pairs(settings, linear=False) for name in pair.targets}
+    return reads | {"lm_head": "model.norm"}
 
 
-def fold_gains(model: Any) -> None:
-    """Every norm's gain into the columns of what reads it; the gains become 1."""
-    norms = [(pair.source, pair.targets) for pair in pairs(model.config.to_dict(), linear=False)]
-    for source, targets in [*norms, ("model.norm", ("lm_head",))]:
-        gain = model.get_submodule(source).weight
-        for name in targets:
-            model.get_submodule(name).weight.data *= gain.data
-        gain.data = gain.data * 0 + 1
+def turning(settings: Mapping[str, Any], gains: Mapping[str, Any]) -> Callable[[str, Any], list[tuple[str, Any]]]:
+    """(name, tensor) of a Llama-like model -> what takes its place, by name; gains: the norms' weights. Gains move into what
+    reads them, and a tied output layer gets a table of its own, since the embedding keeps none."""
+    heads = settings["num_attention_heads"]
+    kv_heads = settings["num_key_value_heads"] or heads
+    norms = norms_of(settings)
+    stream = orthogonal(settings["hidden_size"])
+    head = orthogonal(settings.get("head_dim") or settings["hidden_size"] // heads)
+
+    def turned(name: str, w: Any) -> list[tuple[str, Any]]:
+        module, _, kind = name.rpartition(".")
+        if module == "lm_head" and settings["tie_word_embeddings"]:
+            return []
+        if module in norms.values():
+            return [(name, w * 0 + 1)]
+        if module == "model.embed_tokens":
+            table = [(name, w @ stream)]
+            return (
+                [*table, ("lm_head.weight", w * gains["model.norm.weight"] @ stream)]
+                if settings["tie_word_embeddings"]
+                else table
+            )
+        if module in norms and kind == "weight":
+            w = w * gains[f"{norms[module]}.weight"] @ stream
+        if module.endswith(("o_proj", "down_proj")):
+            w = turned_outputs(w, stream, 1)
+        if module.endswith("v_proj"):
+            w = turned_outputs(w, head, kv_heads)
+        if module.endswith("o_proj") and kind == "weight":
+            w = (w.unflatten(1, (heads, -1)) @ head).flatten(1)
+        return [(name, w)]
+
+    return turned
 
 
-def turn_outputs(linear: Any, turn: Any, heads: int) -> None:
-    """W -> Q^T W (and the bias) of a linear whose outputs, in `heads` equal parts, are turned: y' = y Q."""
-    weight = linear.weight.data
-    linear.weight.data = (turn.T @ weight.unflatten(0, (heads, -1))).flatten(0, 1)
-    if linear.bias is not None:
-        linear.bias.data = (linear.bias.data.unflatten(0, (heads, -1)) @ turn).flatten()
+def turned_outputs(w: Any, turn: Any, heads: int) -> Any:
+    """W -> Q^T W, or a bias b -> b Q, of a linear whose outputs, in `heads` equal parts, are turned: y' = y Q."""
+    parts = w.unflatten(0, (heads, -1))
+    return (parts @ turn).flatten() if w.ndim == 1 else (turn.T @ parts).flatten(0, 1)

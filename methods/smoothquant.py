@@ -113,9 +113,10 @@ def smoothing(x_bound: Floats, w_bound: Floats, alpha: float) -> Scale:
 def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, linear: bool, bits: int = 8) -> Found:
     """The scale of every pair, by the output error of its readers with weights of so many bits; `inputs` covers the pairs'
     readers."""
-    from .observe import load, observe, weight
+    from .observe import observe, weight
+    from .stream import layer_by_layer
 
-    model = load(model_folder)
+    model = layer_by_layer(model_folder)
     every = {pair.targets[0]: pair for pair in pairs(config(model_folder))}
     low, high = ({name: np.zeros(1, np.float32) for name in every} for _ in range(2))
 

@@ -87,7 +87,7 @@ def not_for_npus(scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    from .observe import load
+    from .stream import layer_by_layer
 
     clip = clip_of(scheme)
     with base_folder(model_folder, runtime, out, base) as source:
@@ -96,7 +96,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
             onnx.quantize_integer_w8a8(source, out, calibration)
             return (INTEGERS, f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens")
-        found = ranges(load(model_folder), calibration, clip)
+        found = ranges(layer_by_layer(model_folder), calibration, clip)
         if runtime == "openvino":
             from .formats import openvino
 

@@ -69,10 +69,12 @@ def export_base(model_folder: Path, out: Path) -> None:
             known = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if known is None:
                 raise CandidateFailed(f"GGUF has no name for the tensor {name}")
-            writer.add_tensor(known, rotated(name, tensor, config) if architecture == gguf.MODEL_ARCH.LLAMA else tensor)
+            writer.add_tensor_info(known, tensor.shape, tensor.dtype, tensor.nbytes)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors(model_folder):  # one at a time: add_tensor would keep them all
+            writer.write_tensor_data(rotated(name, tensor, config) if architecture == gguf.MODEL_ARCH.LLAMA else tensor)
         writer.close()
 
 

@@ -1,6 +1,7 @@
-"""Hugging Face folders rewritten tensor by tensor, shard by shard: what every format of safetensors is written through.
+"""Hugging Face folders rewritten tensor by tensor: what every format of safetensors is written through.
 
-One shard of the source is one of the result, so that no more than a shard is in memory; its config gets new settings.
+The result is `model.safetensors` or, where it is larger than SHARD_BYTES, several files and their index, however many the
+source has: memory holds one file of the result and one tensor of the source. Its config gets new settings.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Change = Callable[[str, Any], Iterable[Named]]
 """(name, tensor) -> what is stored in its place"""
 INDEX = "model.safetensors.index.json"
 LEFT_BEHIND = (INDEX, "built.json", "quantize_config.json")
+SHARD_BYTES = 1 << 30
+"""Of tensors, after which a file of the result is full."""
 
 
 def rewrite(
@@ -29,17 +32,10 @@ def rewrite(
 ) -> None:
     """The folder again: scales of `moves` moved, every tensor through `change`, the config with `settings`
     (None: without that key)."""
-    from safetensors.torch import save_file
-
     factors = tensor_factors(moves)
     with new_folder(out) as work:
-        places: dict[str, str] = {}
-        for path in shards(source):
-            made = dict(new for name, w in tensors(path) for new in change(name, factors(name, w)))
-            save_file({name: w.contiguous() for name, w in made.items()}, work / path.name, metadata={"format": "pt"})
-            places |= dict.fromkeys(made, path.name)
-        if len(shards(source)) > 1:
-            (work / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2) + "\n")
+        read = (each for path in shards(source) for each in tensors(path))
+        write_tensors(work, (new for name, w in read for new in change(name, factors(name, w))))
         for path in sorted(source.iterdir()):
             if path.name == "config.json":
                 config = json.loads(path.read_text()) | dict(settings)
@@ -47,6 +43,37 @@ def rewrite(
                 (work / path.name).write_text(json.dumps(config, indent=2) + "\n")
             elif path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
                 shutil.copyfile(path, work / path.name)
+
+
+def write_tensors(folder: Path, made: Iterable[Named]) -> None:
+    """Into one file or several, as many as it takes, in the order in which they come."""
+    from safetensors.torch import save_file
+
+    written: list[list[str]] = []
+    for part in filled(made):
+        save_file(part, folder / f"{len(written)}.part", metadata={"format": "pt"})
+        written.append(list(part))
+        part.clear()
+    names = [f"model-{at:05}-of-{len(written):05}.safetensors" for at in range(1, len(written) + 1)]
+    if len(written) == 1:
+        names = ["model.safetensors"]
+    for at, name in enumerate(names):
+        (folder / f"{at}.part").rename(folder / name)
+    if len(written) > 1:
+        places = {tensor: name for name, part in zip(names, written, strict=True) for tensor in part}
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2) + "\n")
+
+
+def filled(made: Iterable[Named]) -> Iterator[dict[str, Any]]:
+    """The tensors in parts of SHARD_BYTES, or more by a tensor; the last may be smaller."""
+    part: dict[str, Any] = {}
+    for name, w in made:
+        part[name] = w.contiguous()
+        if sum(each.nbytes for each in part.values()) >= SHARD_BYTES:
+            yield part
+            part = {}
+    if part:
+        yield part
 
 
 def shards(folder: Path) -> list[Path]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from quantadvisor.documents.errors import CandidateFailed
-from quantadvisor.methods.observe import load
-from quantadvisor.methods.stream import empty_model, stream
+from quantadvisor.methods.observe import load, observe
+from quantadvisor.methods.stream import empty_model, layer_by_layer, stream
 
 
 def inputs_of(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,3 +101,20 @@ def test_sharded_folders_and_missing_tensors(llama: Path, tokens: np.ndarray, tm
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(CandidateFailed, match="has no tensor model"):
         stream(tmp_path, tokens[:1], lambda targets, x, weights: None)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_observing_layer_by_layer_shows_the_same_bits(attention: str, llama: Path) -> None:
+    """Eleven samples: one batch is not full. Eager attention has a mask, a row for every sample."""
+    tokens = np.random.default_rng(1).integers(3, 256, (11, 32)).astype(np.int64)
+    found = []
+    for model in (load(llama), layer_by_layer(llama)):
+        model.set_attn_implementation(attention)
+        seen: dict[str, list[np.ndarray]] = {name: [] for name, _ in model.named_modules() if name.endswith("_proj")}
+        observe(model, tokens, {name: lambda name, x, seen=seen: seen[name].append(x.copy()) for name in seen})
+        found.append(seen)
+    whole, streamed = found
+    for name, parts in whole.items():
+        assert [len(part) for part in streamed[name]] == [8 * 32, 3 * 32]
+        for one, other in zip(parts, streamed[name], strict=True):
+            np.testing.assert_array_equal(one, other)
