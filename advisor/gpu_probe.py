@@ -93,7 +93,7 @@ def timings_at(
 def asked(point: Point, process: ProbeProcess) -> KernelTiming:
     base = KernelTiming(probe=f"gpu-{point.kernel}", scheme=point.made, runtime="triton", m=point.m, n=point.n, k=point.k)
     try:
-        said = process.ask({"probe": point.kernel, "sizes": [point.m, point.n, point.k]}, POINT_LIMIT_S)
+        said = process.ask({"probe": point.kernel, "sizes": [point.m, point.n, point.k], "rivals": False}, POINT_LIMIT_S)
     except CandidateFailed as error:
         return base.model_copy(update={"refused": str(error)})
     samples = said.get("samples", {}).get(PLAIN if point.kernel == PLAIN else OURS)

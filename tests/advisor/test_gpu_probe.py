@@ -83,8 +83,13 @@ def test_the_child_times_ours_beside_cublas(monkeypatch: pytest.MonkeyPatch) -> 
         return {name: [1e-6] * rounds for name in calls}, {}
 
     monkeypatch.setattr(gpu_kernels_child.gpu_timing, "interleaved", interleaved)
-    monkeypatch.setattr(gpu_kernels_child, "calls", lambda *_: {"triton": print, PLAIN: print})
-    said = gpu_kernels_child.answer({"probe": "w8a8", "sizes": [1, 8, 8]})
+    monkeypatch.setattr(
+        gpu_kernels_child,
+        "calls",
+        lambda *_, others: ({"triton": print, PLAIN: print}, {"another": "not installed"} if others else {}),
+    )
+    said = gpu_kernels_child.answer({"probe": "w8a8", "sizes": [1, 8, 8], "rivals": True})
+    assert said["without"] == {"another": "not installed"}
     assert set(said["samples"]) == set(seen) == {"triton", PLAIN}
     assert said["gpu"]["readings"] == 2
     assert said["gpu"]["sm_mhz"] == [1410, 1410, 1410]
