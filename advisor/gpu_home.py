@@ -1,4 +1,4 @@
-"""Where a GPU's kernels are timed for `advisor kernels`: ours, torch's (cuBLAS) and those of installed packages.
+"""Where a GPU's kernels are timed, for `advisor kernels` and a run: ours, torch's (cuBLAS) and those of installed packages.
 
 One answer of the process (`profiling/gpu_kernels_child.py`) times all contenders of a kind at one (M, N, K), interleaved: what is
 asked for one of them tells of the others. Kept by device and versions, as on a CPU. Never run on a GPU.
@@ -11,25 +11,30 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from quantadvisor.documents import CandidateFailed, Device, GpuState, KernelTiming, Scheme
-from quantadvisor.kernels import timing_cache
+from quantadvisor.kernels import timing_cache, triton_products
 from quantadvisor.kernels.homes import MOST_DEATHS
 from quantadvisor.kernels.point import Kernel, Point, roofline_share
 from quantadvisor.kernels.probe import NOT_REACHED
 from quantadvisor.kernels.problem import Problem
 from quantadvisor.kernels.processes import DIED, ProbeProcess
-from quantadvisor.kernels.rivals import RIVALS, missing, rivals_of
+from quantadvisor.kernels.rivals import missing, rivals_of
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling import gpu_kernels_child
 from quantadvisor.profiling.gpu_kernels_child import OURS, PLAIN
 from quantadvisor.profiling.gpus import environment
 
 from .candidates import GPU_CATALOGUE, no_arithmetic
 from .first_contact import TRITON, cleared, kernels_of
-from .gpu_probe import BF16, CHILD, POINT_LIMIT_S
 
+CHILD = Path(gpu_kernels_child.__file__)
+POINT_LIMIT_S = 60.0
+"""The first one compiles."""
+BF16 = scheme("bf16")
 CUBLAS = "cuBLAS"
 NUMBERS = {"w8a8": "int8", "fp8": "fp8"}
 """Kind -> what multiplies, where that is not bfloat16."""
@@ -51,15 +56,21 @@ class Contender:
         return self.number
 
 
-def contenders(device: Device) -> Iterator[Kernel]:
-    """cuBLAS in 16 bits, and of each quantized product that a candidate takes, ours (as far as `advisor selfcheck` clears it) and
-    the packages' of its kind."""
+def contenders(kinds: Mapping[str, Scheme], refused: Mapping[str, str | None] = MappingProxyType({})) -> Iterator[Kernel]:
+    """cuBLAS in 16 bits, and of each kind (a kernel's name in `advisor selfcheck` -> a scheme that takes it) ours, unless it is
+    `refused`, and the packages'."""
     yield Kernel(PLAIN, Contender(BF16, "torch"), CUBLAS)
-    for kind, made in products().items():
+    for kind, made in kinds.items():
         number = NUMBERS.get(kind, "bf16")
-        yield Kernel(kind, Contender(made, TRITON, number, cleared((kind,), device)), OURS)
+        yield Kernel(kind, Contender(made, TRITON, number, refused.get(kind)), OURS)
         for rival in rivals_of(kind):
             yield Kernel(kind, Contender(made, rival.package, number, missing(rival)), rival.name)
+
+
+def all_contenders(device: Device) -> tuple[Kernel, ...]:
+    """Of every quantized product that a candidate takes, ours as far as `advisor selfcheck` clears it on the device."""
+    kinds = products()
+    return tuple(contenders(kinds, {kind: cleared((kind,), device) for kind in kinds}))
 
 
 def products() -> dict[str, Scheme]:
@@ -72,19 +83,13 @@ def products() -> dict[str, Scheme]:
     return found
 
 
-def packages() -> dict[str, str]:
-    """Versions of all whose kernels are timed beside each other."""
-    names = {rival.package for found in RIVALS.values() for rival in found}
-    return {name: number for one in ("torch", TRITON, *sorted(names)) for name, number in timing_cache.versions(one).items()}
-
-
 class GpuHome:
     """The GPU's process, what it said, and how often each kind of kernels ended it."""
 
     def __init__(self, device: Device, cache: Path) -> None:
         self.device, self.cache = device, cache
         self.process = ProbeProcess(device.threads, CHILD, environment=environment(device))
-        self._packages = packages()
+        self._packages = triton_products.versions()
         self._said: dict[tuple[str, int, int, int], Mapping[str, Any]] = {}
         self._deaths: Counter[str] = Counter()
 

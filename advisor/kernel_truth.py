@@ -24,7 +24,7 @@ from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.gpu_peaks import with_peaks
 
 from .catalogue import first_line
-from .gpu_home import GpuHome, contenders
+from .gpu_home import GpuHome, all_contenders
 
 DEFAULT_MS = (1, 4, 16, 64, 256, 1024, 4096)
 ANY_SHAPE = LinearShape(name="any", n=1024, k=1024, count=1)
@@ -110,7 +110,7 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
                 what=f"a kernel of {kernel.runtime}",
                 refused=kernel.probe.refuse(device, Point(kernel, ANY_SHAPE, 1).problem),
             )
-            for kernel in contenders(device)
+            for kernel in all_contenders(device)
         )
     return tuple(
         ProbeHere(
@@ -164,7 +164,7 @@ def on_a_gpu(
     """All contenders at every (N, K) and M, as the probes of a CPU are swept. Never run on a GPU."""
     home = GpuHome(device, cache)
     with home.process:
-        return probe_in(contenders(device), home, inventory.linears, ms, deadline, progress)
+        return probe_in(all_contenders(device), home, inventory.linears, ms, deadline, progress)
 
 
 def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> tuple[ShapeTruth, ...]:

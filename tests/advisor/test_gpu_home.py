@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantadvisor.advisor import gpu_home, gpu_probe
+from quantadvisor.advisor import gpu_home
 from quantadvisor.advisor.kernel_truth import DEFAULT_MS, KernelTruth, probes_here, time_kernels
 from quantadvisor.advisor.tables import kernels_table, truth_tables
 from quantadvisor.documents import LinearShape
@@ -24,8 +24,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """INT8 and FP8 products are cleared and torchao is installed, on the GPU of virtual_cuda.py."""
     monkeypatch.setenv("QA_TIMED", str(tmp_path / "timed"))
     monkeypatch.setenv("QA_ROOFS", json.dumps([virtual_cuda.READ_BYTES_PER_S, virtual_cuda.FLOPS_PER_S]))
-    for owner in (gpu_probe, gpu_home):
-        monkeypatch.setattr(owner, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
+    monkeypatch.setattr(gpu_home, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
     monkeypatch.setattr(gpu_peaks, "CHILD", Path(__file__).with_name("virtual_peaks.py"))
     monkeypatch.setattr(gpu_home, "cleared", lambda kernels, _: None if set(kernels) <= {"w8a8", "fp8"} else "never checked")
     monkeypatch.setattr(gpu_home, "missing", lambda rival: None if rival.package in ("torchao", "gemlite") else "not installed")

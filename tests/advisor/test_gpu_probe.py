@@ -5,7 +5,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from quantadvisor.advisor import gpu_probe
+from quantadvisor.advisor import gpu_home
 from quantadvisor.advisor.gpu_probe import BF16, PLAIN, points_of, timed_here, whole
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Device, Gpu, KernelTiming, LinearShape
@@ -31,7 +31,7 @@ KERNELS = {"fp8": scheme("fp8-bf16"), "w4a16-g64": scheme("w4-g64-bf16")}
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("QA_TIMED", str(tmp_path / "timed"))
-    monkeypatch.setattr(gpu_probe, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
+    monkeypatch.setattr(gpu_home, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
     return tmp_path / "timed"
 
 
