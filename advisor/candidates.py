@@ -17,6 +17,7 @@ from quantadvisor.profiling.environments import interpreter_of, named_interprete
 from quantadvisor.profiling.gpus import capability
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
+from quantadvisor.profiling.runtimes.torch_compile import COMPILE
 from quantadvisor.profiling.server import split_url
 
 
@@ -44,6 +45,9 @@ scales 1.0); runtimes whose artifact says it are not here."""
 CACHES_WITHIN = {"onnxruntime": {"-kv8": "kv_int8", "-kv4": "kv_int4"}, "onnxruntime-genai": {"-kv8": "kv_int8"}}
 """runtime -> by the end of a scheme's name the method that puts such a cache into the artifact, on top of any weights."""
 
+ON_REQUEST = (COMPILE,)
+"""Options that make a candidate only where the spec names them: inductor may compile for minutes, longer than a run measures."""
+
 SIMULATED = ("onnxruntime", "openvino+f32", "llama.cpp")
 """Where methods are listed that no runtime here has the kernel of: each refused with what the runtime lacks."""
 
@@ -55,8 +59,8 @@ TRITON_CACHES = (
 )
 
 CATALOGUE = (
-    Entry("none", "bf16", "none", ("torch", *LLAMA, *COMPRESSED)),
-    Entry("none", "fp32", "none", ("torch", *ONNX, *OPENVINO)),
+    Entry("none", "bf16", "none", ("torch", "torch+compile", *LLAMA, *COMPRESSED)),
+    Entry("none", "fp32", "none", ("torch", "torch+compile", *ONNX, *OPENVINO)),
     Entry("rtn", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w8-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w3-g64", "weights", (*ONNX, *OPENVINO)),
@@ -116,13 +120,14 @@ CATALOGUE = (
 )
 
 
+TORCH_GPU = ("torch+cuda", "torch+cuda+compile")
 LLAMA_GPU = ("llama.cpp+cuda", "llama.cpp+cuda+fa")
 ONNX_GPU = ("onnxruntime+cuda", "onnxruntime+tensorrt")
 
 GPU_CATALOGUE = (
-    Entry("none", "bf16", "none", ("torch+cuda", "vllm+cuda", "triton", *LLAMA_GPU)),
-    Entry("none", "fp16", "none", ("torch+cuda", "vllm+cuda", "triton")),
-    Entry("none", "fp32", "none", ("torch+cuda", *ONNX_GPU)),
+    Entry("none", "bf16", "none", (*TORCH_GPU, "vllm+cuda", "triton", *LLAMA_GPU)),
+    Entry("none", "fp16", "none", (*TORCH_GPU, "vllm+cuda", "triton")),
+    Entry("none", "fp32", "none", (*TORCH_GPU, *ONNX_GPU)),
     Entry("rtn", "w4-g64", "weights", ("onnxruntime+cuda",)),
     Entry("rtn", "w8-g64", "weights", ("onnxruntime+cuda",)),
     Entry("gptq", "w4-g64", "weights", ("onnxruntime+cuda",)),
@@ -163,11 +168,17 @@ def enumerate_candidates(workload: Workload, model_folder: Path, device: Device)
     for entry in catalogue_of(device):
         for place in entry.runtimes:
             name, *options = place.split("+")
-            if name in asked:
+            if name in asked and requested(workload, candidate_name(entry.method, entry.scheme, name, options), name, options):
                 made = candidate(entry, name, tuple(options), model_folder, device, asked[name])
                 excluded = untrained(entry.method, workload) or needless(made, device.isa, asked[name])
                 found.append(made.model_copy(update={"excluded": excluded}))
     return tuple(found)
+
+
+def requested(workload: Workload, candidate: str, name: str, options: Sequence[str]) -> bool:
+    """Does the spec name what of `options` has to be named: with the runtime, or as the baseline?"""
+    named = {one for choice in choices(workload) if choice.name == name for one in choice.options}
+    return candidate == workload.baseline or set(options) & set(ON_REQUEST) <= named
 
 
 def catalogue_of(device: Device) -> tuple[Entry, ...]:
@@ -297,18 +308,26 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
     if workload.runtimes == "auto":
         return {name: interpreter_of(name) for name in RUNTIMES}
     found = {}
-    for choice in workload.runtimes:
-        name = choice.name if isinstance(choice, RuntimeChoice) else choice
+    for choice in choices(workload):
+        name = choice.name
         if name not in RUNTIMES:
             raise BadInput("runtimes", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
-        python = choice.python if isinstance(choice, RuntimeChoice) else None
-        if python is not None:
-            named_interpreter(f"runtimes.{name}.python", python)
-        if isinstance(choice, RuntimeChoice) and choice.url:
+        if choice.python is not None:
+            named_interpreter(f"runtimes.{name}.python", choice.python)
+        if unknown := [one for one in choice.options if name != "torch" or one not in ON_REQUEST]:
+            known = f"torch's {', '.join(ON_REQUEST)} alone: the others are candidates anyway"
+            raise BadInput(f"runtimes.{name}.options", f"{unknown[0]!r} is none to be asked for", known)
+        if choice.url:
             split_url(choice.url)
         else:
-            found[name] = interpreter_of(name, python)
+            found[name] = interpreter_of(name, choice.python)
     return found
+
+
+def choices(workload: Workload) -> list[RuntimeChoice]:
+    """The runtimes that the spec names, each as a mapping."""
+    named = () if workload.runtimes == "auto" else workload.runtimes
+    return [one if isinstance(one, RuntimeChoice) else RuntimeChoice(name=one) for one in named]
 
 
 def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:

@@ -232,12 +232,13 @@ def methods(model: ModelOption = None, as_json: Json = False) -> None:
 def kernels(
     model: ModelOption = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds of timing, with --model", min=1.0)] = 60.0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N, as in a spec")] = "auto",
     as_json: Json = False,
 ) -> None:
     """The kernels that are known; with --model timed at its sizes: who wins at which M, and where that changes."""
     from . import listings
 
-    show_listing(listings.kernels(model, budget, progress(as_json)), as_json)
+    show_listing(listings.kernels(model, budget, progress(as_json), device), as_json)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
 from quantadvisor.documents import BadInput, Device, Workload
 from quantadvisor.profiling import nvml
@@ -13,22 +14,27 @@ from .candidates import asked_runtimes, cannot_run
 
 
 def chosen_device(workload: Workload) -> Device:
-    """`auto`: the first GPU where a runtime that is asked for can use it, else the CPU. BadInput where `cuda:N` is not here."""
-    host, named = describe_device(), re.fullmatch(r"cuda(?::(\d+))?", workload.device)
-    if workload.device == "cpu":
+    return named_device(workload.device, lambda device: usable(device, asked_runtimes(workload)), "device")
+
+
+def named_device(name: str, useful: Callable[[Device], bool], where: str) -> Device:
+    """`auto`: the first GPU where it is `useful`, else the CPU. BadInput at `where` for a `cuda:N` that is not here."""
+    host, named = describe_device(), re.fullmatch(r"cuda(?::(\d+))?", name)
+    if name == "cpu":
         return host
-    if workload.device == "auto":
-        return on_gpu(host, 0) if host.gpus and usable(on_gpu(host, 0), workload) else host
+    if name == "auto":
+        return on_gpu(host, 0) if host.gpus and useful(on_gpu(host, 0)) else host
     if named is None:
-        raise BadInput("device", f"{workload.device!r} is no device", "use auto, cpu, or cuda:0 for the first GPU")
+        raise BadInput(where, f"{name!r} is no device", "use auto, cpu, or cuda:0 for the first GPU")
     number = int(named[1] or 0)
     if number >= len(host.gpus):
-        raise BadInput("device", f"{workload.device!r} is not here: {missing(host)}", mend(host))
+        raise BadInput(where, f"{name!r} is not here: {missing(host)}", mend(host))
     return on_gpu(host, number)
 
 
-def usable(device: Device, workload: Workload) -> bool:
-    return any(cannot_run(name, python, device) is None for name, python in asked_runtimes(workload).items())
+def usable(device: Device, runtimes: Mapping[str, str]) -> bool:
+    """Can one of the runtimes (each with its interpreter) compute there?"""
+    return any(cannot_run(name, python, device) is None for name, python in runtimes.items())
 
 
 def missing(host: Device) -> str:

@@ -1,7 +1,9 @@
-"""Kernels timed on this GPU at the model's sizes: cuBLAS in 16 bit, and our Triton kernels as far as they may be cited.
+"""Kernels timed on this GPU at the model's sizes: cuBLAS in 16 bit, and our Triton kernels as far as they may be cited, beside
+those of installed packages.
 
 What was timed here replaces what tables say of it (gpu_kernels). Timings are kept by device and versions, so that the next run
-takes them from there. Never run on a GPU.
+takes them from there. Where a package is faster than ours by more than noise, the triton runtime calls it there
+(kernels/triton_products.py), and the time is its. Never run on a GPU.
 """
 
 from __future__ import annotations
@@ -11,23 +13,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from quantadvisor.documents import CandidateFailed, Device, GpuState, Inventory, KernelTiming, Scheme
-from quantadvisor.kernels import timing_cache
-from quantadvisor.kernels.processes import ProbeProcess
-from quantadvisor.kernels.timing import figure
-from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling import gpu_kernels_child
-from quantadvisor.profiling.gpu_kernels_child import OURS, PLAIN
-from quantadvisor.profiling.gpus import environment
+from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape, Scheme
+from quantadvisor.kernels import triton_products
+from quantadvisor.kernels.point import Kernel
+from quantadvisor.kernels.point import Point as PointOfKernel
+from quantadvisor.kernels.triton_products import Winner, winner
+from quantadvisor.profiling.gpu_kernels_child import PLAIN
+from quantadvisor.profiling.gpus import capability
 
+from .first_contact import TRITON
+from .gpu_home import BF16, GpuHome, contenders
 from .predict import kernel_class
 
-CHILD = Path(gpu_kernels_child.__file__)
 BUDGET_S = 60.0
-POINT_LIMIT_S = 60.0
-"""The first one compiles."""
 MOST_ROWS = 4096
-BF16 = scheme("bf16")
 CUBLAS_PLACES = (("torch", "cuda"), ("vllm", "cuda"), ("triton", ""))
 """Runtime and option of candidates whose 16-bit products are cuBLAS's, called by torch."""
 
@@ -54,9 +53,17 @@ def timed_here(
     points = points_of(inventory, {PLAIN: BF16, **kernels}, [min(one, MOST_ROWS) for one in rows])
     end = time.monotonic() + budget_s
     taken: list[KernelTiming] = []
-    with ProbeProcess(device.threads, CHILD, environment=environment(device)) as process:
+    winners: list[Winner] = []
+    timed = list(contenders(kernels))
+    home = GpuHome(device, cache)
+    with home.process:
         for point in points:
-            taken += timings_at(point, device, process, cache, end - time.monotonic(), say)
+            say(f"{point.kernel} {point.n}x{point.k} M={point.m}")
+            found = timings_at(point, [one for one in timed if one.name == point.kernel], home, end)
+            won = None if point.kernel == PLAIN else winner(point.kernel, (point.m, point.n, point.k), found)
+            winners += [won] if won else []
+            taken += places_of(found, won)
+    triton_products.keep(f"{device.name}, sm_{capability(device)}", winners)
     return tuple(whole(taken, points))
 
 
@@ -74,41 +81,19 @@ def points_of(inventory: Inventory, kernels: Mapping[str, Scheme], rows: Iterabl
     ]
 
 
-def timings_at(
-    point: Point, device: Device, process: ProbeProcess, cache: Path, left_s: float, say: Callable[[str], None]
-) -> list[KernelTiming]:
-    file = timing_cache.place(
-        cache, device, f"gpu-{point.kernel}", timing_cache.versions("torch") | timing_cache.versions("triton"), "",
-        point.m, point.n, point.k,
-    )  # fmt: skip
-    kept = timing_cache.load(file)
-    if kept is None and left_s > 0:
-        say(f"{point.kernel} {point.n}x{point.k} M={point.m}")
-        kept = asked(point, process)
-        if kept.time_s is not None:
-            kept.write(file)
-    return [] if kept is None or kept.time_s is None else places_of(kept)
+def timings_at(point: Point, kernels: Sequence[Kernel], home: GpuHome, end: float) -> dict[str, KernelTiming]:
+    """What could be timed at the point, by the contender's name."""
+    shape = LinearShape(name=point.kernel, n=point.n, k=point.k, count=1)
+    taken = home.take([PointOfKernel(kernel, shape, point.m) for kernel in kernels], end)
+    return {kernel.option: one for kernel, one in zip(kernels, taken, strict=True) if one.time_s is not None}
 
 
-def asked(point: Point, process: ProbeProcess) -> KernelTiming:
-    base = KernelTiming(probe=f"gpu-{point.kernel}", scheme=point.made, runtime="triton", m=point.m, n=point.n, k=point.k)
-    try:
-        said = process.ask({"probe": point.kernel, "sizes": [point.m, point.n, point.k]}, POINT_LIMIT_S)
-    except CandidateFailed as error:
-        return base.model_copy(update={"refused": str(error)})
-    samples = said.get("samples", {}).get(PLAIN if point.kernel == PLAIN else OURS)
-    if not samples:
-        return base.model_copy(update={"refused": str(said.get("refused", "not timed"))})
-    time_s = figure(samples, source="CUDA graph, L2 cache emptied before each call")
-    state = GpuState.model_validate(said["gpu"]) if said.get("gpu") else None
-    return base.model_copy(update={"time_s": time_s, "gpu": state})
-
-
-def places_of(timing: KernelTiming) -> list[KernelTiming]:
-    """The timing for each runtime that calls the kernel."""
-    if kernel_class(timing.scheme) != kernel_class(BF16):
-        return [timing]
-    return [timing.model_copy(update={"runtime": runtime, "option": option}) for runtime, option in CUBLAS_PLACES]
+def places_of(found: Mapping[str, KernelTiming], won: Winner | None) -> list[KernelTiming]:
+    """The timing for each runtime that calls the kernel: of ours, for the triton runtime, that of the winner."""
+    if won is not None:
+        return [found[won.product].model_copy(update={"runtime": TRITON, "option": "", "operator": won.product})]
+    plain = [one for one in found.values() if one.probe == PLAIN]
+    return [one.model_copy(update={"runtime": runtime, "option": option}) for one in plain for runtime, option in CUBLAS_PLACES]
 
 
 def whole(taken: Sequence[KernelTiming], points: Iterable[Point]) -> list[KernelTiming]:

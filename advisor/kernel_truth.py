@@ -1,7 +1,8 @@
 """`advisor kernels`: every kernel probe, ready or refused; with a model, which one wins at which M, and where that changes.
 
 Timings (`kernels/probe.py`) and the device's roofs (`profiling/device.py`) are kept on disk, so a second look is quick. Between
-two measured M a time is a straight line in log-log, and the M at which the winner changes is where two such lines cross.
+two measured M a time is a straight line in log-log, and the M at which the winner changes is where two such lines cross. On a GPU
+the kernels are ours, cuBLAS and those of installed packages (`gpu_home.py`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 from quantadvisor.documents import Device, Figure, Inventory, KernelTiming, LinearShape, OpenDocument
 from quantadvisor.kernels.cliffs import cliffs
 from quantadvisor.kernels.point import Kernel, Point, refusal
-from quantadvisor.kernels.probe import NOT_REACHED, Progress, probe_kernels
+from quantadvisor.kernels.probe import NOT_REACHED, Progress, probe_in, probe_kernels
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.device import kept_peaks
 from quantadvisor.profiling.environments import interpreter_of
+from quantadvisor.profiling.gpu_peaks import with_peaks
 
 from .catalogue import first_line
+from .gpu_home import GpuHome, all_contenders
 
 DEFAULT_MS = (1, 4, 16, 64, 256, 1024, 4096)
 ANY_SHAPE = LinearShape(name="any", n=1024, k=1024, count=1)
@@ -96,7 +99,19 @@ def interpreters() -> dict[str, str]:
 
 
 def probes_here(device: Device) -> tuple[ProbeHere, ...]:
-    """Every probe and option; nothing is timed."""
+    """Every probe and option, on a GPU every contender; nothing is timed."""
+    if device.kind == "cuda":
+        return tuple(
+            ProbeHere(
+                probe=kernel.name,
+                option=kernel.option,
+                runtime=kernel.runtime,
+                scheme=kernel.probe.scheme.name,
+                what=f"a kernel of {kernel.runtime}",
+                refused=kernel.probe.refuse(device, Point(kernel, ANY_SHAPE, 1).problem),
+            )
+            for kernel in all_contenders(device)
+        )
     return tuple(
         ProbeHere(
             probe=name,
@@ -115,20 +130,24 @@ def time_kernels(
     model: str, inventory: Inventory, device: Device, cache: Path, budget_s: float, progress: Progress | None = None
 ) -> KernelTruth:
     """Times what is not kept yet, the device's roofs included, within the budget, and says who wins."""
-    started = time.monotonic()
-    device = device.model_copy(update={"peaks": kept_peaks(device, cache)})
+    deadline = time.monotonic() + budget_s
     longest = inventory.max_context_tokens or DEFAULT_MS[-1]
     ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
-    timings = probe_kernels(
-        inventory.linears,
-        ms,
-        device,
-        budget_s=budget_s - (time.monotonic() - started),
-        progress=progress,
-        cache=cache,
-        search_cliffs=True,
-        pythons=interpreters(),
-    )
+    if device.kind == "cuda":
+        device = with_peaks(device)
+        timings = on_a_gpu(inventory, device, ms, cache, deadline, progress)
+    else:
+        device = device.model_copy(update={"peaks": kept_peaks(device, cache)})
+        timings = probe_kernels(
+            inventory.linears,
+            ms,
+            device,
+            budget_s=deadline - time.monotonic(),
+            progress=progress,
+            cache=cache,
+            search_cliffs=True,
+            pythons=interpreters(),
+        )
     return KernelTruth(
         model=model,
         device=device.name,
@@ -137,6 +156,15 @@ def time_kernels(
         timings=timings,
         counts=Counter(standing(timing) for timing in timings),
     )
+
+
+def on_a_gpu(
+    inventory: Inventory, device: Device, ms: Sequence[int], cache: Path, deadline: float, progress: Progress | None
+) -> tuple[KernelTiming, ...]:
+    """All contenders at every (N, K) and M, as the probes of a CPU are swept. Never run on a GPU."""
+    home = GpuHome(device, cache)
+    with home.process:
+        return probe_in(all_contenders(device), home, inventory.linears, ms, deadline, progress)
 
 
 def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> tuple[ShapeTruth, ...]:

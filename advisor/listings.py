@@ -14,10 +14,12 @@ from quantadvisor.documents import Inventory
 from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.device import describe_device
+from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.inventory import inventory_from_config
 
 from . import catalogue, kernel_truth, tables
 from .context import cache_folder
+from .device_choice import named_device, usable
 from .model_source import resolve_model
 from .slow_paths import PHASES
 from .stages import Progress
@@ -58,8 +60,9 @@ def methods(model: str | None) -> Listing:
     return Listing(dumped(found), [tables.methods_table(found)])
 
 
-def kernels(model: str | None, budget_s: float, progress: Progress) -> Listing:
-    device = describe_device()
+def kernels(model: str | None, budget_s: float, progress: Progress, device_name: str = "auto") -> Listing:
+    pythons = {name: interpreter_of(name) for name in ("triton", "torch")}
+    device = named_device(device_name, lambda gpu: usable(gpu, pythons), "--device")
     if model is None:
         found = kernel_truth.KernelTruth(device=device.name, probes=kernel_truth.probes_here(device))
     else:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from quantadvisor.documents import CandidateFailed, Device, KernelTiming
 
@@ -23,6 +23,19 @@ from .processes import DIED, ProbeProcess
 MOST_DEATHS = 2
 GRACE_S = 30.0
 """On a busy machine points that take turns are slow, which is no hang."""
+
+
+class TimingPlace(Protocol):
+    """Where points are timed, and what is kept of them."""
+
+    device: Device
+    process: ProbeProcess
+
+    def refusal(self, point: Point) -> str | None: ...
+    def kept(self, point: Point) -> KernelTiming | None: ...
+    def begin_import(self) -> None: ...
+    def end_import(self, end: float) -> None: ...
+    def take(self, points: Sequence[Point], end: float) -> list[KernelTiming]: ...
 
 
 class Home:

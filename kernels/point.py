@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from quantadvisor.documents import Device, Figure, KernelTiming, LinearShape, Peaks, Scheme
 
-from .problem import KernelProbe, Problem, matrix_bytes
+from .problem import Problem, TimedKernel, matrix_bytes
 from .timing import figure
 
 COLD_M = 64
@@ -44,7 +44,7 @@ class Kernel:
     """A probe with one of its options; `cold`: the model's weights in its format exceed the last-level cache."""
 
     name: str
-    probe: KernelProbe
+    probe: TimedKernel
     option: str
     cold: bool = True
 

@@ -17,7 +17,7 @@ from quantadvisor.documents import Device, Figure, KernelTiming, LinearShape
 
 from . import grid
 from .cliffs import next_ms
-from .homes import Home
+from .homes import Home, TimingPlace
 from .point import Kernel, Point, roofline_share, weight_bytes
 from .registry import OFFERED, PROBES
 
@@ -78,22 +78,47 @@ def probe_kernels(
     """
     deadline = time.monotonic() + budget_s
     kernels = _kernels(probes, shapes, device)
-    curves = {kernel: _curves(kernel, shapes, ms, extra_ms) for kernel in kernels}
     with ExitStack() as stack:
         homes = {}
         for runtime in dict.fromkeys(kernel.runtime for kernel in kernels):
             python = (pythons or {}).get(runtime, sys.executable)
             homes[runtime] = stack.enter_context(Home(runtime, device, python, cache))
-        sweep = _Sweep(curves, homes, progress)
-        sweep.remember()
-        on_grid: Plan = lambda curve: _on_grid(curve, sweep.rivals(curve))  # noqa: E731
-        sweep.go(on_grid, deadline)
-        if search_cliffs:
-            best = _fastest(curves)
-            end = deadline if any(home.process.running for home in homes.values()) else 0.0
-            sweep.go(lambda curve: _about_cliffs(curve, best[curve.shape.n, curve.shape.k]), end)
-            sweep.go(on_grid, end)  # a cliff that was found may have opened what seemed clear
-        return tuple(timing for mine in curves.values() for curve in mine for timing in sweep.told(curve))
+        curves = {kernel: _curves(kernel, shapes, ms, extra_ms) for kernel in kernels}
+        return swept(curves, homes, deadline, progress, search_cliffs=search_cliffs)
+
+
+def probe_in(
+    kernels: Iterable[Kernel],
+    home: TimingPlace,
+    shapes: Sequence[LinearShape],
+    ms: Sequence[int],
+    deadline: float,
+    progress: Progress | None = None,
+) -> tuple[KernelTiming, ...]:
+    """`probe_kernels`, cliffs included, of kernels that are all timed in one place."""
+    curves = {kernel: _curves(kernel, shapes, ms, ()) for kernel in kernels}
+    return swept(curves, {kernel.runtime: home for kernel in curves}, deadline, progress, search_cliffs=True)
+
+
+def swept(
+    curves: Mapping[Kernel, Sequence[Curve]],
+    homes: Mapping[str, TimingPlace],
+    deadline: float,
+    progress: Progress | None,
+    *,
+    search_cliffs: bool,
+) -> tuple[KernelTiming, ...]:
+    """All that is known of the curves once the grid, and where wanted the cliffs, were timed until the deadline (monotonic)."""
+    sweep = _Sweep(curves, homes, progress)
+    sweep.remember()
+    on_grid: Plan = lambda curve: _on_grid(curve, sweep.rivals(curve))  # noqa: E731
+    sweep.go(on_grid, deadline)
+    if search_cliffs:
+        best = _fastest(curves)
+        end = deadline if any(home.process.running for home in homes.values()) else 0.0
+        sweep.go(lambda curve: _about_cliffs(curve, best[curve.shape.n, curve.shape.k]), end)
+        sweep.go(on_grid, end)  # a cliff that was found may have opened what seemed clear
+    return tuple(timing for mine in curves.values() for curve in mine for timing in sweep.told(curve))
 
 
 def _kernels(probes: Iterable[str], shapes: Sequence[LinearShape], device: Device) -> list[Kernel]:
@@ -143,7 +168,7 @@ class _Sweep:
     """The curves of all kernels, and where each kernel is timed."""
 
     curves: Mapping[Kernel, Sequence[Curve]]
-    homes: Mapping[str, Home]
+    homes: Mapping[str, TimingPlace]
     progress: Progress | None
 
     def rivals(self, curve: Curve) -> list[grid.Times]:

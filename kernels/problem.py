@@ -60,17 +60,22 @@ class Prepared:
     """What really ran, in the runtime's own words; ask after a call."""
 
 
-class KernelProbe(Protocol):
-    """A module `kernels/<scheme>_<runtime>.py`."""
+class TimedKernel(Protocol):
+    """What is known of a kernel, wherever it is timed."""
 
     @property
     def scheme(self) -> Scheme: ...
     @property
     def runtime(self) -> str: ...
-    @property
-    def options(self) -> tuple[str, ...]: ...
     def refuse(self, device: Device, shape: Problem) -> str | None: ...
     def arithmetic(self, option: str, isa: Sequence[str]) -> str: ...
+
+
+class KernelProbe(TimedKernel, Protocol):
+    """A module `kernels/<scheme>_<runtime>.py`."""
+
+    @property
+    def options(self) -> tuple[str, ...]: ...
     def prepare(self, shape: Problem) -> Prepared: ...
     def reference(self, shape: Problem) -> Callable[[], Array]: ...
 

@@ -9,18 +9,30 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Tensor = Any
 Call = Callable[[], Any]
+Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Rival:
     name: str
     package: str
-    prepare: Callable[[Tensor, Tensor], Call]
-    """(x [M, K], w [N, K]) in 16 bits -> what is timed; for attention (q [B, H, D], keys and values [2, B, HKV, S, D])."""
+    prepare: Callable[[Tensor, Tensor], Product]
+    """(x [M, K], w [N, K] in 16 bits) -> its product with any such x; for attention (q [B, H, D], keys and values
+    [2, B, HKV, S, D]) -> attention of any such q."""
+
+
+def missing(rival: Rival) -> str | None:
+    return None if importlib.util.find_spec(rival.package) else f"{rival.package} is not installed"
+
+
+def rivals_of(kernel: str) -> tuple[Rival, ...]:
+    """Of a kernel by its name in `advisor selfcheck`, which ends in its groups where it has some."""
+    return RIVALS.get(kernel.partition("-")[0], ())
 
 
 def prepared(kind: str, x: Tensor, w: Tensor) -> tuple[dict[str, Call], dict[str, str]]:
@@ -28,11 +40,11 @@ def prepared(kind: str, x: Tensor, w: Tensor) -> tuple[dict[str, Call], dict[str
     ready: dict[str, Call] = {}
     refused: dict[str, str] = {}
     for rival in RIVALS.get(kind, ()):
-        if importlib.util.find_spec(rival.package) is None:
-            refused[rival.name] = f"{rival.package} is not installed"
+        if reason := missing(rival):
+            refused[rival.name] = reason
             continue
         try:
-            call = rival.prepare(x, w)
+            call = partial(rival.prepare(x, w), x)
             call()
             ready[rival.name] = call
         except Exception as error:  # another package's kernel: whatever it raises is its refusal
@@ -49,45 +61,45 @@ def _linear(w: Tensor) -> Any:
     return made
 
 
-def _torchao(name: str, **options: Any) -> Callable[[Tensor, Tensor], Call]:
-    def prepare(x: Tensor, w: Tensor) -> Call:
+def _torchao(name: str, **options: Any) -> Callable[[Tensor, Tensor], Product]:
+    def prepare(x: Tensor, w: Tensor) -> Product:
         from torchao import quantization
 
         model = _linear(w)
         quantization.quantize_(model, getattr(quantization, name)(**options))
-        return lambda: model(x)
+        return lambda x: model(x)
 
     return prepare
 
 
-def _gemlite(name: str) -> Callable[[Tensor, Tensor], Call]:
-    def prepare(x: Tensor, w: Tensor) -> Call:
+def _gemlite(name: str) -> Callable[[Tensor, Tensor], Product]:
+    def prepare(x: Tensor, w: Tensor) -> Product:
         from gemlite import helper
 
         model = getattr(helper, name)(device=str(w.device)).from_linear(_linear(w))
-        return lambda: model(x)
+        return lambda x: model(x)
 
     return prepare
 
 
-def _bitsandbytes_nf4(x: Tensor, w: Tensor) -> Call:
+def _bitsandbytes_nf4(x: Tensor, w: Tensor) -> Product:
     import bitsandbytes
 
     packed, state = bitsandbytes.functional.quantize_4bit(w, blocksize=64, quant_type="nf4")
-    return lambda: bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state)
+    return lambda x: bitsandbytes.matmul_4bit(x, packed.t(), quant_state=state)
 
 
-def _bitsandbytes_int8(x: Tensor, w: Tensor) -> Call:
+def _bitsandbytes_int8(x: Tensor, w: Tensor) -> Product:
     import bitsandbytes
     import torch
 
     model = bitsandbytes.nn.Linear8bitLt(w.shape[1], w.shape[0], bias=False, has_fp16_weights=False, threshold=6.0)
     model.weight = bitsandbytes.nn.Int8Params(w.to("cpu", torch.float16), requires_grad=False, has_fp16_weights=False)
-    model, half = model.to(w.device), x.to(torch.float16)
-    return lambda: model(half)
+    model = model.to(w.device)
+    return lambda x: model(x.to(torch.float16))
 
 
-def _marlin(x: Tensor, w: Tensor) -> Call:
+def _marlin(x: Tensor, w: Tensor) -> Product:
     from vllm.model_executor.layers.quantization.utils import marlin_utils, marlin_utils_test
     from vllm.scalar_type import scalar_types
 
@@ -95,10 +107,10 @@ def _marlin(x: Tensor, w: Tensor) -> Call:
     _, packed, scales = marlin_utils_test.marlin_quantize(w.T.contiguous(), scalar_types.uint4b8, 128)
     none = marlin_utils.marlin_make_empty_g_idx(w.device)
     workspace = marlin_utils.marlin_make_workspace_new(w.device)
-    return lambda: marlin_utils.apply_gptq_marlin_linear(x, packed, scales, none, workspace, scalar_types.uint4b8, n, k)
+    return lambda x: marlin_utils.apply_gptq_marlin_linear(x, packed, scales, none, workspace, scalar_types.uint4b8, n, k)
 
 
-def _flashinfer(q: Tensor, cache: Tensor) -> Call:
+def _flashinfer(q: Tensor, cache: Tensor) -> Product:
     """Its batch decode over an FP8 cache, pages of 16 tokens, all sequences full."""
     import flashinfer
     import torch
@@ -112,7 +124,7 @@ def _flashinfer(q: Tensor, cache: Tensor) -> Call:
     places = torch.arange(batch * pages, dtype=torch.int32, device=q.device)
     last = torch.full((batch,), 16, dtype=torch.int32, device=q.device)
     wrapper.plan(ends, places, last, q.shape[1], hkv, dim, 16, q_data_type=q.dtype, kv_data_type=torch.float8_e4m3fn)
-    return lambda: wrapper.run(q, paged)
+    return lambda q: wrapper.run(q, paged)
 
 
 RIVALS: Mapping[str, tuple[Rival, ...]] = {

@@ -78,57 +78,93 @@ def weight_only(bits: int, group: int) -> str:
     return f"w{bits}a16-g{group}" if group else f"w{bits}a16"
 
 
+@dataclass(frozen=True)
+class Made:
+    """One of our products on a linear's stored weights w: [N, K]."""
+
+    run: Callable[[Tensor], Tensor]
+    kernel: str
+    name: str
+    """In `advisor selfcheck`."""
+    sizes: tuple[int, int]
+    problem: tuple[str, int, int] | None
+    """What its configuration is timed as on a new GPU: name, N, K; None where there is the static choice alone."""
+    dense: Callable[[], Tensor]
+    """w in bfloat16, for another package's quantizer."""
+
+
 def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bias: Tensor | None) -> Any:
     """tensors: of one linear, by their names in compressed-tensors (weight or weight_packed, weight_scale, where they are
-    asymmetric weight_zero_point); `packed`: their `packing`, None where they are not.
-
-    `problem` of what is made: what it is timed as on a new GPU; None where there is the static choice alone."""
+    asymmetric weight_zero_point); `packed`: their `packing`, None where they are not."""
     import torch
 
-    run, kernel, problem = _product(tensors, packed)
-
     class Linear(torch.nn.Module):  # type: ignore[misc, unused-ignore]
-        """y = x @ w.T + bias by one of our kernels; x: [..., K]."""
+        """y = x @ w.T + bias; x: [..., K]. `products`: M -> what computes about there; ours, or what `triton_products` took."""
 
-        def __init__(self) -> None:
+        def __init__(self, made: Made) -> None:
             super().__init__()
-            self.kernel, self.problem = kernel, problem
+            self.kernel, self.name, self.sizes, self.problem, self.dense = (
+                made.kernel, made.name, made.sizes, made.problem, made.dense,
+            )  # fmt: skip
+            self.products = {1: made.run}
+
+        def product(self, rows: int) -> Callable[[Tensor], Tensor]:
+            """That of the nearest M, by their ratio."""
+            return self.products[min(self.products, key=lambda m: max(m / rows, rows / m))]
 
         def forward(self, x: Tensor) -> Tensor:
-            rows = run(x.reshape(-1, x.shape[-1]).contiguous())
-            y = rows.reshape(*x.shape[:-1], rows.shape[-1])
+            flat = x.reshape(-1, x.shape[-1]).contiguous()
+            y = self.product(len(flat))(flat)
+            y = y.reshape(*x.shape[:-1], y.shape[-1])
             return y if bias is None else y + bias
 
-    return Linear()
+    return Linear(_made(tensors, packed))
 
 
-def _product(
-    tensors: Mapping[str, Tensor], packed: tuple[int, int] | None
-) -> tuple[Callable[[Tensor], Tensor], str, tuple[str, int, int] | None]:
-    """(product, kernel, what it is timed as: name, N, K)"""
+def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None) -> Made:
     import torch
 
     from . import triton_w4a16, triton_w8a8, triton_w8a16
 
-    if packed is not None:
-        bits, group = packed
-        codes, scales = unpacked(tensors["weight_packed"], bits), tensors["weight_scale"]
-        if bits == 8:
-            width = int(tensors["weight_shape"][1])
-            signed, columns = (codes[:, :width].to(torch.int16) - 128).to(torch.int8).contiguous(), scales.T.contiguous()
-            return lambda x: triton_w8a16.w8a16(x, signed, columns.to(x.dtype), group), "w8a16", None
-        words = tensors.get("weight_zero_point")
-        zeros = None if words is None else unpacked(words.T)[:, : len(codes)].T.contiguous()
-        w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
-        return lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group), "w4a16", (f"w4a16-g{group}", *codes.shape)
-    weight = tensors["weight"].contiguous()
-    scales = tensors["weight_scale"].float().reshape(-1).contiguous()
-    kind = "w8a8" if weight.dtype == torch.int8 else "fp8"
-    return (
-        lambda x: triton_w8a8.w8a8(*triton_w8a8.quantize(x, weight.dtype), weight, scales, x.dtype),
-        kind,
-        (kind, *weight.shape),
-    )
+    if packed is None:
+        weight = tensors["weight"].contiguous()
+        row_scales = tensors["weight_scale"].float().reshape(-1).contiguous()
+        kind = "w8a8" if weight.dtype == torch.int8 else "fp8"
+        return Made(
+            lambda x: triton_w8a8.w8a8(*triton_w8a8.quantize(x, weight.dtype), weight, row_scales, x.dtype),
+            kind, kind, tuple(weight.shape), (kind, *weight.shape),
+            lambda: (weight.float() * row_scales[:, None]).to(torch.bfloat16),
+        )  # fmt: skip
+    bits, group = packed
+    codes, scales = unpacked(tensors["weight_packed"], bits), tensors["weight_scale"]
+    words = tensors.get("weight_zero_point")
+    zeros = None if words is None else unpacked(words.T)[:, : len(codes)].T.contiguous()
+    name = f"{weight_only(bits, group)}{'' if zeros is None else '-asymmetric'}"
+    if bits == 8:
+        codes = codes[:, : int(tensors["weight_shape"][1])]
+        signed, columns = (codes.to(torch.int16) - 128).to(torch.int8).contiguous(), scales.T.contiguous()
+        return Made(
+            lambda x: triton_w8a16.w8a16(x, signed, columns.to(x.dtype), group),
+            "w8a16", name, tuple(signed.shape), None, lambda: spread(signed.float(), scales, group),
+        )  # fmt: skip
+    w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
+
+    def dense() -> Tensor:
+        middle = 8.0 if zeros is None else zeros.float().repeat_interleave(group, 1)[:, : codes.shape[1]]
+        return spread(codes.float() - middle, scales, group)
+
+    return Made(
+        lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group),
+        "w4a16", name, tuple(codes.shape), (f"w4a16-g{group}", *codes.shape), dense,
+    )  # fmt: skip
+
+
+def spread(w: Tensor, scales: Tensor, group: int) -> Tensor:
+    """w: float32 [N, K] in units of scales [N, groups] (`group` 0: a scale a channel) -> bfloat16"""
+    import torch
+
+    each = scales.float().repeat_interleave(group or w.shape[1], 1)[:, : w.shape[1]]
+    return (w * each).to(torch.bfloat16)
 
 
 def unpacked(packed: Tensor, bits: int = 4) -> Tensor:

@@ -21,7 +21,7 @@ options: tuple[str, ...] = ("",)
 def refuse(device: Device, shape: Problem) -> str | None:
     if not device.gpus:
         return "not available: needs an NVIDIA GPU, and this machine has none"
-    return "not available: this version times CPU kernels only"
+    return "not available on a CPU: advisor kernels --device cuda:0 times it"
 
 
 def arithmetic(option: str, isa: Sequence[str]) -> str:
@@ -29,7 +29,7 @@ def arithmetic(option: str, isa: Sequence[str]) -> str:
 
 
 def prepare(shape: Problem) -> Prepared:
-    raise NotImplementedError("this version times CPU kernels only")
+    raise NotImplementedError("timed on a GPU alone: advisor/gpu_home.py")
 
 
 def reference(shape: Problem) -> Callable[[], np.ndarray[Any, Any]]:

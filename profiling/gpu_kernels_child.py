@@ -1,10 +1,11 @@
 """The process in which a run's GPU kernels are timed at its model's sizes: started by path, one JSON object per line in and out.
 
-    in   {"probe": name in `triton_subjects.product_at`, or "16 bit" for cuBLAS alone, "sizes": [M, N, K]}
-    out  {"samples": {"triton": [seconds per call], "16 bit": [...]}, "gpu": GpuState or null}, or {"refused": reason}
+    in   {"probe": name in `triton_subjects.product_at`, or "16 bit" for cuBLAS alone, "sizes": [M, N, K], "rivals": bool}
+    out  {"samples": {"triton": [seconds per call], "16 bit": [...], rival: [...]}, "without": {name: why it has none},
+          "gpu": GpuState or null}, or {"refused": reason}
 
-CUDA graphs, L2 cache emptied before each call, ours and the 16-bit product it replaces interleaved (kernels/gpu_timing.py). On
-the first GPU that the process sees. Never run on a GPU.
+CUDA graphs, L2 cache emptied before each call; ours, the 16-bit product it replaces, and with `rivals` what other packages have
+of the kind (kernels/rivals.py), interleaved (kernels/gpu_timing.py). On the first GPU that the process sees. Never run on a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quantadvisor.kernels import gpu_timing
+from quantadvisor.kernels import gpu_timing, rivals
 from quantadvisor.kernels.answering import serve
 from quantadvisor.profiling import nvml
 from quantadvisor.profiling.gpu_state import state_of
@@ -25,25 +26,28 @@ WARM_S = 0.05
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
+    ready, without = calls(request["probe"], tuple(request["sizes"]), others=bool(request.get("rivals")))
     with nvml.watching(visible_gpu()) as seen:
-        samples, refused = gpu_timing.interleaved(calls(request["probe"], tuple(request["sizes"])), ROUNDS, WARM_S)
+        samples, refused = gpu_timing.interleaved(ready, ROUNDS, WARM_S)
     if refused and not samples:
         return {"refused": next(iter(refused.values()))}
     state = state_of([seen.summary()])
-    return {"samples": samples, "gpu": state.model_dump(mode="json") if state else None}
+    return {"samples": samples, "without": without | refused, "gpu": state.model_dump(mode="json") if state else None}
 
 
-def calls(name: str, sizes: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+def calls(name: str, sizes: tuple[int, int, int], *, others: bool) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """(what is timed, why some of the others cannot be), by name."""
     import torch
 
     if name == PLAIN:
         m, n, k = sizes
         x, w = (torch.randn(rows, k, device="cuda").to(torch.bfloat16) for rows in (m, n))
-        return {PLAIN: lambda: x @ w.T}
+        return {PLAIN: lambda: x @ w.T}, {}
     from quantadvisor.kernels.triton_subjects import product_at
 
     made = product_at(name, "cuda", sizes)
-    return {OURS: made.run} | ({PLAIN: made.plain} if made.plain else {})
+    ready, without = rivals.prepared(*made.problem) if others and made.problem else ({}, {})
+    return {OURS: made.run, **({PLAIN: made.plain} if made.plain else {}), **ready}, without
 
 
 def main() -> None:

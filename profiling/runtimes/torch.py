@@ -5,7 +5,8 @@ A linear counts as quantized where it holds codes when it runs: a format that tr
 CPU) loads and runs unquantized. A decode step grows a DynamicCache by concatenation, as `generate` does: the copy is part
 of what this runtime costs.
 
-Option `cuda`: the model and its cache on the GPU, eager as on the CPU (the `triton` runtime decodes by CUDA graphs).
+Option `cuda`: the model and its cache on the GPU, eager as on the CPU (the `triton` runtime decodes by CUDA graphs). Option
+`compile`: decode steps by torch.compile over a static cache (torch_compile.py), prefill eager.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import nvidia, torch_cuda
+from . import nvidia, torch_compile, torch_cuda
 
 NAME = "torch"
-OPTIONS = (nvidia.CUDA,)
+OPTIONS = (nvidia.CUDA, torch_compile.COMPILE)
 PACKAGES = {
     "bitsandbytes": ("bitsandbytes", "accelerate"),
     "gptq": ("gptqmodel", "optimum"),
@@ -50,7 +51,7 @@ ADAPTER = "adapter"
 BESIDE = (".lora_A.", ".lora_B.")
 """In the names of an adapter's products, which are none of the model's linears."""
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::mkldnn_linear", "aten::linear", "aten::bmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "aten::linear", "aten::bmm")
 LOW_BIT = re.compile(
     r"int[48]pack_mm|::_int_mm|::_scaled_mm|dyn_quant_matmul|gemv_4bit|int8_linear_matmul|int8_scaled_mm|qbytes_mm"
 )
@@ -67,9 +68,12 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return f"torch has no option {unknown[0]!r}; it has {', '.join(OPTIONS)}"
     if path is not None and not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
-    if options and find_spec("accelerate") is None:
+    gpu = on_gpu(options)
+    if gpu and find_spec("accelerate") is None:
         return "transformers loads onto a GPU through accelerate, which is not installed: pip install accelerate"
-    if options and (reason := nvidia.refusal(f"torch {installed()}", nvidia.torch_built_for(), nvidia.torch_mend())):
+    if gpu and (reason := nvidia.refusal(f"torch {installed()}", nvidia.torch_built_for(), nvidia.torch_mend())):
+        return reason
+    if torch_compile.COMPILE in options and (reason := torch_compile.refusal("cuda" if gpu else "cpu")):
         return reason
     return missing_package(path) if path is not None else None
 
@@ -128,7 +132,8 @@ def warm_imports() -> None:
 
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> TorchSession:
-    return TorchSession(path, threads, "cuda" if on_gpu(options) else "cpu")
+    session = CompiledSession if torch_compile.COMPILE in options else TorchSession
+    return session(path, threads, "cuda" if on_gpu(options) else "cpu")
 
 
 class TorchSession:
@@ -173,7 +178,7 @@ class TorchSession:
             self.fill(batch, tokens.shape[1] + 8)
             following = np.repeat(following, batch, 0)
         self.decode(following)
-        decode = self._observe(lambda: self.decode(following), rounds=5)
+        decode = self._decode_seen(lambda: self.decode(following))
         prefill = self._observe(lambda: self.prefill(tokens, tokens.shape[1] + 8), rounds=2)
         return {"prefill": prefill, "decode": decode}
 
@@ -183,19 +188,26 @@ class TorchSession:
     def close(self) -> None:
         self.cache = None
 
-    def _forward(self, tokens: Any) -> Any:
-        logits = self._run(tokens, self.cache, 1)[:, -1]
+    def _forward(self, tokens: Any, call: Any = None) -> Any:
+        logits = self._run(tokens, self.cache, 1, call)[:, -1]
         return torch_cuda.Logits(logits) if self.device == "cuda" else logits.float().numpy()
 
-    def _run(self, tokens: Any, cache: Any, keep: int) -> Any:
+    def _run(self, tokens: Any, cache: Any, keep: int, call: Any = None) -> Any:
+        """`call`: what computes in the model's place."""
         import torch
 
         with torch.inference_mode():
             given = torch.from_numpy(tokens).to(self.device)
-            return self.model(given, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+            return (call or self.model)(given, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+
+    def _decode_seen(self, run: Any) -> dict[str, Any]:
+        return self._observe(run, rounds=5)
 
     def _observe(self, run: Any, rounds: int) -> dict[str, Any]:
         seen = torch_cuda.observe(run, rounds, places(self.model)) if self.device == "cuda" else self._observe_cpu(run, rounds)
+        return self._with_linears(seen)
+
+    def _with_linears(self, seen: dict[str, Any]) -> dict[str, Any]:
         kinds = linear_kinds(self.model)
         said = [f"{count} linears by {kind}" + f" over {codes}" * bool(codes) for (kind, codes), count in kinds.items()]
         return seen | {
@@ -203,6 +215,9 @@ class TorchSession:
             "quantized_linears": sum(count for (_, codes), count in kinds.items() if codes),
             "notes": [*said, *seen.get("notes", [])],
         }
+
+    def _number(self) -> str:
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     def _observe_cpu(self, run: Any, rounds: int) -> dict[str, Any]:
         """Parts of the wall time by hooks, interleaved with plain runs whose time is the wall; operators by the profiler."""
@@ -221,11 +236,44 @@ class TorchSession:
             run()
         median = {key: sorted(part[key] for part in parts)[len(parts) // 2] for key in parts[0]}
         return {
-            "operators": operator_counts(profile, str(next(self.model.parameters()).dtype).removeprefix("torch.")),
+            "operators": operator_counts(profile, self._number()),
             "wall_s": sorted(walls)[len(walls) // 2],
             "walls_s": walls,
             **median,
         }
+
+
+class CompiledSession(TorchSession):
+    """Decode steps by torch.compile, which generates code around products that stay calls. RuntimeError where it cannot."""
+
+    def __init__(self, path: str, threads: int, device: str) -> None:
+        import numpy as np
+
+        super().__init__(path, threads, device)
+        self.compiled = torch_compile.compiled(self.model, device)
+        try:
+            for rows in (1, 2):
+                self.prefill(np.ones((rows, 3), np.int64), 8)
+                self.decode(np.ones((rows, 1), np.int64))
+        except Exception as error:  # inductor, g++ or the loader, each with exceptions of its own
+            raise RuntimeError(torch_compile.reason(error)) from error
+        self.close()
+
+    def prefill(self, tokens: Any, capacity: int) -> Any:
+        self.cache = None
+        self.cache = torch_compile.static_cache(self.model.config, capacity)
+        return self._forward(tokens)
+
+    def decode(self, tokens: Any) -> Any:
+        return self._forward(tokens.ravel().reshape(-1, 1), self.compiled)  # other strides are compiled for again
+
+    def fill(self, batch: int, capacity: int) -> None:
+        torch_compile.repeat(self.cache, batch)
+
+    def _decode_seen(self, run: Any) -> dict[str, Any]:
+        if self.device == "cuda":
+            return self._with_linears(torch_cuda.observe(run, 5, None))
+        return self._with_linears(torch_compile.observed(run, 5, operator_counts, self._number()))
 
 
 def loaded(path: str, device: str) -> Any:
@@ -278,11 +326,11 @@ def codes_of(module: Any) -> str:
 def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
     """All operators that ran, torch's and those that packages register, most expensive first: a list cut by time would differ
     from look to look."""
-    rows = [event for event in profile.key_averages() if "::" in event.key]
+    rows = [event for event in profile.key_averages() if "::" in event.key or torch_compile.generated(event.key)]
     rows.sort(key=lambda event: -event.self_cpu_time_total)
     return [
         {
-            "name": event.key,
+            "name": torch_compile.generated(event.key) or event.key,
             "count": event.count,
             "provider": "CPU",
             "precision": precision,
@@ -297,11 +345,11 @@ def operator_counts(profile: Any, precision: str) -> list[dict[str, Any]]:
 def places(model: Any) -> list[torch_cuda.Place]:
     """Every linear, every attention call and every cache update of a model."""
     import torch
-    from transformers import DynamicCache
+    from transformers import Cache
 
     linears = [(module, "forward", "linears") for module in model.modules() if is_linear(module)]
     attention = (torch.nn.functional, "scaled_dot_product_attention", "attention")
-    return [*linears, attention, (DynamicCache, "update", "cache")]
+    return [*linears, attention, (Cache, "update", "cache")]
 
 
 class Stopwatch:

@@ -3,7 +3,9 @@
 Options `kvint8`, `kvint4`, `kvfp8`, `kvturbo` choose the cache; without one it is 16 bits wide, read by torch's attention.
 Needs an NVIDIA GPU. Never run on one: what holds is what the interpreter shows on tiny models, which is no speed.
 The first session of a model on a GPU times configurations of its kernels, which load_s then holds; they are kept
-(`kernels/triton_tuning.py`). It lives in the environment of the advisor, so unlike the others it imports ours, inside functions.
+(`kernels/triton_tuning.py`). Where a run's probe found an installed package's product faster, linears call that
+(`kernels/triton_products.py`). It lives in the environment of the advisor, so unlike the others it imports ours, inside
+functions.
 """
 
 from __future__ import annotations
@@ -97,13 +99,23 @@ class TritonSession:
         self.device = device
         self.kind = CACHES[options[0]] if options else "16 bit"
         self.model = swapped(path, device)
+        self.taken: tuple[str, ...] = ()
         if device == "cuda":
+            from quantadvisor.kernels.gpu_timing import gpu_name
+            from quantadvisor.kernels.triton_products import kept
             from quantadvisor.kernels.triton_tuning import tune_here
 
             tune_here(problems_of(self.model, self.kind))
+            self.take(kept(gpu_name()))
         self.places: Any = None
         self.cache: Any = None
         self.graph: Any = None
+
+    def take(self, winners: Any) -> None:
+        """Other packages' products where they won; ours is what is always there."""
+        from quantadvisor.kernels.triton_products import take_over
+
+        self.taken = take_over(self.model, winners)
 
     def prefill(self, tokens: Any, capacity: int) -> Any:
         self._new(len(tokens), capacity)
@@ -227,8 +239,9 @@ class TritonSession:
         ours = [one for one in self.model.modules() if hasattr(one, "kernel")]
         weights = "/".join(sorted({one.kernel for one in ours}))
         for row in seen.rows:
-            row["quantized"] = row["name"] in LINEAR
-            row["linear"] = row["quantized"] or row.pop("part", None) == "linears"
+            in_linears = row.pop("part", None) == "linears"
+            row["quantized"] = row["name"] in LINEAR or (in_linears and bool(torch_cuda.LOW_BIT.search(row["name"].lower())))
+            row["linear"] = row["quantized"] or in_linears
             if row["quantized"] or "attend_kernel" in row["name"]:
                 row["precision"] = weights if row["quantized"] else self.kind
         return {
@@ -239,7 +252,7 @@ class TritonSession:
             "walls_s": walls,
             **{f"{part}_s": seconds for part, seconds in seen.parts.items()},
             "other_s": max(0.0, wall_s - sum(seen.parts.values())),
-            "notes": [seen.note],
+            "notes": [seen.note, *self.taken],
         }
 
     def _told(self, logits: Any) -> Any:

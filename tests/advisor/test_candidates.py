@@ -14,7 +14,7 @@ from quantadvisor.advisor.checkpoint import PLACES
 from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import kernel_class
 from quantadvisor.advisor.risk import schemes_at_risk
-from quantadvisor.documents import Device, Gpu
+from quantadvisor.documents import BadInput, Device, Gpu
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods import awq
 from quantadvisor.methods.registry import METHODS, method, trains
@@ -220,3 +220,20 @@ def test_int4_on_vllm_needs_more_than_avx2(isa: tuple[str, ...], refused: bool) 
     assert no_kernel_of_vllm(scheme("w4-g64-bf16"), "vllm", here) == reason
     assert no_kernel_of_vllm(scheme("w8a8-bf16"), "vllm", here) is None
     assert no_kernel_of_vllm(scheme("w4-g64-bf16"), "torch", here) is None
+
+
+def test_torch_compile_is_a_candidate_where_the_spec_names_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+
+    def offered(device: Device = PLAIN, **changes: object) -> set[str]:
+        return {one.name for one in enumerate_candidates(workload(**changes), tmp_path, device) if "compile" in one.options}
+
+    both = {"none-bf16@torch+compile", "none-fp32@torch+compile"}
+    assert offered() == offered(runtimes=["torch"]) == set()
+    assert offered(runtimes=[{"name": "torch", "options": ["compile"]}]) == both
+    assert offered(baseline="none-fp32@torch+compile") == {"none-fp32@torch+compile"}
+    gpu = on_gpu(PLAIN.model_copy(update={"gpus": (Gpu(name="G", memory_bytes=1 << 34, compute_capability="9.0"),)}), 0)
+    assert "none-bf16@torch+cuda+compile" in offered(gpu, runtimes=[{"name": "torch", "options": ["compile"]}])
+    for wrong in ({"name": "torch", "options": ["cuda"]}, {"name": "vllm", "options": ["compile"]}):
+        with pytest.raises(BadInput, match="is none to be asked for"):
+            offered(runtimes=[wrong])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from quantadvisor.advisor import gpu_probe
+from quantadvisor.advisor import gpu_home
 from quantadvisor.advisor.gpu_probe import BF16, PLAIN, points_of, timed_here, whole
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Device, Gpu, KernelTiming, LinearShape
@@ -31,7 +31,7 @@ KERNELS = {"fp8": scheme("fp8-bf16"), "w4a16-g64": scheme("w4-g64-bf16")}
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("QA_TIMED", str(tmp_path / "timed"))
-    monkeypatch.setattr(gpu_probe, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
+    monkeypatch.setattr(gpu_home, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
     return tmp_path / "timed"
 
 
@@ -83,8 +83,13 @@ def test_the_child_times_ours_beside_cublas(monkeypatch: pytest.MonkeyPatch) -> 
         return {name: [1e-6] * rounds for name in calls}, {}
 
     monkeypatch.setattr(gpu_kernels_child.gpu_timing, "interleaved", interleaved)
-    monkeypatch.setattr(gpu_kernels_child, "calls", lambda *_: {"triton": print, PLAIN: print})
-    said = gpu_kernels_child.answer({"probe": "w8a8", "sizes": [1, 8, 8]})
+    monkeypatch.setattr(
+        gpu_kernels_child,
+        "calls",
+        lambda *_, others: ({"triton": print, PLAIN: print}, {"another": "not installed"} if others else {}),
+    )
+    said = gpu_kernels_child.answer({"probe": "w8a8", "sizes": [1, 8, 8], "rivals": True})
+    assert said["without"] == {"another": "not installed"}
     assert set(said["samples"]) == set(seen) == {"triton", PLAIN}
     assert said["gpu"]["readings"] == 2
     assert said["gpu"]["sm_mhz"] == [1410, 1410, 1410]

@@ -12,7 +12,7 @@ from types import ModuleType
 import pynvml
 import pytest
 
-from quantadvisor.advisor import cli, first_contact, gpu_probe, pipeline
+from quantadvisor.advisor import cli, first_contact, gpu_home, pipeline
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import Results
 from quantadvisor.kernels import gpu_timing
@@ -67,7 +67,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QA_VERSIONS", json.dumps(gpu_timing.versions()))
     monkeypatch.setenv("QA_CHECKED", str(tmp_path / "checked"))
     monkeypatch.setattr(gpu_peaks, "CHILD", Path(__file__).with_name("virtual_peaks.py"))
-    monkeypatch.setattr(gpu_probe, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
+    monkeypatch.setattr(gpu_home, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
     monkeypatch.setenv("QA_TIMED", str(tmp_path / "timed"))
     monkeypatch.setattr(first_contact, "CHILD", Path(__file__).with_name("virtual_selfcheck.py"))
     files = {name: tmp_path / "runtimes" / f"{name}.py" for name in virtual_cuda.FIXED_S}

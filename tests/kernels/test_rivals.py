@@ -15,13 +15,13 @@ def test_each_is_ready_or_refused_with_its_reason(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("needs sm_90\nand more")
 
     def fails_when_called(x: Any, w: Any) -> Any:
-        return lambda: 1 / 0
+        return lambda x: 1 / 0
 
     there = {"w8a8": (
         Rival("absent", "no_such_package", raises),
         Rival("raises", "torch", raises),
         Rival("fails", "torch", fails_when_called),
-        Rival("ready", "torch", lambda x, w: lambda: x @ w.T),
+        Rival("ready", "torch", lambda x, w: lambda x: x @ w.T),
     )}  # fmt: skip
     monkeypatch.setattr(rivals, "RIVALS", there)
     x, w = torch.ones(2, 3), torch.ones(4, 3)

@@ -128,6 +128,7 @@ class RuntimeChoice(Document):
     python: str | None = Field(None, description="interpreter of the environment it lives in")
     url: str | None = Field(None, description="a running server, measured as it is (OpenAI-compatible, streaming)")
     model: str | None = Field(None, description="the model's name over there, where the server has several")
+    options: tuple[str, ...] = Field((), description="candidates only where named: compile, of torch")
 
 
 class Workload(Document):

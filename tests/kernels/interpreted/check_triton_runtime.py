@@ -25,8 +25,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from quantadvisor.documents import Figure
+from quantadvisor.kernels import rivals, triton_modules, triton_products, turbo_tables
 from quantadvisor.kernels import triton_decode_attention as kernel
-from quantadvisor.kernels import triton_modules, turbo_tables
 from quantadvisor.methods import fp8, rtn
 from quantadvisor.methods.formats import compressed
 from quantadvisor.methods.schemes import scheme
@@ -302,3 +303,81 @@ def test_every_row_has_a_cache_of_its_own_and_chunks_read_the_stored_one(folders
     assert whole.shape == chunked.shape == (5, 96)
     assert np.array_equal(whole[:3], chunked[:3])
     assert 0 < np.abs(whole[3:] - chunked[3:]).max() < 0.2 * np.abs(whole).max()
+
+
+def as_stored(w: torch.Tensor) -> torch.Tensor:
+    """Rounded per channel to 127 steps: the codes that such weights came from, again."""
+    scales = w.float().abs().amax(1, keepdim=True) / 127
+    return (w.float() / scales).round() * scales
+
+
+def exact_int8(_: torch.Tensor, w: torch.Tensor) -> Any:
+    """A package that rounds as the format says and computes in float32."""
+    weights = as_stored(w)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        scale = x.float().abs().amax(-1, keepdim=True) / 127
+        return (((x.float() / scale).round() * scale) @ weights.T).to(torch.float16)
+
+    return product
+
+
+def won(product: str, m: int) -> list[triton_products.Winner]:
+    """At every size of the model's linears; another's product in a quarter of our time."""
+    ours, theirs = (Figure(median=t, low=t, high=t, kind="measured") for t in (4e-6, 1e-6))
+    return [
+        triton_products.Winner(
+            kernel="w8a8", m=m, n=n, k=k, product=product, time_s=ours if product == "triton" else theirs, ours_s=ours
+        )
+        for n, k in ((64, 64), (32, 64), (96, 64), (64, 96))
+    ]
+
+
+def test_a_package_that_won_is_called_where_it_won(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rivals, "RIVALS", {"w8a8": (rivals.Rival("Fast", "torch", exact_int8),)})
+    session = runtime.TritonSession(str(folders["int-quantized"]), (), 1, "cpu")
+    session.take([*won("Fast", 1), *won("triton", 5)])
+    seen = session.operators(PROMPT, batch=None)
+    launched = {phase: {one["name"]: one["count"] for one in seen[phase]["operators"]} for phase in seen}
+    assert launched["prefill"]["w8a8_kernel"] == 14  # five rows
+    assert "w8a8_kernel" not in launched["decode"]
+    assert seen["decode"]["quantized_linears"] == 14
+    assert "14 linears: Fast was 4.00x as fast as our w8a8 at M = 1 and is called about there" in seen["decode"]["notes"]
+    session.prefill(PROMPT, 16)
+    found = session.decode(np.array([[5]]))[0]
+    half, true = (
+        decoded(plain(folders["int-quantized"], "int-quantized", dtype), DynamicCache(), [5])[1]
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert np.linalg.norm(found - true) <= 2 * np.linalg.norm(half - true)
+
+
+def test_other_numbers_are_not_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes of four bits, and a package that raises: ours stays, and it is said why."""
+
+    def four_bits(_: torch.Tensor, w: torch.Tensor) -> Any:
+        scale = w.float().abs().amax(1, keepdim=True) / 7
+        rounded = (w.float() / scale).round() * scale
+        return lambda x: (x.float() @ rounded.T).to(x.dtype)
+
+    def raises(_: torch.Tensor, w: torch.Tensor) -> Any:
+        raise RuntimeError("needs sm_90")
+
+    for prepare, words in ((four_bits, "its numbers on these weights are off by"), (raises, "needs sm_90")):
+        monkeypatch.setattr(rivals, "RIVALS", {"w8a8": (rivals.Rival("Fast", "torch", prepare),)})
+        session = runtime.TritonSession(str(folders["int-quantized"]), (), 1, "cpu")
+        session.take(won("Fast", 1))
+        (said,) = {note.partition(": ")[2] for note in session.taken if "14 linears" in note} or {str(session.taken)}
+        assert "ours stays" in said and words in said
+        counts = {one["name"]: one["count"] for one in session.operators(PROMPT, batch=None)["decode"]["operators"]}
+        assert counts["w8a8_kernel"] == 14
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_weights_for_another_package_are_the_stored_ones(folders: dict[str, Path], layout: str) -> None:
+    ours, oracle = swapped(str(folders[layout]), "cpu"), plain(folders[layout], layout, torch.float32)
+    for name, linear in ours.named_modules():
+        if hasattr(linear, "dense"):
+            true = oracle.get_submodule(name).weight
+            assert linear.sizes == tuple(true.shape)
+            assert torch.equal(linear.dense(), true.to(torch.bfloat16))

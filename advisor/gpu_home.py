@@ -1,0 +1,156 @@
+"""Where a GPU's kernels are timed, for `advisor kernels` and a run: ours, torch's (cuBLAS) and those of installed packages.
+
+One answer of the process (`profiling/gpu_kernels_child.py`) times all contenders of a kind at one (M, N, K), interleaved: what is
+asked for one of them tells of the others. Kept by device and versions, as on a CPU. Never run on a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from quantadvisor.documents import CandidateFailed, Device, GpuState, KernelTiming, Scheme
+from quantadvisor.kernels import timing_cache, triton_products
+from quantadvisor.kernels.homes import MOST_DEATHS
+from quantadvisor.kernels.point import Kernel, Point, roofline_share
+from quantadvisor.kernels.probe import NOT_REACHED
+from quantadvisor.kernels.problem import Problem
+from quantadvisor.kernels.processes import DIED, ProbeProcess
+from quantadvisor.kernels.rivals import missing, rivals_of
+from quantadvisor.kernels.timing import figure
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling import gpu_kernels_child
+from quantadvisor.profiling.gpu_kernels_child import OURS, PLAIN
+from quantadvisor.profiling.gpus import environment
+
+from .candidates import GPU_CATALOGUE, no_arithmetic
+from .first_contact import TRITON, cleared, kernels_of
+
+CHILD = Path(gpu_kernels_child.__file__)
+POINT_LIMIT_S = 60.0
+"""The first one compiles."""
+BF16 = scheme("bf16")
+CUBLAS = "cuBLAS"
+NUMBERS = {"w8a8": "int8", "fp8": "fp8"}
+"""Kind -> what multiplies, where that is not bfloat16."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A kernel of one kind: ours, torch's, or another package's (`reason`: why it cannot be had here)."""
+
+    scheme: Scheme
+    runtime: str
+    number: str = "bf16"
+    reason: str | None = None
+
+    def refuse(self, device: Device, shape: Problem) -> str | None:
+        return self.reason or no_arithmetic(self.scheme, device)
+
+    def arithmetic(self, option: str, isa: Sequence[str]) -> str:
+        return self.number
+
+
+def contenders(kinds: Mapping[str, Scheme], refused: Mapping[str, str | None] = MappingProxyType({})) -> Iterator[Kernel]:
+    """cuBLAS in 16 bits, and of each kind (a kernel's name in `advisor selfcheck` -> a scheme that takes it) ours, unless it is
+    `refused`, and the packages'."""
+    yield Kernel(PLAIN, Contender(BF16, "torch"), CUBLAS)
+    for kind, made in kinds.items():
+        number = NUMBERS.get(kind, "bf16")
+        yield Kernel(kind, Contender(made, TRITON, number, refused.get(kind)), OURS)
+        for rival in rivals_of(kind):
+            yield Kernel(kind, Contender(made, rival.package, number, missing(rival)), rival.name)
+
+
+def all_contenders(device: Device) -> tuple[Kernel, ...]:
+    """Of every quantized product that a candidate takes, ours as far as `advisor selfcheck` clears it on the device."""
+    kinds = products()
+    return tuple(contenders(kinds, {kind: cleared((kind,), device) for kind in kinds}))
+
+
+def products() -> dict[str, Scheme]:
+    """Kernel by its name in `advisor selfcheck` -> a scheme of the catalogue that takes it."""
+    found: dict[str, Scheme] = {}
+    for entry in GPU_CATALOGUE:
+        made = scheme(entry.scheme)
+        if TRITON in entry.runtimes and not made.quantizes_cache:
+            found |= dict.fromkeys(kernels_of(made, ()), made)
+    return found
+
+
+class GpuHome:
+    """The GPU's process, what it said, and how often each kind of kernels ended it."""
+
+    def __init__(self, device: Device, cache: Path) -> None:
+        self.device, self.cache = device, cache
+        self.process = ProbeProcess(device.threads, CHILD, environment=environment(device))
+        self._packages = triton_products.versions()
+        self._said: dict[tuple[str, int, int, int], Mapping[str, Any]] = {}
+        self._deaths: Counter[str] = Counter()
+
+    def refusal(self, point: Point) -> str | None:
+        kind = point.kernel.name
+        if reason := point.kernel.probe.refuse(self.device, point.problem):
+            return reason
+        return f"{DIED} {self._deaths[kind]} times" if self._deaths[kind] >= MOST_DEATHS else None
+
+    def kept(self, point: Point) -> KernelTiming | None:
+        if point.kernel.probe.refuse(self.device, point.problem):
+            return None
+        kept = timing_cache.load(self._place(point))
+        if kept is None or kept.time_s is None:
+            return None
+        return kept.model_copy(update={"roofline_share": roofline_share(self.device, point, kept.time_s.median)})
+
+    def begin_import(self) -> None:
+        """Nothing to win: there is one process, which imports when it is first asked."""
+
+    def end_import(self, end: float) -> None:
+        """As `begin_import`."""
+
+    def take(self, points: Sequence[Point], end: float) -> list[KernelTiming]:
+        return [self._taken(point, end) for point in points]
+
+    def _taken(self, point: Point, end: float) -> KernelTiming:
+        if reason := self.refusal(point):
+            return point.timing(refused=reason)
+        if kept := self.kept(point):
+            return kept
+        asked = (point.kernel.name, point.m, point.shape.n, point.shape.k)
+        if asked not in self._said:
+            if time.monotonic() >= end:
+                return point.timing(refused=NOT_REACHED)
+            self._said[asked] = self._answer(*asked)
+        return self._timing(point, self._said[asked])
+
+    def _answer(self, kind: str, *sizes: int) -> Mapping[str, Any]:
+        try:
+            return self.process.ask({"probe": kind, "sizes": sizes, "rivals": True}, POINT_LIMIT_S)
+        except CandidateFailed as error:
+            self._deaths[kind] += 1
+            return {"refused": str(error)}
+
+    def _timing(self, point: Point, said: Mapping[str, Any]) -> KernelTiming:
+        name = PLAIN if point.kernel.option == CUBLAS else point.kernel.option
+        samples = said.get("samples", {}).get(name)
+        if not samples:
+            return point.timing(refused=said.get("refused") or said.get("without", {}).get(name) or "not timed")
+        time_s = figure(samples, source="CUDA graph, L2 cache emptied before each call")
+        made = point.timing(
+            time_s=time_s,
+            roofline_share=roofline_share(self.device, point, time_s.median),
+            gpu=GpuState.model_validate(said["gpu"]) if said.get("gpu") else None,
+        )
+        made.write(self._place(point))
+        return made
+
+    def _place(self, point: Point) -> Path:
+        kernel, shape = point.kernel, point.shape
+        return timing_cache.place(
+            self.cache, self.device, f"gpu-{kernel.name}", self._packages, kernel.option, point.m, shape.n, shape.k
+        )

@@ -1,0 +1,89 @@
+"""`advisor kernels` on a GPU that is not there: who wins at which M, of the roofline how much, and where a cliff lies."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantadvisor.advisor import gpu_home
+from quantadvisor.advisor.kernel_truth import DEFAULT_MS, KernelTruth, probes_here, time_kernels
+from quantadvisor.advisor.tables import kernels_table, truth_tables
+from quantadvisor.documents import LinearShape
+from quantadvisor.profiling import gpu_peaks
+
+from . import virtual_cuda
+from .test_gpu_probe import DEVICE, MODEL
+
+RIVAL, CLIFF = "torchao INT8 dynamic", 100
+N, K = 64, 48
+SHAPES = (LinearShape(name="q", n=N, k=K, count=2, layers=2), LinearShape(name="lm_head", n=96, k=K, count=1, lm_head=True))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """INT8 and FP8 products are cleared and torchao is installed, on the GPU of virtual_cuda.py."""
+    monkeypatch.setenv("QA_TIMED", str(tmp_path / "timed"))
+    monkeypatch.setenv("QA_ROOFS", json.dumps([virtual_cuda.READ_BYTES_PER_S, virtual_cuda.FLOPS_PER_S]))
+    monkeypatch.setattr(gpu_home, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
+    monkeypatch.setattr(gpu_peaks, "CHILD", Path(__file__).with_name("virtual_peaks.py"))
+    monkeypatch.setattr(gpu_home, "cleared", lambda kernels, _: None if set(kernels) <= {"w8a8", "fp8"} else "never checked")
+    monkeypatch.setattr(gpu_home, "missing", lambda rival: None if rival.package in ("torchao", "gemlite") else "not installed")
+    return tmp_path / "timed"
+
+
+def found(cache: Path, budget_s: float = 120.0) -> KernelTruth:
+    return time_kernels("tiny", MODEL.model_copy(update={"linears": SHAPES}), DEVICE, cache, budget_s)
+
+
+def test_winners_shares_changes_and_cliffs_are_the_planted_ones(timed: Path, tmp_path: Path) -> None:
+    body, head = (truth := found(tmp_path / "cache")).shapes
+    by_m = {one.m: one for one in body.winners}
+    assert set(by_m) == {1, 4, 16, 64, 256, 1024, 4096}
+    for m, one in by_m.items():
+        own, fp8 = (virtual_cuda.product_s(kind, m, N, K) for kind in ("int-quantized", "float-quantized"))
+        planted = {f"w8a8+{RIVAL}": own * (0.5 if m < CLIFF else 2), "w8a8+triton": own, "fp8+triton": fp8}
+        assert one.kernel in {name for name, seconds in planted.items() if seconds <= min(planted.values()) * 1.0001}
+        assert one.time_s == pytest.approx(min(planted.values()), rel=0.11 if one.interpolated else 1e-6)
+    assert by_m[1].kernel == f"w8a8+{RIVAL}"
+    assert [one.before for one in body.changes] == [f"w8a8+{RIVAL}"]
+    cliff = next(one for one in body.cliffs if one.kernel == f"w8a8+{RIVAL}")
+    assert cliff.after_m < CLIFF <= cliff.m
+    assert cliff.m - cliff.after_m <= CLIFF / 12
+    assert {one.m for one in head.winners} == {1}  # of the head one row a sequence
+    plain = next(t for t in truth.timings if (t.probe, t.m, t.n) == ("16 bit", 1, N))
+    roof = max(2 * N * K / virtual_cuda.READ_BYTES_PER_S, 2 * N * K / virtual_cuda.FLOPS_PER_S["bf16"])
+    assert plain.roofline_share == pytest.approx(roof / virtual_cuda.product_s("bfloat16", 1, N, K))
+
+
+def test_what_cannot_be_timed_says_why(timed: Path, tmp_path: Path) -> None:
+    reasons = {f"{one.probe}+{one.option}": one.refused for one in found(tmp_path / "cache").timings if one.time_s is None}
+    assert reasons["w8a8+GemLite A8W8 INT8 dynamic"] == "planted: not here"
+    assert reasons["fp8+torchao FP8 dynamic"] == "not timed"
+    assert reasons["w4a16-g64-asymmetric+vLLM Marlin, group 128"] == "not installed"
+    assert reasons["w4a16-g64-asymmetric+triton"] == "never checked"
+
+
+def test_a_second_look_takes_what_is_kept_and_what_is_left(timed: Path, tmp_path: Path) -> None:
+    nothing = found(tmp_path / "cache", budget_s=0.0)
+    assert nothing.counts.get("timed") is None
+    assert nothing.counts["untimed"] > 0
+    first = found(tmp_path / "cache")
+    asked = timed.read_text().splitlines()
+    assert len(asked) == len(set(asked))  # one question tells of all contenders of a kind
+    again = found(tmp_path / "cache")
+    grid = [t for t in first.timings if t.m in DEFAULT_MS and t.time_s and t.time_s.samples]
+    kept = {(t.probe, t.option, t.m, t.n): t.time_s for t in grid}
+    assert kept.items() <= {(t.probe, t.option, t.m, t.n): t.time_s for t in again.timings}.items()
+    assert [(one.m, one.kernel) for one in again.shapes[0].winners] == [(one.m, one.kernel) for one in first.shapes[0].winners]
+    new = timed.read_text().splitlines()[len(asked) :]
+    assert not any(line.startswith("16 bit") for line in new)  # whoever had no time is asked again
+    table = truth_tables(again)[0]
+    assert f"w8a8+{RIVAL}" in str(table.caption)
+    assert kernels_table(again).row_count == len(again.probes)
+
+
+def test_without_fp8_products_there_are_none(timed: Path) -> None:
+    old = DEVICE.model_copy(update={"gpus": (DEVICE.gpus[0].model_copy(update={"compute_capability": "8.0"}),)})
+    refused = {one.probe: one.refused for one in probes_here(old) if one.option == "triton"}
+    assert refused["w8a8"] is None
+    assert "has no FP8 products" in str(refused["fp8"])
