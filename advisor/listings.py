@@ -19,6 +19,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from . import catalogue, kernel_truth, tables
 from .context import cache_folder
 from .model_source import resolve_model
+from .slow_passes import contrasts_here
 from .slow_paths import PHASES
 from .stages import Progress
 
@@ -49,7 +50,11 @@ def runtimes(model: str | None, progress: Progress) -> Listing:
                 cache=cache_folder() / "kernels",
                 pythons=kernel_truth.interpreters(),
             )
-        found = catalogue.runtimes_here(device, folder, timings, inventory)
+        with progress.stage("Whole passes of rivals, in turns"):
+            known = catalogue.runtimes_here(device, folder, timings, inventory)
+            ready = [scheme.name for one in known if not one.refused for scheme in one.schemes if not scheme.refused]
+            passes = contrasts_here(folder, device, ready, cache_folder() / "passes", progress.say)
+        found = catalogue.runtimes_here(device, folder, timings, inventory, passes)
     return Listing(dumped(found), [tables.runtimes_table(found)])
 
 
