@@ -41,8 +41,8 @@ LAYERS, WORDS = 2, 1024
 TOKENS, ROWS = 2048, 16
 """Of a decode step: each row's context, and rows; a prefill is of one row."""
 CHUNK, CHUNKED_ROWS = 1024, 2
-TURNS, STEPS = 4, 4
-"""Turns after one that warms up; decode steps in each, of which the first is left out."""
+TURNS, STEPS = 3, 4
+"""Turns after a prefill that warms up; decode steps in each, of which the first is left out."""
 ONE_ROW = "one row in one pass"
 CHUNKS = f"a token of {CHUNKED_ROWS} prompts of {TOKENS:,} in chunks of {CHUNK:,}"
 AT_ONCE = f"a token of {CHUNKED_ROWS} prompts of {TOKENS:,} in one pass"
@@ -213,12 +213,11 @@ class Workshop:
         with ExitStack() as stack:
             workers = {name: self.worker(name) for name in pair}
             for worker in workers.values():
-                stack.enter_context(worker)
-            for turn in range(-1, TURNS):
+                stack.enter_context(worker).generate(self.tokens[:1], 2)
+            for turn in range(TURNS):
                 for name in pair if turn % 2 else reversed(pair):
                     seen = workers[name].steady(self.tokens[:1], ROWS, STEPS)
-                    if turn >= 0:
-                        taken[name].append((seen.prefill_row_s, median(seen.itl_s[1:])))
+                    taken[name].append((seen.prefill_row_s, median(seen.itl_s[1:])))
         ours, theirs = (np.array(taken[name]) for name in pair)
         return tuple(
             Contrast(ours=pair.ours, theirs=pair.theirs, what=what, ratio=figure(list(ratios), source="in turns"))
@@ -229,12 +228,12 @@ class Workshop:
         """Prompts of several rows, in chunks and in one pass, a token's time over that of one row's."""
         taken: list[tuple[float, float]] = []
         with self.worker(name) as worker:
-            for turn in range(-1, TURNS):
+            worker.generate(self.tokens[:1], 2)
+            for _ in range(TURNS):
                 one = worker.generate(self.tokens[:1], 1).ttft_s
                 whole = worker.generate(self.tokens, 1).ttft_s / CHUNKED_ROWS
                 cut = worker.chunked(self.tokens, CHUNK) / CHUNKED_ROWS
-                if turn >= 0:
-                    taken.append((cut / one, whole / one))
+                taken.append((cut / one, whole / one))
         return tuple(
             Contrast(ours=name, theirs=ONE_ROW, what=what, ratio=figure(list(ratios), source="in turns"))
             for what, ratios in zip((CHUNKS, AT_ONCE), np.array(taken).T, strict=True)
