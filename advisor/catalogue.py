@@ -28,6 +28,7 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 from .candidates import candidate, catalogue_of
 from .context import export_format
 from .predict import EIGHT_BIT_SHARE, Probes, family, kernel_class, kernel_family
+from .slow_passes import Contrast, chunk_traps, slow_pass
 from .slow_paths import slow_path
 
 NOMINAL = {
@@ -50,7 +51,8 @@ class SchemeHere(OpenDocument):
     name: str
     refused: str | None = None
     slow: str | None = None
-    """Loads, but its kernels were timed no faster than unquantized ones of the same runtime, or slower than another option's."""
+    """Loads, but was timed no faster than what is unquantized on the same runtime, or slower than with another option: its
+    kernels (slow_paths.py) or its whole passes (slow_passes.py)."""
 
     @property
     def status(self) -> str:
@@ -78,7 +80,11 @@ class MethodHere(OpenDocument):
 
 
 def runtimes_here(
-    device: Device, model_folder: Path | None = None, kernels: Sequence[KernelTiming] = (), inventory: Inventory | None = None
+    device: Device,
+    model_folder: Path | None = None,
+    kernels: Sequence[KernelTiming] = (),
+    inventory: Inventory | None = None,
+    passes: Sequence[Contrast] = (),
 ) -> tuple[RuntimeHere, ...]:
     """Every runtime, and every scheme of the catalogue on it; where there is a GPU also those of the GPU."""
     with folder_or_nominal(model_folder) as folder:
@@ -103,19 +109,21 @@ def runtimes_here(
                     refused=refusal(name, python, None, (), device.isa),
                     gpu=gpu_path(name, reports),
                     schemes=(
-                        *(scheme_here(one, kernels, probes) for one in candidates.values()),
+                        *(scheme_here(one, kernels, probes, passes) for one in candidates.values()),
                         *(traps(name, probes) if probes else ()),
+                        *(SchemeHere(name=place, slow=words) for place, words in chunk_traps(name, passes)),
                     ),
                 )
             )
     return tuple(found)
 
 
-def scheme_here(one: Candidate, kernels: Sequence[KernelTiming], probes: Probes | None) -> SchemeHere:
+def scheme_here(one: Candidate, kernels: Sequence[KernelTiming], probes: Probes | None, passes: Sequence[Contrast]) -> SchemeHere:
     """Whether a candidate loads here, by what is known without timings and, where there are some, by them."""
-    refused = one.refused or crash(one, kernels)
-    slow = None if refused or probes is None else slow_path(one.scheme, one.runtime, one.options, probes)
-    return SchemeHere(name=one.name, refused=refused, slow=slow)
+    if refused := one.refused or crash(one, kernels):
+        return SchemeHere(name=one.name, refused=refused)
+    linears = slow_path(one.scheme, one.runtime, one.options, probes) if probes else None
+    return SchemeHere(name=one.name, slow="; ".join(filter(None, (linears, slow_pass(one.name, passes)))) or None)
 
 
 def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:

@@ -21,6 +21,7 @@ from . import catalogue, kernel_truth, tables
 from .context import cache_folder
 from .device_choice import named_device, usable
 from .model_source import resolve_model
+from .slow_passes import contrasts_here
 from .slow_paths import PHASES
 from .stages import Progress
 
@@ -51,7 +52,11 @@ def runtimes(model: str | None, progress: Progress) -> Listing:
                 cache=cache_folder() / "kernels",
                 pythons=kernel_truth.interpreters(),
             )
-        found = catalogue.runtimes_here(device, folder, timings, inventory)
+        with progress.stage("Whole passes of rivals, in turns"):
+            known = catalogue.runtimes_here(device, folder, timings, inventory)
+            ready = [scheme.name for one in known if not one.refused for scheme in one.schemes if not scheme.refused]
+            passes = contrasts_here(folder, device, ready, cache_folder() / "passes", progress.say)
+        found = catalogue.runtimes_here(device, folder, timings, inventory, passes)
     return Listing(dumped(found), [tables.runtimes_table(found)])
 
 

@@ -161,8 +161,13 @@ def roofline_share(device: Device, point: Point, time_s: float) -> float | None:
     return None if roof is None else roof / time_s
 
 
+WIDER = {"bf16": ("fp32",), "int8": ("fp32",)}
+"""Number types that another's values widen to as they are read: where a CPU has no units for the narrow one, that is faster."""
+
+
 def roof_s(peaks: Peaks | None, number: str, weight_bytes: int, operations: float) -> float | None:
-    """Least seconds by the roofline model; None where that peak was not measured."""
+    """Least seconds by the roofline model, in that number type or a wider one; None where its own peak was not measured."""
     if peaks is None or number not in peaks.flops_per_s:
         return None
-    return max(weight_bytes / peaks.read_bytes_per_s.median, operations / peaks.flops_per_s[number].median)
+    rates = [peaks.flops_per_s[kind].median for kind in (number, *WIDER.get(number, ())) if kind in peaks.flops_per_s]
+    return max(weight_bytes / peaks.read_bytes_per_s.median, operations / max(rates))

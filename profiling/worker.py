@@ -9,6 +9,7 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
     load      path, options, threads                      -> load_s, base_bytes, loaded_bytes, memory_from; closes what was loaded
     generate  tokens [B, S], output_tokens                -> ttft_s, itl_s[output_tokens - 1], peak_bytes, generated [B][n], ...
     steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal, ...
+    chunked   tokens [B, S], chunk                        -> seconds of a prefill in chunks, each after the one before
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
     score     tokens [W, S], reference, chunk, out        -> nll, kl, top1 per token, float64 [3, W * S], written to `out`
     operators tokens [B, S], batch                        -> what the session says really ran
@@ -120,6 +121,18 @@ class Worker:
         check_finite(logits)
         equal = bool((token == token[:1]).all())
         return {"prefill_row_s": prefill_row_s, "itl_s": itl_s, "rows_equal": equal, **self.spent()}
+
+    def chunked(self, tokens: str, chunk: int) -> dict[str, Any]:
+        import numpy as np
+
+        prompt = np.load(tokens)
+        start = time.perf_counter()
+        self.session.prefill(prompt[:, :chunk], prompt.shape[1])
+        for at in range(chunk, prompt.shape[1], chunk):
+            logits = self.session.append(prompt[:, at : at + chunk])
+        seconds = time.perf_counter() - start
+        check_finite(logits)
+        return {"seconds": seconds}
 
     def spent(self) -> dict[str, Any]:
         """Memory so far, who told it, and what the GPU did during the request."""

@@ -68,6 +68,10 @@ class Steady(Reply):
     gpu: Summary | None = None
 
 
+class Chunked(Reply):
+    seconds: Finite
+
+
 class Observed(Reply):
     """One phase as docs/architecture.md has it; parts of the time in seconds per forward pass."""
 
@@ -160,6 +164,10 @@ class RunningWorker:
 
     def steady(self, tokens: np.ndarray, batch: int, steps: int) -> Steady:
         return self._read(Steady, self.ask("steady", tokens=self._array(tokens), batch=batch, steps=steps))
+
+    def chunked(self, tokens: np.ndarray, chunk: int) -> float:
+        """Seconds of a prefill of int64 [B, S], `chunk` tokens of every row at a time; of runtimes whose session has `append`."""
+        return self._read(Chunked, self.ask("chunked", tokens=self._array(tokens), chunk=chunk)).seconds
 
     def write_reference(self, windows: np.ndarray, out: Path) -> None:
         """Log-probabilities of every position of int64 [W, S], float16 [W * S, V], to `out`."""

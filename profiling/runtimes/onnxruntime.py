@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ LINEARS = (
 QUANTIZED = ("MatMulNBits", "MatMulBnb4", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
 BESIDE = ("_lora_A", "_lora_B", "_outlier_product")
 """Nodes whose float product is added to a quantized one, by the method: time of linears, but none of the model's linears."""
+OPTIMIZED = "optimized.onnx"
 TOKENS_PER_PASS = 8192
 """A larger batch is prefilled row group by row group: bounds the activations, as a scheduler does."""
 
@@ -120,7 +122,7 @@ class OnnxSession:
         import numpy as np
 
         with tempfile.TemporaryDirectory() as folder:
-            live, self.session = self.session, self._open("model.onnx", profile=f"{folder}/profile")
+            live, self.session = self.session, self._open("model.onnx", evidence=Path(folder))
             logits = self.prefill(tokens, tokens.shape[1] + 8)
             following = logits.argmax(-1)[:, None].astype(np.int64)
             walls: dict[str, list[float]] = {"prefill": [], "decode": []}
@@ -138,34 +140,40 @@ class OnnxSession:
             path = self.session.end_profiling()
             self.session, self.binding = live, None
             runs = runs_of_profile(json.loads(Path(path).read_text()))
+            notes = [] if on_gpu(self.options) else [graph_note(Path(folder) / OPTIMIZED)]
         passes = -(-len(tokens) // max(1, TOKENS_PER_PASS // tokens.shape[1]))
         return {
-            "prefill": self._noted(phase_of_runs(runs[passes : 3 * passes], 2, walls["prefill"])),
-            "decode": self._noted(phase_of_runs(runs[-5:], 5, walls["decode"][1:])),
+            "prefill": self._noted(phase_of_runs(runs[passes : 3 * passes], 2, walls["prefill"]), notes),
+            "decode": self._noted(phase_of_runs(runs[-5:], 5, walls["decode"][1:]), notes),
         }
 
     def close(self) -> None:
         self.binding, self.buffers = None, []
 
-    def _noted(self, phase: dict[str, Any]) -> dict[str, Any]:
+    def _noted(self, phase: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         """Attention rows say which number type of cache they read."""
         import numpy as np
 
+        phase["notes"] += notes
         name = np.dtype(self.cache.dtype).name
         for row in phase["operators"]:
             if "Attention" in row["name"]:
                 row |= {"precision": f"{name} cache", "quantized": name in ("int8", "uint8")}
         return onnxruntime_cuda.noted(phase, self.session.get_providers()) if on_gpu(self.options) else phase
 
-    def _open(self, name: str, profile: str | None = None) -> Any:
+    def _open(self, name: str, evidence: Path | None = None) -> Any:
+        """With `evidence`, a folder, what runs is profiled into it; on a CPU the optimized graph is left there too."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        if profile:
-            options.enable_profiling, options.profile_file_prefix = True, profile
+        if evidence:
+            options.enable_profiling, options.profile_file_prefix = True, str(evidence / "profile")
         if on_gpu(self.options):
             return onnxruntime_cuda.opened(self.folder / name, options, self.options[0])
+        if evidence:
+            options.optimized_model_filepath = str(evidence / OPTIMIZED)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{OPTIMIZED}.data")
         return onnxruntime.InferenceSession(str(self.folder / name), options, providers=["CPUExecutionProvider"])
 
     def _run(self, tokens: Any, past: int, buffers: list[Any]) -> Any:
@@ -233,6 +241,18 @@ def runs_of_profile(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: e["ts"])
     kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith("_kernel_time")]
     return [[e for e in kernels if run["ts"] <= e["ts"] < run["ts"] + run["dur"]] for run in runs]
+
+
+def graph_note(path: Path) -> str:
+    """The operators that ONNX Runtime's optimizer left, and how many of each: what could run, beside what was seen to."""
+    from importlib.util import find_spec
+
+    if find_spec("onnx") is None:
+        return "optimized graph: not read, the package onnx is not installed"
+    import onnx
+
+    counts = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    return "optimized graph: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def phase_of_runs(runs: list[list[dict[str, Any]]], repeats: int, walls: list[float]) -> dict[str, Any]:

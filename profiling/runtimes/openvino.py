@@ -90,6 +90,10 @@ class OpenvinoSession:
         return self.decoder.start(tokens)
 
     def decode(self, tokens: Any) -> Any:
+        return self.append(tokens)
+
+    def append(self, tokens: Any) -> Any:
+        """The next tokens [B, n] of every row's prompt; logits of the last position [B, V]."""
         return self.decoder.run(tokens)[:, -1].copy()
 
     def fill(self, batch: int, capacity: int) -> None:

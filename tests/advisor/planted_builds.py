@@ -51,6 +51,8 @@ class Planted:
     model: str = "small"
     place: str = "onnxruntime"
     package: str = "onnxruntime_genai"
+    absent: Callable[[], str | None] = lambda: None
+    """Why the cause cannot be planted on this CPU."""
 
 
 def make(name: str, scheme_name: str, runtime: str = "onnxruntime", **more: Any) -> Build:
@@ -138,6 +140,12 @@ def bitsandbytes_nf4(model: Path, base: Path, out: Path) -> None:
         shutil.copyfile(path, out / path.name)
 
 
+def fused_nf4() -> str | None:
+    from bitsandbytes.functional import has_avx512bf16
+
+    return "bitsandbytes multiplies NF4 as it is on a CPU with AVX512-BF16: nothing is expanded" if has_avx512bf16() else None
+
+
 PLANTED = {
     "ONNX Runtime INT4 without accuracy_level": Planted(
         "fallback_or_slow_kernel", "accuracy_level 4", make("rtn", "w4-g64", accuracy_level=0), SHORT
@@ -158,7 +166,8 @@ PLANTED = {
         "fallback_or_slow_kernel", "no quantized kernel ran", blocks_of_fp8, SHORT, "blocks", "torch", "accelerate"
     ),
     "bitsandbytes NF4 expanded for more than one row": Planted(
-        "fallback_or_slow_kernel", "fast at these sizes", bitsandbytes_nf4, BATCH, place="torch", package="bitsandbytes"
+        "fallback_or_slow_kernel", "fast at these sizes", bitsandbytes_nf4, BATCH, place="torch", package="bitsandbytes",
+        absent=fused_nf4,
     ),
     "llama.cpp without its repacked kernels": Planted(
         "fallback_or_slow_kernel", "without the option plain", make("gguf", "q4_0", "llama.cpp"), SHORT,

@@ -117,10 +117,15 @@ def test_a_broken_results_file_is_one_line(text: str, tmp_path: Path) -> None:
     assert not (tmp_path / "r.html").exists()
 
 
+def heed_interrupts() -> None:
+    """What a shell without job control starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_to_continue(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "quantadvisor.advisor.cli", "run", spec(tmp_path), "--out", str(tmp_path / "out")]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     assert running.stderr
     line = ""
     while "Model" not in line:

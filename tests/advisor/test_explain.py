@@ -227,6 +227,18 @@ def test_attention_far_from_its_roof_is_slow_itself() -> None:
     assert explained(slow, None).largest == "wrong_tensor"  # without roofs nobody knows
 
 
+def test_a_cpu_without_bf16_units_is_not_bound_by_them() -> None:
+    """llama.cpp's unquantized weights are bf16. Where torch only emulates its products (at 1/25 of fp32's rate here), a
+    decode step still reads: Q4_0 in plain rows that is no faster is a slow kernel, and not the wrong tensor."""
+    ours, theirs = observation(Side((320, 60, 25), (14, 1.5, 1), LINEARS), "planted"), observation(FP32, "none-bf16")
+    checkpoint = Checkpoint(
+        path="planted", format="gguf", runtime="llama.cpp", options=("plain",), scheme=scheme("q4_0"), linears=LINEARS,
+        stored_quantized=LINEARS, plain="bf16",
+    )  # fmt: skip
+    peaks = PEAKS.model_copy(update={"flops_per_s": PEAKS.flops_per_s | {"bf16": figure(1e10)}})
+    assert explain(checkpoint, ours, theirs, traffic(32, 48), INVENTORY, peaks).largest == "fallback_or_slow_kernel"
+
+
 def llama_change(cause: str, options: tuple[str, ...], kind: str = "q5_1", provider: str = "CPU", **layouts: str) -> str:
     side = Side((320, 60, 25), (4, 60, 1), LINEARS)
     made = scheme(kind) if kind in ("q4_0", "q8_0") else scheme("q8_0").model_copy(update={"name": kind})

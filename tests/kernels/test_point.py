@@ -61,3 +61,10 @@ def test_roof_is_the_longer_of_reading_and_arithmetic() -> None:
     assert roof_s(peaks, "fp32", 10, 20000) == 200
     assert roof_s(peaks, "int8", 10, 20000) is None
     assert roof_s(None, "fp32", 10, 20000) is None
+
+
+def test_a_roof_is_never_below_that_of_a_wider_number() -> None:
+    """A CPU without bf16 units emulates its products: values widened to fp32 as they are read are multiplied faster."""
+    peaks = Peaks(read_bytes_per_s=figure([10.0]), flops_per_s={"fp32": figure([100.0]), "bf16": figure([5.0])})
+    assert roof_s(peaks, "bf16", 10, 20000) == 200
+    assert roof_s(peaks, "int8", 10, 20000) is None

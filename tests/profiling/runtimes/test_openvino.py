@@ -67,6 +67,13 @@ def test_prefill_and_decode_are_those_of_transformers(model: Any, base: Path, to
         np.testing.assert_allclose(session.decode(tokens[:, at : at + 1]), want[:, at], atol=1e-3)
 
 
+def test_prompts_in_chunks_are_the_prompts(model: Any, base: Path, tokens: Any) -> None:
+    session = runtime.open_session(str(base), F32, 2)
+    session.prefill(tokens[:, :16], 40)
+    session.append(tokens[:, 16:32])
+    np.testing.assert_allclose(session.append(tokens[:, 32:]), expected(model, tokens)[:, -1], atol=1e-3)
+
+
 def test_a_prefill_starts_anew(model: Any, base: Path, tokens: Any) -> None:
     session = runtime.open_session(str(base), F32, 2)
     session.prefill(tokens, 40)

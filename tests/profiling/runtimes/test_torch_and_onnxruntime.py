@@ -129,6 +129,15 @@ def test_parts_add_up_and_operators_are_named(name: str, workers: dict[str, Runn
         assert all(part[key] >= 0 for key in ("linears_s", "attention_s", "cache_s", "other_s"))
 
 
+def test_the_optimized_graph_agrees_with_what_ran(workers: dict[str, RunningWorker]) -> None:
+    part = workers["onnxruntime"].operators(TOKENS)["decode"]
+    (note,) = [note for note in part["notes"] if note.startswith("optimized graph: ")]
+    graph = {name: int(count) for count, name in (words.split() for words in note.partition(": ")[2].split(", "))}
+    ran = {row["name"]: row["count"] for row in part["operators"]}
+    assert ran and graph["MatMul"] == part["linears"]
+    assert ran == {name: graph[name] for name in ran}
+
+
 @pytest.mark.parametrize(
     ("name", "reason"), [("torch", "config.json"), ("onnxruntime", "model.onnx"), ("onnxruntime-genai", "genai_config.json")]
 )
