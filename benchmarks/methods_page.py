@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import NamedTuple
 
+from methods_calibration import section as calibration_section
 from methods_distortion import Distortion
 from methods_distortion import section as distortion_section
 from methods_encoder import section
@@ -78,6 +79,8 @@ def page(known: Known, context: Context, wanted: Sequence[str], code: str, turne
         + "\n1 - cosine of MiniLM:\n\n"
         + expected(EXPECTED_OF_THE_ENCODER, {name: row.distance for name, row in known.encoder.items()})
     )
+    if known.samples:
+        parts.append("## How many calibration samples, simulated\n\n" + calibration_section(known.samples))
     if turned:
         parts.append("## TurboQuant's distortions, and the paper's\n\n" + distortion_section(turned))
     if missing := [row for row in rows if row.kind in ("refused", "failed")]:

@@ -77,6 +77,19 @@ class EncoderRow(OpenDocument):
     seconds: float
 
 
+class Samples(OpenDocument):
+    """Of a method x scheme that calibrates, on so many samples of `length` tokens; simulated."""
+
+    record: Literal["samples"] = "samples"
+    model: str
+    text: str
+    name: str
+    samples: int
+    length: int
+    kl: Interval
+    apply_cpu_s: float
+
+
 class Verdict(OpenDocument):
     """Of a method's oracle, on the code whose digest is `code`."""
 
@@ -87,16 +100,17 @@ class Verdict(OpenDocument):
     verdict: str
 
 
-Record = Row | Speed | EncoderRow | Verdict
+Record = Row | Speed | EncoderRow | Samples | Verdict
 RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
 
 
 class Known(NamedTuple):
-    """By name; speeds by (name, device)."""
+    """By name; speeds by (name, device), samples by (name, how many)."""
 
     rows: dict[str, Row]
     speeds: dict[tuple[str, str], Speed]
     encoder: dict[str, EncoderRow]
+    samples: dict[tuple[str, int], Samples]
     verdicts: dict[str, Verdict]
 
     def add(self, record: Record) -> None:
@@ -106,13 +120,15 @@ class Known(NamedTuple):
             self.speeds[record.name, record.device] = record
         elif isinstance(record, EncoderRow):
             self.encoder[record.name] = record
+        elif isinstance(record, Samples):
+            self.samples[record.name, record.samples] = record
         else:
             self.verdicts[record.name] = record
 
 
 def read(paths: Iterable[Path], model: str, text: str) -> Known:
     """Records of this model and text, later files and lines over earlier ones; a line cut short is passed over."""
-    known = Known({}, {}, {}, {})
+    known = Known({}, {}, {}, {}, {})
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
@@ -132,7 +148,8 @@ def append(path: Path, record: Record) -> None:
 
 def write(path: Path, known: Known) -> None:
     """One line each, in an order that does not depend on when they were measured."""
-    records = [*known.rows.values(), *known.speeds.values(), *known.encoder.values(), *known.verdicts.values()]
+    records = [*known.rows.values(), *known.speeds.values(), *known.encoder.values(), *known.samples.values()]
+    records += known.verdicts.values()
     write_text(path, "".join(map(as_line, records)))
 
 

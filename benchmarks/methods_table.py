@@ -5,7 +5,8 @@
 A row (bytes, quality, operators, what applying costs) does not depend on what else the machine does; the speeds of a
 measured row do. With `--quality-only` rows are made and nothing is timed: for a machine that is busy. A run without it
 times what has no speed on this machine yet, and makes only the rows that are missing. Names limit it to methods, to
-`method-scheme`, to `minilm` (the encoder) or to `oracles`. Rows that cost little come first.
+`method-scheme`, to `minilm` (the encoder), to `samples` (how many of calibration matter) or to `oracles`. Rows that cost
+little come first.
 
 What is known is kept in OUT/rows.jsonl as soon as it is, and beside the page (docs/methods.jsonl), from which a fresh
 checkout goes on. A row that fails is kept with its reason. One that was simulated or refused is made again once a runtime
@@ -25,6 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import methods_calibration
 import methods_encoder
 import methods_oracles
 import numpy as np
@@ -60,8 +62,8 @@ TRAIN_S = 600.0
 """What each method that trains may take."""
 KEPT_S = 60.0
 """An artifact that took more CPU seconds to make is kept until it is timed."""
-ENCODER, ORACLES = "minilm", "oracles"
-"""What names the encoder's rows, and the oracles' verdicts."""
+ENCODER, SAMPLES, ORACLES = "minilm", "samples", "oracles"
+"""What names the encoder's rows, the numbers of calibration samples, and the oracles' verdicts."""
 GUESS_S = 60.0
 """Of a row where none is known yet."""
 
@@ -86,6 +88,8 @@ def main() -> None:
             fill(context, known, asked, kept, pool)
     if not asked.only_page and (not asked.names or ENCODER in asked.names):
         methods_encoder.fill(known, kept)
+    if not asked.only_page and (not asked.names or SAMPLES in asked.names):
+        methods_calibration.fill(context, text_of(context), known, kept)
     if not asked.only_page and (not asked.names or ORACLES in asked.names):
         methods_oracles.fill(known, kept)
     names = [f"{m}-{s.name}" for m, s in wanted(())]
@@ -171,7 +175,7 @@ def in_short(record: Row | Speed) -> str:
 def wanted(names: Sequence[str]) -> list[tuple[str, Scheme]]:
     """Every method and scheme, or those of some methods or `method-scheme` names."""
     found = [(name, made) for name in METHODS for made in method(name).schemes()]
-    unknown = set(names) - {ENCODER, ORACLES} - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
+    unknown = set(names) - {ENCODER, SAMPLES, ORACLES} - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
     if unknown:
         raise SystemExit(f"no method or method-scheme named {sorted(unknown)[0]!r}; methods: {', '.join(METHODS)}")
     return [(m, s) for m, s in found if not names or m in names or f"{m}-{s.name}" in names]

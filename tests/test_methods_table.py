@@ -67,7 +67,7 @@ ENCODED = {"model": "e", "name": "rtn-w8-g64", "target": "weights", "distance": 
 
 
 def known(table: ModuleType, *records: Any) -> Any:
-    found = table.Known({}, {}, {}, {})
+    found = table.Known({}, {}, {}, {}, {})
     for record in records:
         found.add(record)
     return found
@@ -92,6 +92,22 @@ def test_expected_orders_speak_of_rows_that_there_are(table: ModuleType) -> None
         assert {order.better, order.worse} <= names
     for orders in (page.EXPECTED, page.EXPECTED_OF_THE_ENCODER):
         assert [order.otherwise for order in orders if "w4a8" in order.better] == [page.ROUNDED_BIASES]
+
+
+def test_samples_make_a_line_a_method_and_a_column_a_size(table: ModuleType) -> None:
+    rows, page = sys.modules["methods_rows"], sys.modules["methods_calibration"]
+    made = [
+        rows.Samples(
+            model="m", text="t", name=name, samples=size, length=512, kl={"mean": kl, "low": kl, "high": kl}, apply_cpu_s=9
+        )
+        for name, size, kl in (("gptq-w4-g64", 64, 0.25), ("gptq-w4-g64", 32, 0.5), ("fpq-e2m1", 64, 2.0))
+    ]
+    lines = page.section(known(table, *made).samples).splitlines()
+    assert lines[2:] == [
+        "| method-scheme | 32 samples | 64 samples |", "|---|---:|---:|",
+        "| `gptq-w4-g64` | 0.5000 [0.5000, 0.5000], 9 s | 0.2500 [0.2500, 0.2500], 9 s |",
+        "| `fpq-e2m1` |  | 2.0000 [2.0000, 2.0000], 9 s |",
+    ]  # fmt: skip
 
 
 def test_records_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(table: ModuleType, tmp_path: Path) -> None:
