@@ -31,7 +31,7 @@ from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
 from .refusals import ONNX, memory_missing, not_offered, nothing_to_write
 from .schemes import scheme as named
-from .training import ENOUGH, Limits, Trained, silent
+from .training import ENOUGH, Limits, Trained, silent, used
 
 NAME = "gptq_lora"
 TARGET: Target = "weights"
@@ -56,7 +56,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     if reason := refuse(model_folder, scheme, runtime):
         nothing_to_write(NAME, reason)
     tokens = evenly(calibration, adapters.SAMPLES)
-    settings = f"{gptq.SETTINGS} {adapters.SETTINGS} {scheme.name} {train_s}"
+    settings = f"{gptq.SETTINGS} {adapters.SETTINGS} {scheme.name} {train_s} {used()}"
     with (
         base_folder(model_folder, runtime, out, base) as source,
         kept_beside(out, model_folder, tokens, settings) as kept,

@@ -71,7 +71,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     tokens, limits = evenly(calibration, SAMPLES), Limits(train_s, say)
     with (
         base_folder(model_folder, runtime, out, base) as source,
-        kept_beside(out, model_folder, tokens, f"{SETTINGS} {scheme.name} {train_s}") as kept,
+        kept_beside(out, model_folder, tokens, f"{SETTINGS} {scheme.name} {train_s} {used()}") as kept,
     ):
         steps = distil_all(model_folder, tokens, scheme, kept, limits)
         given = {name: partial(loaded, kept, name) for name in kept if name not in steps}

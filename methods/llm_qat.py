@@ -35,7 +35,7 @@ from .grids import symmetric
 from .kept import Kept, kept_beside
 from .refusals import ONNX, memory_missing, no_kernel, not_offered, nothing_to_write
 from .schemes import scheme as named
-from .training import ENOUGH, Limits, Trained, device, divergence, products, silent, straight_through, train
+from .training import ENOUGH, Limits, Trained, device, divergence, products, silent, straight_through, train, used
 
 NAME = "llm_qat"
 TARGET: Target = "activations"
@@ -75,7 +75,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     out.parent.mkdir(parents=True, exist_ok=True)
     none = np.zeros((0, 0), np.int64)
     with (
-        kept_beside(out, model_folder, none, f"{SETTINGS} {scheme.name} {train_s}") as kept,
+        kept_beside(out, model_folder, none, f"{SETTINGS} {scheme.name} {train_s} {used()}") as kept,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".trained.") as scratch,
     ):
         model = load(model_folder)

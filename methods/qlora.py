@@ -29,7 +29,7 @@ from .kept import Kept, kept_beside
 from .layerwise import evenly
 from .refusals import memory_missing, not_offered, nothing_to_write
 from .schemes import scheme as named
-from .training import ENOUGH, Limits, Trained, silent
+from .training import ENOUGH, Limits, Trained, silent, used
 
 NAME = "qlora"
 TARGET: Target = "weights"
@@ -58,7 +58,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     given = {name: partial(kbit.nf4, linear.weight.detach().numpy(), scheme) for name, linear in linears(model).items()}
     with (
         base_folder(model_folder, runtime, out, base) as source,
-        kept_beside(out, model_folder, tokens, f"{adapters.SETTINGS} {scheme.name} {train_s}") as kept,
+        kept_beside(out, model_folder, tokens, f"{adapters.SETTINGS} {scheme.name} {train_s} {used()}") as kept,
     ):
         student, done = tuned(model, scheme, tokens, Limits(train_s, say), kept)
         with new_folder(out) as whole:

@@ -29,7 +29,7 @@ from .fake import Fake, linears, with_weights
 from .kept import Kept, kept_beside
 from .layerwise import evenly
 from .refusals import memory_missing, not_offered, nothing_to_write
-from .training import ENOUGH, Limits, Trained, silent
+from .training import ENOUGH, Limits, Trained, silent, used
 
 NAME = "qlora_merged"
 TARGET: Target = "weights"
@@ -53,7 +53,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     tokens = evenly(calibration, adapters.SAMPLES)
     with (
         base_folder(model_folder, runtime, out, base) as source,
-        kept_beside(out, model_folder, tokens, f"{NAME} {adapters.SETTINGS} {scheme.name} {train_s}") as kept,
+        kept_beside(out, model_folder, tokens, f"{NAME} {adapters.SETTINGS} {scheme.name} {train_s} {used()}") as kept,
     ):
         whole, done = trained(load(model_folder), scheme, tokens, Limits(train_s, say), kept)
         given = {name: partial(kbit.nf4, w, scheme) for name, w in whole.items()}
@@ -77,6 +77,6 @@ def fake(model: Any, scheme: Scheme, calibration: NDArray[int64], limits: Limits
 def trained(teacher: Any, scheme: Scheme, tokens: NDArray[int64], limits: Limits,
             kept: Kept) -> tuple[dict[str, Floats], Trained]:  # fmt: skip
     """{linear: W + B A [N, K]} before it is rounded, W that of `teacher`."""
-    weights = {name: linear.weight.detach().numpy().copy() for name, linear in linears(teacher).items()}
+    weights = {name: linear.weight.detach().numpy() for name, linear in linears(teacher).items()}
     student, done = adapters.tuned(NAME, teacher, weights, tokens, limits, kept, partial(kbit.on_codebook, scheme=scheme))
     return adapters.merged(student), done
