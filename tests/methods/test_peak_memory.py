@@ -95,6 +95,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str]
     return {(name, wanted, runtime): found for name, wanted, runtime, found in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STREAMED, ids="-".join)
 def test_added_layers_take_no_memory(case: tuple[str, str, str], peaks: dict[tuple[str, str, str], Any]) -> None:
     if case[0].startswith("gguf"):
