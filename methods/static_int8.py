@@ -34,6 +34,7 @@ from .fake import Fake
 from .refusals import config, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as scheme_named
+from .training import Say, silent
 
 NAME = "static_int8"
 TARGET: Target = "activations"
@@ -74,12 +75,12 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     from .stream import layer_by_layer
 
     clip = clip_of(scheme)
     with base_folder(model_folder, runtime, out, base) as source:
-        found = ranges(layer_by_layer(model_folder), calibration, clip)
+        found = ranges(layer_by_layer(model_folder, say), calibration, clip)
         if runtime == "openvino":
             from .formats import openvino
 
