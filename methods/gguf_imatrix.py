@@ -23,6 +23,7 @@ from .refusals import config, not_offered
 from .rescale import mapping_missing
 from .schemes import scheme as scheme_named
 from .stream import stream
+from .training import Say, silent
 
 NAME = "gguf_imatrix"
 TARGET: Target = "weights"
@@ -41,11 +42,11 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     from .formats import gguf
 
     tokens = evenly(calibration, SAMPLES)
-    found = importances(model_folder, tokens)
+    found = importances(model_folder, tokens, say)
     names = gguf.tensor_names(config(model_folder), found)
     with base_folder(model_folder, runtime, out, base) as source:
         gguf.quantize(source, out, scheme.name, importance={names[name]: value for name, value in found.items()})
@@ -67,10 +68,10 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     return result
 
 
-def importances(model_folder: Path, tokens: NDArray[int64]) -> dict[str, Floats]:
+def importances(model_folder: Path, tokens: NDArray[int64], say: Say = silent) -> dict[str, Floats]:
     """{linear: mean squares of its inputs [K]}."""
     found = dict[str, Floats]()
-    stream(model_folder, tokens, lambda targets, x, _: found.update(dict.fromkeys(targets, mean_squares(x))))
+    stream(model_folder, tokens, lambda targets, x, _: found.update(dict.fromkeys(targets, mean_squares(x))), say)
     return found
 
 

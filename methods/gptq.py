@@ -108,29 +108,36 @@ def sweep(w: Floats, factor: Floats, order: NDArray[np.intp], scales: Floats, ze
 
     columns = np.ascontiguousarray(w.T[order])
     errors = np.empty_like(columns)
-    step, middle = np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T).astype(np.float32)
+    step, zero = np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T).astype(np.float32)
     top = np.float32((1 << grid.bits) - 1)
     codes = np.empty(columns.shape, np.uint8)
     left, made, factors = (torch.from_numpy(array) for array in (columns, errors, factor))
 
-    def round_between(start: int, end: int) -> None:
-        if end - start > BLOCK:
-            half = (start + end) // 2
-            round_between(start, half)
-            with nullcontext() if half - start >= ALONE else one_thread():
-                left[half:end].addmm_(factors[start:half, half:end].T, made[start:half], alpha=-1)
-            round_between(half, end)
-            return
+    for start, middle, end in halves(0, len(columns)):
+        if middle < end:
+            with nullcontext() if middle - start >= ALONE else one_thread():
+                left[middle:end].addmm_(factors[start:middle, middle:end].T, made[start:middle], alpha=-1)
+            continue
         for i in range(start, end):
             at = int(order[i]) // grid.group
-            code = np.rint(columns[i] / step[at]) + middle[at]
+            code = np.rint(columns[i] / step[at]) + zero[at]
             code = np.minimum(np.maximum(code, 0), top)
             codes[order[i]] = code
-            errors[i] = (columns[i] - (code - middle[at]) * step[at]) / factor[i, i]
+            errors[i] = (columns[i] - (code - zero[at]) * step[at]) / factor[i, i]
             columns[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i]
-
-    round_between(0, len(columns))
     return Grouped(np.ascontiguousarray(codes.T), scales, zeros)
+
+
+def halves(start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(start, middle, end) in turn: where middle < end, what is rounded before the middle corrects what comes after it; else the
+    columns from start to end are a block, to be rounded one by one."""
+    if end - start <= BLOCK:
+        yield start, end, end
+        return
+    half = (start + end) // 2
+    yield from halves(start, half)
+    yield start, half, end
+    yield from halves(half, end)
 
 
 @contextmanager

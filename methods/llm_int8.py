@@ -26,6 +26,7 @@ from .fake import Fake
 from .refusals import ONNX, config, not_bitsandbytes, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as named
+from .training import Say, silent
 
 NAME = "llm_int8"
 TARGET: Target = "activations"
@@ -49,7 +50,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     if scheme.name == BITSANDBYTES:
         from .formats import bitsandbytes
 
@@ -59,13 +60,13 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     from .formats import onnx
 
     tokens = calibration[:SAMPLES]
-    found = outlier_channels(model_folder, tokens)
+    found = outlier_channels(model_folder, tokens, say)
     with base_folder(model_folder, runtime, out, base) as source:
         onnx.quantize_w8a8_outliers(source, out, found)
     return (note(found, tokens_read(tokens, calibration)),)
 
 
-def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, NDArray[int64]]:
+def outlier_channels(model_folder: Path, tokens: NDArray[int64], say: Say = silent) -> dict[str, NDArray[int64]]:
     """Channels that reach the threshold, ascending, by every linear that reads them."""
     from .observe import observe
     from .stream import layer_by_layer
@@ -77,7 +78,7 @@ def outlier_channels(model_folder: Path, tokens: NDArray[int64]) -> dict[str, ND
         bound = np.abs(x).max(axis=0)
         peaks[name] = np.maximum(peaks[name], bound) if name in peaks else bound
 
-    observe(layer_by_layer(model_folder), tokens, dict.fromkeys(groups, widen))
+    observe(layer_by_layer(model_folder, say), tokens, dict.fromkeys(groups, widen))
     return {reader: np.flatnonzero(peaks[name] >= THRESHOLD) for name, readers in groups.items() for reader in readers}
 
 

@@ -1,4 +1,5 @@
-"""One calibration pass through the Hugging Face model: each group of linears meets its real inputs, nothing is stored.
+"""One calibration pass through the Hugging Face model, whole or layer by layer (`stream.py`): each group of linears meets its
+real inputs, nothing is stored.
 
 Linears that read the same tensor (q, k, v; gate, up) form one group and are shown together.
 """

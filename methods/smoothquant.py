@@ -26,6 +26,7 @@ from .rescale import Pair, Scale, mapping_missing, pairs
 from .schemes import named
 from .schemes import scheme as scheme_named
 from .static_int8 import INTEGERS, NPU, not_for_npus
+from .training import Say, silent
 
 NAME = "smoothquant"
 TARGET: Target = "activations"
@@ -61,7 +62,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None, linear: bool = True) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, linear: bool = True, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     """`linear`: also smooth the inputs of o_proj and down_proj, through v_proj and up_proj."""
     assert scheme.weights is not None and scheme.activations is not None
     static = not scheme.activations.dynamic
@@ -69,7 +70,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     with base_folder(model_folder, runtime, out, base) as source:
         per_token = scheme.activations.granularity == "token"
         seen = calibration if static else calibration[:RANGE_SAMPLES]
-        found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear, bits)
+        found = search(model_folder, seen, fake_tokens if per_token else fake_activations, linear, bits, say)
         note = f"{found.note}; channel maxima of {tokens_read(seen, calibration)}"
         ranged = (found.note, f"static activation ranges: the extremes of {seen.size} calibration tokens")
         if runtime in COMPRESSED:
@@ -110,13 +111,14 @@ def smoothing(x_bound: Floats, w_bound: Floats, alpha: float) -> Scale:
     return scale
 
 
-def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, linear: bool, bits: int = 8) -> Found:
+def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, linear: bool, bits: int = 8,
+           say: Say = silent) -> Found:  # fmt: skip
     """The scale of every pair, by the output error of its readers with weights of so many bits; `inputs` covers the pairs'
     readers."""
     from .observe import observe, weight
     from .stream import layer_by_layer
 
-    model = layer_by_layer(model_folder)
+    model = layer_by_layer(model_folder, say)
     every = {pair.targets[0]: pair for pair in pairs(config(model_folder))}
     low, high = ({name: np.zeros(1, np.float32) for name in every} for _ in range(2))
 

@@ -35,6 +35,7 @@ from .fake import Fake
 from .refusals import config, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as scheme_named
+from .training import Say, silent
 
 NAME = "static_int8"
 TARGET: Target = "activations"
@@ -86,7 +87,7 @@ def not_for_npus(scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     from .stream import layer_by_layer
 
     clip = clip_of(scheme)
@@ -96,7 +97,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
             onnx.quantize_integer_w8a8(source, out, calibration)
             return (INTEGERS, f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens")
-        found = ranges(layer_by_layer(model_folder), calibration, clip)
+        found = ranges(layer_by_layer(model_folder, say), calibration, clip)
         if runtime == "openvino":
             from .formats import openvino
 

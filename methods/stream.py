@@ -1,4 +1,5 @@
-"""The decoder of a Hugging Face folder with one layer in memory at a time, for methods that go layer by layer.
+"""The decoder of a Hugging Face folder with one layer in memory at a time, for methods that go layer by layer, and for those
+that only look at activations (`observe.py`).
 
 The model is built without memory (meta tensors); a layer's weights are read from the safetensors files when its turn
 comes and dropped after it. All calibration samples go through as one batch, so one forward pass is enough: each group of
@@ -38,11 +39,10 @@ VisitLayer = Callable[[str, Any, Any, dict[str, Any]], None]
 def stream(model_folder: Path, tokens: NDArray[int64], visit: Visit, say: Say = silent) -> None:
     """tokens: [samples, length]. `visit` is called once for every group of linears, in the order of the computation; `say` is
     told after every layer how far it is."""
-    model = layer_by_layer(model_folder)
+    model = layer_by_layer(model_folder, say)
     modules = dict(model.named_modules())
     for pair in pairs(config(model_folder)):
         meet(pair.targets, modules, visit)
-    tell(model.model.layers, say)
     run(model, tokens)
 
 
@@ -58,13 +58,14 @@ def stream_layers(model_folder: Path, tokens: NDArray[int64], visit: VisitLayer)
     run(model, tokens)
 
 
-def layer_by_layer(model_folder: Path) -> Any:
-    """The model, each layer of which has its weights while it runs."""
+def layer_by_layer(model_folder: Path, say: Say = silent) -> Any:
+    """The model, each layer of which has its weights while it runs; `say` is told after each how far it is."""
     model = empty_model(model_folder)
     read = reader(model_folder)
     read(model.model, "model.", [name for name, _ in model.model.named_parameters() if not name.startswith("layers.")])
     for number, layer in enumerate(model.model.layers):
         stay_only_while_it_runs(layer, f"model.layers.{number}.", read)
+    tell(model.model.layers, say)
     return model
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from quantadvisor.documents.errors import CandidateFailed
 
+from . import huggingface
 from .folders import new_folder
 
 FILE = "model.gguf"
@@ -80,12 +81,9 @@ def export_base(model_folder: Path, out: Path) -> None:
 
 def tensors(model_folder: Path) -> Iterator[tuple[str, Any]]:
     """(Hugging Face name, float32 array); a tied lm_head is not stored twice."""
-    from safetensors import safe_open
-
-    for path in sorted(model_folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
-                yield name, file.get_tensor(name).float().numpy()
+    for path in huggingface.shards(model_folder):
+        for name, value in huggingface.tensors(path):
+            yield name, value.float().numpy()
 
 
 def rotated(name: str, tensor: Any, config: Mapping[str, Any]) -> Any:

@@ -81,11 +81,15 @@ def shards(folder: Path) -> list[Path]:
 
 
 def tensors(path: Path) -> Iterator[Named]:
+    """Each from a mapping of its own, so that no more of the file stays in memory than is still held."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (no mapping)
-            yield name, file.get_tensor(name)
+        names = list(file.keys())
+    for name in names:
+        with safe_open(path, "pt") as file:
+            value = file.get_tensor(name)
+        yield name, value
 
 
 def in_half(name: str, weight: Any, kind: str) -> Named:

@@ -37,6 +37,7 @@ def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Bounds:
 
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped, none is copied
     session = ort.InferenceSession(str(base / MODEL), options, providers=["CPUExecutionProvider"])
     empty = empty_cache(session, base)
     presents = {name: name.replace("past_key_values", "present") for name in empty}

@@ -95,11 +95,15 @@ def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat],
         known = linears(model)
         if missing := sorted(set(plan) - set(known)):
             raise ValueError(f"the graph in {base} has no linear named {missing[0]}; it has {', '.join(list(known)[:3])}…")
-        for pair, scale in scales:
-            move(known, pair, scale)
+        waiting = move(known, scales)
         for name, chosen in plan.items():
             bring = (given or {}).get(name)
+            steps = waiting.pop(name, [])
+            if not bring:
+                scale_weight(known[name], steps)
             store_in_groups(known[name].input_value(1), chosen, bring() if bring else None)
+        for name, steps in waiting.items():
+            scale_weight(known[name], steps)
         model.validate_nodes_and_infer_types()
         write(model, folder)
         copy_rest(base, folder)
@@ -155,30 +159,46 @@ def quantize_w8a8(base: Path, out: Path, inputs: Iterable[Input], scales: Iterab
     with new_folder(out) as folder:
         model = read(base / MODEL, base / WEIGHTS)
         known = linears(model)
-        for pair, scale in scales:
-            move(known, pair, scale)
+        waiting = move(known, scales)
         for readers, low, high in inputs:
             rounded = round_activations(known[readers[0]].input_value(0), low, high)
             for name in readers:
                 known[name].input(0).replace_source_output(rounded)
+                scale_weight(known[name], waiting.pop(name, []))
                 store_in_channels(known[name].input(1))
+        for name, steps in waiting.items():
+            scale_weight(known[name], steps)
         model.validate_nodes_and_infer_types()
         write(model, folder)
         copy_rest(base, folder)
 
 
-def move(known: Mapping[str, Any], pair: Pair, scale: Scale) -> None:
-    """Divide what the pair's source writes by `scale` and multiply the columns that read it, in the graph's constants."""
-    if pair.norm:
-        divide_norm([known[name] for name in pair.targets], scale)
-    else:
-        source = known[pair.source]
-        put(source.input(1), source.input_value(1).get_node().data / scale[:, None])
-        for reader in source.output(0).get_target_inputs():
-            if reader.get_node().get_type_name() == "Add":  # its bias
-                put(constant := constants(reader.get_node())[0], constant.get_source_output().get_node().data / scale)
-    for name in pair.targets:
-        put(known[name].input(1), known[name].input_value(1).get_node().data * pair.spread(scale))
+Step = tuple[Any, Any]
+"""(numpy.divide or numpy.multiply, by what)"""
+
+
+def move(known: Mapping[str, Any], scales: Iterable[tuple[Pair, Scale]]) -> dict[str, list[Step]]:
+    """Norms and biases are divided at once; what each linear's weight waits for comes back, in order: `scale_weight` does it when
+    its turn comes to be stored, so that no second float32 model comes into being."""
+    import numpy as np
+
+    waiting: dict[str, list[Step]] = {}
+    for pair, scale in scales:
+        if pair.norm:
+            divide_norm([known[name] for name in pair.targets], scale)
+        else:
+            waiting.setdefault(pair.source, []).append((np.divide, scale[:, None]))
+            for reader in known[pair.source].output(0).get_target_inputs():
+                if reader.get_node().get_type_name() == "Add":  # its bias
+                    put(constant := constants(reader.get_node())[0], constant.get_source_output().get_node().data / scale)
+        for name in pair.targets:
+            waiting.setdefault(name, []).append((np.multiply, pair.spread(scale)))
+    return waiting
+
+
+def scale_weight(linear: Any, steps: Iterable[Step]) -> None:
+    for operation, by in steps:
+        put(linear.input(1), operation(linear.input_value(1).get_node().data, by))
 
 
 def divide_norm(readers: Sequence[Any], scale: Scale) -> None:

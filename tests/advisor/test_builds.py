@@ -88,9 +88,9 @@ def test_what_weighs_widths_gets_the_kernels_times(tmp_path: Path, monkeypatch: 
 
 
 def test_what_goes_layer_by_layer_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPTQ, AWQ and OBQ do not train, and are heard; what takes no `say` is not given one."""
+    """What does not train is heard too; what takes no `say` is not given one."""
     from quantadvisor.advisor import builds
-    from quantadvisor.methods import awq, gptq, layerwise, obq, rtn
+    from quantadvisor.methods import awq, gguf_imatrix, gptq, layerwise, llm_int8, obq, rtn, smoothquant, static_int8
 
     def stand_in(*inputs: object) -> tuple[str, ...]:
         inputs[-1]("layer 1 of 2 done, 3 s left")  # type: ignore[operator]
@@ -101,7 +101,8 @@ def test_what_goes_layer_by_layer_says_how_far_it_is(tmp_path: Path, monkeypatch
     monkeypatch.setattr(layerwise, "apply", stand_in)
     for module in (gptq, obq):
         assert builds.make(build.model_copy(update={"method": module.NAME}), None) == ("out: layer 1 of 2 done, 3 s left",)
-    assert "say" in inspect.signature(awq.apply).parameters
+    for module in (awq, gguf_imatrix, llm_int8, smoothquant, static_int8):
+        assert "say" in inspect.signature(module.apply).parameters
     assert builds.said(build) is None
     monkeypatch.setattr(rtn, "apply", lambda *inputs, base: ("rounded",))
     assert builds.make(build.model_copy(update={"method": "rtn"}), None) == ("rounded",)

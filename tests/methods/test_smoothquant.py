@@ -105,7 +105,7 @@ def test_exponents_for_openvino_are_searched_with_the_bits_it_gets(
     class Searched(Exception):
         pass
 
-    def search(folder: Path, calibration: np.ndarray, rounding: object, linear: bool, bits: int) -> None:
+    def search(folder: Path, calibration: np.ndarray, rounding: object, linear: bool, bits: int, say: object) -> None:
         raise Searched(bits)
 
     monkeypatch.setattr(smoothquant, "most_exact", lambda: largest)

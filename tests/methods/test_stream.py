@@ -107,13 +107,14 @@ def test_sharded_folders_and_missing_tensors(llama: Path, tokens: np.ndarray, tm
 def test_observing_layer_by_layer_shows_the_same_bits(attention: str, llama: Path) -> None:
     """Eleven samples: one batch is not full. Eager attention has a mask, a row for every sample."""
     tokens = np.random.default_rng(1).integers(3, 256, (11, 32)).astype(np.int64)
-    found = []
-    for model in (load(llama), layer_by_layer(llama)):
+    found, heard = [], list[str]()
+    for model in (load(llama), layer_by_layer(llama, heard.append)):
         model.set_attn_implementation(attention)
         seen: dict[str, list[np.ndarray]] = {name: [] for name, _ in model.named_modules() if name.endswith("_proj")}
         observe(model, tokens, {name: lambda name, x, seen=seen: seen[name].append(x.copy()) for name in seen})
         found.append(seen)
     whole, streamed = found
+    assert [line.partition(" done")[0] for line in heard] == ["layer 1 of 2", "layer 2 of 2"]
     for name, parts in whole.items():
         assert [len(part) for part in streamed[name]] == [8 * 32, 3 * 32]
         for one, other in zip(parts, streamed[name], strict=True):
