@@ -9,7 +9,7 @@ from quantadvisor.methods.registry import trains
 from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
-from .combinations import combinations, gains, without_cache
+from .combinations import best_of, combinations, gains, without_cache
 from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
 from .predict import (
@@ -30,8 +30,6 @@ MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
 MOST_TRIALS = 3
 First = Callable[[Candidate], Predicted | None]
-MOST_COMBINATIONS = 3
-"""Of weights and a cache that were chosen apart: the best predicted become candidates."""
 
 
 class Advice(Document):
@@ -144,12 +142,6 @@ def advise(
         shortlist=shortlist(order, done, baseline, workload),
         choice=order[0].name if order else None,
     )
-
-
-def best_of(combined: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """The MOST_COMBINATIONS best predicted, those that nothing excludes before all others."""
-    order = sorted(combined, key=objective, reverse=maximised(workload))
-    return sorted(order, key=lambda c: bool(c.refused or c.excluded))[:MOST_COMBINATIONS]
 
 
 def predicted_candidate(

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from quantadvisor.documents import CandidateFailed, Document, Scheme, write_text
 from quantadvisor.profiling.device import usable_cores
@@ -42,8 +42,8 @@ class Build(Document):
     """Seconds that a method which trains may take for it."""
     linear_s: dict[tuple[int, int, int], float] = {}
     """Seconds that a linear takes of a request by (N, K, bits), for a method that weighs widths against them."""
-    most: dict[Literal["most_s", "most_bytes"], float] = {}
-    """What the linears of such a method may take at most, where the spec says so."""
+    most: dict[str, float] = {}
+    """What the linears of such a method may take at most, where the spec says so: `most_s` or `most_bytes`."""
     ghost: bool = False
     """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
 

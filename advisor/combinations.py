@@ -1,4 +1,4 @@
-"""Weights and cache, chosen apart and applied together: of each place the best weights under the best cache.
+"""Weights and cache, chosen apart and applied together: of each place the best weights under each cache that gains.
 
 Where only one of them binds, the other's rounding costs quality for nothing, and every method under every cache would be a
 product that nobody can measure. So both are predicted alone, and the winners are joined where both bind. A combination's times
@@ -21,6 +21,8 @@ from .predict import certain, expected_kl, objective, predicted
 BINDS = 0.15
 """Share of what the objective asks for from which on a tensor binds too: to leave it alone forgoes more than a tie (a quarter
 of its bytes: 1.13x)."""
+MOST = 3
+"""Combinations that become candidates."""
 WORTH = 0.01
 """What a quantized cache must be predicted to gain over the same candidate without one."""
 
@@ -39,7 +41,7 @@ def both_bind(shares: Shares) -> bool:
 
 
 def combinations(context: Context, candidates: Sequence[Candidate], shares: Shares) -> list[Candidate]:
-    """The combinations that `candidates`, as predicted, do not list already: at most one for each runtime with its options."""
+    """The combinations that `candidates`, as predicted, do not list already."""
     if not both_bind(shares):
         return []
     found = (joined(context, one) for one in chosen_apart(candidates, context.workload))
@@ -47,8 +49,17 @@ def combinations(context: Context, candidates: Sequence[Candidate], shares: Shar
     return [one for one in found if one is not None and built(one) not in listed]
 
 
+def best_of(combined: Sequence[Candidate], workload: Workload) -> list[Candidate]:
+    """The MOST best predicted, those that nothing excludes before all others. First the best under each cache: what the fewest
+    bits cost is not known before it is measured."""
+    order = sorted(combined, key=objective, reverse=maximised(workload))
+    leaders = {cache_of(c): c.name for c in reversed(order) if not c.excluded}.values()
+    return sorted(order, key=lambda c: (bool(c.refused or c.excluded), c.name not in leaders))[:MOST]
+
+
 def chosen_apart(candidates: Sequence[Candidate], workload: Workload) -> list[Apart]:
-    """Of each place the weights and the cache of the greatest predicted gain; none where the cache gains less than WORTH."""
+    """Of each place the weights of the greatest predicted gain, with every cache that gains WORTH there; where one is listed over
+    several weights, with that of the greater gain."""
     places = dict.fromkeys((c.runtime, c.options) for c in candidates)
     found = []
     for place in places:
@@ -62,11 +73,15 @@ def chosen_apart(candidates: Sequence[Candidate], workload: Workload) -> list[Ap
         )
         caches = [(c, plain) for c in able if c.scheme.quantizes_cache and (plain := without_cache(c, here))]
         caches = [(c, plain) for c, plain in caches if gains(c, plain, workload)]
-        if weights is None or not caches:
-            continue
-        cache, plain = min(caches, key=lambda pair: (objective(pair[0]) / max(objective(pair[1]), 1e-9)) * sign)
-        found.append(Apart(weights, cache, plain))
+        caches.sort(key=lambda pair: sign * objective(pair[0]) / max(objective(pair[1]), 1e-9))
+        best = {cache_of(c): (c, plain) for c, plain in reversed(caches)}
+        found += [Apart(weights, *pair) for pair in best.values() if weights is not None]
     return found
+
+
+def cache_of(one: Candidate) -> str:
+    """The end of its scheme's name, without its weights: `8` of `w4-g64-kv8`."""
+    return one.scheme.name.partition("-kv")[2]
 
 
 def without_cache(one: Candidate, candidates: Sequence[Candidate]) -> Candidate | None:

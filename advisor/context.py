@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -156,7 +155,7 @@ class Context:
             ghost=ghost,
         )
 
-    def most_of_linears(self, scheme: Scheme) -> dict[Literal["most_s", "most_bytes"], float]:
+    def most_of_linears(self, scheme: Scheme) -> dict[str, float]:
         """What the spec leaves to the linears of a mixture, lm_head apart: seconds of a request, or bytes, which are those of all
         weights less what else the scheme stores."""
         budget = self.workload.budget

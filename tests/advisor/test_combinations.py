@@ -116,17 +116,18 @@ def test_a_cache_that_gains_nothing_is_not_joined_and_what_is_listed_not_again(p
 def test_at_most_three_become_candidates_and_their_breaches_are_said(places: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = [one for place in PLACES for one in everyone(place) if place != "llama.cpp+fa"]
     listed += [predicted("gguf-q8_0@llama.cpp+fa", 0.009), predicted("gguf-q4_k@llama.cpp+fa", 0.006)]
-    listed += [predicted("kv_int8-q8_0-kv8@llama.cpp+fa", 0.008)]
+    listed += [predicted("kv_int8-q8_0-kv8@llama.cpp+fa", 0.008), predicted("kv_int4-q8_0-kv4@llama.cpp+fa", 0.0085)]
     every = combinations(places, listed, BOTH)
     assert {one.name for one in every} == {
         "gptq-w4-g64-kv8@onnxruntime", "gptq-w4-g64-kv8@openvino+f32", "gptq-w4-g64-kv8@openvino+bf16",
-        "gguf-q4_k-kv8@llama.cpp+fa",
+        "gguf-q4_k-kv8@llama.cpp+fa", "gguf-q4_k-kv4@llama.cpp+fa",
     }  # fmt: skip
     monkeypatch.setattr(advising, "predicted_candidate", lambda _, one, *more: one)
     advice = advise(places, listed, (), Probes((), INVENTORY, 0.5), listed[0].name, {}, BOTH)
     new = [one.name for one in advice.candidates[len(listed) :]]
+    assert new[:2] == ["gguf-q4_k-kv8@llama.cpp+fa", "gguf-q4_k-kv4@llama.cpp+fa"]  # the best under each cache
     assert len(new) == 3
-    assert new[0] == advice.choice == "gguf-q4_k-kv8@llama.cpp+fa"
+    assert advice.choice == new[0]
     tight = SimpleNamespace(workload=workload(slo={"tpot_ms": 4}))
     judged = within_limits(tight, every[0], {})  # type: ignore[arg-type]
     assert "over the SLO" in str(judged.excluded)
