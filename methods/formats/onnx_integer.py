@@ -12,8 +12,8 @@ rest no levels of 256, and the weights of norms. GroupQueryAttention is left as 
 cache: neither the tool nor ONNX Runtime has an integer one: an NPU's compiler must take it apart.
 
 It costs: on SmolLM2-135M (1,024 tokens, ranges from 32 samples) the KL is 1.2 with SmoothQuant and 1.8 without, where 0.05 and
-0.75 are left when only what linears read is rounded. Most of it is what down_proj writes, massive activations among it: with that in
-16 bit, which no integer product of ONNX Runtime writes, it was 0.3 (512 tokens). With the residual stream in 8 bit it is 9.5.
+0.75 are left when only what linears read is rounded. Most of it is what down_proj writes, massive activations among it: with that
+in 16 bit, which no integer product of ONNX Runtime writes, it was 0.3 (512 tokens). With the residual stream in 8 it is 9.5.
 
 The tool holds the model in memory whole, in float32 and in integers.
 """
