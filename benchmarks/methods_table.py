@@ -263,7 +263,7 @@ def measured(context: Context, one: Candidate, row: Row) -> Row:
         return row.model_copy(update={"reason": built.failed})
     with context.worker_of(one) as worker:
         quality = quality_of_candidate(context, one, worker)
-        operators, _ = look_at_operators(context, worker)
+        _, operators, _ = look_at_operators(context, worker)
     return row.model_copy(update={
         "kind": "measured", "quality": quality, "bytes": built.bytes, "plain_bytes": done[plain.out].bytes,
         "apply_cpu_s": built.cpu_s, "apply_peak_bytes": built.peak_bytes,

@@ -68,7 +68,10 @@ def dequantized(checkpoint: Path, out: Path) -> None:
         found = {name: partial(lambda w: w, w) for name, w in form.read(checkpoint).items()}
     else:
         integers, (_, group, _) = form.read(checkpoint)
-        found = {name: partial(dequantize_groups, *linear, group) for name, linear in integers.items()}
+        found = {
+            name: partial(dequantize_groups, linear.codes, linear.scales, linear.zeros, group)
+            for name, linear in integers.items()
+        }
 
     def change(name: str, value: Any) -> Iterable[tuple[str, Any]]:
         suffix = next((suffix for suffix in form.SUFFIXES if name.endswith(f".{suffix}")), "")
@@ -143,7 +146,7 @@ def convert(checkpoint: Path, layout: str, out: Path, model_folder: Path | None 
         LAYOUTS[layout].write(plain, written, brought(found), form)
         back, _ = read(written)
         for name, linear in found.items():
-            if not all(map(np.array_equal, linear, back[name])):
+            if not all(np.array_equal(mine, theirs) for mine, theirs in zip(linear, back[name], strict=True)):
                 what = f"the scales of {name} are not exact in the 16 bits that {layout} holds them in"
                 raise BadInput(str(checkpoint), what, "a bridge rounds nothing: quantize the model itself for it")
         written.rename(out)

@@ -9,9 +9,13 @@ Runtime then makes QLinearMatMul, QLinearSigmoid and QLinearMul of it: a compile
 
 Sixteen bits for two kinds of tensors, as NPUs offer them: the residual stream, where a few massive activations would leave the
 rest no levels of 256, and the weights of norms. GroupQueryAttention is left as one float operator between integers, with a float
-cache: neither the tool nor ONNX Runtime has an integer one, and compilers take it apart.
+cache: neither the tool nor ONNX Runtime has an integer one: an NPU's compiler must take it apart.
 
-The tool holds the model in memory: a peak of about three times its float32 size.
+It costs: on SmolLM2-135M (1,024 tokens, ranges from 32 samples) the KL is 1.2 with SmoothQuant and 1.8 without, where 0.05 and
+0.75 are left when only what linears read is rounded. Most of it is what down_proj writes, massive activations among it: with that
+in 16 bit, which no integer product of ONNX Runtime writes, it was 0.3 (512 tokens). With the residual stream in 8 it is 9.5.
+
+The tool holds the model in memory whole, in float32 and in integers.
 """
 
 from __future__ import annotations

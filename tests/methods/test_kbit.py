@@ -111,3 +111,27 @@ def test_double_quantization_moves_little(llama: Path, tokens: np.ndarray) -> No
     plain, twice = (kbit.rounded(llama, scheme(name), tokens) for name in ("nf4-b64", "nf4-b64-dq"))
     for name, w in plain.items():
         assert 0 < np.abs(twice[name] - w).max() < 0.05 * np.abs(w).max()
+
+
+@pytest.mark.parametrize("name", kbit.BITSANDBYTES)
+def test_on_torch_it_is_a_folder_of_bitsandbytes(name: str, llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """With the codes that are simulated; elsewhere refused, and said to be readable only where bitsandbytes is."""
+    from quantadvisor.methods.formats import bitsandbytes
+
+    kbit.apply(llama, scheme(name), "torch", tokens, tmp_path / "out")
+    found, simulated = bitsandbytes.read(tmp_path / "out"), kbit.rounded(llama, scheme(name), tokens)
+    assert set(found) == set(simulated)
+    for linear, w in found.items():
+        np.testing.assert_allclose(
+            w, simulated[linear], rtol=2e-3, atol=1e-7, err_msg=linear
+        )  # scales in the middle fall to either
+    assert "read by torch only" in str(kbit.refuse(llama, scheme(name), "onnxruntime"))
+    assert "codebook" in str(kbit.refuse(llama, scheme("nf4-b64"), "torch"))
+    assert "bitsandbytes holds" in str(kbit.refuse(llama, scheme("int4-b64-bf16"), "torch"))
+
+
+def test_bitsandbytes_may_be_missing(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantadvisor.methods import refusals
+
+    monkeypatch.setattr(refusals, "find_spec", lambda name: None)
+    assert "pip install bitsandbytes" in str(kbit.refuse(llama, scheme("nf4-b64-bf16"), "torch"))

@@ -20,6 +20,8 @@ from quantadvisor.advisor.stored_transformers import of_transformers
 from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods.affine import Grouped
 from quantadvisor.methods.formats import awq, bridges, gptq, pack_quantized
+from quantadvisor.methods.registry import method
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes import torch as runtime
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.workers import RunningWorker
@@ -96,6 +98,31 @@ def test_our_formats_load_as_what_their_codes_stand_for(
     assert np.abs(found - unrounded).max() > ROUNDINGS[number]
     assert (ran["linears"], ran["quantized_linears"]) == (LINEARS + 1, quantized)
     assert of_transformers(tmp_path / "low")["stored_quantized"] == LINEARS
+
+
+@OF_PACKAGES
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "scheme_name", "bound"),
+    [("kbit", "nf4-b64-bf16", ROUNDINGS["bfloat16"]), ("kbit", "nf4-b64-dq-bf16", ROUNDINGS["bfloat16"]),
+     ("llm_int8", "w8a8-outlier-fp16", 0.3)],
+)  # fmt: skip
+def test_what_methods_write_for_bitsandbytes_multiplies_codes(
+    name: str, scheme_name: str, bound: float, hf: Path, tmp_path: Path
+) -> None:
+    """INT8 rounds activations as well: its bound is theirs."""
+    pytest.importorskip("bitsandbytes")
+    made = scheme(scheme_name)
+    assert method(name).refuse(hf, made, "torch") is None
+    method(name).apply(hf, made, "torch", TOKENS, tmp_path / "low")
+    bridges.dequantized(tmp_path / "low", tmp_path / "plain")
+    found, ran = seen_through(tmp_path / "low", tmp_path / "logs.npy")
+    exact, unrounded = (log_softmax(torch_logits(folder, TOKENS[0])) for folder in (tmp_path / "plain", hf))
+    assert np.abs(found - exact).max() < bound
+    assert np.abs(found - exact).mean() < np.abs(found - unrounded).mean()
+    assert (ran["linears"], ran["quantized_linears"]) == (LINEARS + 1, LINEARS)
+    stored = of_transformers(tmp_path / "low")
+    assert (stored["stored_quantized"], stored["scheme"].weights) == (LINEARS, made.weights)
 
 
 def by_torchao(hf: Path, out: Path) -> Any:
