@@ -15,7 +15,6 @@ from quantadvisor.documents.errors import CandidateFailed
 
 from .onnx_base import Rewrite
 
-
 LARGEST = float(np.finfo(np.float16).max)
 
 

@@ -45,7 +45,7 @@ def layer_class() -> Any:
     compiled into the step. One class: a second one is compiled for again."""
     from transformers.cache_utils import StaticLayer
 
-    class Layer(StaticLayer):
+    class Layer(StaticLayer):  # type: ignore[misc, unused-ignore]
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
             return (self.keys.shape[2] if self.is_initialized else self.max_cache_len), 0
 
@@ -80,7 +80,8 @@ def compiled(model: Any, device: str) -> Callable[..., Any]:
     import torch
 
     how: dict[str, Any] = {"mode": "reduce-overhead"} if device == "cuda" else {"options": {"cpp.enable_kernel_profile": True}}
-    return torch.compile(model.__call__, dynamic=True, **how)
+    made: Callable[..., Any] = torch.compile(model.__call__, dynamic=True, **how)
+    return made
 
 
 GENERATED = re.compile(r"graph_\d+_(cpp_\w+?)_+\d+")
