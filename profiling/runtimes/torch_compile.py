@@ -1,6 +1,7 @@
 """torch.compile as a session needs it: a decode step that is compiled once for every length and batch, over a static cache.
 
-The step is compiled while the model loads, so its minutes are part of load_s. As transformers' `generate` does, prefill stays
+The step is compiled while the model loads, so its minutes are part of load_s; inductor keeps its code (TORCHINDUCTOR_CACHE_DIR),
+so those of a second load are fewer. As transformers' `generate` does, prefill stays
 eager over the same cache. One row and several are two programs: inductor takes a size of 1 as fixed. On a GPU its kernels go
 into CUDA graphs (mode "reduce-overhead"), which never ran.
 """
