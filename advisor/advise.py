@@ -9,6 +9,7 @@ from quantadvisor.methods.registry import trains
 from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
+from .candidates import ON_REQUEST
 from .combinations import best_of, combinations, gains, without_cache
 from .context import Context
 from .decide import TIE, better, breach_of_prediction, maximised, objective_of, ranked
@@ -200,10 +201,11 @@ def completed(context: Context, candidate: Candidate, predicted: Predicted, simu
 
 
 def shortlist(order: Sequence[Candidate], everyone: Sequence[Candidate], baseline: str, workload: Workload) -> tuple[str, ...]:
-    """The baseline, the best predicted and those close to it, what the user has, and who the comparison needs:
+    """The baseline, the best predicted and those close to it, what the user has or named, and who the comparison needs:
     the best unquantized one and, where users count, the fastest one with an unquantized cache."""
     names = [baseline, *(c.name for c in closest(order, workload))]
-    names += [c.name for c in everyone if (c.checkpoint or c.url) and not c.refused and not c.excluded]
+    named = [c for c in everyone if c.checkpoint or c.url or set(c.options) & set(ON_REQUEST)]
+    names += [c.name for c in named if not c.refused and not c.excluded]
     fastest = sorted((c for c in order if c.predicted and c.predicted.tpot_s), key=seconds_of(workload))
     names += [c.name for c in fastest if c.target == "none"][:1]
     if workload.objective == "concurrency":

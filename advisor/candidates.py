@@ -126,7 +126,7 @@ ONNX_GPU = ("onnxruntime+cuda", "onnxruntime+tensorrt")
 
 GPU_CATALOGUE = (
     Entry("none", "bf16", "none", (*TORCH_GPU, "vllm+cuda", "triton", *LLAMA_GPU)),
-    Entry("none", "fp16", "none", (*TORCH_GPU, "vllm+cuda", "triton")),
+    Entry("none", "fp16", "none", (*TORCH_GPU, "vllm+cuda", "triton", *ONNX_GPU)),
     Entry("none", "fp32", "none", (*TORCH_GPU, *ONNX_GPU)),
     Entry("rtn", "w4-g64", "weights", ("onnxruntime+cuda",)),
     Entry("rtn", "w8-g64", "weights", ("onnxruntime+cuda",)),

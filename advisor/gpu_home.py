@@ -36,6 +36,8 @@ POINT_LIMIT_S = 60.0
 """The first one compiles."""
 BF16 = scheme("bf16")
 CUBLAS = "cuBLAS"
+ENOUGH_MS = 3
+"""M at which a contender failed, and succeeded nowhere: it is asked no more. Some need more rows than decode has."""
 NUMBERS = {"w8a8": "int8", "fp8": "fp8"}
 """Kind -> what multiplies, where that is not bfloat16."""
 
@@ -84,7 +86,7 @@ def products() -> dict[str, Scheme]:
 
 
 class GpuHome:
-    """The GPU's process, what it said, and how often each kind of kernels ended it."""
+    """The GPU's process, what it said, how often each kind of kernels ended it, and who could be timed at which M."""
 
     def __init__(self, device: Device, cache: Path) -> None:
         self.device, self.cache = device, cache
@@ -92,12 +94,17 @@ class GpuHome:
         self._packages = triton_products.versions()
         self._said: dict[tuple[str, int, int, int], Mapping[str, Any]] = {}
         self._deaths: Counter[str] = Counter()
+        self._failed: dict[Kernel, dict[int, str]] = {}
+        self._timed: set[Kernel] = set()
 
     def refusal(self, point: Point) -> str | None:
-        kind = point.kernel.name
-        if reason := point.kernel.probe.refuse(self.device, point.problem):
+        kernel, deaths = point.kernel, self._deaths[point.kernel.name]
+        if reason := kernel.probe.refuse(self.device, point.problem):
             return reason
-        return f"{DIED} {self._deaths[kind]} times" if self._deaths[kind] >= MOST_DEATHS else None
+        if deaths >= MOST_DEATHS:
+            return f"{DIED} {deaths} times"
+        failed = self._failed.get(kernel, {})
+        return next(iter(failed.values())) if len(failed) >= ENOUGH_MS and kernel not in self._timed else None
 
     def kept(self, point: Point) -> KernelTiming | None:
         if point.kernel.probe.refuse(self.device, point.problem):
@@ -139,7 +146,10 @@ class GpuHome:
         name = PLAIN if point.kernel.option == CUBLAS else point.kernel.option
         samples = said.get("samples", {}).get(name)
         if not samples:
-            return point.timing(refused=said.get("refused") or said.get("without", {}).get(name) or "not timed")
+            reason = said.get("refused") or said.get("without", {}).get(name) or "not timed"
+            self._failed.setdefault(point.kernel, {})[point.m] = reason
+            return point.timing(refused=reason)
+        self._timed.add(point.kernel)
         time_s = figure(samples, source="CUDA graph, L2 cache emptied before each call")
         made = point.timing(
             time_s=time_s,

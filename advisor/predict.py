@@ -19,6 +19,7 @@ from quantadvisor.documents import Candidate, Ghost, Inventory, KernelSource, Ke
 from quantadvisor.methods.static_int8 import NPU
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, held_tokens, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value, request_s
+from quantadvisor.profiling.runtimes.torch_compile import COMPILE
 
 from . import step_time
 
@@ -49,10 +50,11 @@ def family(runtime: str, options: Sequence[str]) -> str:
 
 def kernel_family(runtime: str, options: Sequence[str]) -> tuple[str, str]:
     """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's; of llama.cpp's options only
-    `plain` is about linears."""
+    `plain` is about linears; what torch compiles calls the products of eager."""
     if runtime == "llama.cpp":
         return runtime, "plain" if "plain" in options else ""
-    return ("onnxruntime" if runtime == "onnxruntime-genai" else runtime), "+".join(options)
+    same = [option for option in options if option != COMPILE]
+    return ("onnxruntime" if runtime == "onnxruntime-genai" else runtime), "+".join(same)
 
 
 def curves(kernels: Iterable[KernelTiming]) -> dict[tuple[str, str, str, int, int], list[tuple[int, float]]]:

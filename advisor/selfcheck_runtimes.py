@@ -23,6 +23,7 @@ from quantadvisor.profiling.workers import RunningWorker
 
 PLACES = (
     ("torch", "fp32", ("cuda",)),
+    ("torch", "fp32", ("cuda", "compile")),
     ("onnxruntime", "fp32", ("cuda",)),
     ("onnxruntime", "fp32", ("tensorrt",)),
     ("onnxruntime-genai", "fp32", ("cuda",)),

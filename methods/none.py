@@ -32,8 +32,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         from .formats import gguf
 
         return gguf.refuse(config(model_folder))
-    if scheme.name == "fp16" and runtime not in ("torch", *COMPRESSED):
-        return f"fp16 weights are written for torch, vllm and triton; {runtime} takes fp32"
+    if scheme.name == "fp16" and runtime not in ("torch", *COMPRESSED, *ONNX):
+        return f"fp16 weights are written for torch, vllm, triton and onnxruntime; {runtime} takes fp32"
     if scheme.name == "bf16" and runtime not in ("torch", *COMPRESSED):
         able = "torch, vllm, triton and llama.cpp"
         return f"bf16 weights are written for {able}; {runtime} takes fp32, and bf16 as an option if at all"
@@ -42,11 +42,17 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
-    """torch, vllm and triton: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime."""
+    """torch, vllm and triton: a Hugging Face folder in the scheme's float type. Else: the fp32 export of the runtime, for
+    onnxruntime also in float16."""
     if runtime in ("torch", *COMPRESSED) and scheme.compute != "fp32":
         half_precision(base or model_folder, out, {"bf16": "bfloat16", "fp16": "float16"}[scheme.compute])
     elif runtime == "torch":
         link_folder(model_folder, out)
+    elif scheme.compute == "fp16":
+        from .formats import onnx
+
+        with base_folder(model_folder, runtime, out, base) as source:
+            onnx.half(source, out)
     elif scheme.compute == "bf16":
         from .formats import gguf
 

@@ -2,6 +2,7 @@
 
 export_base            Hugging Face folder -> fp32 folder          (onnx_base.py)
 randomise              fp32 folder -> the same with random weights (onnx_random.py)
+half                   fp32 folder -> the same in float16          (onnx_half.py)
 quantize_weights       fp32 folder -> MatMulNBits, 4 and 8 bit     (onnx_weights.py)
 quantize_dynamic_w8a8  fp32 folder -> MatMulInteger, INT8 x INT8   (onnx_weights.py)
 quantize_w8a8_outliers the same, outlier channels in fp32         (onnx_outliers.py)
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from .onnx_base import export_base, linears, load_graph
 from .onnx_cache import calibrate_cache, quantize_cache
+from .onnx_half import half
 from .onnx_integer import quantize_integer_w8a8
 from .onnx_nf4 import quantize_nf4
 from .onnx_outliers import quantize_w8a8_outliers
@@ -28,6 +30,7 @@ __all__ = [
     "calibrate_cache",
     "export_base",
     "fused",
+    "half",
     "linear_names",
     "onnx_linear",
     "quantize_cache",

@@ -1,6 +1,7 @@
 """torch.compile as a session needs it: a decode step that is compiled once for every length and batch, over a static cache.
 
-The step is compiled while the model loads, so its minutes are part of load_s. As transformers' `generate` does, prefill stays
+The step is compiled while the model loads, so its minutes are part of load_s; inductor keeps its code (TORCHINDUCTOR_CACHE_DIR),
+so those of a second load are fewer. As transformers' `generate` does, prefill stays
 eager over the same cache. One row and several are two programs: inductor takes a size of 1 as fixed. On a GPU its kernels go
 into CUDA graphs (mode "reduce-overhead"), which never ran.
 """
@@ -45,7 +46,7 @@ def layer_class() -> Any:
     compiled into the step. One class: a second one is compiled for again."""
     from transformers.cache_utils import StaticLayer
 
-    class Layer(StaticLayer):
+    class Layer(StaticLayer):  # type: ignore[misc, unused-ignore]
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
             return (self.keys.shape[2] if self.is_initialized else self.max_cache_len), 0
 
@@ -80,7 +81,8 @@ def compiled(model: Any, device: str) -> Callable[..., Any]:
     import torch
 
     how: dict[str, Any] = {"mode": "reduce-overhead"} if device == "cuda" else {"options": {"cpp.enable_kernel_profile": True}}
-    return torch.compile(model.__call__, dynamic=True, **how)
+    made: Callable[..., Any] = torch.compile(model.__call__, dynamic=True, **how)
+    return made
 
 
 GENERATED = re.compile(r"graph_\d+_(cpp_\w+?)_+\d+")

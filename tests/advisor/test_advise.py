@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from quantadvisor.advisor.advise import closest, exclude_by_quality, ghosts_to_run, overlooked, predicted_candidate
+from quantadvisor.advisor.advise import closest, exclude_by_quality, ghosts_to_run, overlooked, predicted_candidate, shortlist
 from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Candidate, Ghost, Interval, Predicted, Quality
@@ -25,6 +25,15 @@ def test_who_is_near_the_best_is_tried_with_at_most_two_runtimes_of_a_scheme() -
     best, twin = predicted("rtn-w8-g64@onnxruntime", 1.0), predicted("rtn-w8-g64@onnxruntime-genai", 1.01)
     third, far = predicted("rtn-w8-g64@openvino+f32", 1.02), predicted("none-fp32@onnxruntime", 1.2)
     assert names(best, twin, third, far) == [best.name, twin.name]
+
+
+def test_what_the_spec_names_is_measured_whatever_is_predicted() -> None:
+    """torch has no ghosts, so of a compiled one nothing is predicted."""
+    base, best = predicted("none-fp32@torch", 3.0), predicted("rtn-w8-g64@onnxruntime", 1.0)
+    asked = predicted("none-fp32@torch+compile", 9.0).model_copy(update={"predicted": None})
+    cannot = asked.model_copy(update={"name": "none-bf16@torch+compile", "refused": "finds no g++"})
+    tried = shortlist([best, base], [base, best, asked, cannot], base.name, workload())
+    assert set(tried) == {base.name, best.name, asked.name}
 
 
 def test_a_quantized_cache_is_tried_only_where_it_is_predicted_to_gain() -> None:

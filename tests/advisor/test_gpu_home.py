@@ -1,6 +1,7 @@
 """`advisor kernels` on a GPU that is not there: who wins at which M, of the roofline how much, and where a cliff lies."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from quantadvisor.advisor import gpu_home
 from quantadvisor.advisor.kernel_truth import DEFAULT_MS, KernelTruth, probes_here, time_kernels
 from quantadvisor.advisor.tables import kernels_table, truth_tables
 from quantadvisor.documents import LinearShape
+from quantadvisor.kernels.point import Point
 from quantadvisor.profiling import gpu_peaks
 
 from . import virtual_cuda
@@ -61,6 +63,17 @@ def test_what_cannot_be_timed_says_why(timed: Path, tmp_path: Path) -> None:
     assert reasons["fp8+torchao FP8 dynamic"] == "not timed"
     assert reasons["w4a16-g64-asymmetric+vLLM Marlin, group 128"] == "not installed"
     assert reasons["w4a16-g64-asymmetric+triton"] == "never checked"
+
+
+def test_who_fails_at_several_m_is_asked_no_more(timed: Path, tmp_path: Path) -> None:
+    home, kinds = gpu_home.GpuHome(DEVICE, tmp_path), {one.option: one for one in gpu_home.all_contenders(DEVICE)}
+    with home.process:
+        for name, asked in (("torchao FP8 dynamic", [1, 4, 16]), (RIVAL, [1, 4, 16, 64, 256])):
+            points = [Point(kinds[name], SHAPES[0], m) for m in (1, 4, 16, 64, 256)]
+            taken = home.take(points, time.monotonic() + 60)
+            assert [one.refused for one in taken] == ["not timed" if name != RIVAL else None] * 5
+            assert timed.read_text().splitlines() == [f"{points[0].kernel.name} [{m}, {N}, {K}]" for m in asked]
+            timed.unlink()
 
 
 def test_a_second_look_takes_what_is_kept_and_what_is_left(timed: Path, tmp_path: Path) -> None:

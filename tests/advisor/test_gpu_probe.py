@@ -9,6 +9,7 @@ from quantadvisor.advisor import gpu_home
 from quantadvisor.advisor.gpu_probe import BF16, PLAIN, points_of, timed_here, whole
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Device, Gpu, KernelTiming, LinearShape
+from quantadvisor.kernels import triton_products
 from quantadvisor.kernels.triton_subjects import product_at
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import gpu_kernels_child
@@ -31,6 +32,7 @@ KERNELS = {"fp8": scheme("fp8-bf16"), "w4a16-g64": scheme("w4-g64-bf16")}
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("QA_TIMED", str(tmp_path / "timed"))
+    monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "kept"))
     monkeypatch.setattr(gpu_home, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
     return tmp_path / "timed"
 
@@ -53,6 +55,26 @@ def test_times_are_the_planted_ones_at_the_model_s_sizes(timed: Path, tmp_path: 
     sizes = {line.split(" [")[1] for line in timed.read_text().splitlines()}
     assert {"2, 64, 64]", "4096, 32, 64]", "2, 128, 64]"} <= sizes  # many rows are cut
     assert "4096, 128, 64]" not in sizes  # of the head one row a sequence
+
+
+def test_a_package_that_is_faster_stands_for_ours(timed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchao's planted INT8 product takes half of our time at few rows, and twice at many."""
+    monkeypatch.setattr(gpu_home, "missing", lambda _: None)
+    found = timed_here(MODEL, DEVICE, {"w8a8": scheme("w8a8-bf16")}, [2, 512], tmp_path / "cache", lambda _: None)
+    rival = "torchao INT8 dynamic"
+    times = {(one.m, one.n): one for one in found if one.scheme.name == "w8a8-bf16"}
+    assert {(place, one.operator) for place, one in times.items()} == {
+        ((2, 64), rival), ((2, 32), rival), ((512, 64), "triton"), ((512, 32), "triton"),
+    }  # fmt: skip
+    for (m, n), one in times.items():
+        assert (one.runtime, one.option) == ("triton", "")
+        assert one.time_s and one.time_s.median == pytest.approx(
+            virtual_cuda.product_s("int-quantized", m, n, 64) * (0.5 if m == 2 else 1)
+        )
+    kept = triton_products.kept("NVIDIA Virtual V1, sm_90")
+    assert {(one.m, one.n, one.product, round(one.factor, 3)) for one in kept} == {
+        (2, 64, rival, 2.0), (2, 32, rival, 2.0), (512, 64, "triton", 1.0), (512, 32, "triton", 1.0),
+    }  # fmt: skip
 
 
 def test_a_second_run_takes_what_is_kept(timed: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from quantadvisor.advisor.predict import Probes, at, predict, users_within, width_seconds
+from quantadvisor.advisor.predict import Probes, at, kernel_family, predict, users_within, width_seconds
 from quantadvisor.documents import Device, Ghost, KernelTiming
 from quantadvisor.kernels import grid
 from quantadvisor.kernels.homes import Home
@@ -88,6 +88,11 @@ def test_a_runtime_with_the_kernels_of_another_is_predicted_through_it() -> None
     alone = predicted("none-fp32@onnxruntime-genai", [ghost(), own, loop])
     assert alone
     assert alone.basis == "ghost"
+
+
+def test_what_torch_compiles_calls_the_products_of_eager() -> None:
+    assert kernel_family("torch", ("cuda", "compile")) == kernel_family("torch", ("cuda",)) == ("torch", "cuda")
+    assert kernel_family("torch", ("compile",)) == ("torch", "")
 
 
 def test_without_a_ghost_of_the_family_nothing_is_claimed() -> None:

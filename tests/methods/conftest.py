@@ -155,7 +155,7 @@ def session(folder: Path, name: str, optimised: Path | None = None):
 def run(folder: Path, row: np.ndarray, chunk: int | None = None, name: str = "scoring.onnx") -> np.ndarray:
     """Logits [positions, V] of a folder, later chunks reading the cache that earlier ones left."""
     opened = session(folder, name)
-    kinds = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
     past = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3] if isinstance(value.shape[3], int) else 16), kinds[value.type])
         for value in opened.get_inputs()
