@@ -41,7 +41,7 @@ LAYERS, WORDS = 2, 1024
 TOKENS, ROWS = 2048, 16
 """Of a decode step: each row's context, and rows; a prefill is of one row."""
 CHUNK, CHUNKED_ROWS = 1024, 2
-TURNS, STEPS = 3, 4
+TURNS, STEPS = 3, 12
 """Turns after a prefill that warms up; decode steps in each, of which the first is left out."""
 ONE_ROW = "one row in one pass"
 CHUNKS = f"a token of {CHUNKED_ROWS} prompts of {TOKENS:,} in chunks of {CHUNK:,}"
