@@ -14,7 +14,7 @@ import numpy as np
 
 from quantadvisor.documents import Artifact, Candidate, CandidateFailed, Serve
 from quantadvisor.methods.formats.folders import link_or_copy
-from quantadvisor.profiling.environments import interpreter_of
+from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, free_port
 from quantadvisor.profiling.server import RunningServer
@@ -85,7 +85,7 @@ FORMATS = {
 SERVERS = {
     "onnx": ("onnxruntime-genai",),
     "openvino": ("openvino-genai",),
-    "torch": ("torch",),
+    "torch": ("torch", "vllm"),
     "gguf": ("llama.cpp",),
     "compressed": ("vllm", "triton"),
 }
@@ -131,8 +131,8 @@ def place_artifact(
     scratch.rename(target)
     hashes = {str(p.relative_to(target)): sha256_of(p) for p in sorted(target.rglob("*")) if p.is_file()}
     serve = []
-    for server in SERVERS[kind]:
-        own = interpreter_of(server) if kind == "compressed" and server != choice.runtime else python
+    for server in servers_of(kind, choice):
+        own = interpreter_of(server) if kind in ("compressed", "torch") and server != choice.runtime else python
         if server == "vllm":
             serve.append(try_vllm(target, choice, own, pool, threads, expected))
         else:
@@ -140,10 +140,17 @@ def place_artifact(
     return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=tuple(serve))
 
 
+def servers_of(kind: str, choice: Candidate) -> tuple[str, ...]:
+    """Those that read the folder: of torch's own, vLLM reads what is not quantized."""
+    quantized = choice.scheme.weights is not None or choice.scheme.activations is not None
+    return tuple(server for server in SERVERS[kind] if not (kind == "torch" and server == "vllm" and quantized))
+
+
 def options_for(server: str, choice: Candidate) -> tuple[str, ...]:
-    """What the candidate was measured with, where the server is of its runtime; another runtime has options of its own."""
+    """What the candidate was measured with, where the server is of its runtime; another runtime has options of its own, and of
+    these the GPU alone."""
     if server.removesuffix("-genai") != choice.runtime.removesuffix("-genai"):
-        return ()
+        return tuple(option for option in choice.options if server == "vllm" and vllm.on_gpu((option,)))
     return session_options(choice.runtime, choice.options, choice.scheme)
 
 
@@ -156,6 +163,8 @@ def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: i
     options = (*options_for("vllm", choice), f"{vllm.POOL}{pool}")
     words, _ = vllm.server(folder.name, options, PORT, folder.name, threads)
     command = f"{shown_python(python)} {shlex.join(words)}"
+    if choice.runtime != "vllm" and (reason := refusal("vllm", python, None, options[:-1], ())):
+        return Serve(runtime="vllm", command=command, verified=False, reason=reason)
     port = free_port()
     arguments, variables = vllm.server(str(folder), options, port, folder.name, threads)
     try:

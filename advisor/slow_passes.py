@@ -41,7 +41,7 @@ LAYERS, WORDS = 2, 1024
 TOKENS, ROWS = 2048, 16
 """Of a decode step: each row's context, and rows; a prefill is of one row."""
 CHUNK, CHUNKED_ROWS = 1024, 2
-TURNS, STEPS = 3, 4
+TURNS, STEPS = 3, 12
 """Turns after a prefill that warms up; decode steps in each, of which the first is left out."""
 ONE_ROW = "one row in one pass"
 CHUNKS = f"a token of {CHUNKED_ROWS} prompts of {TOKENS:,} in chunks of {CHUNK:,}"
@@ -160,7 +160,9 @@ def read(path: Path) -> tuple[Contrast, ...] | None:
 
 
 def shallow_sizes(config: dict[str, object]) -> dict[str, object]:
-    """The configuration of the shallow model."""
+    """The configuration of the shallow model; of one that sees or hears too, its text part."""
+    nested = config.get("text_config")
+    config = nested if isinstance(nested, dict) else config
     kinds = config.get("layer_types")
     small = {"num_hidden_layers": LAYERS, "vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     return config | small | ({"layer_types": kinds[:LAYERS]} if isinstance(kinds, list) else {})
@@ -174,7 +176,8 @@ class Workshop:
         self.tokens = np.random.default_rng(0).integers(3, WORDS, (CHUNKED_ROWS, TOKENS)).astype(np.int64)
 
     def make(self, names: Iterable[str]) -> None:
-        model = write_shallow(self.sizes, self.work / "model")
+        """The artifacts of all candidates; why one could not be made is in `failed`."""
+        model = self.work / "model"
         np.save(self.work / "calibration.npy", self.tokens[:, :128])
         builds = {}
         for name in sorted(names):
@@ -186,7 +189,11 @@ class Workshop:
                     method=one_method, scheme=one_scheme, runtime=runtime, model_folder=model, out=out,
                     calibration=self.work / "calibration.npy", base=None if out == base else base,
                 )  # fmt: skip
-        self.failed = {out: one.failed for out, one in build_all(list(builds.values()), self.say).items()}
+        try:
+            write_shallow(self.sizes, model)
+            self.failed = {out: one.failed for out, one in build_all(list(builds.values()), self.say).items()}
+        except CandidateFailed as error:
+            self.failed = dict.fromkeys(builds, str(error))
 
     @staticmethod
     def made_of(name: str) -> tuple[str, Scheme, str]:
@@ -240,7 +247,7 @@ class Workshop:
         )
 
 
-def write_shallow(sizes: dict[str, object], out: Path) -> Path:
+def write_shallow(sizes: dict[str, object], out: Path) -> None:
     """A Hugging Face folder of random fp32 weights, with a tokenizer of WORDS words."""
     import torch
     from tokenizers import Tokenizer
@@ -251,8 +258,10 @@ def write_shallow(sizes: dict[str, object], out: Path) -> Path:
     logging.disable_progress_bar()
     torch.manual_seed(0)
     made = {name: value for name, value in sizes.items() if name not in ("model_type", "torch_dtype", "dtype")}
-    config = AutoConfig.for_model(str(sizes["model_type"]), **made)
+    try:
+        config = AutoConfig.for_model(str(sizes["model_type"]), **made)
+    except ValueError:
+        raise CandidateFailed(f"transformers has no model type {sizes['model_type']!r} of its own") from None
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(out)
     words = Tokenizer(WordLevel({f"t{i}": i for i in range(WORDS)}, unk_token="t0"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2").save_pretrained(out)
-    return out

@@ -169,6 +169,10 @@ PLANTED = {
         "fallback_or_slow_kernel", "fast at these sizes", bitsandbytes_nf4, BATCH, place="torch", package="bitsandbytes",
         absent=fused_nf4,
     ),
+    "compressed-tensors expanded at load": Planted(
+        "fallback_or_slow_kernel", "no quantized kernel ran", make("gptq", "w4-g64-bf16", "vllm"), SHORT,
+        place="torch", package="compressed_tensors",
+    ),
     "llama.cpp without its repacked kernels": Planted(
         "fallback_or_slow_kernel", "without the option plain", make("gguf", "q4_0", "llama.cpp"), SHORT,
         place="llama.cpp+plain", package="llama_cpp",

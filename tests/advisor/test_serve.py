@@ -12,7 +12,17 @@ import torch
 from quantadvisor.advisor import serve
 from quantadvisor.advisor.candidates import CACHE_OPTIONS
 from quantadvisor.advisor.catalogue import NOMINAL
-from quantadvisor.advisor.serve import COMMANDS, SAID, command_of, continued, options_for, try_serve, try_vllm, wrong_with
+from quantadvisor.advisor.serve import (
+    COMMANDS,
+    SAID,
+    command_of,
+    continued,
+    options_for,
+    servers_of,
+    try_serve,
+    try_vllm,
+    wrong_with,
+)
 from quantadvisor.documents import Candidate
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes import llama_cpp, openvino, triton, vllm
@@ -101,6 +111,23 @@ def test_vllm_is_served_as_it_was_measured(tmp_path: Path, python: str, name: st
     assert f"--kv-cache-memory-bytes {5 << 20} --max-model-len -1" in found.command
     asked = [json.loads(line)["prompt"] for line in (folder / "asked").read_text().splitlines()]
     assert asked[-1] == "The capital of France is"
+
+
+def test_vllm_serves_torch_s_folder_where_it_is_installed(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is not quantized; whether vLLM is there is asked before its server is started."""
+    (tmp_path / "faults.json").write_text(json.dumps({"says": SAID_IT.split()}))
+    plain = served_by("torch", "bf16")
+    assert servers_of("torch", plain) == ("torch", "vllm")
+    assert servers_of("torch", served_by("torch", "w4-g64-bf16")) == ("torch",)
+    monkeypatch.setattr(serve, "refusal", lambda *_: None)
+    found = try_vllm(tmp_path, plain, python, 5 << 20, 1, SAID_IT)
+    assert found.verified and "--dtype bfloat16" in found.command
+    monkeypatch.setattr(serve, "refusal", lambda *_: "vllm is not installed")
+    asked = (tmp_path / "asked").read_text()
+    found = try_vllm(tmp_path, plain, python, 5 << 20, 1, SAID_IT)
+    assert (found.verified, found.reason) == (False, "vllm is not installed")
+    assert (tmp_path / "asked").read_text() == asked
+    assert options_for("vllm", served_by("torch", "bf16", "cuda")) == ("cuda",)
 
 
 def test_a_vllm_that_says_one_word_over_and_over_is_not_verified(tmp_path: Path, python: str) -> None:

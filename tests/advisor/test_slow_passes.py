@@ -102,3 +102,20 @@ def test_real_rivals_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pyt
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
     assert slow_passes.contrasts_here(model, device, ready, tmp_path / "cache", said.append) == ()
+
+
+def test_who_cannot_be_measured_is_said_and_asked_again(tmp_path: Path) -> None:
+    """A model type that transformers does not know: nothing is made, nothing is kept, and nothing ends."""
+    sizes = {"model_type": "made_up", "hidden_size": 64, "num_hidden_layers": 9, "vocab_size": 99, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"num_attention_heads": 4}))
+    said: list[str] = []
+    assert slow_passes.contrasts_here(tmp_path, describe_device(), [F32, BF16], tmp_path / "cache", said.append) == ()
+    assert f"{BF16}: transformers has no model type 'made_up' of its own" in said
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_shallow_model_is_of_the_text() -> None:
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 34, "layer_types": ["sliding_attention"] * 34, "hidden_size": 64}
+    found = slow_passes.shallow_sizes({"model_type": "gemma3", "text_config": text})
+    assert found["model_type"] == "gemma3_text" and found["hidden_size"] == 64
+    assert (found["num_hidden_layers"], len(found["layer_types"])) == (slow_passes.LAYERS,) * 2  # type: ignore[arg-type]
