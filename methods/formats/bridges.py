@@ -146,7 +146,8 @@ def convert(checkpoint: Path, layout: str, out: Path, model_folder: Path | None 
         LAYOUTS[layout].write(plain, written, brought(found), form)
         back, _ = read(written)
         for name, linear in found.items():
-            if not all(np.array_equal(mine, theirs) for mine, theirs in zip(linear, back[name], strict=True)):
+            sides: Iterable[tuple[Any, Any]] = zip(linear, back[name], strict=True)
+            if not all(np.array_equal(mine, theirs) for mine, theirs in sides):
                 what = f"the scales of {name} are not exact in the 16 bits that {layout} holds them in"
                 raise BadInput(str(checkpoint), what, "a bridge rounds nothing: quantize the model itself for it")
         written.rename(out)
