@@ -53,7 +53,7 @@ def best_of(combined: Sequence[Candidate], workload: Workload) -> list[Candidate
     """The MOST best predicted, those that nothing excludes before all others. First the best under each cache: what the fewest
     bits cost is not known before it is measured."""
     order = sorted(combined, key=objective, reverse=maximised(workload))
-    leaders = {cache_of(c): c.name for c in reversed(order) if not c.excluded}.values()
+    leaders = {cache_of(c): c.name for c in reversed(order) if not (c.refused or c.excluded)}.values()
     return sorted(order, key=lambda c: (bool(c.refused or c.excluded), c.name not in leaders))[:MOST]
 
 
