@@ -85,12 +85,13 @@ def compiled(model: Any, device: str) -> Callable[..., Any]:
     return made
 
 
-GENERATED = re.compile(r"graph_\d+_(cpp_\w+?)_+\d+")
-"""How the profiler names what inductor generated, with the number of the program that it is in, and its own in there."""
+GENERATED = re.compile(r"graph_\d+_(cpp_\w+)")
+"""How the profiler names what inductor generated: the number of its program, which differs by session, and its name in
+there, which ends in its own number."""
 
 
 def generated(name: str) -> str | None:
-    """inductor::<what was fused into that kernel>; None where the name is of no generated one."""
+    """inductor::<what was fused into that kernel, and its number>; None where the name is of no generated one."""
     found = GENERATED.fullmatch(name)
     return f"inductor::{found[1]}" if found else None
 

@@ -81,6 +81,14 @@ def test_inductor_s_step_shows_its_products_and_what_it_generated(hf: Path, tmp_
     assert any("15 products called" in note for note in decode["notes"])
 
 
+def test_a_generated_kernel_has_one_name_in_every_session() -> None:
+    names = [
+        torch_compile.generated(f"graph_{program}_cpp_fused_mul_silu_{number}") for program, number in ((0, 5), (7, 5), (0, 6))
+    ]
+    assert names == ["inductor::cpp_fused_mul_silu_5", "inductor::cpp_fused_mul_silu_5", "inductor::cpp_fused_mul_silu_6"]
+    assert torch_compile.generated("aten::mm") is None
+
+
 def test_what_inductor_lacks_is_said_with_what_adds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert runtime.refuse(None, ("compile",), ()) is None
     assert "no option 'compiled'" in str(runtime.refuse(None, ("compiled",), ()))
