@@ -7,7 +7,9 @@ linears meets its inputs, may be replaced, and multiplies with what it was repla
 that the rounded model will give it (the "true sequential" order of the GPTQ authors' code, without its second pass).
 
 Memory: one layer, the table of embeddings, and activations of all the samples. A Llama of 7B has 0.8 GB and 0.5 GB, and
-8,192 tokens take 0.36 GB for each tensor of the MLP: about 3 GB in all, where the fp32 model has 27.
+8,192 tokens take 0.36 GB for each tensor of the MLP: about 3 GB in all, where the fp32 model has 27. What a method computes with
+comes on top: GPTQ holds seven K x K matrices in float64 at once, 6.8 GB at K = 11008. `observe.py` lets a few samples through a
+layer at a time (benchmarks/memory_7b.py: SmoothQuant's pass takes 1.8 GB).
 """
 
 from __future__ import annotations
