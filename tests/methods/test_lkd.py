@@ -58,7 +58,7 @@ def test_below_plain_rounding_with_loud_channels(
         inputs=(lambda _, x: of_inputs(x)) if of_inputs else None,
     )
     trained = lkd.fake(load(planted), made, calibration)
-    assert fake_kl(trained, planted, tokens) < 0.9 * fake_kl(plain, planted, tokens)
+    assert fake_kl(trained, planted, tokens) < 0.95 * fake_kl(plain, planted, tokens)
 
 
 def test_eight_bits_lose_nothing_by_it(llama: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
