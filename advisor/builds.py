@@ -47,6 +47,14 @@ class Build(Document):
     ghost: bool = False
     """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
 
+    def with_cache(self, method: str, scheme: Scheme, out: Path, shared: bool) -> Build:
+        """The build of a quantized cache on top of this one's artifact, which is built before. `shared`: that one is the plain
+        export, which others build."""
+        below = None if shared else self
+        return self.model_copy(
+            update={"method": method, "scheme": scheme, "out": out, "base": self.out, "below": below, "linear_s": {}, "most": {}}
+        )
+
 
 class Built(Document):
     """What came of a build; seconds, peak and notes with those of the build below it."""

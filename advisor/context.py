@@ -113,17 +113,8 @@ class Context:
         cache = CACHES_WITHIN.get(runtime, {}).get(cache_end(runtime, scheme) or "")
         if cache is None:
             return weights
-        return weights.model_copy(
-            update={
-                "method": cache,
-                "scheme": scheme,
-                "out": self.artifacts(ghost) / f"{weights.method}-{scheme.name}@{export_format(runtime)}",
-                "base": weights.out,
-                "below": weights if weights.out != self.base(runtime, ghost) else None,
-                "linear_s": {},
-                "most": {},
-            }
-        )
+        out = self.artifacts(ghost) / f"{weights.method}-{scheme.name}@{export_format(runtime)}"
+        return weights.with_cache(cache, scheme, out, shared=weights.out == self.base(runtime, ghost))
 
     def artifacts(self, ghost: bool) -> Path:
         """Where artifacts are built: ghosts' outlive the run."""

@@ -31,7 +31,7 @@ from quantadvisor.profiling.runtimes.vllm import POOL
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import Build, build_all
-from .candidates import recipe, session_options
+from .candidates import CACHES_WITHIN, cache_end, recipe, session_options
 from .context import export_format
 from .diagnose import options_of, split
 from .slow_paths import SLOWER
@@ -178,36 +178,40 @@ class Workshop:
 
     def make(self, names: Iterable[str]) -> None:
         """The artifacts of all candidates; why one could not be made is in `failed`."""
-        model = self.work / "model"
         np.save(self.work / "calibration.npy", self.tokens[:, :128])
-        builds = {}
-        for name in sorted(names):
-            method, made, runtime = self.made_of(name)
-            base = None if runtime == "torch" else self.artifact("none", "fp32", runtime)
-            for one_method, one_scheme in (("none", scheme("fp32")), (method, made)):
-                out = self.artifact(one_method, one_scheme.name, runtime)
-                builds[out] = Build(
-                    method=one_method, scheme=one_scheme, runtime=runtime, model_folder=model, out=out,
-                    calibration=self.work / "calibration.npy", base=None if out == base else base,
-                )  # fmt: skip
+        builds = {build.out: build for name in sorted(names) for build in self.builds_of(name)}
         try:
-            write_shallow(self.sizes, model)
+            write_shallow(self.sizes, self.work / "model")
             self.failed = {out: one.failed for out, one in build_all(list(builds.values()), self.say).items()}
         except CandidateFailed as error:
             self.failed = dict.fromkeys(builds, str(error))
 
-    @staticmethod
-    def made_of(name: str) -> tuple[str, Scheme, str]:
-        """(method, scheme, runtime) of a candidate's artifact."""
+    def builds_of(self, name: str) -> list[Build]:
+        """Of the plain export, of a candidate's weights, and of a cache that lies in the artifact on top: its own is last."""
         runtime, scheme_name = split(name)
-        return *recipe(name.split("-")[0], scheme(scheme_name), runtime), runtime
+        asked = scheme(scheme_name)
+        method, weights = recipe(name.split("-")[0], asked, runtime)
+        plain = self.build("none", scheme("fp32"), runtime)
+        made = (
+            plain if weights.name == "fp32" else self.build(method, weights, runtime, None if runtime == "torch" else plain.out)
+        )
+        cache = CACHES_WITHIN.get(runtime, {}).get(cache_end(runtime, asked) or "")
+        if cache is None:
+            return [plain, made]
+        return [plain, made.with_cache(cache, asked, self.artifact(cache, asked, runtime), shared=made is plain)]
 
-    def artifact(self, method: str, scheme_name: str, runtime: str) -> Path:
-        return self.work / f"{method}-{scheme_name}@{export_format(runtime)}"
+    def build(self, method: str, made: Scheme, runtime: str, base: Path | None = None) -> Build:
+        return Build(
+            method=method, scheme=made, runtime=runtime, model_folder=self.work / "model", base=base,
+            out=self.artifact(method, made, runtime), calibration=self.work / "calibration.npy",
+        )  # fmt: skip
+
+    def artifact(self, method: str, made: Scheme, runtime: str) -> Path:
+        return self.work / f"{method}-{made.name}@{export_format(runtime)}"
 
     def worker(self, name: str) -> RunningWorker:
-        method, made, runtime = self.made_of(name)
-        out, asked = self.artifact(method, made.name, runtime), scheme(split(name)[1])
+        runtime, scheme_name = split(name)
+        out, asked = self.builds_of(name)[-1].out, scheme(scheme_name)
         if reason := self.failed[out]:
             raise CandidateFailed(reason)
         pool = pool_bytes(self.inventory, asked, runtime, TOKENS + STEPS, ROWS)

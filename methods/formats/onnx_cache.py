@@ -37,7 +37,8 @@ def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Bounds:
 
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped, none is copied
+    if not any(node.op_type == "MatMulNBits" for node in load_graph(base).graph.node):  # packed, it rounds activations too
+        options.add_session_config_entry("session.disable_prepacking", "1")  # float weights stay mapped, none is copied
     session = ort.InferenceSession(str(base / MODEL), options, providers=["CPUExecutionProvider"])
     empty = empty_cache(session, base)
     presents = {name: name.replace("past_key_values", "present") for name in empty}
