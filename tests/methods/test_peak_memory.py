@@ -40,8 +40,8 @@ STREAMED = [
 OPENVINO = find_spec("openvino") is not None and find_spec("optimum") is not None
 SAME_FRAME = {"obq"}
 """Through `layerwise.py`, as gptq; K^3 for each of N rows takes too long to be measured here."""
-WHOLE = {"mixed", "qlora", "llm_qat"}
-"""Gradients of the whole model: refused where memory has no room (test_refusals.py)."""
+WHOLE = {"mixed", "qlora", "qlora_merged", "gptq_lora", "llm_qat"}
+"""Gradients of the whole model, or two of it: refused where memory has no room (test_refusals.py)."""
 SIMULATED = {"fpq", "turboquant", "kivi", "kv_fp8", "zeroquant", "fpq_activations"}
 """They write nothing: no runtime here could load it."""
 
