@@ -338,7 +338,9 @@ PARTS = {
     "attention": ("attention", "attn"),
     "cache": ("reshape_and_cache",),
 }
-QUANTIZED = ("scaled_mm", "int8", "fp8")
+QUANTIZED = ("scaled_mm", "int8", "fp8", "wna16")
+FOUR_BITS = ("int4", "wna16")
+"""`int4_scaled_mm` where the CPU has AMX, `cpu_gemm_wna16` elsewhere, which takes no other width."""
 
 
 def operator_counts(profile: Any) -> list[dict[str, Any]]:
@@ -350,7 +352,7 @@ def operator_counts(profile: Any) -> list[dict[str, Any]]:
             "count": event.count,
             "provider": "CPU",
             "precision": "int4"
-            if "int4" in event.key
+            if any(mark in event.key for mark in FOUR_BITS)
             else "int8"
             if any(mark in event.key for mark in QUANTIZED)
             else "bfloat16",
