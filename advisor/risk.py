@@ -129,7 +129,9 @@ def fakes_of(model: Any, name: str, scheme: Scheme, job: Job, windows: np.ndarra
     if own is not None:
         assert job.calibration is not None
         samples = SEARCH_SAMPLES if plain_of(name, scheme) else CALIBRATION_SAMPLES
-        yield own(model, scheme, evenly(np.load(job.calibration), samples))
+        made = own(model, scheme, evenly(np.load(job.calibration), samples))
+        about_the_cache = made.weight is None and made.inputs is None
+        yield made._replace(weight=plain_fake(model, scheme).weight) if about_the_cache and scheme.weights else made
     elif tried := exponents(name):
         peaks = channel_peaks(model, windows[:1])
         yield from (smoothed(model, scheme, alpha, peaks) for alpha in tried)
@@ -217,13 +219,16 @@ def score(logits_of: Forward, windows: np.ndarray, reference: np.ndarray) -> np.
 
 
 def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]], trained: bool = False) -> dict[str, Scheme]:
-    """`method-scheme` of what can be simulated; fixed INT8 caches and mixtures are measured only, and so is what training
-    makes unless `trained`: to simulate it is to train."""
-    return {
-        f"{name}-{scheme.name}": scheme
-        for name, scheme in pairs
-        if (fake_of(name, Path()) is not None and (trained or not trains(name))) or (name in PLAIN and not scheme.quantizes_cache)
-    }
+    """`method-scheme` of what can be simulated; INT8 caches, those in GGUF's blocks and mixtures are measured only, and so is
+    what training makes unless `trained`: to simulate it is to train."""
+
+    def known(name: str, scheme: Scheme) -> bool:
+        if name in PLAIN:
+            return not scheme.quantizes_cache
+        blocks = scheme.keys is not None and scheme.keys.granularity == "group"
+        return fake_of(name, Path()) is not None and (trained or not trains(name)) and not blocks
+
+    return {f"{name}-{scheme.name}": scheme for name, scheme in pairs if known(name, scheme)}
 
 
 def not_searched(method_name: str, scheme: Scheme, simulated: Mapping[str, Quality], kl_budget: float | None) -> str | None:

@@ -109,19 +109,31 @@ def seen_cache(keys: Layered, values: Layered) -> Any:
     return Seen()
 
 
-def cache_peaks(model: Any, tokens: NDArray[int64]) -> tuple[dict[int, float], dict[int, float]]:
-    """Largest |key| and |value| of every layer over tokens int64 [samples, length], each sample prefilled alone."""
-    peaks: tuple[dict[int, float], dict[int, float]] = ({}, {})
+def largest(x: Any) -> float:
+    return float(x.abs().amax())
 
-    def watch(found: dict[int, float]) -> Layered:
+
+Peaks = dict[int, Any]
+"""layer -> a number, or a numpy array"""
+
+
+def cache_peaks(model: Any, tokens: NDArray[int64], of_keys: Callable[[Any], Any] = largest,
+                of_values: Callable[[Any], Any] = largest) -> tuple[Peaks, Peaks]:  # fmt: skip
+    """Largest |key| and |value| of every layer over tokens int64 [samples, length], each sample prefilled alone; or, element by
+    element, the largest of what the functions make of keys and values, float32 [1, heads, length, head_dim]."""
+    peaks: tuple[Peaks, Peaks] = ({}, {})
+
+    def watch(found: Peaks, of: Callable[[Any], Any]) -> Layered:
         def see(layer: int, x: Any) -> Any:
-            found[layer] = max(found.get(layer, 0.0), float(x.abs().amax()))
+            made = of(x)
+            found[layer] = np.maximum(found[layer], made) if layer in found else made
             return x
 
         return see
 
     for sample in tokens:
-        forward(Fake(model, keys=watch(peaks[0]), values=watch(peaks[1]), chunk=len(sample)), sample)
+        seen = Fake(model, keys=watch(peaks[0], of_keys), values=watch(peaks[1], of_values), chunk=len(sample))
+        forward(seen, sample)
     return peaks
 
 

@@ -8,7 +8,9 @@ are tighter (`kivi`), but no runtime here reads them in 4 bits.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
@@ -16,12 +18,14 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder, write_cache
+from .fake import Fake, Layered, Peaks, cache_peaks
 from .refusals import not_offered
 from .schemes import scheme as named
 
 NAME = "kv_int4"
 TARGET: Target = "kv_cache"
 COST = "one forward pass of 32 calibration samples for the scales of keys and values"
+BITS, TOP = 4, 7
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -37,3 +41,35 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     """`base`: the folder that gets the cache, its weights in whatever format."""
     with base_folder(model_folder, runtime, out, base) as source:
         return write_cache(source, scheme, calibration, out)
+
+
+def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
+    """The artifact's fixed scales; where each token of a head has its own range (`-head`), that. Weights stay as they are."""
+    assert scheme.keys is not None
+    if scheme.keys.granularity == "token":
+        from .grids import between
+
+        each: Layered = lambda _, x: between(x, BITS, -1)  # noqa: E731
+        return Fake(model, keys=each, values=each)
+    keys, values = cache_peaks(model, calibration, pair_peaks, channel_peaks)
+    return Fake(model, keys=on_grid(keys), values=on_grid(values))
+
+
+def channel_peaks(x: Any) -> np.ndarray:
+    """x: [1, heads, tokens, head_dim] -> max |x| [heads, head_dim]"""
+    found: np.ndarray = x.abs().amax((0, 2)).numpy()
+    return found
+
+
+def pair_peaks(keys: Any) -> np.ndarray:
+    """keys: [1, heads, tokens, head_dim] -> the largest norm of each channel's rotary pair [heads, head_dim], which no position
+    changes (formats/onnx_cache.py). transformers pairs a channel with that half a head on."""
+    first, second = keys.chunk(2, -1)
+    return channel_peaks((first.square() + second.square()).sqrt().repeat(1, 1, 1, 2))
+
+
+def on_grid(peaks: Peaks) -> Layered:
+    import torch
+
+    scales = {layer: torch.from_numpy(np.where(peak > 0, peak, 1) / np.float32(TOP))[:, None] for layer, peak in peaks.items()}
+    return lambda layer, x: (x / scales[layer]).round().clamp(-TOP - 1, TOP) * scales[layer]

@@ -90,10 +90,11 @@ def test_methods_are_simulated_by_name_and_earn_their_place(planted: tuple[Path,
     names = [("dynamic_int8", "w8a8-tensor"), ("smoothquant", "w8a8-tensor"), ("llm_int8", "w8a8-outlier"), ("rotation", "w8a8"),
              ("dynamic_int8", "w8a8"), ("zeroquant", "w8a8-g64"),
              ("kivi", "fp32-kv4-kivi"), ("turboquant", "fp32-kv4-turbo"), ("turboquant", "fp32-kv2-turbo"),
+             ("kv_int4", "fp32-kv4"), ("kv_int4", "w8-g64-kv4"), ("kv_int4", "q8_0-kv4"),
              ("mixed", "w4w8-g64"), ("kv_int8", "fp32-kv8")]  # fmt: skip
     chosen = schemes_at_risk([(name, scheme(each)) for name, each in names])
     assert "mixed-w4w8-g64" not in chosen
-    assert "kv_int8-fp32-kv8" not in chosen
+    assert not {"kv_int8-fp32-kv8", "kv_int4-q8_0-kv4"} & set(chosen)
     found = simulate(Job(folder, chosen, calibration), windows, reference)
     kls = {name: float(rows[1].mean()) for name, rows in found.items()}
     assert set(kls) == set(chosen)
@@ -101,6 +102,7 @@ def test_methods_are_simulated_by_name_and_earn_their_place(planted: tuple[Path,
         assert kls[better] < kls["dynamic_int8-w8a8-tensor"] / 2, kls
     for better in ("dynamic_int8-w8a8", "zeroquant-w8a8-g64"):
         assert kls[better] < kls["dynamic_int8-w8a8-tensor"] * 0.6, kls
+    assert 0 < kls["kv_int4-fp32-kv4"] != kls["kv_int4-w8-g64-kv4"] > 0
     assert 0 < kls["turboquant-fp32-kv4-turbo"] < kls["turboquant-fp32-kv2-turbo"]
     assert kls["kivi-fp32-kv4-kivi"] == pytest.approx(0, abs=1e-6)  # 32 tokens are its window
 

@@ -28,24 +28,43 @@ def run4(folder: Path, row: np.ndarray, chunk: int) -> np.ndarray:
 
 
 def test_the_runtime_rounds_as_the_grid_says(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    from quantadvisor.methods.fake import Fake, applied
-    from quantadvisor.methods.formats import onnx
+    """The simulation, whose scales are by torch from transformers' own cache."""
+    from quantadvisor.methods.fake import applied
     from quantadvisor.methods.observe import load
 
     notes = kv_int4.apply(llama, scheme("fp32-kv4"), "onnxruntime", tokens[:2], tmp_path / "out", base=base)
     assert "INT4 cache" in notes[0]
-    bounds = onnx.calibrate_cache(base, tokens[:2])
-
-    def rounded(kind: str, layer: int, x: torch.Tensor) -> torch.Tensor:
-        scale = torch.from_numpy(bounds[f"past_key_values.{layer}.{kind}"]).reshape(2, 1, 16) / 7
-        return (x / scale).round().clamp(-8, 7) * scale
-
-    made = Fake(load(llama), keys=lambda i, k: rounded("key", i, k), values=lambda i, v: rounded("value", i, v), chunk=8)
-    with applied(made) as logits:
+    made = kv_int4.fake(load(llama), scheme("fp32-kv4"), tokens[:2])
+    with applied(made._replace(chunk=8)) as logits:
         theirs = logits(tokens[3]).numpy()
     ours, exact = run4(tmp_path / "out", tokens[3], 8), torch_logits(llama, tokens[3])
     assert kl(theirs, ours) < kl(exact, ours) / 20
     assert 0 < kl(exact, ours) < 0.5
+
+
+def test_scales_are_the_artifacts(llama: Path, base: Path, tokens: np.ndarray) -> None:
+    """A value of a multiple of its scale stays, and seven is the most: bounds as ONNX Runtime's prefills say."""
+    from quantadvisor.methods.formats import onnx
+    from quantadvisor.methods.observe import load
+
+    bounds = onnx.calibrate_cache(base, tokens[:2])
+    made = kv_int4.fake(load(llama), scheme("fp32-kv4"), tokens[:2])
+    for kind, rounded in (("key", made.keys), ("value", made.values)):
+        assert rounded is not None
+        top = torch.from_numpy(bounds[f"past_key_values.1.{kind}"]).reshape(1, 2, 1, 16)
+        steps = torch.arange(-7, 8).reshape(1, 1, -1, 1)
+        torch.testing.assert_close(rounded(1, top * steps / 7), top * steps / 7, rtol=1e-4, atol=0)
+        torch.testing.assert_close(rounded(1, top * 3.4 / 7), top * 3 / 7, rtol=1e-4, atol=0)
+        torch.testing.assert_close(rounded(1, top * 2), top, rtol=1e-4, atol=0)
+
+
+def test_each_token_of_a_head_has_its_own_range(llama: Path) -> None:
+    from quantadvisor.methods.observe import load
+
+    made = kv_int4.fake(load(llama), scheme("bf16-kv4-head"), np.zeros((0, 0), np.int64))
+    x = torch.tensor([[[[0.0, 1.0, 15.0], [0.0, 0.1, 1.5]]]])
+    assert made.keys is not None
+    torch.testing.assert_close(made.keys(0, x), x)
 
 
 def test_it_takes_half_the_bytes_and_costs_more(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
