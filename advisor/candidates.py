@@ -275,11 +275,11 @@ def cache_end(runtime_name: str, wanted: Scheme) -> str | None:
 
 
 def session_options(runtime_name: str, options: tuple[str, ...], made: Scheme) -> tuple[str, ...]:
-    """What the session is opened with: a cache's precision is never left to the runtime's default where it has an option."""
+    """What the session is opened with: a cache's precision is never left to the runtime's default where it has an option. Of a
+    cache that it cannot serve, the method says why."""
     plain, quantized = CACHE_OPTIONS.get(runtime_name, ((), {}))
-    if not made.quantizes_cache or not quantized:
-        return (*options, *plain)
-    return (*options, quantized[cache_end(runtime_name, made) or next(iter(quantized))])
+    end = cache_end(runtime_name, made)
+    return (*options, *((quantized[end],) if end in quantized else plain))
 
 
 def check_runtimes(workload: Workload, device: Device) -> None:
