@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from .affine import Floats
 from .kept import Kept
+from .refusals import memory_missing
 from .training import Limits, Trained, device, divergence, products, straight_through, train
 
 RANK = 16
@@ -41,8 +42,11 @@ Adapter = tuple[Floats, Floats]
 Rounding = Callable[[Floats], Floats]
 
 
-def missing() -> str | None:
-    return None if find_spec("peft") else "peft is not installed: pip install 'quantadvisor[train]'"
+def refuse(method: str, model_folder: Path) -> str | None:
+    """Why `method` cannot train adapters here; teacher and student are two float32 models."""
+    if find_spec("peft") is None:
+        return "peft is not installed: pip install 'quantadvisor[train]'"
+    return memory_missing(method, model_folder, 2)
 
 
 def tuned(name: str, teacher: Any, weights: Mapping[str, Floats], tokens: NDArray[int64], limits: Limits, kept: Kept,

@@ -29,7 +29,7 @@ from .artifact import base_folder, tokens_read, write_grouped
 from .fake import Fake, linears, with_weights
 from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
-from .refusals import ONNX, memory_missing, not_offered, nothing_to_write
+from .refusals import ONNX, not_offered, nothing_to_write
 from .schemes import scheme as named
 from .training import ENOUGH, Limits, Trained, silent, used
 
@@ -45,7 +45,7 @@ def schemes() -> tuple[Scheme, ...]:
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     offered = not_offered(NAME, scheme, schemes(), runtime, RUNTIMES)
-    return offered or gptq.refuse(model_folder, scheme, runtime) or adapters.missing() or memory_missing(NAME, model_folder, 2)
+    return offered or gptq.refuse(model_folder, scheme, runtime) or adapters.refuse(NAME, model_folder)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -27,7 +27,7 @@ from .artifact import base_folder, tokens_read
 from .fake import Fake, linears, with_weights
 from .kept import Kept, kept_beside
 from .layerwise import evenly
-from .refusals import memory_missing, not_offered, nothing_to_write
+from .refusals import not_offered, nothing_to_write
 from .schemes import scheme as named
 from .training import ENOUGH, Limits, Trained, silent, used
 
@@ -42,7 +42,7 @@ def schemes() -> tuple[Scheme, ...]:
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     offered = not_offered(NAME, scheme, schemes(), runtime, (runtime,)) or kbit.refuse(model_folder, scheme, runtime)
-    return offered or adapters.missing() or memory_missing(NAME, model_folder, 2)
+    return offered or adapters.refuse(NAME, model_folder)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

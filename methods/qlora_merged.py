@@ -28,7 +28,7 @@ from .artifact import base_folder, tokens_read
 from .fake import Fake, linears, with_weights
 from .kept import Kept, kept_beside
 from .layerwise import evenly
-from .refusals import memory_missing, not_offered, nothing_to_write
+from .refusals import not_offered, nothing_to_write
 from .training import ENOUGH, Limits, Trained, silent, used
 
 NAME = "qlora_merged"
@@ -39,7 +39,7 @@ schemes = qlora.schemes
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     offered = not_offered(NAME, scheme, schemes(), runtime, (runtime,))
-    return offered or kbit.refuse(model_folder, scheme, runtime) or adapters.missing() or memory_missing(NAME, model_folder, 2)
+    return offered or kbit.refuse(model_folder, scheme, runtime) or adapters.refuse(NAME, model_folder)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -67,11 +67,13 @@ def write_tensors(folder: Path, made: Iterable[Named]) -> None:
 def filled(made: Iterable[Named]) -> Iterator[dict[str, Any]]:
     """The tensors in parts of SHARD_BYTES, or more by a tensor; the last may be smaller."""
     part: dict[str, Any] = {}
+    held = 0
     for name, w in made:
         part[name] = w.contiguous()
-        if sum(each.nbytes for each in part.values()) >= SHARD_BYTES:
+        held += w.nbytes
+        if held >= SHARD_BYTES:
             yield part
-            part = {}
+            part, held = {}, 0
     if part:
         yield part
 
