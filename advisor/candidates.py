@@ -37,7 +37,7 @@ LLAMA_WEIGHTS = (*LLAMA, "llama.cpp+plain", "llama.cpp+fa+plain")
 CACHE_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "openvino": (("kvf16",), {"-kv8": "kvu8"}),
     "llama.cpp": ((), {"-kv8": "kvq8", "-kv4": "kvq4"}),
-    "vllm": ((), {"-kvf8-unit": "kvfp8"}),
+    "vllm": ((), {"-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
     "triton": ((), {"-kv8-head": "kvint8", "-kv4-head": "kvint4", "-kvf8-unit": "kvfp8", "-kv4-turbo": "kvturbo"}),
 }
 """runtime -> options of a session with a plain cache, and by the end of a scheme's name that of a quantized one (vLLM's FP8: its
@@ -122,16 +122,17 @@ CATALOGUE = (
 
 TORCH_GPU = ("torch+cuda", "torch+cuda+compile")
 LLAMA_GPU = ("llama.cpp+cuda", "llama.cpp+cuda+fa")
-ONNX_GPU = ("onnxruntime+cuda", "onnxruntime+tensorrt")
+ONNX_CUDA = ("onnxruntime+cuda", "onnxruntime-genai+cuda")
+ONNX_GPU = (*ONNX_CUDA, "onnxruntime+tensorrt")
 
 GPU_CATALOGUE = (
     Entry("none", "bf16", "none", (*TORCH_GPU, "vllm+cuda", "triton", *LLAMA_GPU)),
     Entry("none", "fp16", "none", (*TORCH_GPU, "vllm+cuda", "triton", *ONNX_GPU)),
     Entry("none", "fp32", "none", (*TORCH_GPU, *ONNX_GPU)),
-    Entry("rtn", "w4-g64", "weights", ("onnxruntime+cuda",)),
-    Entry("rtn", "w8-g64", "weights", ("onnxruntime+cuda",)),
-    Entry("gptq", "w4-g64", "weights", ("onnxruntime+cuda",)),
-    Entry("awq", "w4-g64", "weights", ("onnxruntime+cuda",)),
+    Entry("rtn", "w4-g64", "weights", ONNX_CUDA),
+    Entry("rtn", "w8-g64", "weights", ONNX_CUDA),
+    Entry("gptq", "w4-g64", "weights", ONNX_CUDA),
+    Entry("awq", "w4-g64", "weights", ONNX_CUDA),
     Entry("rtn", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
     Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
     Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
@@ -139,12 +140,15 @@ GPU_CATALOGUE = (
     Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("smoothquant", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("fp8", "fp8-bf16", "activations", ("vllm+cuda", "triton")),
+    Entry("kbit", "nf4-b64-bf16", "weights", ("torch+cuda",)),
+    Entry("llm_int8", "w8a8-outlier-fp16", "activations", ("torch+cuda",)),
     Entry("gguf", "q8_0", "weights", LLAMA_GPU),
     Entry("gguf", "q4_0", "weights", LLAMA_GPU),
     Entry("gguf", "q4_k", "weights", LLAMA_GPU),
     Entry("gguf_imatrix", "q4_0", "weights", LLAMA_GPU),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+cuda+fa",)),
     Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    Entry("turboquant", "bf16-kv4-turbo", "kv_cache", ("vllm+cuda",)),
     *TRITON_CACHES,
 )
 """On a GPU: option `cuda` or `tensorrt` says where a runtime computes that could also do so on the CPU; triton cannot."""
@@ -186,11 +190,12 @@ def catalogue_of(device: Device) -> tuple[Entry, ...]:
 
 
 def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
-    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda`."""
+    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda` where they
+    could also compute on the CPU."""
     if device.kind != "cuda":
         return tuple(places)
     there = {place for entry in GPU_CATALOGUE for place in entry.runtimes}
-    moved = ("+".join((name, "cuda", *options)) for name, *options in (place.split("+") for place in places))
+    moved = (place if place in there else "+".join((name, "cuda", *rest)) for place in places for name, *rest in [place.split("+")])
     return tuple(place for place in moved if place in there)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,7 @@ from .candidates import candidate, catalogue_of
 from .context import export_format
 from .predict import EIGHT_BIT_SHARE, Probes, family, kernel_class, kernel_family
 from .slow_passes import Contrast, chunk_traps, slow_pass
-from .slow_paths import slow_path
+from .slow_paths import slow_path, untimed
 
 NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
@@ -53,10 +53,12 @@ class SchemeHere(OpenDocument):
     slow: str | None = None
     """Loads, but was timed no faster than what is unquantized on the same runtime, or slower than with another option: its
     kernels (slow_paths.py) or its whole passes (slow_passes.py)."""
+    untimed: str | None = None
+    """Loads, but what it quantizes was not timed, where a model was given: whether that is fast is not known."""
 
     @property
     def status(self) -> str:
-        return "refused" if self.refused else "slow path" if self.slow else "ready"
+        return "refused" if self.refused else "slow path" if self.slow else "not timed" if self.untimed else "ready"
 
 
 class RuntimeHere(OpenDocument):
@@ -85,13 +87,14 @@ def runtimes_here(
     kernels: Sequence[KernelTiming] = (),
     inventory: Inventory | None = None,
     passes: Sequence[Contrast] = (),
+    pythons: Mapping[str, str] | None = None,
 ) -> tuple[RuntimeHere, ...]:
-    """Every runtime, and every scheme of the catalogue on it; where there is a GPU also those of the GPU."""
+    """Every runtime (or those of `pythons`: name -> its interpreter), and every scheme of the catalogue on it; where there is a
+    GPU also those of the GPU."""
     with folder_or_nominal(model_folder) as folder:
         probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
         found, reports = [], selfcheck_record.shipped()
-        for name in RUNTIMES:
-            python = interpreter_of(name)
+        for name, python in (pythons or {name: interpreter_of(name) for name in RUNTIMES}).items():
             candidates = {
                 one.name: one
                 for here in (device, *([on_gpu(device, 0)] if device.gpus else []))
@@ -122,8 +125,22 @@ def scheme_here(one: Candidate, kernels: Sequence[KernelTiming], probes: Probes 
     """Whether a candidate loads here, by what is known without timings and, where there are some, by them."""
     if refused := one.refused or crash(one, kernels):
         return SchemeHere(name=one.name, refused=refused)
-    linears = slow_path(one.scheme, one.runtime, one.options, probes) if probes else None
-    return SchemeHere(name=one.name, slow="; ".join(filter(None, (linears, slow_pass(one.name, passes)))) or None)
+    if probes is None:
+        return SchemeHere(name=one.name, slow=slow_pass(one.name, passes))
+    linears = slow_path(one.scheme, one.runtime, one.options, probes)
+    return SchemeHere(
+        name=one.name,
+        slow="; ".join(filter(None, (linears, slow_pass(one.name, passes)))) or None,
+        untimed=untimed_of(one, probes, passes),
+    )
+
+
+def untimed_of(one: Candidate, probes: Probes, passes: Sequence[Contrast]) -> str | None:
+    """What a candidate quantizes and nobody timed: its linears, or attention over its cache."""
+    if one.target == "kv_cache":
+        seen = any(one.name in (pair.ours, pair.theirs) for pair in passes)
+        return None if seen else "its passes were not set beside those with a plain cache"
+    return untimed(one.scheme, one.runtime, one.options, probes) if one.target != "none" else None
 
 
 def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:

@@ -33,11 +33,14 @@ RUNTIMES_OF = {
 PLACES = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino+f32", "openvino+bf16"),
-    "transformers": ("torch", "vllm"),
+    "transformers": ("torch", "vllm", "triton"),
     "gguf": ("llama.cpp", "llama.cpp+fa", "llama.cpp+plain", "llama.cpp+fa+plain"),
 }
 """Runtimes with options on which a checkpoint of the format competes."""
-CACHES = {"kvf16": "", "kvu8": "-kv8", "kvq8": "-kv8", "kvq4": "-kv4"}
+CACHES = {
+    "kvf16": "", "kvu8": "-kv8", "kvq8": "-kv8", "kvq4": "-kv4",
+    "kvfp8": "-kvf8-unit", "kvturbo": "-kv4-turbo", "kvint8": "-kv8-head", "kvint4": "-kv4-head",
+}  # fmt: skip
 """Options of a session that say how the cache is stored, and the end of the scheme's name that stands for it."""
 
 
@@ -137,7 +140,7 @@ def runtime_for(kind: str, place: str | None, path: str) -> tuple[str, tuple[str
 
 def with_cache(made: Scheme, end: str) -> Scheme:
     """The scheme with a quantized cache: an option of the runtime, not of its artifact."""
-    cache = scheme(f"q8_0{end}" if end == "-kv4" else f"fp32{end}")
+    cache = scheme(f"q8_0{end}" if end == "-kv4" else f"bf16{end}" if end.endswith("-head") else f"fp32{end}")
     return made.model_copy(update={"name": made.name + end, "keys": cache.keys, "values": cache.values})
 
 

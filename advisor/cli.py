@@ -46,6 +46,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 Silent = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
 Preset = Annotated[str | None, typer.Option("--preset", help="chat, rag, summarize, agents or long_context, without a file")]
 Users = Annotated[int | None, typer.Option("--concurrency", help="requests in flight, with --preset", min=1)]
+SpecOption = Annotated[Path | None, typer.Option("--workload", help="at the sizes, in the runtimes and interpreters of this spec")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="at the sizes of this model: builtin:smollm2-135m, a folder, …")]
 
 
@@ -213,11 +214,11 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
-def runtimes(model: ModelOption = None, as_json: Json = False) -> None:
-    """What runs here: runtime by scheme, ready, refused and why, or (with --model) a slow path that was timed."""
+def runtimes(model: ModelOption = None, workload: SpecOption = None, as_json: Json = False) -> None:
+    """What runs here: runtime by scheme, ready, refused and why, or (with --model or --workload) a slow path that was timed."""
     from . import listings
 
-    show_listing(listings.runtimes(model, progress(as_json)), as_json)
+    show_listing(listings.runtimes(listings.asked_of(model, workload), progress(as_json)), as_json)
 
 
 @app.command()
@@ -231,6 +232,7 @@ def methods(model: ModelOption = None, as_json: Json = False) -> None:
 @app.command()
 def kernels(
     model: ModelOption = None,
+    workload: SpecOption = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds of timing, with --model", min=1.0)] = 60.0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N, as in a spec")] = "auto",
     as_json: Json = False,
@@ -238,7 +240,7 @@ def kernels(
     """The kernels that are known; with --model timed at its sizes: who wins at which M, and where that changes."""
     from . import listings
 
-    show_listing(listings.kernels(model, budget, progress(as_json), device), as_json)
+    show_listing(listings.kernels(listings.asked_of(model, workload), budget, progress(as_json), device), as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -93,12 +93,12 @@ def standing(timing: KernelTiming) -> str:
     return "timed" if timing.time_s.samples else "interpolated"
 
 
-def interpreters() -> dict[str, str]:
-    """The interpreter of every probed runtime: probes run where their runtime lives."""
-    return {runtime: interpreter_of(runtime) for runtime in {probe.runtime for probe in PROBES.values()}}
+def interpreters(asked: Mapping[str, str]) -> dict[str, str]:
+    """The interpreter of every probed runtime, as it was `asked` for: probes run where their runtime lives."""
+    return {runtime: asked.get(runtime) or interpreter_of(runtime) for runtime in {probe.runtime for probe in PROBES.values()}}
 
 
-def probes_here(device: Device) -> tuple[ProbeHere, ...]:
+def probes_here(device: Device, pythons: Mapping[str, str] = {}) -> tuple[ProbeHere, ...]:
     """Every probe and option, on a GPU every contender; nothing is timed."""
     if device.kind == "cuda":
         return tuple(
@@ -112,6 +112,7 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
             )
             for kernel in all_contenders(device)
         )
+    lives = interpreters(pythons)
     return tuple(
         ProbeHere(
             probe=name,
@@ -119,7 +120,7 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
             runtime=probe.runtime,
             scheme=probe.scheme.name,
             what=first_line(getattr(probe, "__doc__", "")),
-            refused=refusal(Point(Kernel(name, probe, option), ANY_SHAPE, 1), device, interpreter_of(probe.runtime)),
+            refused=refusal(Point(Kernel(name, probe, option), ANY_SHAPE, 1), device, lives[probe.runtime]),
         )
         for name, probe in PROBES.items()
         for option in probe.options
@@ -127,9 +128,11 @@ def probes_here(device: Device) -> tuple[ProbeHere, ...]:
 
 
 def time_kernels(
-    model: str, inventory: Inventory, device: Device, cache: Path, budget_s: float, progress: Progress | None = None
-) -> KernelTruth:
-    """Times what is not kept yet, the device's roofs included, within the budget, and says who wins."""
+    model: str, inventory: Inventory, device: Device, cache: Path, budget_s: float, progress: Progress | None = None,
+    pythons: Mapping[str, str] = {},
+) -> KernelTruth:  # fmt: skip
+    """Times what is not kept yet, the device's roofs included, within the budget, and says who wins. `pythons`: interpreters of
+    runtimes that are not where the project makes them."""
     deadline = time.monotonic() + budget_s
     longest = inventory.max_context_tokens or DEFAULT_MS[-1]
     ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
@@ -146,12 +149,12 @@ def time_kernels(
             progress=progress,
             cache=cache,
             search_cliffs=True,
-            pythons=interpreters(),
+            pythons=interpreters(pythons),
         )
     return KernelTruth(
         model=model,
         device=device.name,
-        probes=probes_here(device),
+        probes=probes_here(device, pythons),
         shapes=truth(inventory.linears, timings, ms),
         timings=timings,
         counts=Counter(standing(timing) for timing in timings),

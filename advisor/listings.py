@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel
 from rich.table import Table
 
-from quantadvisor.documents import Inventory
+from quantadvisor.documents import BadInput, Inventory
 from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.device import describe_device
@@ -18,11 +18,13 @@ from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.inventory import inventory_from_config
 
 from . import catalogue, kernel_truth, tables
+from .candidates import asked_runtimes
 from .context import cache_folder
 from .device_choice import named_device, usable
 from .model_source import resolve_model
 from .slow_passes import contrasts_here
 from .slow_paths import PHASES
+from .spec import load_workload
 from .stages import Progress
 
 PROBE_BUDGET_S = 60.0
@@ -34,14 +36,31 @@ class Listing(NamedTuple):
     tables: Sequence[Table]
 
 
-def runtimes(model: str | None, progress: Progress) -> Listing:
+class Asked(NamedTuple):
+    """What to list for: a model (None: nothing is timed), and interpreters by runtime (none named: those that are here)."""
+
+    model: str | None = None
+    pythons: Mapping[str, str] = {}
+
+
+def asked_of(model: str | None, spec: Path | None) -> Asked:
+    """Of the command line: a model, or a spec's model and the runtimes that it names."""
+    if spec is None:
+        return Asked(model)
+    if model is not None:
+        raise BadInput("--model", "the spec names a model already", "give --model or --workload")
+    workload = load_workload(spec)
+    return Asked(workload.model, asked_runtimes(workload))
+
+
+def runtimes(asked: Asked, progress: Progress) -> Listing:
     """Runtime by scheme. With a model its kernels are timed, or read where they were, so that slow paths are seen."""
     device = describe_device()
-    if model is None:
+    if asked.model is None:
         found = catalogue.runtimes_here(device)
     else:
-        folder, inventory = sizes_of(model)
-        with progress.stage(f"Kernels at the sizes of {model}"):
+        folder, inventory = sizes_of(asked.model)
+        with progress.stage(f"Kernels at the sizes of {asked.model}"):
             timings = probe_kernels(
                 inventory.linears,
                 [m for _, m in PHASES],
@@ -50,13 +69,13 @@ def runtimes(model: str | None, progress: Progress) -> Listing:
                 budget_s=PROBE_BUDGET_S,
                 progress=lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
                 cache=cache_folder() / "kernels",
-                pythons=kernel_truth.interpreters(),
+                pythons=kernel_truth.interpreters(asked.pythons),
             )
         with progress.stage("Whole passes of rivals, in turns"):
-            known = catalogue.runtimes_here(device, folder, timings, inventory)
+            known = catalogue.runtimes_here(device, folder, timings, inventory, (), asked.pythons)
             ready = [scheme.name for one in known if not one.refused for scheme in one.schemes if not scheme.refused]
-            passes = contrasts_here(folder, device, ready, cache_folder() / "passes", progress.say)
-        found = catalogue.runtimes_here(device, folder, timings, inventory, passes)
+            passes = contrasts_here(folder, device, ready, cache_folder() / "passes", progress.say, asked.pythons)
+        found = catalogue.runtimes_here(device, folder, timings, inventory, passes, asked.pythons)
     return Listing(dumped(found), [tables.runtimes_table(found)])
 
 
@@ -65,21 +84,22 @@ def methods(model: str | None) -> Listing:
     return Listing(dumped(found), [tables.methods_table(found)])
 
 
-def kernels(model: str | None, budget_s: float, progress: Progress, device_name: str = "auto") -> Listing:
-    pythons = {name: interpreter_of(name) for name in ("triton", "torch")}
+def kernels(asked: Asked, budget_s: float, progress: Progress, device_name: str = "auto") -> Listing:
+    pythons = {name: asked.pythons.get(name) or interpreter_of(name) for name in ("triton", "torch")}
     device = named_device(device_name, lambda gpu: usable(gpu, pythons), "--device")
-    if model is None:
-        found = kernel_truth.KernelTruth(device=device.name, probes=kernel_truth.probes_here(device))
+    if asked.model is None:
+        found = kernel_truth.KernelTruth(device=device.name, probes=kernel_truth.probes_here(device, asked.pythons))
     else:
-        _, inventory = sizes_of(model)
-        with progress.stage(f"Kernels at the sizes of {model}"):
+        _, inventory = sizes_of(asked.model)
+        with progress.stage(f"Kernels at the sizes of {asked.model}"):
             found = kernel_truth.time_kernels(
-                model,
+                asked.model,
                 inventory,
                 device,
                 cache_folder() / "kernels",
                 budget_s,
                 lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
+                asked.pythons,
             )
     return Listing(found.model_dump_json(), [tables.kernels_table(found), *tables.truth_tables(found)])
 

@@ -63,6 +63,9 @@ def kernel_change(phase: Phase, checkpoint: Checkpoint, quantized: Observation) 
             f"no quantized kernel ran: {checkpoint.place} expands the weights again; convert to a format it has a kernel for "
             "(advisor runtimes)"
         )
+    if checkpoint.unpacked:
+        unwanted = " and ".join(checkpoint.unpacked)
+        return f"export again without {unwanted}: with that MatMulNBits dequantizes all weights to fp32 at each step"
     if levels and levels != {4} and checkpoint.format == "onnx":
         return "export again with accuracy_level 4 (MatMulNBits then multiplies INT8 instead of dequantizing to fp32)"
     if checkpoint.runtime == "llama.cpp" and (change := layout_change(checkpoint, ran)):

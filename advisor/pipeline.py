@@ -296,9 +296,8 @@ def run(
         fresh = stages.run("regret", "Fresh samples of the best", regret.Fresh, lambda: regret.measure_again(context, final))
         shared = sum(stages.seconds[s] for s in ("kernels", "risk"))
         advice_s = shared + stages.seconds["ghosts"] + sum(t.seconds for t in trials)
-        unreached = sum(c.name in rest.not_measured and c.excluded is None for c in candidates)
         found = regret.regret_of(
-            fresh, verdict.choice, (*trials, *rest.trials), workload, advice_s, export_s(context), rest.not_measured, unreached
+            fresh, verdict.choice, (*trials, *rest.trials), workload, advice_s, export_s(context), rest.not_measured
         )
     artifact = None
     choice = next((c for c in candidates if c.name == verdict.choice), None)

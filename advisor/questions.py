@@ -80,12 +80,15 @@ def operator_ran(choice: Candidate) -> Question:
     share = found.quantized_share
     whole = f"{math.floor(share * 100)} %"
     said = f"{found.quantized_linears} of {found.linears} linears of a decode step ran quantized ({whole}): {top}.{notes}"
-    if choice.target == "kv_cache":
-        cache = [row for row in found.operators if "Attention" in row.name and row.quantized]
-        ran = bool(cache) or any(any(mark in note.lower() for mark in ("int8", "u8", "float8")) for note in found.notes)
-        seen = "read as quantized" if ran else "no quantized read seen"
-        return Question(id="operator", answer=ran, evidence=f"cache: {seen}. {said}")
-    return Question(id="operator", answer=share >= QUANTIZED_SHARE, evidence=said)
+    made = choice.scheme
+    linears = made.weights is None and made.activations is None or share >= QUANTIZED_SHARE
+    if not made.quantizes_cache:
+        return Question(id="operator", answer=linears, evidence=said)
+    return Question(
+        id="operator",
+        answer=linears and found.cache_quantized,
+        evidence=f"cache: stored as {found.cache or 'the runtime does not tell what'}. {said}",
+    )
 
 
 def bottleneck_shrank(choice: Candidate, base: Candidate, diagnosis: Diagnosis, workload: Workload) -> Question:

@@ -15,7 +15,7 @@ import numpy as np
 from quantadvisor.documents import Candidate, Document, Regret, Workload
 from quantadvisor.profiling.measure import interleave, objective_value
 
-from .candidates import untrained
+from .candidates import needless, untrained
 from .context import Context
 from .decide import maximised, objective_of, ranked
 from .prove import Trial, clean, run_trials, search_users, session_of, start_workers, with_trial
@@ -48,8 +48,7 @@ def exhaust(
 ) -> Exhausted:
     """Measure what the advice did not, one at a time, within the budget."""
     measured = {trial.name for trial in done}
-    able = [c for c in candidates if c.refused is None and not untrained(c.method, context.workload)]
-    rest = in_order(able, measured, context.workload)
+    rest = in_order(able(context, candidates), measured, context.workload)
     limit = min(3 * context.workload.budget.advise_s, MOST_SECONDS)
     started = time.monotonic()
     to_beat = next((trial.rounds for trial in done if trial.name == choice), ())
@@ -63,6 +62,18 @@ def exhaust(
         following = {context.build_of(c).out for c in rest[index + 1 :] if not c.url}
         clean(context.out / "work", keep | following)
     return Exhausted(trials=tuple(trials), not_measured=())
+
+
+def able(context: Context, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What can be measured, what a prediction excluded too: all but what is refused, what trains without the time to, and what
+    avoids a fault that this machine does not have."""
+    return [
+        c
+        for c in candidates
+        if c.refused is None
+        and not untrained(c.method, context.workload)
+        and not needless(c, context.device.isa, context.interpreter(c.runtime))
+    ]
 
 
 def in_order(candidates: Sequence[Candidate], measured: set[str], workload: Workload) -> list[Candidate]:
@@ -137,12 +148,8 @@ def regret_of(
     advice_s: float,
     shared_s: float,
     not_measured: Sequence[str],
-    unreached: int,
 ) -> Regret | None:
-    """The document; None where the choice could not be re-measured. Interval: paired bootstrap over rounds.
-
-    `unreached`: how many of `not_measured` no prediction excluded.
-    """
+    """The document; None where the choice could not be re-measured. Interval: paired bootstrap over rounds."""
     if choice not in fresh.samples:
         return None
     medians = {name: float(np.median(values)) for name, values in fresh.samples.items()}
@@ -156,7 +163,7 @@ def regret_of(
         ratio=ratio,
         low=low,
         high=high,
-        measuring_share=advice_s / max(advice_s, everything_s(trials, shared_s, unreached)),
+        measuring_share=advice_s / max(advice_s, everything_s(trials, shared_s, len(not_measured))),
         not_measured=tuple(not_measured),
     )
 
@@ -176,8 +183,8 @@ def ratio_interval(advised: Sequence[float], best: Sequence[float], maximise: bo
 
 
 def everything_s(trials: Sequence[Trial], shared_s: float, unreached: int) -> float:
-    """Measuring time of all candidates at the same rounds, those far slower than the best left out; `unreached` feasible
-    ones, which the budget did not allow, count as the median of those that were measured."""
+    """Measuring time of all candidates at the same rounds, those far slower than the best left out; `unreached` ones, which the
+    budget did not allow, count as the median of those that were measured."""
     tpots = {t.name: float(np.median([r.tpot_s + r.ttft_s / 100 for r in t.rounds])) for t in trials if t.rounds}
     fastest = min(tpots.values(), default=0.0)
     counted = [t.seconds for t in trials if t.name not in tpots or tpots[t.name] <= SLOW * fastest]

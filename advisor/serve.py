@@ -14,6 +14,7 @@ import numpy as np
 
 from quantadvisor.documents import Artifact, Candidate, CandidateFailed, Serve
 from quantadvisor.methods.formats.folders import link_or_copy
+from quantadvisor.methods.formats.huggingface import settings_of
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, free_port
@@ -75,20 +76,17 @@ SAID: dict[str, dict[str, str]] = {
     "triton": {cache: f" --cache {cache}" for cache in ("kvint8", "kvint4", "kvfp8", "kvturbo")},
 }
 """What a command says for each option of a candidate (llama.cpp's numbers are ggml's types: 8 is q8_0, 2 is q4_0)."""
-FORMATS = {
-    "onnx": "ONNX (GroupQueryAttention)",
-    "openvino": "OpenVINO IR",
-    "torch": "safetensors",
-    "gguf": "GGUF",
-    "compressed": "compressed-tensors",
+FORMATS = {"onnx": "ONNX (GroupQueryAttention)", "openvino": "OpenVINO IR", "gguf": "GGUF"}
+SERVERS = {"onnx": ("onnxruntime-genai",), "openvino": ("openvino-genai",), "gguf": ("llama.cpp",)}
+HUGGING_FACE = {
+    "": ("safetensors", ("torch", "vllm")),
+    "gptq": ("GPTQ", ("torch", "vllm")),
+    "awq": ("AWQ", ("torch", "vllm")),
+    "bitsandbytes": ("bitsandbytes", ("torch",)),
+    "fp8": ("FP8", ("torch", "vllm")),
+    "compressed-tensors": ("compressed-tensors", ("vllm", "torch")),
 }
-SERVERS = {
-    "onnx": ("onnxruntime-genai",),
-    "openvino": ("openvino-genai",),
-    "torch": ("torch", "vllm"),
-    "gguf": ("llama.cpp",),
-    "compressed": ("vllm", "triton"),
-}
+"""quant_method of a Hugging Face folder -> (its format, who loads it beside the runtime that was chosen)."""
 
 
 def continued(folder: Path, worker: RunningWorker) -> str:
@@ -131,26 +129,30 @@ def place_artifact(
     scratch.rename(target)
     hashes = {str(p.relative_to(target)): sha256_of(p) for p in sorted(target.rglob("*")) if p.is_file()}
     serve = []
-    for server in servers_of(kind, choice):
-        own = interpreter_of(server) if kind in ("compressed", "torch") and server != choice.runtime else python
+    called, servers = loaders_of(kind, target, choice.runtime)
+    for server in servers:
+        own = interpreter_of(server) if kind not in FORMATS and server != choice.runtime else python
         if server == "vllm":
             serve.append(try_vllm(target, choice, own, pool, threads, expected))
         else:
             serve.append(try_serve(server, target, choice, own, expected))
-    return Artifact(path="artifact", format=FORMATS[kind], sha256=hashes, serve=tuple(serve))
+    return Artifact(path="artifact", format=called, sha256=hashes, serve=tuple(serve))
 
 
-def servers_of(kind: str, choice: Candidate) -> tuple[str, ...]:
-    """Those that read the folder: of torch's own, vLLM reads what is not quantized."""
-    quantized = choice.scheme.weights is not None or choice.scheme.activations is not None
-    return tuple(server for server in SERVERS[kind] if not (kind == "torch" and server == "vllm" and quantized))
+def loaders_of(kind: str, folder: Path, runtime: str) -> tuple[str, tuple[str, ...]]:
+    """(format of the artifact in words, the runtimes that load it, the chosen one first)."""
+    if kind in FORMATS:
+        return FORMATS[kind], SERVERS[kind]
+    stored = settings_of(folder).get("quant_method", "")
+    called, servers = HUGGING_FACE.get(stored, (stored, ()))
+    return called, tuple(dict.fromkeys((runtime, *servers)))
 
 
 def options_for(server: str, choice: Candidate) -> tuple[str, ...]:
     """What the candidate was measured with, where the server is of its runtime; another runtime has options of its own, and of
     these the GPU alone."""
     if server.removesuffix("-genai") != choice.runtime.removesuffix("-genai"):
-        return tuple(option for option in choice.options if server == "vllm" and vllm.on_gpu((option,)))
+        return tuple(option for option in choice.options if server in ("vllm", "torch") and vllm.on_gpu((option,)))
     return session_options(choice.runtime, choice.options, choice.scheme)
 
 

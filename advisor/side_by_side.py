@@ -209,6 +209,7 @@ def operators_of(phase: Literal["prefill", "decode"], part: dict[str, Any], scal
         operators=tuple(OperatorCount.model_validate(row) for row in rows),
         linears=part["linears"],
         quantized_linears=part["quantized_linears"],
+        cache=part.get("cache", ""),
         notes=(
             *part["notes"],
             f"profiler's times x {scale:.2f}: the rows of the batch, at the pace of plain passes",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -118,21 +118,23 @@ def inverse(ratio: Figure) -> Figure:
     return figure([1 / sample for sample in ratio.samples], source=ratio.source)
 
 
-def contrasts_here(model_folder: Path, device: Device, ready: Iterable[str], cache: Path, say: Say) -> tuple[Contrast, ...]:
+def contrasts_here(
+    model_folder: Path, device: Device, ready: Iterable[str], cache: Path, say: Say, pythons: Mapping[str, str] = {}
+) -> tuple[Contrast, ...]:
     """Of all rivals that are both ready: measured now, or as they were kept. Who fails is said, and tried again next time.
-    A model of shorter contexts has none."""
+    A model of shorter contexts has none. `pythons`: interpreters of runtimes that are not where the project makes them."""
     here = {*ready, ONE_ROW}
     sizes = shallow_sizes(json.loads((model_folder / "config.json").read_text()))
     inventory = inventory_from_config(sizes)
     if (inventory.max_context_tokens or TOKENS + STEPS) < TOKENS + STEPS:
         return ()
     wanted = [pair for pair in (*RIVALS, *(Rivals(name, ONE_ROW) for name in CHUNKED)) if here >= {*pair}]
-    files = {pair: kept_file(cache, pair, device, sizes) for pair in wanted}
+    files = {pair: kept_file(cache, pair, device, sizes, pythons) for pair in wanted}
     found = {pair: contrasts for pair in wanted if (contrasts := read(files[pair])) is not None}
     todo = [pair for pair in wanted if pair not in found]
     if todo:
         with tempfile.TemporaryDirectory(prefix="quantadvisor-passes-") as scratch:
-            shop = Workshop(sizes, inventory, device, Path(scratch), say)
+            shop = Workshop(sizes, inventory, device, Path(scratch), say, pythons)
             shop.make({name for pair in todo for name in pair if name != ONE_ROW})
             for pair in todo:
                 say(" beside ".join(pair))
@@ -145,9 +147,9 @@ def contrasts_here(model_folder: Path, device: Device, ready: Iterable[str], cac
     return tuple(one for pair in wanted for one in found.get(pair, ()))
 
 
-def kept_file(cache: Path, pair: Rivals, device: Device, sizes: object) -> Path:
+def kept_file(cache: Path, pair: Rivals, device: Device, sizes: object, pythons: Mapping[str, str]) -> Path:
     name = split(pair.ours)[0]
-    packages = versions(name, interpreter_of(name))
+    packages = versions(name, pythons.get(name) or interpreter_of(name))
     identity = [FORMAT, *pair, device.fingerprint, device.threads, packages, sizes, TOKENS, ROWS, CHUNK, CHUNKED_ROWS]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return cache / f"{pair.ours}-{digest[:20]}.json"
@@ -172,8 +174,10 @@ def shallow_sizes(config: dict[str, object]) -> dict[str, object]:
 class Workshop:
     """The shallow model, its artifacts, and its candidates in turns."""
 
-    def __init__(self, sizes: dict[str, object], inventory: Inventory, device: Device, work: Path, say: Say) -> None:
+    def __init__(self, sizes: dict[str, object], inventory: Inventory, device: Device, work: Path, say: Say,
+                 pythons: Mapping[str, str]) -> None:  # fmt: skip
         self.sizes, self.inventory, self.device, self.work, self.say = sizes, inventory, device, work, say
+        self.pythons = pythons
         self.tokens = np.random.default_rng(0).integers(3, WORDS, (CHUNKED_ROWS, TOKENS)).astype(np.int64)
 
     def make(self, names: Iterable[str]) -> None:
@@ -216,7 +220,7 @@ class Workshop:
             raise CandidateFailed(reason)
         pool = pool_bytes(self.inventory, asked, runtime, TOKENS + STEPS, ROWS)
         options = (*session_options(runtime, options_of(name), asked), *([f"{POOL}{pool}"] if pool else ()))
-        python = interpreter_of(runtime)
+        python = self.pythons.get(runtime) or interpreter_of(runtime)
         return RunningWorker(runtime_file(runtime), out, options, self.device.threads, python=python)
 
     def beside(self, pair: Rivals) -> tuple[Contrast, ...]:

@@ -35,6 +35,13 @@ def slow_path(made: Scheme, runtime: str, options: Sequence[str], probes: Probes
     return "; ".join(found) or None
 
 
+def untimed(made: Scheme, runtime: str, options: Sequence[str], probes: Probes) -> str | None:
+    """The phases in which a scheme's linears were not timed on a runtime, whose speed therefore is not known."""
+    place = kernel_family(runtime, options)
+    missing = [phase for phase, m in PHASES if _layers_s(made, place, m, probes) is None]
+    return f"its linears were not timed in {' and '.join(missing)}" if missing else None
+
+
 def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
     """What is to be said of the scheme's kernel at `m` rows: by how much it is slow, and what is faster."""
     ours = _layers_s(made, here, m, probes)

@@ -65,12 +65,17 @@ def beyond_exact(folder: Path) -> int:
     return sum(most.get(name, 0) > LARGEST_EXACT for name in weights)
 
 
+REORDERED, FLOAT_ZEROS = "g_idx (act-order)", "zero points in float"
+"""Inputs with which MatMulNBits does not pack its weights for a fast kernel: it dequantizes all of them at each call (PrePack in
+onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc)."""
+
+
 def of_onnx(folder: Path) -> dict[str, Any]:
     """From the graph of `model.onnx`, without its tensors."""
     graph = graph_of(folder)
     import onnx
 
-    constant = {tensor.name for tensor in graph.initializer}
+    constant = {tensor.name: tensor.data_type for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
 
     def of_weights(name: str) -> bool:
@@ -85,6 +90,7 @@ def of_onnx(folder: Path) -> dict[str, Any]:
     bits: Counter[int] = Counter()
     groups: Counter[int] = Counter()
     levels: set[int] = set()
+    unpacked: set[str] = set()
     kinds: Counter[str] = Counter()
     for node in graph.node:
         numbers = {attribute.name: attribute.i for attribute in node.attribute}
@@ -94,6 +100,9 @@ def of_onnx(folder: Path) -> dict[str, Any]:
             bits[numbers["bits"]] += 1
             groups[numbers["block_size"]] += 1
             levels.add(numbers.get("accuracy_level", 0))
+            zeros, order = [*node.input[3:5], "", ""][:2]
+            unpacked |= {REORDERED} if order else set()
+            unpacked |= {FLOAT_ZEROS} if constant.get(zeros, onnx.TensorProto.UINT8) != onnx.TensorProto.UINT8 else set()
         elif node.op_type in INTEGER_LINEARS:
             low = True
             kinds["token" if node.op_type == "MatMulIntegerToFloat" else "tensor"] += 1
@@ -116,6 +125,7 @@ def of_onnx(folder: Path) -> dict[str, Any]:
     made = named(bits, most(groups), kind, any(value.type.tensor_type.elem_type in eight for value in cache), head_quantized)
     return {
         "scheme": made, "linears": linears, "stored_quantized": quantized, "accuracy_levels": tuple(sorted(levels)),
+        "unpacked": tuple(sorted(unpacked)),
         "layers": len(cache) // 2 or None, "vocabulary": wide or None,
     }  # fmt: skip
 

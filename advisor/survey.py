@@ -174,6 +174,7 @@ def operators_in(phase: Literal["prefill", "decode"], part: dict[str, Any]) -> O
         operators=part["operators"],
         linears=part["linears"],
         quantized_linears=part["quantized_linears"],
+        cache=part.get("cache", ""),
         notes=tuple(part["notes"]),
     )
 

@@ -23,10 +23,10 @@ def runtimes_table(found: Sequence[RuntimeHere]) -> Table:
         ready = names(one.schemes, "ready")
         if ready:
             table.add_row("", "ready", escape(", ".join(ready)))
-        for status, colour in (("slow path", "yellow"), ("refused", "red")):
+        for status, colour in (("slow path", "yellow"), ("not timed", "yellow"), ("refused", "red")):
             shared: dict[str, list[str]] = {}
             for scheme in (scheme for scheme in one.schemes if scheme.status == status and not one.refused):
-                shared.setdefault(scheme.refused or scheme.slow or "", []).append(scheme.name)
+                shared.setdefault(scheme.refused or scheme.slow or scheme.untimed or "", []).append(scheme.name)
             for reason, mine in shared.items():
                 table.add_row("", f"[{colour}]{status}[/{colour}]", escape(f"{', '.join(mine)}: {reason}"))
     return table

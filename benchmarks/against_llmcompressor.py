@@ -7,6 +7,7 @@ damping 0.01 on both sides. "default" is what `advisor run` uses: it searches ra
 which llm-compressor does not. "equal" takes min-max ranges as llm-compressor does: the same settings. Seconds are of
 quantizing alone, on the wall and of all threads ("cpu", which a busy machine disturbs less): ours reads the weights from
 disk within them, theirs has the model in memory before. Both are scored by one code, in fp32, against the fp32 model.
+Each round calibrates on samples of its own, so that a ratio is of all rounds and not of one draw of them.
 Wanted: at most 1.02 times the KL, in a third of the time. It needs llmcompressor and compressed-tensors, in an environment
 of their own beside ours.
 """
@@ -42,25 +43,27 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--layers", type=int, help="of the first layers alone: does it run, in minutes; its KL is no model's")
-    parser.add_argument("--child", nargs=3, metavar=("SIDE", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, metavar=("SIDE", "METHOD", "ROUND", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
-        print(json.dumps(child(asked.child[0], asked.child[1], Path(asked.child[2]))))
+        print(json.dumps(child(*asked.child[:3], Path(asked.child[3]))))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        prepare(Path(scratch), asked.samples, asked.tokens, asked.layers)
+        prepare(Path(scratch), asked.samples, asked.rounds, asked.tokens, asked.layers)
         for method in asked.methods:
             compare(method, asked.ours, asked.rounds, Path(scratch))
 
 
-def prepare(scratch: Path, samples: int, tokens: int, layers: int | None) -> None:
-    """What both sides read: the model, calibration tokens, windows, and the fp32 model's log-probabilities of them."""
+def prepare(scratch: Path, samples: int, rounds: int, tokens: int, layers: int | None) -> None:
+    """What both sides read: the model, calibration tokens of each round, windows, and the fp32 model's log-probabilities of them."""
     import torch
     from transformers import AutoModelForCausalLM
 
     folder, _ = resolve(NAME, cache_folder(), lambda _: None)
     windows = evaluation_tokens(folder, tokens)[0].reshape(-1, WINDOW)
-    np.save(scratch / "calibration.npy", calibration_tokens(folder, samples, CALIBRATION_LENGTH)[0])
+    drawn = calibration_tokens(folder, samples * rounds, CALIBRATION_LENGTH)[0]
+    for number in range(rounds):
+        np.save(scratch / f"calibration-{number}.npy", drawn[number::rounds])
     shutil.copytree(folder, scratch / "model")
     if layers:
         config = json.loads((folder / "config.json").read_text())
@@ -79,7 +82,7 @@ def compare(method: str, settings: list[str], rounds: int, scratch: Path) -> Non
     for number in range(rounds):
         for side in sides if number % 2 == 0 else sides[::-1]:
             done = subprocess.run(
-                [sys.executable, __file__, "--child", side, method, str(scratch)], capture_output=True, text=True
+                [sys.executable, __file__, "--child", side, method, str(number), str(scratch)], capture_output=True, text=True
             )
             if done.returncode:
                 said = done.stderr.strip() or f"ended with {done.returncode}"
@@ -90,8 +93,9 @@ def compare(method: str, settings: list[str], rounds: int, scratch: Path) -> Non
                   f" ({found['cpu']:.1f} cpu)", flush=True)  # fmt: skip
     for side in settings:
         kl, seconds, cpu = (median(seen[side], key) / median(seen[THEIRS], key) for key in ("kl", "seconds", "cpu"))
+        each = ", ".join(f"{ours['kl'] / theirs['kl']:.3f}" for ours, theirs in zip(seen[side], seen[THEIRS], strict=True))
         held = "holds" if kl <= 1.02 and 1 / seconds >= 3 else "does not hold"
-        print(f"{method}, {side}: KL {kl:.3f} times theirs, {1 / seconds:.1f} times as fast ({1 / cpu:.1f} by cpu; "
+        print(f"{method}, {side}: KL {kl:.3f} times theirs ({each}), {1 / seconds:.1f} times as fast ({1 / cpu:.1f} by cpu; "
               f"wanted: at most 1.02, at least 3): {held}")  # fmt: skip
 
 
@@ -99,14 +103,14 @@ def median(found: list[dict[str, float]], key: str) -> float:
     return float(np.median([each[key] for each in found]))
 
 
-def child(side: str, method: str, scratch: Path) -> dict[str, float]:
+def child(side: str, method: str, number: str, scratch: Path) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
     from quantadvisor.advisor.risk import score
     from quantadvisor.methods.fake import Fake, forward
 
-    folder, tokens = scratch / "model", np.load(scratch / "calibration.npy")
+    folder, tokens = scratch / "model", np.load(scratch / f"calibration-{number}.npy")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     wall, cpu = (theirs if side == THEIRS else partial(ours, side))(method, folder, model, tokens)
     reference = np.load(scratch / "reference.npy", mmap_mode="r")

@@ -196,9 +196,9 @@ def share(found: dict[str, Results]) -> list[Row]:
     return [
         (
             "measuring share of the advice",
-            "≤ 40 %",
+            "≤ 25 %",
             ", ".join(f"{n} {s:.0%}" for n, s in seen.items()) or "none",
-            bool(seen) and max(seen.values()) <= 0.4,
+            bool(seen) and max(seen.values()) <= 0.25,
         )
     ]
 

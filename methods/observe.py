@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 
-from .refusals import memory_missing
+from .refusals import check_memory
 
 SAMPLES = 8
 """Samples of one forward pass: wide enough for the matrix products, small enough for the activations."""
@@ -37,8 +37,7 @@ def load(model_folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    if reason := memory_missing("this step", model_folder, 1):
-        raise CandidateFailed(reason)
+    check_memory("this step", model_folder)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -79,6 +79,12 @@ def memory_missing(method: str, model_folder: Path, models: float) -> str | None
     return f"{method} holds {held} in float32, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
 
 
+def check_memory(step: str, model_folder: Path) -> None:
+    """CandidateFailed where a step that holds the whole model in float32 finds no room for it."""
+    if reason := memory_missing(step, model_folder, 1):
+        raise CandidateFailed(reason)
+
+
 def fp32_bytes(model_folder: Path) -> int:
     """Of every tensor of the folder, by the headers of its files."""
     from safetensors import safe_open

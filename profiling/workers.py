@@ -86,6 +86,7 @@ class Observed(Reply):
     attention_s: Finite
     cache_s: Finite
     other_s: Finite
+    cache: str = ""
     notes: list[str]
 
 

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.saturation import most_exact
 from quantadvisor.methods.affine import Grouped
+from quantadvisor.methods.refusals import check_memory
 from quantadvisor.methods.rescale import Pair, Scale
 
 from .folders import link_or_copy, new_folder
@@ -55,7 +56,9 @@ OTHER_FILES = ("config.json", "generation_config.json")
 
 
 def export_base(model_folder: Path, out: Path) -> None:
-    """The float32 artifact of a Hugging Face folder of float32 weights; no network."""
+    """The float32 artifact of a Hugging Face folder of float32 weights; no network. CandidateFailed where memory has no room for
+    the model."""
+    check_memory("the export to OpenVINO", model_folder)
     with new_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".export.") as exported:
         with quiet():
             from optimum.exporters.openvino import main_export

@@ -171,10 +171,11 @@ class LlamaSession:
         nodes: list[list[Node]] = []
         self._passes(tokens, batch, lambda: nodes.append(watch.take()))
         self.watch = None
-        notes = [f"cache stored in {'q8_0' if 'kvq8' in self.options else 'q4_0' if 'kvq4' in self.options else 'f16'}"]
-        notes += self._buffers()
+        cache = "q8_0" if "kvq8" in self.options else "q4_0" if "kvq4" in self.options else "f16"
+        notes = [f"cache stored in {cache}", *self._buffers()]
         notes.append(self.api.llama_print_system_info().decode())
-        return {name: phase(nodes[i], len(walls[i]), walls[i], notes) for i, name in enumerate(("prefill", "decode"))}
+        seen = {name: phase(nodes[i], len(walls[i]), walls[i], notes) for i, name in enumerate(("prefill", "decode"))}
+        return {name: one | {"cache": cache} for name, one in seen.items()}
 
     def _passes(self, tokens: Any, batch: int | None, after: Callable[[], None]) -> list[list[float]]:
         """Wall times of a prefill and of STEPS decode steps, which a first one goes before; `after` is called after each kind."""

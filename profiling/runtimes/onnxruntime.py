@@ -155,7 +155,7 @@ class OnnxSession:
         import numpy as np
 
         phase["notes"] += notes
-        name = np.dtype(self.cache.dtype).name
+        name = phase["cache"] = np.dtype(self.cache.dtype).name
         for row in phase["operators"]:
             if "Attention" in row["name"]:
                 row |= {"precision": f"{name} cache", "quantized": name in ("int8", "uint8")}

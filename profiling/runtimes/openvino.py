@@ -122,8 +122,10 @@ class OpenvinoSession:
             following = np.repeat(following[:1], batch, 0)
         decoder.run(following)  # the cache grows here
         decode = decoder.observe(lambda: decoder.run(following), 6)
-        nodes, notes = graph_nodes(decoder.compiled), graph_notes(decoder.compiled)
-        return {"prefill": phase(nodes, prefill, notes), "decode": phase(nodes, decode, notes)}
+        nodes, cache = graph_nodes(decoder.compiled), stored_cache(decoder.compiled)
+        notes = graph_notes(decoder.compiled, cache)
+        seen = {"prefill": phase(nodes, prefill, notes), "decode": phase(nodes, decode, notes)}
+        return {name: one | {"cache": cache} for name, one in seen.items()}
 
     def close(self) -> None:
         self.scorer = self.decoder = None  # type: ignore[assignment]
@@ -247,18 +249,23 @@ def graph_nodes(compiled: Any) -> dict[str, dict[str, Any]]:
     return nodes
 
 
-def graph_notes(compiled: Any) -> list[str]:
-    """Effective properties, and the precision that the cache is really stored in."""
-    notes = []
-    for key in EFFECTIVE:
-        value = compiled.get_property(key)
-        notes.append(f"{key}={value.get_type_name() if hasattr(value, 'get_type_name') else value}")
+def stored_cache(compiled: Any) -> str:
+    """The precision that the cache is really stored in, by the nodes that keep it; "" where none tells."""
     stored = {
         text_of(node.get_rt_info(), "kv_cache_precision")
         for node in compiled.get_runtime_model().get_ops()
         if "kv_cache_precision" in node.get_rt_info()
     }
-    notes.append(f"cache stored in {', '.join(sorted(stored)) or 'an unknown precision'}")
+    return ", ".join(sorted(stored))
+
+
+def graph_notes(compiled: Any, cache: str) -> list[str]:
+    """Effective properties, and how the cache is stored."""
+    notes = []
+    for key in EFFECTIVE:
+        value = compiled.get_property(key)
+        notes.append(f"{key}={value.get_type_name() if hasattr(value, 'get_type_name') else value}")
+    notes.append(f"cache stored in {cache or 'an unknown precision'}")
     notes.append("attention nodes append to the cache themselves: cache_s holds only what runs outside them")
     return notes
 

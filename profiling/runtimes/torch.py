@@ -213,6 +213,7 @@ class TorchSession:
         return seen | {
             "linears": sum(kinds.values()),
             "quantized_linears": sum(count for (_, codes), count in kinds.items() if codes),
+            "cache": self._number(),
             "notes": [*said, *seen.get("notes", [])],
         }
 

@@ -248,6 +248,7 @@ class TritonSession:
             "operators": seen.rows,
             "linears": len(linears) + len(ours),
             "quantized_linears": len(ours),
+            "cache": self.kind,
             "wall_s": wall_s,
             "walls_s": walls,
             **{f"{part}_s": seconds for part, seconds in seen.parts.items()},

@@ -283,8 +283,14 @@ class VllmSession:
         seen = torch_cuda.observe(run, rounds, None) if self.gpu else self._observe_cpu(run, rounds)
         total, quantized, notes = linear_layers(self.model)
         stored = ", ".join(sorted({str(cache.dtype) for cache in self.runner.kv_caches}))
-        notes.append(f"cache stored as {stored} (kv_cache_dtype {self.engine.vllm_config.cache_config.cache_dtype})")
-        return seen | {"linears": total, "quantized_linears": quantized, "notes": [*notes, *seen.get("notes", [])]}
+        asked = self.engine.vllm_config.cache_config.cache_dtype
+        notes.append(f"cache stored as {stored} (kv_cache_dtype {asked})")
+        return seen | {
+            "linears": total,
+            "quantized_linears": quantized,
+            "cache": stored.removeprefix("torch.") if asked == "auto" else asked,
+            "notes": [*notes, *seen.get("notes", [])],
+        }
 
     def _observe_cpu(self, run: Any, rounds: int) -> dict[str, Any]:
         import torch
@@ -315,6 +321,8 @@ def is_linear(module: Any) -> bool:
 
 
 NO_LINEARS = ("Attention", "VocabParallelEmbedding")
+KERNELS = ("kernel", "fp8_linear")
+"""Where a scheme of compressed-tensors, or the method of GPTQ, AWQ and FP8 folders, keeps the kernel that it chose."""
 
 
 def linear_layers(model: Any) -> tuple[int, int, list[str]]:
@@ -326,8 +334,8 @@ def linear_layers(model: Any) -> tuple[int, int, list[str]]:
             continue
         method = module.quant_method
         scheme = getattr(module, "scheme", None)
-        kernel = getattr(scheme, "kernel", None)
-        quantized += scheme is not None
+        kernel = next((found for owner in (scheme, method) for key in KERNELS if (found := getattr(owner, key, None))), None)
+        quantized += not any(base.__name__.startswith("Unquantized") for base in type(method).__mro__)
         name = " ".join(type(part).__name__ for part in (method, scheme, kernel) if part is not None)
         kinds[name] = kinds.get(name, 0) + 1
     return sum(kinds.values()), quantized, [f"{count} linears by {name}" for name, count in sorted(kinds.items())]

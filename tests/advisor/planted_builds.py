@@ -82,6 +82,37 @@ def left_out(wanted: Callable[[str], bool]) -> Build:
     return build
 
 
+def edited(change: Callable[[Rewrite, Any], None]) -> Build:
+    """INT4 in groups of 64, then a change to every MatMulNBits that leaves its numbers as they are."""
+
+    def build(model: Path, base: Path, out: Path) -> None:
+        make("rtn", "w4-g64")(model, base, out.with_name("weights"))
+        with Rewrite(out.with_name("weights"), out) as edit:
+            for node in edit.nodes:
+                if node.op_type == "MatMulNBits":
+                    change(edit, node)
+
+    return build
+
+
+def in_order(edit: Rewrite, node: Any) -> None:
+    """The order of the inputs, spelt out: as exporters of act-order write it."""
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    node.input.extend([""] * (4 - len(node.input)))
+    node.input.append(edit.add(f"{node.name}_g_idx", np.arange(sizes["K"], dtype=np.int32) // sizes["block_size"]))
+
+
+def float_zeros(edit: Rewrite, node: Any) -> None:
+    if len(node.input) < 4:  # symmetric
+        return
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    blocks = -(-sizes["K"] // sizes["block_size"])
+    zeros = np.asarray(edit.tensor(node.input[3])).reshape(sizes["N"], -1)
+    zeros = np.stack([zeros & 15, zeros >> 4], -1).reshape(sizes["N"], -1)[:, :blocks]
+    edit.drop(node.input[3])
+    node.input[3] = edit.add(f"{node.name}_zeros", zeros.reshape(-1).astype(np.float32))
+
+
 def static_qdq(model: Path, base: Path, out: Path) -> None:
     """Every linear between QuantizeLinear and DequantizeLinear with fixed scales, as quantize_static writes it."""
     import onnx
@@ -149,6 +180,15 @@ def fused_nf4() -> str | None:
 PLANTED = {
     "ONNX Runtime INT4 without accuracy_level": Planted(
         "fallback_or_slow_kernel", "accuracy_level 4", make("rtn", "w4-g64", accuracy_level=0), SHORT
+    ),
+    "ONNX Runtime INT4 with the order of its inputs": Planted(
+        "fallback_or_slow_kernel", "without g_idx (act-order)", edited(in_order), SHORT
+    ),
+    "ONNX Runtime INT4 with zero points in float": Planted(
+        "fallback_or_slow_kernel", "without zero points in float", edited(float_zeros), SHORT
+    ),
+    "ONNX Runtime INT2, which it has no kernel of": Planted(
+        "fallback_or_slow_kernel", "fast at these sizes", make("rtn", "w2-g64"), SHORT
     ),
     "MatMulNBits at large M": Planted("wrong_phase", "w8a8", make("rtn", "w8-g64", accuracy_level=0), (512, 1, 1)),
     "static QDQ in DequantizeLinear": Planted("activation_quantization", "float", static_qdq, PROMPT, "flat"),

@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from quantadvisor.advisor.catalogue import RuntimeHere, SchemeHere, devices_here, gpu_path, methods_here, runtimes_here
 from quantadvisor.advisor.kernel_truth import crossing, probes_here, truth
+from quantadvisor.advisor.listings import asked_of
 from quantadvisor.advisor.tables import runtimes_table
-from quantadvisor.documents import Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
+from quantadvisor.documents import BadInput, Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
@@ -61,6 +63,28 @@ def test_a_slow_path_is_measured_not_believed() -> None:
     assert slow.status == "slow path"
     assert slow.slow is not None and "1.40x" in slow.slow and "decode" not in slow.slow
     assert schemes["none-fp32@onnxruntime"].status == "ready"
+    unknown = schemes["kbit-nf4-b64@onnxruntime"]
+    assert (unknown.status, unknown.untimed) == ("not timed", "its linears were not timed in decode and prefill")
+    assert schemes["kv_int8-fp32-kv8@onnxruntime"].status == "not timed"
+    assert "not timed" not in {one.status for here in runtimes_here(PLAIN) for one in here.schemes}
+
+
+def test_a_spec_says_which_runtimes_and_where_they_live(tmp_path: Path) -> None:
+    """Another interpreter than the project's own, by a link: what it holds is asked there."""
+    other, spec = tmp_path / "other-python", tmp_path / "spec.yaml"
+    other.symlink_to(sys.executable)
+    spec.write_text(
+        "schema: quantadvisor/workload/1\nmodel: builtin:smollm2-135m\n"
+        "traffic: {prompt_tokens: 16, output_tokens: 4, concurrency: 1}\n"
+        f"runtimes: [{{name: vllm, python: {other}}}, torch]\n"
+    )
+    asked = asked_of(None, spec)
+    assert asked.model == "builtin:smollm2-135m" and asked.pythons["vllm"] == str(other)
+    found = runtimes_here(PLAIN, pythons=asked.pythons)
+    assert [one.name for one in found] == ["vllm", "torch"]
+    assert {one.runtime: one.refused for one in probes_here(PLAIN, asked.pythons)}["vllm"]
+    with pytest.raises(BadInput, match="names a model already"):
+        asked_of("builtin:smollm2-135m", spec)
 
 
 def test_a_kernel_that_crashed_is_refused_with_the_option_that_avoids_it(monkeypatch: pytest.MonkeyPatch) -> None:

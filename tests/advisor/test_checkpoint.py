@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import stored_graphs
-from quantadvisor.advisor.checkpoint import check_quantized, check_same_model, described, existing_checkpoints, inspect
+from quantadvisor.advisor.candidates import CACHE_OPTIONS, session_options
+from quantadvisor.advisor.checkpoint import (
+    CACHES,
+    check_quantized,
+    check_same_model,
+    described,
+    existing_checkpoints,
+    inspect,
+    with_cache,
+)
 from quantadvisor.advisor.stored_transformers import of_quantization_config
 from quantadvisor.documents import BadInput, Checkpoint, Device, Inventory
 from quantadvisor.methods.schemes import scheme
@@ -147,6 +156,17 @@ def test_openvino_weights_are_followed_to_their_constant(tmp_path: Path, element
     assert found.scheme.name == f"{name}-kv8"
     assert (found.linears, found.stored_quantized, found.layers) == (1, 1, 2)
     assert found.options == ("f32",)
+
+
+@pytest.mark.parametrize("runtime", ["vllm", "triton"])
+@pytest.mark.parametrize("scheme_name", ["bf16", "w4-g64-bf16", "w8a8-bf16"])
+def test_a_cache_that_is_an_option_of_the_session_is_part_of_what_is_explained(runtime: str, scheme_name: str) -> None:
+    """The unquantized side then runs without it."""
+    _, ends = CACHE_OPTIONS[runtime]
+    for option in ends.values():
+        made = with_cache(scheme(scheme_name), CACHES[option])
+        assert made.quantizes_cache and session_options(runtime, (), made) == (option,)
+        assert session_options(runtime, (), scheme(scheme_name)) == ()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Regret on planted samples, and stages that resume."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from quantadvisor.advisor import candidates
 from quantadvisor.advisor.prove import Trial
-from quantadvisor.advisor.regret import Fresh, everything_s, in_order, ratio_interval, regret_of
+from quantadvisor.advisor.regret import Fresh, able, everything_s, in_order, ratio_interval, regret_of
 from quantadvisor.advisor.stages import Quiet, Stages
 from quantadvisor.documents import BadInput, Document, Predicted
 
@@ -18,19 +20,33 @@ class Number(Document):
 
 def test_regret_is_zero_for_the_best_and_the_gap_for_another() -> None:
     fresh = Fresh(samples={"a": (1.0, 1.0, 1.0), "b": (1.1, 1.1, 1.1)})
-    best = regret_of(fresh, "a", [], workload(), 1.0, 4.0, ["c"], 0)
-    other = regret_of(fresh, "b", [], workload(), 1.0, 4.0, [], 0)
+    best = regret_of(fresh, "a", [], workload(), 1.0, 4.0, ["c"])
+    other = regret_of(fresh, "b", [], workload(), 1.0, 4.0, [])
     assert best
     assert other
     assert (best.ratio, best.best, best.not_measured) == (0.0, "a", ("c",))
     assert other.ratio == pytest.approx(0.1)
     assert other.measuring_share == pytest.approx(0.25)
-    assert regret_of(fresh, "gone", [], workload(), 1.0, 4.0, [], 0) is None
+    assert regret_of(fresh, "gone", [], workload(), 1.0, 4.0, []) is None
 
 
 def test_what_was_not_reached_counts_as_the_median_of_what_was() -> None:
     trials = [Trial(name=name, seconds=10.0) for name in "ab"]
     assert everything_s(trials, 5.0, 3) == pytest.approx(5.0 + 20.0 + 30.0)
+
+
+def test_everything_is_all_that_can_run_whatever_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "saturates", lambda: False)
+    context = SimpleNamespace(workload=workload(), device=SimpleNamespace(isa=()), interpreter=lambda runtime: runtime)
+    excluded = {"excluded": "simulated mean KL 0.7 is over the budget"}
+    kept = [candidate("rtn-w8-g64@onnxruntime", 1.0), candidate("rtn-w4-g64@onnxruntime", 1.0).model_copy(update=excluded)]
+    left = [
+        candidate("rtn-w3-g64@onnxruntime", 1.0).model_copy(update={"refused": "no kernel"}),
+        candidate("lkd-w4-g64@onnxruntime", 1.0),
+        candidate("smoothquant-w7a8@onnxruntime", 1.0),
+        candidate("static_int8-w8a8-static-npu@onnxruntime", 1.0),
+    ]
+    assert able(context, [*left, *kept]) == kept  # type: ignore[arg-type]
 
 
 def test_rivals_are_measured_first_then_one_of_each_method_and_scheme() -> None:

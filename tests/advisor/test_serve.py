@@ -17,8 +17,8 @@ from quantadvisor.advisor.serve import (
     SAID,
     command_of,
     continued,
+    loaders_of,
     options_for,
-    servers_of,
     try_serve,
     try_vllm,
     wrong_with,
@@ -113,12 +113,31 @@ def test_vllm_is_served_as_it_was_measured(tmp_path: Path, python: str, name: st
     assert asked[-1] == "The capital of France is"
 
 
+@pytest.mark.parametrize(
+    ("kind", "runtime", "method", "found"),
+    [
+        ("onnx", "onnxruntime", None, ("ONNX (GroupQueryAttention)", ("onnxruntime-genai",))),
+        ("torch", "torch", None, ("safetensors", ("torch", "vllm"))),
+        ("compressed", "vllm", None, ("safetensors", ("vllm", "torch"))),
+        ("torch", "torch", "gptq", ("GPTQ", ("torch", "vllm"))),
+        ("compressed", "vllm", "awq", ("AWQ", ("vllm", "torch"))),
+        ("torch", "torch", "bitsandbytes", ("bitsandbytes", ("torch",))),
+        ("compressed", "triton", "compressed-tensors", ("compressed-tensors", ("triton", "vllm", "torch"))),
+        ("torch", "torch", "eetq", ("eetq", ("torch",))),
+    ],
+)
+def test_a_folder_is_served_by_all_that_load_its_format(
+    tmp_path: Path, kind: str, runtime: str, method: str | None, found: tuple[str, tuple[str, ...]]
+) -> None:
+    settings = {"quantization_config": {"quant_method": method}} if method else {}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert loaders_of(kind, tmp_path, runtime) == found
+
+
 def test_vllm_serves_torch_s_folder_where_it_is_installed(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is not quantized; whether vLLM is there is asked before its server is started."""
     (tmp_path / "faults.json").write_text(json.dumps({"says": SAID_IT.split()}))
     plain = served_by("torch", "bf16")
-    assert servers_of("torch", plain) == ("torch", "vllm")
-    assert servers_of("torch", served_by("torch", "w4-g64-bf16")) == ("torch",)
     monkeypatch.setattr(serve, "refusal", lambda *_: None)
     found = try_vllm(tmp_path, plain, python, 5 << 20, 1, SAID_IT)
     assert found.verified and "--dtype bfloat16" in found.command
@@ -128,6 +147,7 @@ def test_vllm_serves_torch_s_folder_where_it_is_installed(tmp_path: Path, python
     assert (found.verified, found.reason) == (False, "vllm is not installed")
     assert (tmp_path / "asked").read_text() == asked
     assert options_for("vllm", served_by("torch", "bf16", "cuda")) == ("cuda",)
+    assert options_for("torch", served_by("vllm", "bf16", "cuda")) == ("cuda",)
 
 
 def test_a_vllm_that_says_one_word_over_and_over_is_not_verified(tmp_path: Path, python: str) -> None:

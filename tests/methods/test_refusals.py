@@ -8,6 +8,7 @@ import pytest
 
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.methods import llm_qat, mixed, qlora, refusals
+from quantadvisor.methods.artifact import format_of
 from quantadvisor.methods.observe import load
 from quantadvisor.methods.schemes import scheme
 
@@ -40,3 +41,13 @@ def test_loading_it_fails_with_the_same_line(llama: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(refusals, "free_memory", lambda: 1000)
     with pytest.raises(CandidateFailed, match=r"holds the whole model in float32, .* GB of memory are free"):
         load(llama)
+
+
+@pytest.mark.parametrize(("runtime", "called"), [("onnxruntime", "ONNX"), ("openvino", "OpenVINO")])
+def test_an_export_says_it_before_it_writes(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, called: str
+) -> None:
+    monkeypatch.setattr(refusals, "free_memory", lambda: 1000)
+    with pytest.raises(CandidateFailed, match=f"^the export to {called} holds the whole model in float32"):
+        format_of(runtime).export_base(llama, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -37,6 +37,8 @@ class Checkpoint(OpenDocument):
     stored_quantized: int
     """Linears whose weights lie in the files as low-bit codes."""
     accuracy_levels: tuple[int, ...] = ()
+    unpacked: tuple[str, ...] = ()
+    """Of an ONNX graph: what keeps MatMulNBits from packing its weights for a fast kernel."""
     """Of MatMulNBits: 4 multiplies INT8, 0 and 1 compute in fp32."""
     layouts: Mapping[str, str] = {}
     """Of llama.cpp: type -> the buffer that its build here puts such weights in, or how its kernel crashed there."""

@@ -159,6 +159,10 @@ class OperatorCount(OpenDocument):
     quantized: bool = False
 
 
+UNQUANTIZED = frozenset(("", "float32", "float16", "bfloat16", "f32", "f16", "bf16", "16 bit"))
+"""Number types of a cache that is as it was computed, in the words of the runtimes."""
+
+
 class Operators(OpenDocument):
     """What ran in one forward pass; `quantized_share` = quantized linears over all linears, by count."""
 
@@ -166,7 +170,13 @@ class Operators(OpenDocument):
     operators: tuple[OperatorCount, ...]
     linears: int
     quantized_linears: int
+    cache: str = ""
+    """Number type in which keys and values are stored, in the runtime's own word; "" where it tells none."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def cache_quantized(self) -> bool:
+        return not set(self.cache.split(", ")) <= UNQUANTIZED
 
     @property
     def quantized_share(self) -> float:

@@ -89,7 +89,7 @@ def test_the_operators_that_ran(name: str, quantized: int, folders: dict[str, Pa
         parts = sum(phase[key] for key in ("linears_s", "attention_s", "cache_s", "other_s"))
         assert parts == pytest.approx(phase["wall_s"], rel=1e-6)
         assert any(row["name"] == "MUL_MAT" and row["linear"] for row in phase["operators"])
-        assert phase["cache_s"] > 0
+        assert phase["cache_s"] > 0 and phase["cache"] == "f16"
 
 
 @needs_llama
@@ -103,6 +103,7 @@ def test_a_quantized_cache_changes_the_logits_a_little(tmp_path: Path) -> None:
     got = np.concatenate(list(session.score(TOKENS[0], 4)))
     error = np.abs(got - exact).max()
     assert 1e-4 < error < 0.5
+    assert {phase["cache"] for phase in session.operators(TOKENS[:1], None).values()} == {"q8_0"}
 
 
 @needs_llama

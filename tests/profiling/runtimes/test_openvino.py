@@ -148,15 +148,15 @@ def test_operators_tell_what_ran(base: Path, tmp_path: Path, tokens: Any, width:
         parts = [phase[part] for part in ("linears_s", "attention_s", "cache_s", "other_s")]
         assert 0 < sum(parts) < 2 * phase["wall_s"]
         assert sum(row["time_s"] for row in phase["operators"]) == pytest.approx(sum(parts))
-        assert "cache stored in u8" in phase["notes"]
+        assert phase["cache"] == "u8" and "cache stored in u8" in phase["notes"]
         assert "INFERENCE_NUM_THREADS=2" in phase["notes"]
 
 
 def test_options_become_properties(base: Path) -> None:
-    notes = runtime.graph_notes(runtime.open_session(str(base), (), 1).decoder.compiled)
+    compiled = runtime.open_session(str(base), (), 1).decoder.compiled
+    notes = runtime.graph_notes(compiled, runtime.stored_cache(compiled))
     assert {"INFERENCE_PRECISION_HINT=f32", "cache stored in f32", "INFERENCE_NUM_THREADS=1"} <= set(notes)
-    notes = runtime.graph_notes(runtime.open_session(str(base), ("kvf16",), 1).decoder.compiled)
-    assert "cache stored in f16" in notes
+    assert runtime.stored_cache(runtime.open_session(str(base), ("kvf16",), 1).decoder.compiled) == "f16"
 
 
 @pytest.mark.parametrize(

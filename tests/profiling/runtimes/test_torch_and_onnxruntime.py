@@ -116,6 +116,7 @@ def test_an_int8_cache_is_read_and_costs_a_little(folders: dict[str, Path], refe
     attention = [row for row in seen["decode"]["operators"] if "Attention" in row["name"]]
     assert attention
     assert all(row["quantized"] and row["precision"] == "int8 cache" for row in attention)
+    assert seen["decode"]["cache"] == "int8"
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

@@ -188,6 +188,7 @@ class TestVllm:
         with worker(folders["bf16"]) as running:
             plain = running.operators(TOKENS[:1])
         assert "cache stored as torch.bfloat16 (kv_cache_dtype auto)" in plain["decode"]["notes"]
+        assert plain["decode"]["cache"] == "bfloat16"
         assert phases["decode"]["quantized_linears"] == 2 * 4  # qkv and gate_up are one linear each
         assert any("Int8" in note for note in phases["decode"]["notes"])
         assert any(o["quantized"] and o["linear"] for o in phases["decode"]["operators"])
@@ -202,6 +203,7 @@ class TestVllm:
         with worker(folders["bf16"], "kvfp8") as running:
             small = running.operators(TOKENS[:1])
         assert "cache stored as torch.uint8 (kv_cache_dtype fp8)" in small["decode"]["notes"]
+        assert small["decode"]["cache"] == "fp8"
 
     def test_one_process_runs_one_folder_after_another(self, folders: dict[str, Path]) -> None:
         """With a pool of the second's own size: its blocks hold four times the tokens."""
