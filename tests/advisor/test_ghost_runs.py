@@ -17,9 +17,9 @@ from quantadvisor.advisor.ghost_runs import Seats, in_turn
 from quantadvisor.documents import Candidate
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.ledger import bytes_of_weights, pool_bytes
-from quantadvisor.profiling.workers import RunningWorker
+from quantadvisor.profiling.workers import Allowance, RunningWorker
 
-from ..profiling.test_guardian import alive
+from ..kernels.test_guardian import alive
 from .documents import candidate, workload
 from .test_prove import RUNTIME, TRAFFIC
 
@@ -35,7 +35,7 @@ def context(options: dict[str, tuple[str, ...]] | None = None) -> Any:
     return SimpleNamespace(
         workload=workload(traffic=TRAFFIC, budget={"advise_s": ADVISE_S}), prompts=np.ones((2, 8), np.int64),
         device=SimpleNamespace(threads=1, kind="cpu"), progress=SimpleNamespace(say=lambda _: None), options_of=options_of,
-        worker=lambda runtime, path, *_: RunningWorker(RUNTIME, path, options_of(runtime), 1),
+        worker=lambda runtime, path, *_: RunningWorker(RUNTIME, path, options_of(runtime), 1), allowance=lambda _: Allowance(),
     )  # fmt: skip
 
 
@@ -116,6 +116,14 @@ def test_one_that_breaks_leaves_the_next_a_fresh_process() -> None:
     made.worker = lambda runtime, path, *_: RunningWorker(RUNTIME, path, (), 1)
     rows, failed, _ = ran(made, [V, W])
     assert "SIGSEGV" in failed[V.name]
+    assert set(rows) == {W.name}
+
+
+def test_one_that_has_used_up_its_time_fails_alone_in_a_process_of_several() -> None:
+    made = context()
+    made.allowance = lambda name: Allowance(0.0 if name == V.name else 100.0, "a larger budget.advise_s gives it more")
+    rows, failed, _ = ran(made, [V, W])
+    assert failed == {V.name: "load was not done when the 0 s of one candidate were over; a larger budget.advise_s gives it more"}
     assert set(rows) == {W.name}
 
 
