@@ -26,7 +26,7 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
-from .affine import Floats, dequantize_groups, quantize_groups
+from .affine import Floats, nearest
 from .artifact import base_folder
 from .knapsack import cheapest, within
 from .refusals import ONNX, config, memory_missing, not_offered
@@ -124,7 +124,7 @@ def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names:
 
 def predicted_kl(x: Floats, w: Floats, gradient: Floats, group: int, bits: int, symmetric: bool) -> float:
     """1/2 mean over tokens of (g . dY)^2, in nats, for w: [N, K] rounded to `bits`; x: [T, K], gradient: [T, N]."""
-    difference = w - dequantize_groups(*quantize_groups(w, bits, group, symmetric), group)
+    difference = w - nearest(w, bits, group, symmetric)
     along = np.einsum("tn,tn->t", x @ difference.T, gradient)
     return float(np.square(along).mean()) / 2
 
