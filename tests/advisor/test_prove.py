@@ -23,8 +23,8 @@ from quantadvisor.profiling.measure import interleave
 from quantadvisor.profiling.quality import budget_breach
 from quantadvisor.profiling.workers import RunningWorker
 
-from ..methods.conftest import run, torch_logits, write_llama
-from ..profiling.test_tasks import words, write_task
+from ..methods.conftest import run, write_llama
+from ..profiling.test_tasks import InTorch, words, write_task
 from .documents import candidate, quality, workload
 
 RUNTIME = Path(__file__).parents[1] / "profiling" / "virtual_runtime.py"
@@ -177,10 +177,11 @@ def items_of(hf: Path, made: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Questions on which either model prefers one choice clearly, and who is right: [fp32 and `made`, ITEMS]. The right answer is
     fp32's, but of each sixth question one that neither prefers."""
     rng, rows, right = np.random.default_rng(0), list[dict[str, Any]](), list[list[float]]()
+    fp32 = InTorch(hf)
     while len(rows) < ITEMS:
         question, choices = words(rng, 5), words(rng, 4)
         tokens = np.array([int(word[1:]) for word in question])
-        each = [logits[-1, [int(word[1:]) for word in choices]] for logits in (torch_logits(hf, tokens), run(made, tokens))]
+        each = [logs[-1, [int(word[1:]) for word in choices]] for logs in (fp32.logs(tokens[None]), run(made, tokens))]
         if len(set(choices)) < 4 or min(np.diff(np.sort(one)[-2:])[0] for one in each) < 0.1:
             continue
         picks = [int(one.argmax()) for one in each]
