@@ -262,9 +262,11 @@ def test_orders_that_do_not_hold_are_said(table: ModuleType) -> None:
         page.Order("first", "a", "b", "For a reason."),
         page.Order("second", "c", "b", "Not said."),
         page.Order("third", "a", "z"),
+        page.Order("fourth", "a", "c"),
     ]
-    first, second, third = page.expected(orders, found).splitlines()
-    assert first == "- first: **does not hold**, the intervals overlap (0.6000 against 0.5000). For a reason."
+    first, second, third, fourth = page.expected(orders, found).splitlines()
+    assert first == "- first: **does not hold here**, the intervals overlap (0.6000 against 0.5000). For a reason."
+    assert fourth == "- fourth: **does not hold here** (0.6000 against 0.1000). The reason is not known"
     assert second == "- second: holds (0.1000 against 0.5000)"
     assert third == "- third: not measured"
 

@@ -55,7 +55,12 @@ def test_simulated_channels_are_the_integers_of_w8a8(name: str, most: int) -> No
     np.testing.assert_array_equal(fake.weight("", torch.from_numpy(w)).numpy(), codes * scale[:, None])
 
 
-@pytest.mark.parametrize(("name", "own"), [("w8a8", fake_tokens), ("w8a8-tensor", fake_activations)])
+def four_bits(x: np.ndarray) -> np.ndarray:
+    step = np.abs(x).max(axis=1, keepdims=True) / np.float32(7)
+    return np.rint(x / step) * step
+
+
+@pytest.mark.parametrize(("name", "own"), [("w8a8", fake_tokens), ("w8a8-tensor", fake_activations), ("w4a4", four_bits)])
 def test_simulated_activations_are_the_methods_own_rounding(name: str, own: Callable[[np.ndarray], np.ndarray]) -> None:
     x = np.random.default_rng(1).standard_normal((16, 64)).astype(np.float32)
     fake = plain_fake(None, scheme(name))
@@ -136,10 +141,10 @@ def planted(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_methods_are_simulated_by_name_and_earn_their_place(planted: tuple[Path, np.ndarray, Path, Path]) -> None:
     """On planted outliers: SmoothQuant, LLM.int8() and a rotation below W8A8 per tensor, and so is what has a scale for every
-    token, ZeroQuant among it; caches by their bits."""
+    token, ZeroQuant among it; a rotation below plain rounding at 4 bits too; caches by their bits."""
     folder, windows, reference, calibration = planted
     names = [("dynamic_int8", "w8a8-tensor"), ("smoothquant", "w8a8-tensor"), ("llm_int8", "w8a8-outlier"), ("rotation", "w8a8"),
-             ("dynamic_int8", "w8a8"), ("zeroquant", "w8a8-g64"),
+             ("dynamic_int8", "w8a8"), ("zeroquant", "w8a8-g64"), ("dynamic_int8", "w4a4"), ("rotation", "w4a4"),
              ("kivi", "fp32-kv4-kivi"), ("turboquant", "fp32-kv4-turbo"), ("turboquant", "fp32-kv2-turbo"),
              ("kv_int4", "fp32-kv4"), ("kv_int4", "w8-g64-kv4"), ("kv_int4", "q8_0-kv4"),
              ("mixed", "w4w8-g64"), ("kv_int8", "fp32-kv8")]  # fmt: skip
@@ -153,6 +158,7 @@ def test_methods_are_simulated_by_name_and_earn_their_place(planted: tuple[Path,
         assert kls[better] < kls["dynamic_int8-w8a8-tensor"] / 2, kls
     for better in ("dynamic_int8-w8a8", "zeroquant-w8a8-g64"):
         assert kls[better] < kls["dynamic_int8-w8a8-tensor"] * 0.6, kls
+    assert kls["rotation-w4a4"] < kls["dynamic_int8-w4a4"] / 2, kls
     assert 0 < kls["kv_int4-fp32-kv4"] != kls["kv_int4-w8-g64-kv4"] > 0
     assert 0 < kls["turboquant-fp32-kv4-turbo"] < kls["turboquant-fp32-kv2-turbo"]
     assert kls["kivi-fp32-kv4-kivi"] == pytest.approx(0, abs=1e-6)  # 32 tokens are its window
