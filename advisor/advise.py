@@ -41,6 +41,24 @@ class Advice(Document):
     choice: str | None
 
 
+def without_failed(
+    candidates: Sequence[Candidate], failed: Mapping[str, str], nothing: str | None = None
+) -> tuple[Candidate, ...]:
+    """Candidates of a `method-scheme` whose simulation failed are refused with its reason. Where not one could be simulated
+    (`nothing`: why), that speaks against none of them, and those that quantize are noted to be measured without."""
+    result = []
+    for candidate in candidates:
+        reason = failed.get(f"{candidate.method}-{candidate.scheme.name}")
+        if candidate.refused is None and candidate.excluded is None:
+            if reason:
+                candidate = candidate.model_copy(update={"refused": f"its fake quantization failed: {reason}"})
+            elif nothing and candidate.target != "none":
+                note = f"its quality was not simulated before it was measured: {nothing}"
+                candidate = candidate.model_copy(update={"notes": (*candidate.notes, note)})
+        result.append(candidate)
+    return tuple(result)
+
+
 def exclude_by_quality(
     candidates: Sequence[Candidate], simulated: Mapping[str, Quality], workload: Workload
 ) -> tuple[Candidate, ...]:

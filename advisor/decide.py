@@ -77,6 +77,11 @@ def breach_of_measurement(candidate: Candidate, workload: Workload) -> str | Non
         return "its quality is not known"
     if candidate.quality and (reason := budget_breach(candidate.quality, workload)):
         return reason
+    return breach_of_limits(measured, workload)
+
+
+def breach_of_limits(measured: Measured, workload: Workload) -> str | None:
+    """Why what was measured is outside SLO or memory, whatever its quality."""
     if workload.objective == "concurrency" and measured.max_concurrency and measured.max_concurrency.median < 1:
         return "not one request fits into the memory limit"
     peak = measured.peak_bytes.median if measured.peak_bytes else None

@@ -34,7 +34,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
-from .advise import Advice, First, advise, exclude_by_quality, ghosts_to_run, overlooked
+from .advise import Advice, First, advise, exclude_by_quality, ghosts_to_run, overlooked, without_failed
 from .boundaries import boundaries
 from .candidates import asked_runtimes, baseline_name, catalogue_of, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
@@ -85,7 +85,11 @@ class Model(Document):
 
 
 class Simulated(Document):
+    """By `method-scheme`; `failed`: why a scheme could not be simulated, `nothing`: why none could."""
+
     quality: dict[str, Quality]
+    failed: dict[str, str] = {}
+    nothing: str | None = None
     source: SourceQuality | None = None
 
 
@@ -147,6 +151,7 @@ class Run:
         candidates = enumerate_candidates(context.workload, context.model_folder, context.device) + self.given
         candidates = proven(candidates, context.device)
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
+        candidates = without_failed(candidates, simulated.failed, simulated.nothing)
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)
         shares = surveyed.diagnosis.shares
@@ -220,12 +225,12 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
 
         original = builtin_original(context.cache, context.progress.say)
         jobs.append(Job(original, {"rtn-w4-g64": scheme("w4-g64")}))
-    quality, *others = simulate_all(jobs, windows, reference, name)
+    found, *others = simulate_all(jobs, windows, reference, name)
+    kls = [one.quality["rtn-w4-g64"].kl.mean for one in (*others, found) if "rtn-w4-g64" in one.quality]
     source = None
-    if others:
-        before, after = others[0]["rtn-w4-g64"], quality["rtn-w4-g64"]
-        source = SourceQuality(rtn_int4_kl_before=before.kl.mean, rtn_int4_kl_after=after.kl.mean, tokens=windows.size)
-    return Simulated(quality=quality, source=source)
+    if len(kls) == 2:
+        source = SourceQuality(rtn_int4_kl_before=kls[0], rtn_int4_kl_after=kls[1], tokens=windows.size)
+    return Simulated(quality=found.quality, failed=found.failed, nothing=found.nothing, source=source)
 
 
 def apply_and_prove(

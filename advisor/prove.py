@@ -49,7 +49,7 @@ from .predict import users_within
 from .room import in_parts
 from .serve import continued
 from .servers import IN_A_WORKER, evidence_of, own_server, serves_here, session_with
-from .survey import BaselineRun, look_at_operators, make_reference
+from .survey import BaselineRun, look_at_operators, make_reference, reference_finds
 
 ROUNDS = 5
 BLOCKS = 5
@@ -346,17 +346,6 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
         reference = None if found else reference_finds(context)
         quality = quality.model_copy(update={"passkey_found": found, "passkey_reference_found": reference})
     return quality.model_copy(update={"tasks": tuple(task_scores(context, worker))})
-
-
-def reference_finds(context: Context) -> bool:
-    """Does the fp32 model in torch find the passkey? Kept: asked only where a quantized cache has lost it."""
-    prompt, answer = context.passkey()
-    path = context.model_cache / f"passkey-{len(prompt)}.json"
-    if not path.exists():
-        with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
-            found = passkey_found(worker, prompt, answer)
-        write_text(path, json.dumps(found))
-    return bool(json.loads(path.read_text()))
 
 
 def task_scores(context: Context, worker: RunningWorker) -> Iterator[TaskScore]:

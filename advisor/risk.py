@@ -2,8 +2,9 @@
 
 Weights are rounded to the scheme's grid and put back; activations are rounded on their way into each linear, keys and
 values on their way out of the cache. Methods that say how they round (`fake`, see `methods/fake.py`) or which weights they
-find (`rounded`) are asked; the plain grids are here. What a runtime adds beside (its own accumulation, an 8-bit head) is
-not simulated: the applied artifact is scored for real.
+find (`rounded`) are asked; those that only round are rounded here, weights by the very function that makes their integers.
+What a runtime adds beside (its own accumulation, an 8-bit head) is not simulated: the applied artifact is scored for real.
+A scheme whose simulation fails, or gives numbers that are not finite, is a reason, and the others go on.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantadvisor.documents import Quality, Scheme
+from quantadvisor.documents import AdvisorError, CandidateFailed, Quality, Scheme
 from quantadvisor.kernels.guardian import die_with_parent
+from quantadvisor.methods.affine import nearest
 from quantadvisor.methods.fake import Fake, Forward, applied, channel_peaks, linears, with_weights
+from quantadvisor.methods.grids import affine, symmetric
 from quantadvisor.methods.layerwise import evenly
 from quantadvisor.methods.observe import load
 from quantadvisor.methods.registry import METHODS, method, trains
@@ -33,7 +37,7 @@ from .builds import OFFLINE
 SMOOTHING = (0.5, 0.8)
 """SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
 PLAIN = ("rtn", "dynamic_int8", "smoothquant")
-"""Methods whose grids are simulated here."""
+"""Methods that only round to the integers of the scheme."""
 SEARCHED = {"gptq": "rtn", "awq": "rtn", "lkd": "rtn", "gguf_imatrix": "gguf", "llm_qat": "dynamic_int8"}
 """Methods that search or train where another one only rounds: they go through the whole model, layer by layer."""
 SEARCH_SAMPLES, CALIBRATION_SAMPLES = 16, 8
@@ -56,13 +60,28 @@ class Job(NamedTuple):
     """What each method that trains may take."""
 
 
-def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[dict[str, Quality]]:
-    """Simulated quality by `method-scheme`, per job; windows int64 [W, S], `reference` holds their fp32 log-probabilities
-    first. One child process does them all."""
+class Scores(NamedTuple):
+    """Of one job by `method-scheme`: float64 [3, tokens], as the worker's `score` gives, or why there are none."""
+
+    found: dict[str, np.ndarray]
+    failed: dict[str, str]
+
+
+class Outcome(NamedTuple):
+    """Of one job by `method-scheme`: the simulated quality, or why a scheme has none; `nothing`: why all of them have none."""
+
+    quality: dict[str, Quality]
+    failed: dict[str, str]
+    nothing: str | None = None
+
+
+def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[Outcome]:
+    """What came of each job; windows int64 [W, S], `reference` holds their fp32 log-probabilities first. One child process does
+    them all."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
         done = [pool.submit(simulate, job, windows, reference) for job in jobs]
-        return [{name: quality_of(score, text, simulated=True) for name, score in each.result().items()} for each in done]
+        return [outcome(each, text) for each in done]
 
 
 def quiet_child() -> None:
@@ -76,20 +95,35 @@ def quiet_child() -> None:
     os.dup2(silence, 2)
 
 
-def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
-    """In the child: float64 [3, tokens] per scheme, as the worker's `score` gives."""
+def outcome(done: Future[Scores], text: str) -> Outcome:
+    try:
+        found, failed = done.result()
+    except BrokenProcessPool:
+        return Outcome({}, {}, "the process that simulates died (out of memory?)")
+    except Exception as error:
+        return Outcome({}, {}, in_a_line(error))
+    return Outcome({name: quality_of(rows, text, simulated=True) for name, rows in found.items()}, failed)
+
+
+def in_a_line(error: Exception) -> str:
+    said = " ".join(str(error).split())[:300]
+    return said if isinstance(error, AdvisorError) else f"{type(error).__name__}: {said}"
+
+
+def simulate(job: Job, windows: np.ndarray, reference: Path) -> Scores:
+    """In the child. CandidateFailed where the model itself cannot be loaded."""
     import torch
 
     with torch.no_grad():
         return simulated_scores(job, windows, reference)
 
 
-def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:
+def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> Scores:
     model = load(job.model_folder)
     want = np.load(reference, mmap_mode="r")
-    done: dict[Any, Any] = {}
+    done: dict[Any, np.ndarray] = {}
 
-    def simulated(name: str, scheme: Scheme) -> Any:
+    def simulated(name: str, scheme: Scheme) -> np.ndarray:
         """Plain grids of the same numbers are scored once, whatever the schemes' names."""
         plain = name.removesuffix(f"-{scheme.name}") in PLAIN
         key = (scheme.weights, scheme.activations, exponents(name)) if plain else name
@@ -98,15 +132,26 @@ def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> dict[str
             for fake in fakes_of(model, name, scheme, job, windows):
                 with applied(fake) as logits:
                     found.append(score(logits, windows, want))
-            done[key] = min(found, key=lambda rows: rows[1].mean())
+            done[key] = of_least_kl(found)
         return done[key]
 
-    scores: dict[str, Any] = {}
+    scores = Scores({}, {})
     for name, scheme in sorted(job.schemes.items(), key=lambda each: plain_of(*each) is not None):
-        plain = scores.get(plain_of(name, scheme) or "")
+        plain = scores.found.get(plain_of(name, scheme) or "")
         if plain is None or within_reach(float(plain[1].mean()), job.kl_budget):
-            scores[name] = simulated(name, scheme)
+            try:
+                scores.found[name] = simulated(name, scheme)
+            except Exception as error:  # as of a build: whatever a method raises is the reason against its candidate
+                scores.failed[name] = in_a_line(error)
     return scores
+
+
+def of_least_kl(found: Sequence[np.ndarray]) -> np.ndarray:
+    """Of the ways that were tried, scores float64 [3, tokens] each; CandidateFailed where none has finite logits."""
+    finite = [rows for rows in found if np.isfinite(rows[1]).all()]
+    if not finite:
+        raise CandidateFailed("its simulated logits are not finite")
+    return min(finite, key=lambda rows: float(rows[1].mean()))
 
 
 def plain_of(name: str, scheme: Scheme) -> str | None:
@@ -157,14 +202,21 @@ def exponents(name: str) -> tuple[float, ...]:
 
 
 def plain_fake(model: Any, scheme: Scheme) -> Fake:
-    """Weights and inputs on the scheme's integer grids."""
+    """Weights and inputs on the scheme's integer grids: symmetric per token, or asymmetric over the whole tensor."""
+    import torch
+
     number, activations = scheme.weights, scheme.activations
 
     def weight(_: str, w: Any) -> Any:
-        return w if number is None else round_weight(w, int(number.bits), number.group_size, number.symmetric)
+        if number is None:
+            return w
+        return torch.from_numpy(nearest(w.numpy(), int(number.bits), number.group_size or w.shape[1], number.symmetric))
 
     def inputs(_: str, x: Any) -> Any:
-        return x if activations is None else round_activations(x, activations.granularity == "token")
+        if activations is None:
+            return x
+        bits = int(activations.bits)
+        return symmetric(x, bits) if activations.granularity == "token" else affine(x, bits, None)
 
     return Fake(model, weight=weight, inputs=inputs)
 
@@ -184,32 +236,6 @@ def smoothed(model: Any, scheme: Scheme, alpha: float, peaks: Mapping[str, Any])
         weight=lambda name, w: weight(name, w * factors[name]) / factors[name],
         inputs=lambda name, x: inputs(name, x / factors[name]) * factors[name],
     )
-
-
-def round_weight(w: Any, bits: int, group_size: int | None, symmetric: bool) -> Any:
-    """w: [N, K] on its integer grid and back, per group along K or per row; half to even."""
-    n, k = w.shape
-    size = group_size or k
-    grouped = w.reshape(n, -1, size) if k % size == 0 else w.reshape(n, 1, k)
-    if symmetric:
-        top = 2 ** (bits - 1) - 1
-        scale = grouped.abs().amax(-1, keepdim=True).clamp(min=1e-12) / top
-        return ((grouped / scale).round().clamp(-top - 1, top) * scale).reshape(n, k)
-    low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
-    scale = (high - low).clamp(min=1e-12) / (2**bits - 1)
-    zero = (-low / scale).round()
-    return (((grouped / scale).round() + zero).clamp(0, 2**bits - 1) - zero).mul(scale).reshape(n, k)
-
-
-def round_activations(x: Any, per_token: bool) -> Any:
-    """INT8: one symmetric scale per token, or one asymmetric range for the whole tensor."""
-    if per_token:
-        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-        return (x / scale).round() * scale
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = (high - low).clamp(min=1e-12) / 255
-    zero = (-low / scale).round()
-    return (((x / scale).round() + zero).clamp(0, 255) - zero) * scale
 
 
 def score(logits_of: Forward, windows: np.ndarray, reference: np.ndarray) -> np.ndarray:

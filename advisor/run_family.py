@@ -2,7 +2,8 @@
 
 Only the workload's model ran. Another size's decode step is taken at the pace of the fastest candidate of those bits here: its
 bytes of weights and cache over that candidate's, times that candidate's TPOT. Peak memory: the weights and caches exchanged,
-all else as it was. Both are *modelled*; the order by quality is *cited*. Pure, but for the configs of the other sizes.
+all else as it was. Both are *modelled*; the order by quality is *cited*, and bits that only failed the quality budget here are
+no bits of any size. Pure, but for the configs of the other sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import bytes_of_weights
 from quantadvisor.profiling.published import config_of
 
-from .decide import breach_of_memory, limit_bytes
+from .decide import breach_of_limits, breach_of_memory, breach_of_prediction, limit_bytes
 from .plan_family import SOURCE, ranked
 from .predict import cache_row_bytes
 
@@ -38,17 +39,24 @@ def family_of(results: Results, sizes: Mapping[str, Inventory]) -> tuple[FamilyM
     if not sizes:
         return ()
     everyone = {results.workload.model: results.profile.inventory, **sizes}
-    fastest = fastest_by_bits(results.candidates)
+    fastest = fastest_by_bits([one for one in results.candidates if holds_its_quality(one, results.workload)])
     found = [member(results, model, everyone[model], one, bits) for model in everyone for bits, one in fastest.items()]
     return ranked([(everyone[one.model].parameters, one) for one in found])
 
 
+def holds_its_quality(one: Candidate, workload: Workload) -> bool:
+    """Is nothing known against a candidate but SLO and memory, which each size is asked anew?"""
+    reasons = [breach_of_prediction(one.predicted, workload)] if one.predicted else []
+    reasons += [breach_of_limits(one.measured, workload)] if one.measured else []
+    return one.refused is None and one.excluded in (None, *reasons)
+
+
 def fastest_by_bits(candidates: Sequence[Candidate]) -> dict[int, Candidate]:
-    """Bits of a weight -> the candidate of least TPOT that can run here; a mixture of bits is of none."""
+    """Bits of a weight -> the candidate of least TPOT; a mixture of bits is of none."""
     found: dict[int, Candidate] = {}
     for one in candidates:
         bits = bits_of(one)
-        if one.refused or one.url or one.checkpoint or bits is None or tpot_of(one) is None or peak_of(one) is None:
+        if one.url or one.checkpoint or bits is None or tpot_of(one) is None or peak_of(one) is None:
             continue
         if bits not in found or (tpot_of(one) or 0) < (tpot_of(found[bits]) or 0):
             found[bits] = one

@@ -1,8 +1,9 @@
 """Servers: the user's own as candidates, and those that are started here where a runtime that serves is asked for by name.
 
 Both are measured beside the others under the declared traffic; the user's is left running. What that one runs is not known:
-nothing is predicted of it, its operators are unknown, and its quality is what its log-probabilities tell. One that does
-not tell them is measured, and never chosen; nor is any where the spec has tasks, which it is not asked. Of ours the times are
+nothing is predicted of it, its operators are unknown, and its quality is what its log-probabilities tell, and a passkey at the
+declared context, since its cache may be quantized. One that does not tell them is measured, and never chosen; nor is any that
+loses the passkey, nor any where the spec has tasks, which it is not asked. Of ours the times are
 the server's, quality and operators those of the same artifact in the same runtime in a worker, for which the server makes
 room.
 """
@@ -10,7 +11,7 @@ room.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
 from quantadvisor.kernels.timing import figure
@@ -19,19 +20,25 @@ from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
-from quantadvisor.profiling.served_quality import LOWER_BOUND, pool_tokens, server_scores
+from quantadvisor.profiling.served_quality import LOWER_BOUND, cache_config, pool_tokens, says_passkey, server_scores
 from quantadvisor.profiling.server import RunningServer
+from quantadvisor.profiling.text import text_encoder
 
 from .candidates import GIVEN_SERVER
 from .context import EVALUATION_TOKENS, Context
-from .survey import make_reference
+from .survey import make_reference, reference_finds
 
 SERVING = ("vllm",)
 """Runtimes whose server is started here where the spec names them; `runtimes: auto` runs their engine in a worker."""
 UNKNOWN = Scheme(name="unknown", compute="bf16")
 START_LIMIT_S = 600.0
 IN_A_WORKER = "timed through a server of its own; quality and operators of the same artifact in the same engine, in a worker"
-UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown, and no passkey is looked for in its cache"
+UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown"
+PLAIN_CACHES = ("bfloat16", "float16", "half", "float32", "float")
+"""What a server says of a cache that is not quantized."""
+AUTO = "auto"
+"""vLLM's word for the model's own type, or that which its checkpoint asks for."""
+NO_PASSKEY = "what its cache keeps is not shown: the fp32 model does not find the passkey at the declared context either"
 TASKS_UNASKED = "quality.tasks are asked in workers only: the server is measured, and not chosen"
 
 
@@ -91,16 +98,35 @@ def session_with(context: Context, candidate: Candidate) -> Served:
 def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple[Figure | None, Quality | None, list[str]]:
     """Users whose whole contexts its cache holds, and its quality, where it tells them; and what it does not."""
     notes = [UNSEEN, *served.asked.notes]
-    held = pool_tokens(served.asked)
+    cache = cache_config(served.asked)
+    held = pool_tokens(cache)
     users = None
     if held is not None:
         count = held // context.workload.traffic.context_length
         users = figure([float(count)], "modelled", f"whole contexts in the {held:,} tokens of the server's cache")
     context.progress.say(f"{candidate.name}: quality")
+    text = context.evaluation[1]
     try:
         scores = server_scores(served.asked, context.windows(EVALUATION_TOKENS), make_reference(context))
+        quality, more = with_passkey(context, served.asked, quality_of(scores, f"{text.name} ({text.licence})"), cache)
     except CandidateFailed as error:
         return users, None, [*notes, f"its quality is not known, so it is not chosen: {error}"]
-    text = context.evaluation[1]
-    notes += [LOWER_BOUND, *([TASKS_UNASKED] if context.workload.quality.tasks else [])]
-    return users, quality_of(scores, f"{text.name} ({text.licence})"), notes
+    return users, quality, [*notes, *more, LOWER_BOUND, *([TASKS_UNASKED] if context.workload.quality.tasks else [])]
+
+
+def with_passkey(
+    context: Context, server: RunningServer, quality: Quality, cache: Mapping[str, str]
+) -> tuple[Quality, list[str]]:
+    """Its quality with the passkey, which every server is asked for but one that says that its cache is not quantized; and what it
+    leaves open. `cache`: what its metrics say. One that is not known to be quantized is not blamed for what the fp32 model
+    loses too."""
+    kind = cache.get("cache_dtype", AUTO)
+    if kind in PLAIN_CACHES:
+        return quality, []
+    context.progress.say("a passkey through the server")
+    prompt, answer = context.passkey()
+    found = says_passkey(server, prompt, text_encoder(context.model_folder)[2](answer.tolist()), len(answer))
+    reference = None if found else reference_finds(context)
+    if reference is False and kind == AUTO:
+        return quality, [NO_PASSKEY]
+    return quality.model_copy(update={"passkey_found": found, "passkey_reference_found": reference}), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from quantadvisor.documents import (
     Operators,
     PhaseTime,
     Scheme,
+    write_text,
 )
 from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.kernels.registry import OFFERED, PROBES
@@ -28,6 +30,7 @@ from quantadvisor.profiling.device import measure_peaks
 from quantadvisor.profiling.gpu_peaks import with_peaks
 from quantadvisor.profiling.ledger import memory_ledger, plain_cache_bytes, pool_bytes
 from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
+from quantadvisor.profiling.quality import passkey_found
 from quantadvisor.profiling.workers import RunningWorker
 
 from .builds import build_all
@@ -87,6 +90,17 @@ def make_reference(context: Context, end: int = EVALUATION_TOKENS, start: int = 
         worker.write_reference(context.windows(end, start), scratch)
     scratch.rename(path)
     return path
+
+
+def reference_finds(context: Context) -> bool:
+    """Does the fp32 model in torch find the passkey? Kept: asked only where a cache has lost it."""
+    prompt, answer = context.passkey()
+    path = context.model_cache / f"passkey-{len(prompt)}.json"
+    if not path.exists():
+        with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
+            found = passkey_found(worker, prompt, answer)
+        write_text(path, json.dumps(found))
+    return bool(json.loads(path.read_text()))
 
 
 def statistics(context: Context) -> Statistics:

@@ -20,7 +20,7 @@ from zipfile import ZipFile
 import numpy as np
 from methods_rows import EncoderRow, Known, append
 
-from quantadvisor.advisor.risk import round_activations, round_weight
+from quantadvisor.advisor.risk import plain_fake
 from quantadvisor.methods.codebooks import quantize_blocks
 from quantadvisor.methods.fake import Fake, applied
 from quantadvisor.methods.kbit import codebook_of
@@ -121,8 +121,8 @@ def fakes(model: Any, run: Callable[[], Any]) -> dict[str, Callable[[], Fake]]:
 
     from quantadvisor.methods import fpq_activations
 
-    def weights(bits: int, group: int | None, symmetric: bool) -> Callable[[str, Any], Any]:
-        return lambda _, w: round_weight(w, bits, group, symmetric)
+    def plain(wanted: str) -> Callable[[], Fake]:
+        return lambda: plain_fake(model, scheme(wanted))
 
     def blocks(name: str) -> Callable[[], Fake]:
         number, block = codebook_of(name), scheme(name).weights
@@ -136,16 +136,11 @@ def fakes(model: Any, run: Callable[[], Any]) -> dict[str, Callable[[], Fake]]:
     def floats(bits: tuple[int, int], plain: bool = False) -> Callable[[], Fake]:
         return lambda: fpq_activations.searched(model, bits, run, (1.0,) if plain else fpq_activations.FACTORS, shifted=not plain)
 
-    found: dict[str, Callable[[], Fake]] = {
-        f"rtn-w{bits}-g64": lambda bits=bits: Fake(model, weight=weights(bits, 64, bits == 8))  # type: ignore[misc]
-        for bits in (8, 4, 3)
-    }
+    found: dict[str, Callable[[], Fake]] = {f"rtn-w{bits}-g64": plain(f"w{bits}-g64") for bits in (8, 4, 3)}
     for name in ("nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "nf4-b1024"):
         found[f"kbit-{name}"] = blocks(name)
-    for per_token, name in ((True, "w8a8"), (False, "w8a8-tensor")):
-        found[f"dynamic_int8-{name}"] = lambda per_token=per_token: Fake(  # type: ignore[misc]
-            model, weight=weights(8, None, True), inputs=lambda _, x: round_activations(x, per_token)
-        )
+    for name in ("w8a8", "w8a8-tensor"):
+        found[f"dynamic_int8-{name}"] = plain(name)
     for name, wanted in (("llm_int8", "w8a8-outlier"), ("zeroquant", "w8a8-g64"), ("zeroquant", "w4a8-g64"), ("fp8", "fp8"),
                          ("fp8", "fp8-block"), ("fp8", "fp8-e5m2")):  # fmt: skip
         found[f"{name}-{wanted}"] = own(name, wanted)

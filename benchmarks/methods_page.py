@@ -23,7 +23,7 @@ from quantadvisor.profiling.text import TextSource
 
 
 class Order(NamedTuple):
-    """What the literature lets one expect on average; `otherwise`: what was found out where it did not hold."""
+    """What the literature lets one expect on average; `otherwise`: why it does not hold, where that was found out."""
 
     what: str
     better: str
@@ -36,6 +36,7 @@ ROUNDED_BIASES = (
     " finer step gains"
 )
 """Simulated on SmolLM2, where shifts and factors were taken apart: see methods/fpq_activations.py."""
+SATURATED = "Without VNNI or AMX, sums of products with 8 bits saturate, with 7 they do not: see kernels/saturation.py"
 EXPECTED = (
     Order("GPTQ below RTN at 4 bits", "gptq-w4-g64", "rtn-w4-g64"),
     Order("AWQ below RTN at 4 bits", "awq-w4-g64", "rtn-w4-g64"),
@@ -45,7 +46,8 @@ EXPECTED = (
     Order("the same at W4A8", "fpq_activations-w4a8-fp", "fpq_activations-w4a8-fp-minmax", ROUNDED_BIASES),
     Order("LLM.int8() below per-tensor W8A8", "llm_int8-w8a8-outlier", "dynamic_int8-w8a8-tensor"),
     Order("SmoothQuant below per-tensor W8A8", "smoothquant-w8a8-tensor", "dynamic_int8-w8a8-tensor"),
-    Order("8 bits of weight below 7 in W8A8", "dynamic_int8-w8a8", "dynamic_int8-w7a8"),
+    Order("8 bits of weight below 7 in W8A8", "dynamic_int8-w8a8", "dynamic_int8-w7a8", SATURATED),
+    Order("a rotation below plain rounding at W4A4", "rotation-w4a4", "dynamic_int8-w4a4"),
     Order("quantiles below integers at 4 bits", "kbit-quantile4-b64", "kbit-int4-b64"),
     Order("floats below integers at 4 bits", "kbit-e2m1-b64", "kbit-int4-b64"),
     Order("blocks of 64 below blocks of 1024", "kbit-nf4-b64", "kbit-nf4-b1024"),
@@ -60,6 +62,9 @@ EXPECTED_OF_THE_ENCODER = (
     Order("quantiles below integers at 4 bits", "kbit-quantile4-b64", "kbit-int4-b64"),
     Order("blocks of 64 below blocks of 1024", "kbit-nf4-b64", "kbit-nf4-b1024"),
 )
+
+
+UNKNOWN = "The reason is not known"
 
 
 def page(known: Known, context: Context, wanted: Sequence[str], code: str, turned: Sequence[Distortion] = ()) -> str:
@@ -221,7 +226,7 @@ def ratio(found: Figure | None) -> str:
 
 
 def expected(orders: Iterable[Order], found: Mapping[str, Interval]) -> str:
-    """One line for each order, from the distances by name; where one is missing, that is said."""
+    """One line for each order, from the distances by name; where one is missing, or the order does not hold, that is said."""
     lines = []
     for order in orders:
         low, high = found.get(order.better), found.get(order.worse)
@@ -230,9 +235,9 @@ def expected(orders: Iterable[Order], found: Mapping[str, Interval]) -> str:
             continue
         held = low.mean < high.mean
         apart = "" if low.high < high.low or high.high < low.low else ", the intervals overlap"
-        why = f". {order.otherwise}" if order.otherwise and not held else ""
+        why = "" if held else f". {order.otherwise or UNKNOWN}"
         seen = f"{low.mean:.4f} against {high.mean:.4f}"
-        lines.append(f"- {order.what}: {'holds' if held else '**does not hold**'}{apart} ({seen}){why}")
+        lines.append(f"- {order.what}: {'holds' if held else '**does not hold here**'}{apart} ({seen}){why}")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantadvisor.advisor.risk import Job, fakes_of, quiet_child, score
+from quantadvisor.advisor.risk import Job, fakes_of, of_least_kl, quiet_child, score
 from quantadvisor.documents import Scheme
 
 
@@ -79,5 +79,4 @@ def best_of(job: Job, name: str, scheme: Scheme, windows: np.ndarray, reference:
             peak = max(peak, status_bytes("VmHWM"))
             found.append(score(logits, windows, want))
         start = time.process_time()
-    best = min(found, key=lambda rows: float(rows[1].mean()))
-    return Simulation(best, spent, max(0, peak - base_bytes))
+    return Simulation(of_least_kl(found), spent, max(0, peak - base_bytes))

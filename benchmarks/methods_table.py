@@ -29,7 +29,6 @@ from pathlib import Path
 import methods_calibration
 import methods_encoder
 import methods_oracles
-import numpy as np
 from methods_distortion import distortions
 from methods_page import page
 from methods_rows import Known, Row, Speed, append, machine_of, read, write
@@ -282,8 +281,6 @@ def simulated(context: Context, made: Scheme, row: Row, pool: ProcessPoolExecuto
     job = Job(context.model_folder, {row.name: made}, calibration, train_s=work.budget.train_s)
     windows, reference = context.windows(EVALUATION_TOKENS), make_reference(context)
     found = pool.submit(simulate, job, row.name, made, windows, reference).result()
-    if not np.isfinite(found.scores[1]).all():
-        return row.model_copy(update={"reason": "its logits are not finite"})
     return row.model_copy(update={
         "kind": "simulated", "quality": quality_of(found.scores, context.evaluation[1].name, simulated=True),
         "apply_cpu_s": found.apply_cpu_s, "apply_peak_bytes": found.apply_peak_bytes,

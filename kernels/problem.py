@@ -81,22 +81,25 @@ class KernelProbe(TimedKernel, Protocol):
 
 
 def matrix_bytes(n: int, k: int, number: Format | None, plain_bytes: int, scale_bytes: float) -> int:
-    """Stored bytes of w: [N, K] in a format; None: `plain_bytes` an element."""
+    """Stored bytes of w: [N, K] in a format; None: `plain_bytes` an element. Of inputs that stay in 16 bits no codes are counted,
+    nor which ones they are."""
     if number is None:
         return n * k * plain_bytes
     if number.number == "float" and number.bits >= 16:
         return int(n * k * number.bits / 8)
+    kept = round(k * number.kept_percent / 100)
     if number.granularity in ("group", "block"):
         size = number.group_size or 32
         groups = n * math.ceil(k / size)
         whole = number.number != "codebook"  # a codebook's last block of a row is as short as the row leaves it
-        packed = groups * math.ceil(size * number.bits / 8) if whole else n * math.ceil(k * number.bits / 8)
+        packed = groups * math.ceil(size * number.bits / 8) if whole else n * math.ceil((k - kept) * number.bits / 8)
     else:
         groups = 1 if number.granularity == "tensor" else n
         whole = number.number == "int" and 4 < number.bits < 8  # nobody packs 7 bits: a byte each
         packed = n * k if whole else n * math.ceil(k * number.bits / 8)
     zeros = 0 if number.symmetric else math.ceil(groups * number.bits / 8)
-    return packed + math.ceil(groups * scale_bytes) + zeros
+    means = 2 * groups if number.centred else 0
+    return packed + math.ceil(groups * scale_bytes) + zeros + means + 2 * n * kept
 
 
 def groups(k: int, group: int = GROUP) -> int:

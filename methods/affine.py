@@ -75,6 +75,18 @@ def group_grid(low: Floats, high: Floats, bits: int, symmetric: bool) -> tuple[F
     return scale, np.full(scale.shape, half, np.uint8)
 
 
+def nearest(w: Floats, bits: int, group_size: int, symmetric: bool) -> Floats:
+    """w: [N, K] -> what the integers of `quantize_groups` stand for, float32 [N, K], to the bit, without making them."""
+    value: Floats = nearest_groups(in_groups(w, group_size), bits, symmetric).reshape(len(w), -1)[:, : w.shape[1]]
+    return value
+
+
+def nearest_groups(groups: Floats, bits: int, symmetric: bool) -> Floats:
+    """groups: [N, G, g] -> the same, each on the grid of its own range."""
+    scales, zeros = group_grid(groups.min(axis=-1), groups.max(axis=-1), bits, symmetric)
+    return rounded_groups(groups, scales, zeros, bits)
+
+
 def round_groups(w: Floats, scales: Floats, zeros: Codes, bits: int, group_size: int) -> Codes:
     """w: [N, K] -> codes [N, K] on given grids [N, G]."""
     grouped = in_groups(w, group_size)

@@ -24,7 +24,7 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
-from .affine import Floats, Grouped, dequantize_groups, group_grid, in_groups, quantize_groups, rounded_groups
+from .affine import Floats, Grouped, dequantize_groups, in_groups, nearest, nearest_groups, quantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
 from .layerwise import SAMPLES, Grid, evenly, gram, grid_of, loaded
@@ -137,8 +137,7 @@ def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: Grid) -> float:
     """Sum over rows of d gram d^T with d = Q(w s) / s - w: T times less than |X W^T - X (Q(W s) / s)^T|^2."""
     import torch
 
-    error = nearest(in_groups(w * wide, grid.group), grid).reshape(len(w), -1)[:, : w.shape[1]]
-    error = torch.from_numpy(error / wide - w)
+    error = torch.from_numpy(nearest(w * wide, *grid) / wide - w)
     return float(torch.vdot((error @ torch.from_numpy(gram)).flatten(), error.flatten()))
 
 
@@ -153,18 +152,12 @@ def clipped(w: Floats, gram: Floats, grid: Grid, clips: tuple[float, ...]) -> Gr
     limit = bound
     for share in clips:
         at = (bound * np.float32(share))[..., None]
-        by_group = torch.from_numpy(nearest(np.clip(groups, -at, at), grid) - groups).transpose(0, 1)
+        by_group = torch.from_numpy(nearest_groups(np.clip(groups, -at, at), grid.bits, grid.symmetric) - groups).transpose(0, 1)
         cost = (by_group @ blocks).mul_(by_group).sum(-1).T.numpy()
         limit = np.where(cost < least, at[..., 0], limit)
         least = np.minimum(least, cost)
     inside = np.clip(groups, -limit[..., None], limit[..., None]).reshape(len(w), -1)[:, : w.shape[1]]
     return quantize_groups(inside, *grid)
-
-
-def nearest(groups: Floats, grid: Grid) -> Floats:
-    """groups: [N, G, g] -> what their integers stand for."""
-    scales, zeros = group_grid(groups.min(axis=-1), groups.max(axis=-1), grid.bits, grid.symmetric)
-    return rounded_groups(groups, scales, zeros, grid.bits)
 
 
 def diagonal_blocks(gram: Floats, size: int) -> Floats:

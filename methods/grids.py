@@ -28,9 +28,10 @@ def symmetric(x: Any, bits: int, dim: Dim = -1) -> Any:
     return (x / scale).round() * scale
 
 
-def affine(x: Any, bits: int, dim: int = -1) -> Any:
+def affine(x: Any, bits: int, dim: Dim = -1) -> Any:
     """Codes 0..2**bits - 1 over the range of x and 0, with an integer zero point: the asymmetric grid of `affine.py`."""
-    low, high = x.amin(dim, keepdim=True).clamp(max=0), x.amax(dim, keepdim=True).clamp(min=0)
+    low, high = (x.amin(), x.amax()) if dim is None else (x.amin(dim, keepdim=True), x.amax(dim, keepdim=True))
+    low, high = low.clamp(max=0), high.clamp(min=0)
     scale = (high - low).clamp(min=LEAST) / (2**bits - 1)
     zero = (-low / scale).round()
     return (((x / scale).round() + zero).clamp(0, 2**bits - 1) - zero) * scale

@@ -116,25 +116,25 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     """{linear: the weights [N, K] that its codes stand for}; needs no calibration."""
     from .observe import load, weight
 
-    number = PATTERN.fullmatch(scheme.name)
-    assert number is not None
+    assert scheme.weights is not None
     model = load(model_folder)
     result = {}
     for pair, deviations in writers(model_folder, model):
-        loud = loudest(deviations, float(number["percent"] or 0))
+        loud = loudest(deviations, scheme.weights.kept_percent)
         for target in pair.targets:
             w = weight(model, target)
-            result[target] = on_codebook(quiet(w, loud), scheme, bool(number["centred"]))
+            result[target] = on_codebook(quiet(w, loud), scheme)
             result[target][:, loud] = w[:, loud].astype(np.float16)
     return result
 
 
-def on_codebook(w: Floats, scheme: Scheme, centred: bool = False) -> Floats:
+def on_codebook(w: Floats, scheme: Scheme) -> Floats:
     """w: [N, K] as its codes give it back."""
+    assert scheme.weights is not None
     codebook, block = codebook_of(scheme.name), block_of(scheme)
     if "-dq" in scheme.name:
         return codebooks.from_blocks(nf4(w, scheme), codebook, block)
-    return quantize_blocks(w, codebook, block, centred)
+    return quantize_blocks(w, codebook, block, scheme.weights.centred)
 
 
 def codebook_of(name: str) -> Codebook:

@@ -12,6 +12,7 @@ slower is 8 bit. lm_head is always 8 bit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -26,12 +27,14 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
-from .affine import Floats, dequantize_groups, quantize_groups
+from .affine import Floats, nearest
 from .artifact import base_folder
 from .knapsack import cheapest, within
 from .refusals import ONNX, config, memory_missing, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import named
+from .stream import counted
+from .training import Say, silent
 
 NAME = "mixed"
 TARGET: Target = "weights"
@@ -79,7 +82,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None, accuracy_level: int = 4, target: float = TARGET_KL,
           linear_s: Mapping[tuple[int, int, int], float] | None = None, most_s: float | None = None,
-          most_bytes: float | None = None) -> tuple[str, ...]:  # fmt: skip
+          most_bytes: float | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     """`linear_s`: seconds that a linear takes of a request, by (N, K, bits). `most_s` or `most_bytes`: what all linears but
     lm_head may take of it, or store."""
     assert scheme.weights is not None
@@ -89,7 +92,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     group = scheme.weights.group_size
     with base_folder(model_folder, runtime, out, base) as source:
         names = onnx.linear_names(source)
-        measured = sensitivities(model_folder, calibration[:1, :TOKENS], group, names)
+        measured = sensitivities(model_folder, calibration[:1, :TOKENS], group, names, say)
         costs = costs_of(measured, group, {} if most_bytes is not None else linear_s or {})
         if most_s is not None and costs.unit != "s":
             reason = "some linear was not timed in 4 and 8 bits, so that seconds cannot bound them"
@@ -101,8 +104,10 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     return (note(measured, wide, costs),)
 
 
-def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...]) -> list[Sensitivity]:
-    """One per linear of the graph, `lm_head` excepted; q, k and v count as one where the graph fuses them."""
+def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...],
+                  say: Say = silent) -> list[Sensitivity]:  # fmt: skip
+    """One per linear of the graph, `lm_head` excepted; q, k and v count as one where the graph fuses them. `say` is told after
+    every layer that the gradients came to, the last one first, how far it is."""
     from .formats.onnx import onnx_linear
     from .observe import load, observe_gradients, weight
 
@@ -116,15 +121,19 @@ def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names:
         place = onnx_linear(name, names)
         found[place] = [old + new for old, new in zip(found[place], costs, strict=True)]
         shapes[place][name] = (w.shape[0], w.shape[1])
+        if next(judged) % (len(targets) // layers) == 0:
+            step()
 
     targets = [target for pair in pairs(config(model_folder)) for target in pair.targets]
+    layers, judged = int(config(model_folder)["num_hidden_layers"]), itertools.count(1)
+    step = counted(layers, say, "judged", passes=len(tokens))
     observe_gradients(model, tokens, dict.fromkeys(targets, measure))
     return [Sensitivity(name, at4, at8, tuple(shapes[name].values())) for name, (at4, at8) in found.items() if shapes[name]]
 
 
 def predicted_kl(x: Floats, w: Floats, gradient: Floats, group: int, bits: int, symmetric: bool) -> float:
     """1/2 mean over tokens of (g . dY)^2, in nats, for w: [N, K] rounded to `bits`; x: [T, K], gradient: [T, N]."""
-    difference = w - dequantize_groups(*quantize_groups(w, bits, group, symmetric), group)
+    difference = w - nearest(w, bits, group, symmetric)
     along = np.einsum("tn,tn->t", x @ difference.T, gradient)
     return float(np.square(along).mean()) / 2
 

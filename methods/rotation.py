@@ -34,6 +34,8 @@ from .fake import Fake
 from .refusals import ONNX, config, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as named
+from .stream import counted
+from .training import Say, silent
 
 NAME = "rotation"
 TARGET: Target = "activations"
@@ -54,7 +56,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     """The rotated checkpoint is exported anew: a rotation mixes channels, so `base` cannot be mended by factors."""
     from transformers import AutoConfig
 
@@ -63,10 +65,18 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     settings = AutoConfig.from_pretrained(model_folder, local_files_only=True).to_dict()
     norms = set(norms_of(settings).values())
     gains = {name: w for path in shards(model_folder) for name, w in tensors(path) if name.removesuffix(".weight") in norms}
+    turned, step = turning(settings, gains), counted(int(settings["num_hidden_layers"]), say, "turned")
+
+    def change(name: str, w: Any) -> list[tuple[str, Any]]:
+        made = turned(name, w)
+        if name.endswith("down_proj.weight"):  # one a layer
+            step()
+        return made
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rotated.") as scratch:
         folder = Path(scratch) / "hf"
-        rewrite(model_folder, folder, turning(settings, gains), {"tie_word_embeddings": False})
+        rewrite(model_folder, folder, change, {"tie_word_embeddings": False})
         more = dynamic_int8.apply(folder, scheme, runtime, calibration, out)
     return ("residual stream and heads rotated; the output layer has a table of its own", *more)
 

@@ -105,7 +105,10 @@ def other_numbers(found: re.Match[str]) -> Format:
     if found["row"]:
         return Format(number="float", bits=float(found["row"]), granularity="channel")
     bits = float(found["wide"] or 1 + int(found["e"]) + int(found["m"]))
-    return Format(number="codebook", bits=bits, granularity="block", group_size=int(found["block"]))
+    return Format(
+        number="codebook", bits=bits, granularity="block", group_size=int(found["block"]),
+        centred=bool(found["centred"]), kept_percent=float(found["percent"] or 0),
+    )  # fmt: skip
 
 
 def integer(bits: float, granularity: Literal["tensor", "channel", "group", "token", "block"], group_size: int | None = None,

@@ -118,7 +118,7 @@ def search(model_folder: Path, calibration: NDArray[int64], rounding: Round, lin
     from .observe import observe, weight
     from .stream import layer_by_layer
 
-    model = layer_by_layer(model_folder, say)
+    model = layer_by_layer(model_folder, say, passes=2)
     every = {pair.targets[0]: pair for pair in pairs(config(model_folder))}
     low, high = ({name: np.zeros(1, np.float32) for name in every} for _ in range(2))
 

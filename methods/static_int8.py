@@ -97,7 +97,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
             onnx.quantize_integer_w8a8(source, out, calibration)
             return (INTEGERS, f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens")
-        found = ranges(layer_by_layer(model_folder, say), calibration, clip)
+        found = ranges(layer_by_layer(model_folder, say, passes=1 if clip == "minmax" else 2), calibration, clip)
         if runtime == "openvino":
             from .formats import openvino
 

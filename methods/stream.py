@@ -60,14 +60,16 @@ def stream_layers(model_folder: Path, tokens: NDArray[int64], visit: VisitLayer)
     run(model, tokens)
 
 
-def layer_by_layer(model_folder: Path, say: Say = silent) -> Any:
-    """The model, each layer of which has its weights while it runs; `say` is told after each how far it is."""
+def layer_by_layer(model_folder: Path, say: Say = silent, passes: int = 1) -> Any:
+    """The model, each layer of which has its weights while it runs; `say` is told after each how far it is of so many passes."""
     model = empty_model(model_folder)
     read = reader(model_folder)
     read(model.model, "model.", [name for name, _ in model.model.named_parameters() if not name.startswith("layers.")])
     for number, layer in enumerate(model.model.layers):
         stay_only_while_it_runs(layer, f"model.layers.{number}.", read)
-    tell(model.model.layers, say)
+    step = counted(len(model.model.layers), say, passes=passes)
+    for layer in model.model.layers:
+        layer.register_forward_hook(step)
     return model
 
 
@@ -128,23 +130,22 @@ def stay_only_while_it_runs(layer: Any, prefix: str, read: Read) -> None:
     layer.register_forward_hook(leave)
 
 
-def tell(layers: Sequence[Any], say: Say) -> None:
-    """After each layer, that it is done, and the time left where the others take as long as it did: the mean would be too
-    hopeful after layers that an interrupted run had rounded already."""
-    before = time.monotonic()
+def counted(layers: int, say: Say, done: str = "done", passes: int = 1) -> Callable[..., None]:
+    """To be called after each layer of every pass: says that it is `done`, and the time left where the others take as long as it
+    did: the mean would be too hopeful after layers that an interrupted run had rounded already."""
+    before, steps = time.monotonic(), 0
 
-    def done(number: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            nonlocal before
-            now = time.monotonic()
-            left = len(layers) - number
-            say(f"layer {number} of {len(layers)} done" + (f", {(now - before) * left:.0f} s left" if left else ""))
-            before = now
+    def step(*_: Any) -> None:
+        nonlocal before, steps
+        now = time.monotonic()
+        turn, number = divmod(steps, layers)
+        steps += 1
+        left = passes * layers - steps
+        turns = f"pass {turn + 1} of {passes}: " if passes > 1 else ""
+        say(f"{turns}layer {number + 1} of {layers} {done}" + (f", {(now - before) * left:.0f} s left" if left else ""))
+        before = now
 
-        return hook
-
-    for number, layer in enumerate(layers, 1):
-        layer.register_forward_hook(done(number))
+    return step
 
 
 def meet(targets: tuple[str, ...], modules: dict[str, Any], visit: Visit) -> None:

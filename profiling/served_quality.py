@@ -3,6 +3,9 @@
 For each token of a text it tells the log-probability of that token and of its K most likely ones (20 by default). So the
 perplexity and the top-1 agreement are exact, and the KL divergence is that of the distributions in which all other tokens
 are one: by the data-processing inequality it is never more than the KL over the whole vocabulary, and reported as such.
+
+Log-probabilities of a prompt show nothing of a quantized cache, which what is generated after a prompt is read from: a server is
+asked for a passkey too.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 
 from quantadvisor.documents import CandidateFailed
 
-from .server import RunningServer
+from .server import LONGEST_S, RunningServer
 
 MOST_LIKELY = 20
 LOWER_BOUND = f"its KL is a lower bound: over the server's {MOST_LIKELY} most likely tokens, all others as one"
@@ -69,13 +72,32 @@ def compared(told: Mapping[int, float], expected: np.ndarray, following: int) ->
     return -told[following], kl, float(best == int(want.argmax()))
 
 
-def pool_tokens(server: RunningServer) -> int | None:
-    """Tokens that the server's cache holds, by its own metrics (vLLM's cache_config_info)."""
+def says_passkey(server: RunningServer, prompt: np.ndarray, answer: str, tokens: int) -> bool:
+    """Does the server's greedy decoding after int64 [S] continue with `answer`, which is of so many tokens? CandidateFailed where
+    it cannot be asked."""
+    asked = {"prompt": prompt.tolist(), "max_tokens": tokens, "temperature": 0}
+    try:
+        said = server.post(asked, stall_s=LONGEST_S)["choices"][0]["text"]
+    except CandidateFailed as error:
+        raise CandidateFailed(f"the passkey at the declared context cannot be asked: {error}") from None
+    except (KeyError, IndexError, TypeError):
+        raise CandidateFailed("the passkey at the declared context cannot be asked: it answers with no text") from None
+    return str(said).strip() == answer.strip()
+
+
+def cache_config(server: RunningServer) -> dict[str, str]:
+    """What the server's own metrics say of its cache (vLLM's cache_config_info): `num_gpu_blocks`, `block_size`, `cache_dtype`…;
+    nothing where they do not."""
     for line in server.metrics().splitlines():
         if line.startswith("vllm:cache_config_info{"):
-            labels = dict(part.split("=", 1) for part in line[line.index("{") + 1 : line.rindex("}")].split(",") if "=" in part)
-            try:
-                return int(labels["num_gpu_blocks"].strip('"')) * int(labels["block_size"].strip('"'))
-            except (KeyError, ValueError):
-                return None
-    return None
+            parts = line[line.index("{") + 1 : line.rindex("}")].split(",")
+            return {key: value.strip('"') for key, equals, value in (part.partition("=") for part in parts) if equals}
+    return {}
+
+
+def pool_tokens(config: Mapping[str, str]) -> int | None:
+    """Tokens that a cache of that `cache_config` holds."""
+    try:
+        return int(config["num_gpu_blocks"]) * int(config["block_size"])
+    except (KeyError, ValueError):
+        return None

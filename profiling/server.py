@@ -151,9 +151,9 @@ class RunningServer:
         asked = {"messages": [{"role": "user", "content": prompt}]} if endpoint.chat else {"prompt": prompt}
         return {"model": self.model, "max_tokens": output_tokens, "temperature": 0} | asked
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def _connect(self, stall_s: float | None = None) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self.https else http.client.HTTPConnection
-        connection = kind(self.host, timeout=self.stall_s)
+        connection = kind(self.host, timeout=stall_s or self.stall_s)
         try:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
@@ -212,10 +212,11 @@ class RunningServer:
         slope = (t1 - t0) / (w1 - w0) if w1 > w0 and t1 > t0 else 1 / WORDS_PER_TOKEN
         self.words = max(1, round(w1 + (self.prompt_tokens - t1) / slope))
 
-    def post(self, body: Mapping[str, Any]) -> Any:
-        """The JSON of one answer that is not streamed, from the endpoint; `body` without the model."""
+    def post(self, body: Mapping[str, Any], stall_s: float | None = None) -> Any:
+        """The JSON of one answer that is not streamed, from the endpoint; `body` without the model. `stall_s`: what it may take,
+        where that is another time than the client's."""
         assert self.endpoint is not None
-        return self._ask("POST", self.endpoint.path, json.dumps({"model": self.model} | dict(body)).encode())
+        return self._ask("POST", self.endpoint.path, json.dumps({"model": self.model} | dict(body)).encode(), stall_s=stall_s)
 
     def metrics(self) -> str:
         """What it tells in Prometheus' format; nothing where it does not."""
@@ -224,14 +225,15 @@ class RunningServer:
         except HttpError:
             return ""
 
-    def _ask(self, method: str, path: str, body: bytes | None, read: Callable[[str], Any] = json.loads) -> Any:
-        connection = self._connect()
+    def _ask(self, method: str, path: str, body: bytes | None, read: Callable[[str], Any] = json.loads,
+             stall_s: float | None = None) -> Any:  # fmt: skip
+        connection = self._connect(stall_s)
         try:
             connection.request(method, path, body, {"Accept": "application/json", "Content-Type": "application/json"})
             with connection.getresponse() as response:
                 return read(checked(response))
         except TimeoutError:
-            raise CandidateFailed(f"does not answer: nothing for {self.stall_s:g} s") from None
+            raise CandidateFailed(f"does not answer: nothing for {stall_s or self.stall_s:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise CandidateFailed(f"does not answer: {reason(error)}") from None
         finally:

@@ -1,5 +1,6 @@
 """Which candidates more tokens are spent on; whoever breaks is a reason, and the others are measured."""
 
+import json
 from contextlib import ExitStack
 from itertools import chain, repeat
 from pathlib import Path
@@ -9,13 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantadvisor.advisor.prove import BLOCKS, Trial, run_blocks, start_workers, undecided
+from quantadvisor.advisor.context import Context
+from quantadvisor.advisor.prove import BLOCKS, Trial, run_blocks, start_workers, task_scores, undecided
+from quantadvisor.advisor.stages import Quiet
 from quantadvisor.advisor.survey import run_baseline
-from quantadvisor.documents import BadInput, Candidate, Interval, Traffic
+from quantadvisor.documents import BadInput, Candidate, Interval, SourceCheckpoint, Traffic
+from quantadvisor.methods.registry import method
+from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.device import describe_device
+from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.measure import interleave
+from quantadvisor.profiling.quality import budget_breach
 from quantadvisor.profiling.workers import Allowance, RunningWorker
 
-from .documents import candidate, workload
+from ..methods.conftest import run, write_llama
+from ..profiling.test_tasks import InTorch, words, write_task
+from .documents import candidate, quality, workload
 
 RUNTIME = Path(__file__).parents[1] / "profiling" / "virtual_runtime.py"
 PROMPTS = np.arange(16, dtype=np.int64).reshape(2, 8)
@@ -129,3 +139,66 @@ def test_a_baseline_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
     stub.allowance = lambda _: Allowance()
     with pytest.raises(BadInput, match=r"^baseline: none-bf16@torch cannot be measured here: the worker died \(signal SIGSEGV\)"):
         run_baseline(stub, "none-bf16@torch")
+
+
+ITEMS = 48
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_drop_of_a_worse_candidate_through_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RTN at 2 bits in ONNX Runtime against the fp32 model in torch, both in workers, asked by the harness: the scores of both and
+    the drop item by item, as the two models' own logits have them, and an interval as a mean of so many pairs has. Where the
+    file's bytes are the same, the fp32 model is not asked again."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
+    hf, made = write_llama(tmp_path / "hf"), tmp_path / "out"
+    method("rtn").apply(hf, scheme("w2-g64"), "onnxruntime", np.zeros((1, 8), np.int64), made)
+    rows, right = items_of(hf, made)
+    task = write_task(tmp_path, rows)
+    inventory = inventory_from_config(json.loads((hf / "config.json").read_text()))
+    source = SourceCheckpoint(model=str(hf), path=str(hf), sha256="0" * 64)
+    reference, mine = right.mean(1)
+    asked = workload(quality={"tasks": {str(task): {"max_drop": reference - mine - 0.01, "items": ITEMS}}}, traffic=TRAFFIC)
+    context = Context(asked, describe_device(), inventory, source, hf, tmp_path / "run", Quiet())
+    started: list[str] = []
+    real = Context.worker
+
+    def worker(self: Context, runtime: str, *more: Any) -> RunningWorker:
+        started.append(runtime)
+        return real(self, runtime, *more)
+
+    monkeypatch.setattr(Context, "worker", worker)
+    with context.worker("onnxruntime", made, (), scheme("w2-g64")) as running:
+        [found] = task_scores(context, running)
+        [again] = task_scores(context, running)
+        assert started == ["onnxruntime", "torch"] and again == found
+        task.write_text(task.read_text() + "# asked anew\n")
+        [anew] = task_scores(context, running)
+        assert started == ["onnxruntime", "torch", "torch"] and anew == found
+    assert (found.task, found.metric, found.items) == (str(task), "acc", ITEMS)
+    assert (found.reference, found.score) == pytest.approx((reference, mine))
+    difference = right[0] - right[1]
+    assert found.drop.mean == pytest.approx(difference.mean()) and difference.mean() > 0.2
+    spread = 1.96 * difference.std() / np.sqrt(ITEMS)
+    assert found.drop.low == pytest.approx(difference.mean() - spread, abs=1.5 / ITEMS)
+    assert found.drop.high == pytest.approx(difference.mean() + spread, abs=1.5 / ITEMS)
+    lost = quality(0.001).model_copy(update={"tasks": (found,)})
+    assert "more than its max_drop" in str(budget_breach(lost, asked))
+
+
+def items_of(hf: Path, made: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Questions on which either model prefers one choice clearly, and who is right: [fp32 and `made`, ITEMS]. The right answer is
+    fp32's, but of each sixth question one that neither prefers."""
+    rng, rows, right = np.random.default_rng(0), list[dict[str, Any]](), list[list[float]]()
+    fp32 = InTorch(hf)
+    while len(rows) < ITEMS:
+        question, choices = words(rng, 5), words(rng, 4)
+        tokens = np.array([int(word[1:]) for word in question])
+        each = [logs[-1, [int(word[1:]) for word in choices]] for logs in (fp32.logs(tokens[None]), run(made, tokens))]
+        if len(set(choices)) < 4 or min(np.diff(np.sort(one)[-2:])[0] for one in each) < 0.1:
+            continue
+        picks = [int(one.argmax()) for one in each]
+        answer = picks[0] if len(rows) % 6 else next(choice for choice in range(4) if choice not in picks)
+        rows.append({"question": " ".join(question), "choices": choices, "answer": answer})
+        right.append([float(pick == answer) for pick in picks])
+    return rows, np.array(right).T

@@ -1,24 +1,21 @@
-"""Fake quantization agrees with the grids that the methods write."""
+"""Fake quantization agrees with the grids that the methods write, and a scheme that it fails on is a reason."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from quantadvisor.advisor.risk import (
-    REACH,
-    Job,
-    not_searched,
-    round_activations,
-    round_weight,
-    schemes_at_risk,
-    simulate,
-)
-from quantadvisor.methods.affine import dequantize_groups, fake_activations, fake_tokens, quantize_groups
-from quantadvisor.methods.registry import trains
+from quantadvisor.advisor.advise import without_failed
+from quantadvisor.advisor.risk import REACH, Job, not_searched, plain_fake, schemes_at_risk, simulate, simulate_all
+from quantadvisor.methods.affine import dequantize_groups, fake_activations, fake_tokens, quantize_channels
+from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.quality import quality_of
+
+from .documents import candidate
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +25,79 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("llama") / "hf")
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (8, True)])
-def test_weights_against_the_methods_own_grid(bits: int, symmetric: bool) -> None:
-    w = np.random.default_rng(0).standard_normal((24, 128)).astype(np.float32)
-    ours = round_weight(torch.from_numpy(w), bits, 64, symmetric).numpy()
-    theirs = dequantize_groups(*quantize_groups(w, bits, 64, symmetric), 64)
-    step = np.abs(w).max() / 2 ** (bits - 1)
-    assert np.abs(ours - theirs).max() < 1.01 * step
-    assert np.mean(np.abs(ours - theirs) < 1e-5) > 0.97
+@pytest.mark.parametrize("name", ["w4-g64", "w8-g64", "w2-g64"])
+def test_simulated_weights_are_what_the_artifact_holds(name: str, tmp_path: Path) -> None:
+    """To the bit, by the integers, scales and zeros that are read back from the graph; its rows are of 96 and 160 weights, which
+    64 does not divide, so that the last group of each is filled up."""
+    from quantadvisor.methods.fake import linears
+    from quantadvisor.methods.formats import bridges
+    from quantadvisor.methods.observe import load
+
+    from ..methods.conftest import write_llama
+
+    folder = write_llama(tmp_path / "hf", hidden_size=96, intermediate_size=160)
+    method("rtn").apply(folder, scheme(name), "onnxruntime", np.zeros((1, 8), np.int64), tmp_path / "out")
+    stored, (_, group, _) = bridges.read(tmp_path / "out")
+    model = load(folder)
+    fake = plain_fake(model, scheme(name))
+    assert fake.weight and set(stored) == set(linears(model))
+    for linear, integers in stored.items():
+        simulated = fake.weight(linear, linears(model)[linear].weight.data).numpy()
+        np.testing.assert_array_equal(simulated, dequantize_groups(*integers, group), err_msg=linear)
 
 
-def test_activations_against_the_methods_own_rounding() -> None:
+@pytest.mark.parametrize(("name", "most"), [("w8a8", 127), ("w7a8", 63)])
+def test_simulated_channels_are_the_integers_of_w8a8(name: str, most: int) -> None:
+    w = np.random.default_rng(0).standard_normal((24, 100)).astype(np.float32)
+    fake = plain_fake(None, scheme(name))
+    assert fake.weight
+    codes, scale = quantize_channels(w, most)
+    np.testing.assert_array_equal(fake.weight("", torch.from_numpy(w)).numpy(), codes * scale[:, None])
+
+
+def four_bits(x: np.ndarray) -> np.ndarray:
+    step = np.abs(x).max(axis=1, keepdims=True) / np.float32(7)
+    return np.rint(x / step) * step
+
+
+@pytest.mark.parametrize(("name", "own"), [("w8a8", fake_tokens), ("w8a8-tensor", fake_activations), ("w4a4", four_bits)])
+def test_simulated_activations_are_the_methods_own_rounding(name: str, own: Callable[[np.ndarray], np.ndarray]) -> None:
     x = np.random.default_rng(1).standard_normal((16, 64)).astype(np.float32)
-    assert round_activations(torch.from_numpy(x), True).numpy() == pytest.approx(fake_tokens(x), abs=2e-2)
-    assert round_activations(torch.from_numpy(x), False).numpy() == pytest.approx(fake_activations(x), abs=4e-2)
+    fake = plain_fake(None, scheme(name))
+    assert fake.inputs
+    np.testing.assert_allclose(fake.inputs("", torch.from_numpy(x)).numpy(), own(x), atol=1e-6)
+
+
+def test_a_scheme_that_fails_is_refused_and_the_others_go_on(llama: Path, tmp_path: Path) -> None:
+    """The model reads nothing from two channels, one weight of each as large as float32 allows. It computes what it did; the range
+    of an asymmetric group overflows, so that RTN's logits are NaN in 4 bits, and so is the Hessian of what GPTQ rounds next."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    with torch.no_grad():
+        layer = model.model.layers[0]
+        layer.input_layernorm.weight[[5, 17]] = 0.0
+        layer.self_attn.q_proj.weight[0, [5, 17]] = torch.tensor([2.5e38, -2.5e38])
+    shutil.copytree(llama, tmp_path / "hf")
+    model.save_pretrained(tmp_path / "hf")
+    windows, calibration = (np.random.default_rng(seed).integers(3, 256, (2, 32)) for seed in (0, 1))
+    np.save(tmp_path / "reference.npy", log_p(tmp_path / "hf", windows))
+    np.save(tmp_path / "calibration.npy", calibration)
+    chosen = {f"{name}-{kind}": scheme(kind) for name, kind in (("rtn", "w4-g32"), ("gptq", "w4-g32"), ("rtn", "w8-g64"))}
+    jobs = [Job(tmp_path / "hf", chosen, tmp_path / "calibration.npy"), Job(tmp_path / "nowhere", chosen)]
+    found, nowhere = simulate_all(jobs, windows, tmp_path / "reference.npy", "text")
+    assert set(found.quality) == {"rtn-w8-g64"}
+    assert found.nothing is None
+    assert found.failed["rtn-w4-g32"] == "its simulated logits are not finite"
+    assert "is not positive definite" in found.failed["gptq-w4-g32"]
+    assert not nowhere.quality and not nowhere.failed and "nowhere" in str(nowhere.nothing)
+
+    places = [*(candidate(f"{name}@onnxruntime", 1.0) for name in chosen), candidate("none-fp32@torch", 1.0, target="none")]
+    reasons = [f"its fake quantization failed: {found.failed[name]}" for name in ("rtn-w4-g32", "gptq-w4-g32")]
+    assert [one.refused for one in without_failed(places, found.failed)] == [*reasons, None, None]
+    noted = without_failed(places, {}, nowhere.nothing)
+    assert [one.refused for one in noted] == [None] * 4
+    assert [len(one.notes) for one in noted] == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 32])
@@ -85,23 +141,24 @@ def planted(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_methods_are_simulated_by_name_and_earn_their_place(planted: tuple[Path, np.ndarray, Path, Path]) -> None:
     """On planted outliers: SmoothQuant, LLM.int8() and a rotation below W8A8 per tensor, and so is what has a scale for every
-    token, ZeroQuant among it; caches by their bits."""
+    token, ZeroQuant among it; a rotation below plain rounding at 4 bits too; caches by their bits."""
     folder, windows, reference, calibration = planted
     names = [("dynamic_int8", "w8a8-tensor"), ("smoothquant", "w8a8-tensor"), ("llm_int8", "w8a8-outlier"), ("rotation", "w8a8"),
-             ("dynamic_int8", "w8a8"), ("zeroquant", "w8a8-g64"),
+             ("dynamic_int8", "w8a8"), ("zeroquant", "w8a8-g64"), ("dynamic_int8", "w4a4"), ("rotation", "w4a4"),
              ("kivi", "fp32-kv4-kivi"), ("turboquant", "fp32-kv4-turbo"), ("turboquant", "fp32-kv2-turbo"),
              ("kv_int4", "fp32-kv4"), ("kv_int4", "w8-g64-kv4"), ("kv_int4", "q8_0-kv4"),
              ("mixed", "w4w8-g64"), ("kv_int8", "fp32-kv8")]  # fmt: skip
     chosen = schemes_at_risk([(name, scheme(each)) for name, each in names])
     assert "mixed-w4w8-g64" not in chosen
     assert not {"kv_int8-fp32-kv8", "kv_int4-q8_0-kv4"} & set(chosen)
-    found = simulate(Job(folder, chosen, calibration), windows, reference)
+    found = simulate(Job(folder, chosen, calibration), windows, reference).found
     kls = {name: float(rows[1].mean()) for name, rows in found.items()}
     assert set(kls) == set(chosen)
     for better in ("smoothquant-w8a8-tensor", "llm_int8-w8a8-outlier", "rotation-w8a8"):
         assert kls[better] < kls["dynamic_int8-w8a8-tensor"] / 2, kls
     for better in ("dynamic_int8-w8a8", "zeroquant-w8a8-g64"):
         assert kls[better] < kls["dynamic_int8-w8a8-tensor"] * 0.6, kls
+    assert kls["rotation-w4a4"] < kls["dynamic_int8-w4a4"] / 2, kls
     assert 0 < kls["kv_int4-fp32-kv4"] != kls["kv_int4-w8-g64-kv4"] > 0
     assert 0 < kls["turboquant-fp32-kv4-turbo"] < kls["turboquant-fp32-kv2-turbo"]
     assert kls["kivi-fp32-kv4-kivi"] == pytest.approx(0, abs=1e-6)  # 32 tokens are its window
@@ -118,7 +175,7 @@ def test_llm_qat_earns_its_place_on_planted_outliers(
     folder, windows, reference, calibration = planted
     made = {"llm_qat-w4a8-kv8-token": scheme("w4a8-kv8-token")}
     before, after = (
-        simulate(Job(folder, made, calibration, train_s=seconds), windows, reference)["llm_qat-w4a8-kv8-token"][1].mean()
+        simulate(Job(folder, made, calibration, train_s=seconds), windows, reference).found["llm_qat-w4a8-kv8-token"][1].mean()
         for seconds in (0.0, 600.0)
     )
     assert after < 0.95 * before, (before, after)
@@ -142,7 +199,7 @@ def test_methods_that_search_are_simulated_with_their_own_weights(llama: Path, t
     np.save(tmp_path / "reference.npy", exact)
     np.save(tmp_path / "calibration.npy", calibration)
     chosen = {f"{name}-w4-g32": scheme("w4-g32") for name in ("rtn", "gptq", "awq", "rtn")}
-    found = simulate(Job(llama, chosen, tmp_path / "calibration.npy"), windows, tmp_path / "reference.npy")
+    found = simulate(Job(llama, chosen, tmp_path / "calibration.npy"), windows, tmp_path / "reference.npy").found
     searched = log_p(llama, windows, gptq.rounded(llama, scheme("w4-g32"), calibration))
     expected = float((np.exp(exact) * (exact - searched)).sum(-1).mean())
     assert found["gptq-w4-g32"][1].mean() == pytest.approx(expected, rel=1e-3)
@@ -157,7 +214,8 @@ def test_a_search_that_starts_too_far_from_the_budget_is_not_simulated(llama: Pa
     chosen = {f"{name}-w4-g32": scheme("w4-g32") for name in ("gptq", "rtn")}
 
     def found(kl_budget: float | None) -> dict[str, np.ndarray]:
-        return simulate(Job(llama, chosen, tmp_path / "calibration.npy", kl_budget), windows, tmp_path / "reference.npy")
+        job = Job(llama, chosen, tmp_path / "calibration.npy", kl_budget)
+        return simulate(job, windows, tmp_path / "reference.npy").found
 
     plain = float(found(1e-9)["rtn-w4-g32"][1].mean())
     near, far = plain / REACH * 1.01, plain / REACH * 0.99
@@ -184,6 +242,6 @@ def test_what_trains_is_simulated_within_its_seconds(llama: Path, tmp_path: Path
         logits = [forward(fake.Fake(load(llama)), row).numpy() for row in windows]
     np.save(tmp_path / "reference.npy", np.concatenate(logits).astype(np.float16))
     made = {"lkd-w4a8-g64": scheme("w4a8-g64"), "zeroquant-w4a8-g64": scheme("w4a8-g64")}
-    found = simulate(Job(llama, made, tmp_path / "calibration.npy"), windows, tmp_path / "reference.npy")
+    found = simulate(Job(llama, made, tmp_path / "calibration.npy"), windows, tmp_path / "reference.npy").found
     assert trains("lkd")
     assert found["lkd-w4a8-g64"][1].mean() == pytest.approx(found["zeroquant-w4a8-g64"][1].mean(), rel=1e-4)

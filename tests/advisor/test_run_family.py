@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from quantadvisor.advisor.decide import breach_of_prediction, with_breach
 from quantadvisor.advisor.pipeline import Run
-from quantadvisor.advisor.run_family import family_of, fastest_by_bits, sizes_of
+from quantadvisor.advisor.run_family import bits_of, family_of, fastest_by_bits, holds_its_quality, sizes_of
 from quantadvisor.advisor.spec import not_acted_on
 from quantadvisor.advisor.stages import Quiet
-from quantadvisor.documents import BadInput, Candidate, FamilyMember, Inventory
+from quantadvisor.documents import BadInput, Candidate, FamilyMember, Interval, Inventory, Predicted
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import bytes_of_weights
 from quantadvisor.profiling.published import config_of
@@ -18,18 +19,25 @@ from quantadvisor.reports.markdown import render_markdown
 from quantadvisor.reports.text import verdict_lines
 
 from ..reports import sample
-from .documents import figure, workload
+from .documents import candidate, figure, workload
 
 SMALL, LARGE = "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-14B"
 
 
-def ran(**changes: object) -> tuple[FamilyMember, ...]:
-    """The family of the sample's run, as if its model were the smaller of the two."""
+def ran(kl: float = 0.01, **changes: object) -> tuple[FamilyMember, ...]:
+    """The family of the sample's run, as if its model were the smaller of the two, and 4 bit had cost so much."""
     whole = sample.complete(workload=sample.workload(model=SMALL, family=(LARGE, SMALL), **changes))
     inventory = inventory_from_config(config_of(SMALL))
     profile = whole.profile.model_copy(update={"inventory": inventory})
-    changed = {"profile": profile, "candidates": tuple(with_peak(one, inventory) for one in whole.candidates)}
+    seen = [with_peak(one, inventory) for one in whole.candidates]
+    judged = [with_breach(with_kl(one, kl) if bits_of(one) == 4 else one, whole.workload) for one in seen]
+    changed = {"profile": profile, "candidates": tuple(judged)}
     return family_of(whole.model_copy(update=changed), sizes_of(whole.workload))
+
+
+def with_kl(one: Candidate, kl: float) -> Candidate:
+    judged = one.quality and one.quality.model_copy(update={"kl": Interval(mean=kl, low=kl, high=kl)})
+    return one.model_copy(update={"quality": judged, "excluded": None})
 
 
 def with_peak(one: Candidate, inventory: Inventory) -> Candidate:
@@ -53,6 +61,27 @@ def test_the_larger_size_at_4_bit_comes_before_the_smaller_at_8() -> None:
     assert not of(found, LARGE, 8).fits and "over the limit of 16 GiB" in str(of(found, LARGE, 8).why_not)
     assert of(found, LARGE, 8).rank is None
     assert of(found, SMALL, 8).rank is not None
+
+
+def test_bits_that_only_broke_the_quality_budget_are_of_no_size() -> None:
+    """4 bit is inside the budget of 0.05, then over it; what only the memory limit is against stays, for the sizes that it holds."""
+    assert {one.bits for one in ran(kl=0.04, memory_limit_gib=16.0)} == {32, 16, 8, 4}
+    failed = ran(kl=0.06, memory_limit_gib=16.0)
+    assert {one.bits for one in failed} == {32, 16, 8}
+    assert not any("at 4 bit" in line for line in verdict_lines(sample.complete().model_copy(update={"family": failed})))
+    assert of(failed, LARGE, 32).why_not and of(failed, SMALL, 32).why_not  # 7B in fp32: 28 GiB
+
+
+def test_what_only_a_simulation_or_a_prediction_is_against() -> None:
+    plain = candidate("rtn-w4-g64@onnxruntime", 1.0).model_copy(update={"measured": None, "quality": None})
+    asked = workload(memory_limit_gib=1.0)
+    large = plain.model_copy(update={"predicted": Predicted(tpot_s=0.1, peak_bytes=3 * 2**30)})
+    over_memory = breach_of_prediction(large.predicted, asked) if large.predicted else None
+    assert over_memory
+    assert holds_its_quality(large.model_copy(update={"excluded": over_memory}), asked)
+    simulated = "simulated mean KL 0.4 is over the budget of 0.05 (fake quantization, 512 tokens)"
+    assert not holds_its_quality(large.model_copy(update={"excluded": simulated}), asked)
+    assert holds_its_quality(plain, asked) and not holds_its_quality(plain.model_copy(update={"refused": "no kernel"}), asked)
 
 
 def test_bytes_and_times_follow_the_fastest_of_those_bits() -> None:

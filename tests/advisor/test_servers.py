@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from quantadvisor.advisor import prove
 from quantadvisor.advisor.candidates import asked_runtimes, baseline_name, recipe, session_options
 from quantadvisor.advisor.decide import best_unquantized, decide, ranked
-from quantadvisor.advisor.servers import TASKS_UNASKED, evidence_of, given_servers, serves_here, today
+from quantadvisor.advisor.servers import NO_PASSKEY, TASKS_UNASKED, evidence_of, given_servers, serves_here, today
 from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Workload
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import interleave
@@ -32,6 +34,7 @@ from .test_prove import RUNTIME
 
 DEVICE = Device(name="planted", cores=1, threads=1, memory_bytes=1 << 30, fingerprint="f")
 TRAFFIC = {"prompt_tokens": 6, "output_tokens": 4, "concurrency": 2}
+PASSKEY, LOST = " t7 t8 t9", " t7 t8 t8"
 
 
 def spec(*runtimes: object) -> Workload:
@@ -41,6 +44,7 @@ def spec(*runtimes: object) -> Workload:
 def context(tmp_path: Path, python: str, asked: Workload) -> Any:
     """Workers are of the virtual runtime; the model is a text of uniform windows."""
     inventory = Inventory.model_construct(kv_values_per_token=64, head_dim=8)
+    Tokenizer(WordLevel({"w": 0, **{f"t{i}": i for i in range(1, 64)}}, unk_token="t1")).save(str(tmp_path / "tokenizer.json"))
     return SimpleNamespace(
         workload=asked, inventory=inventory, model_folder=tmp_path, prompts=np.zeros((2, 6), np.int64),
         device=SimpleNamespace(kind="cpu", threads=1, memory_bytes=1 << 30), allowance=lambda _: Allowance(),
@@ -48,6 +52,7 @@ def context(tmp_path: Path, python: str, asked: Workload) -> Any:
         options_of=lambda *_: (f"{vllm.POOL}{1 << 20}",),
         worker_of=lambda _: RunningWorker(RUNTIME, Path("nowhere"), (), 1),
         windows=lambda end, start=0: np.arange(64, dtype=np.int64).reshape(1, 64) % 8,
+        passkey=lambda: (np.arange(40), np.array([7, 8, 9])),
         evaluation=(None, SimpleNamespace(name="text", licence="none")), progress=SimpleNamespace(say=lambda _: None),
     )  # fmt: skip
 
@@ -76,7 +81,7 @@ def test_a_given_server_is_measured_and_judged_by_what_it_tells(
     """Uniform over the 8 tokens that it tells, as the reference is: no KL; where it tells none it is measured, not chosen."""
     np.save(tmp_path / "reference.npy", np.full((64, 8), np.log(1 / 8), np.float16))
     monkeypatch.setattr("quantadvisor.advisor.servers.make_reference", lambda _: tmp_path / "reference.npy")
-    with running(python, tmp_path, no_logprobs=no_logprobs) as url:
+    with running(python, tmp_path, no_logprobs=no_logprobs, continues=PASSKEY) as url:
         asked = spec({"name": "vllm", "url": url, "python": python})
         (given,) = given_servers(asked)
         (trial,) = prove.run_trials(context(tmp_path, python, asked), [given], None, 2).trials  # type: ignore[arg-type]
@@ -96,6 +101,7 @@ def test_a_given_server_is_measured_and_judged_by_what_it_tells(
         assert [c.name for c in ranked(others, asked)] == ["none-bf16@torch"]
     else:
         assert seen.quality and seen.quality.kl.mean == pytest.approx(0.0, abs=1e-3)
+        assert seen.quality.passkey_found
         assert "lower bound" in seen.notes[-1]
         assert [c.name for c in ranked(others, asked)] == ["given-server@vllm", "none-bf16@torch"]
     plain = best_unquantized(others, None, asked)
@@ -108,7 +114,7 @@ def test_a_server_is_not_chosen_where_the_spec_has_tasks_which_it_is_not_asked(
     """Its log-probabilities alone are inside the budget; the score of a task is no part of them."""
     np.save(tmp_path / "reference.npy", np.full((64, 8), np.log(1 / 8), np.float16))
     monkeypatch.setattr("quantadvisor.advisor.servers.make_reference", lambda _: tmp_path / "reference.npy")
-    with running(python, tmp_path) as url:
+    with running(python, tmp_path, continues=PASSKEY) as url:
         plain = spec({"name": "vllm", "url": url, "python": python})
         asked = workload(runtimes=plain.runtimes, traffic=TRAFFIC, quality={"tasks": {"arc.yaml": {"max_drop": 1.0}}})
         with RunningServer(url, 1, "", seed=0, side="") as client:
@@ -119,6 +125,40 @@ def test_a_server_is_not_chosen_where_the_spec_has_tasks_which_it_is_not_asked(
     assert seen and budget_breach(seen, plain) is None
     assert budget_breach(seen, asked) == "arc.yaml of quality.tasks was not asked of it"
     assert budget_breach(seen.model_copy(update={"simulated": True}), asked) is None
+
+
+@pytest.mark.parametrize(
+    ("cache", "says", "fp32", "found", "reason"),
+    [
+        ("fp8", PASSKEY, None, True, None),
+        ("fp8", LOST, True, False, "the passkey at the declared context is not found"),
+        ("fp8", LOST, False, False, "nor by the fp32 model: nothing shows what this cache keeps"),
+        ("auto", LOST, True, False, "the passkey at the declared context is not found"),
+        (None, LOST, True, False, "the passkey at the declared context is not found"),
+        (None, LOST, False, None, None),
+        ("bfloat16", LOST, None, None, None),
+    ],
+)
+def test_a_server_that_loses_the_passkey_is_not_chosen(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch,
+    cache: str | None, says: str, fp32: bool | None, found: bool | None, reason: str | None,
+) -> None:  # fmt: skip
+    """By what it goes on with after the prompt; the fp32 model is asked only where the passkey is lost, and excuses only a cache
+    that is not known to be quantized. A server that says that its cache is not quantized is not asked."""
+    np.save(tmp_path / "reference.npy", np.full((64, 8), np.log(1 / 8), np.float16))
+    monkeypatch.setattr("quantadvisor.advisor.servers.make_reference", lambda _: tmp_path / "reference.npy")
+    looked: list[object] = []
+    monkeypatch.setattr("quantadvisor.advisor.servers.reference_finds", lambda one: looked.append(one) or fp32)
+    with running(python, tmp_path, continues=says, **({"cache_dtype": cache} if cache else {})) as url:
+        asked = spec({"name": "vllm", "url": url, "python": python})
+        (given,) = given_servers(asked)
+        with RunningServer(url, 1, "", seed=0, side="") as client:
+            served: Any = SimpleNamespace(asked=client)
+            _, seen, notes = evidence_of(context(tmp_path, python, asked), given, served)
+    assert seen and len(looked) == (fp32 is not None)
+    assert seen.passkey_found is found
+    assert reason in str(budget_breach(seen, asked)) if reason else budget_breach(seen, asked) is None
+    assert (NO_PASSKEY in notes) == (fp32 is False and found is None)
 
 
 def test_our_server_is_timed_and_makes_room_for_the_worker(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:

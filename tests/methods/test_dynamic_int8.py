@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.methods import dynamic_int8
 from quantadvisor.methods.affine import fake_activations, fake_tokens
 from quantadvisor.methods.schemes import scheme
@@ -36,10 +37,14 @@ def test_per_tensor_is_onnxruntimes_own_operator_and_per_token_is_not(
     assert found["MatMulIntegerToFloat"] == 10 - fused
 
 
-def test_refusals(llama: Path) -> None:
+def test_refusals(llama: Path, tmp_path: Path) -> None:
     for name, runtime in (("w8a8", "onnxruntime"), ("w7a8", "onnxruntime-genai"), ("w8a8-bf16", "vllm"), ("w8a8-bf16", "triton")):
         assert dynamic_int8.refuse(llama, scheme(name), runtime) is None
     assert "is for vllm and triton only" in str(dynamic_int8.refuse(llama, scheme("w8a8"), "vllm"))
     assert "is for vllm and triton only" in str(dynamic_int8.refuse(llama, scheme("w8a8-bf16"), "onnxruntime"))
     assert "does not offer w8a8-static" in str(dynamic_int8.refuse(llama, scheme("w8a8-static"), "onnxruntime"))
+    for runtime in ("onnxruntime", "vllm"):
+        assert "INT4 activations" in str(dynamic_int8.refuse(llama, scheme("w4a4"), runtime))
+    with pytest.raises(CandidateFailed, match="INT4 activations"):
+        dynamic_int8.apply(llama, scheme("w4a4"), "onnxruntime", np.zeros((1, 8), np.int64), tmp_path / "out")
     assert "writes nothing for llama.cpp" in str(dynamic_int8.refuse(llama, scheme("w8a8"), "llama.cpp"))

@@ -44,6 +44,18 @@ def test_the_prediction_meets_what_torch_measures(llama: Path, tokens: np.ndarra
     assert 0.4 < ratio < 2.5
 
 
+def test_it_says_how_far_the_gradients_are(llama: Path, tokens: np.ndarray) -> None:
+    heard: list[str] = []
+    sensitivities(llama, tokens[:1], 32, (*LINEARS, "lm_head"), heard.append)
+    assert [line.split(",")[0] for line in heard] == ["layer 1 of 2 judged", "layer 2 of 2 judged"]
+    assert heard[0].endswith(" s left")
+    heard.clear()
+    sensitivities(llama, tokens[:2], 32, (*LINEARS, "lm_head"), heard.append)
+    assert [line.split(",")[0] for line in heard] == [
+        f"pass {turn} of 2: layer {layer} of 2 judged" for turn in (1, 2) for layer in (1, 2)
+    ]
+
+
 def test_the_same_twice(llama: Path, tokens: np.ndarray) -> None:
     one, two = (sensitivities(llama, tokens[:1], 64, (*LINEARS, "lm_head")) for _ in range(2))
     assert one == two

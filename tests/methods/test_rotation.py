@@ -81,7 +81,10 @@ def test_it_beats_plain_rounding_of_activations(planted: Path, tokens: np.ndarra
 
 
 def test_the_artifact_is_a_plain_w8a8_graph(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    notes = rotation.apply(llama, scheme("w8a8"), "onnxruntime", tokens[:2], tmp_path / "out")
+    heard: list[str] = []
+    notes = rotation.apply(llama, scheme("w8a8"), "onnxruntime", tokens[:2], tmp_path / "out", say=heard.append)
+    assert [line.split(",")[0] for line in heard] == ["layer 1 of 2 turned", "layer 2 of 2 turned"]
+    assert heard[0].endswith(" s left")
     assert "table of its own" in notes[0]
     assert kl(torch_logits(llama, tokens[3]), run(tmp_path / "out", tokens[3], chunk=8)) < 0.02
     assert operators(tmp_path / "out", tmp_path)["MatMulIntegerToFloat"] >= 8

@@ -32,6 +32,16 @@ def test_no_scale_where_none_helps() -> None:
     assert found == (None, None)
 
 
+def test_two_passes_count_as_two(llama: Path, tokens: np.ndarray) -> None:
+    """Only the end of the second is the end."""
+    heard: list[str] = []
+    smoothquant.search(llama, tokens, fake_activations, linear=True, say=heard.append)
+    assert [line.split(",")[0] for line in heard] == [
+        f"pass {turn} of 2: layer {layer} of 2 done" for turn in (1, 2) for layer in (1, 2)
+    ]
+    assert [" s left" in line for line in heard] == [True, True, True, False]
+
+
 def test_a_loud_channel_is_moved() -> None:
     draw = np.random.default_rng(0)
     x = draw.standard_normal((64, 16)).astype(np.float32)

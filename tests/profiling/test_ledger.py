@@ -39,6 +39,10 @@ def test_matrix_bytes_count_what_is_stored() -> None:
     assert matrix_bytes(3, 200, W8C, 2, 2) == 3 * 200 + 3 * 2
     nf4 = Format(number="codebook", bits=4, granularity="block", group_size=1024)
     assert matrix_bytes(3, 576, nf4, 4, 4) == 3 * 288 + 3 * 4  # one short block a row, nothing padded
+    proxy = Format(number="codebook", bits=3, granularity="block", group_size=64, kept_percent=2)
+    assert matrix_bytes(3, 200, proxy, 4, 4) == 3 * 74 + 3 * 4 * 4 + 3 * 4 * 2  # 196 codes of 3 bits a row, 4 inputs in 16
+    centred = Format(number="codebook", bits=4, granularity="block", group_size=64, centred=True)
+    assert matrix_bytes(3, 200, centred, 4, 4) == 3 * 100 + 3 * 4 * 4 + 3 * 4 * 2  # 12 means of 16 bits
     assert matrix_bytes(3, 200, Format(number="int", bits=7, granularity="channel"), 4, 4) == 3 * 200 + 3 * 4  # bytes, not bits
     assert matrix_bytes(3, 7, Format(number="int", bits=3, granularity="tensor"), 4, 4) == 3 * 3 + 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantadvisor.documents import CandidateFailed
-from quantadvisor.profiling.served_quality import compared, pool_tokens, server_scores
+from quantadvisor.profiling.served_quality import cache_config, compared, pool_tokens, says_passkey, server_scores
 from quantadvisor.profiling.server import RunningServer
 
 from .test_served import MODEL, running
@@ -50,7 +51,7 @@ def test_a_servers_scores_against_the_closed_form(python: str, tmp_path: Path) -
     np.save(tmp_path / "reference.npy", expected)
     with running(python, tmp_path) as url:
         scores = server_scores(client(url), WINDOWS, tmp_path / "reference.npy")
-        assert pool_tokens(client(url)) == 192
+        assert pool_tokens(cache_config(client(url))) == 192
     want = np.delete(expected.astype(float), [3, 7], axis=0)  # the last of each window is not told
     want -= np.log(np.exp(want).sum(1, keepdims=True))
     assert scores.shape == (3, 6)
@@ -65,3 +66,20 @@ def test_a_server_that_tells_none_is_a_reason(python: str, tmp_path: Path) -> No
         pytest.raises(CandidateFailed, match=r"its log-probabilities cannot be had: HTTP 400: .*prompt_logprobs"),
     ):
         server_scores(client(url), WINDOWS, tmp_path / "reference.npy")
+
+
+def test_a_passkey_is_what_the_server_goes_on_with(python: str, tmp_path: Path) -> None:
+    prompt = np.arange(3, 40)
+    with running(python, tmp_path, continues=" 71432") as url:
+        assert says_passkey(client(url), prompt, "71432", 5)
+        assert not says_passkey(client(url), prompt, "71433", 5)
+        asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines() if "stream" not in line]
+    assert [(one["prompt"], one["max_tokens"], one["temperature"]) for one in asked] == [(prompt.tolist(), 5, 0)] * 2
+
+
+def test_a_server_that_cannot_be_asked_for_a_passkey_is_a_reason(python: str, tmp_path: Path) -> None:
+    with (
+        running(python, tmp_path, context=30) as url,
+        pytest.raises(CandidateFailed, match=r"the passkey at the declared context cannot be asked: HTTP 400: .*30 tokens"),
+    ):
+        says_passkey(client(url), np.arange(3, 40), "71432", 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,33 @@ def test_a_likelihood_is_the_sum_over_the_continuation(folder: Path) -> None:
     assert tasks.likelihood(worker, prefix, encode, "t5 t9", f" t{best}")[1]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_the_harness_scores_a_local_multiple_choice(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
-    rng = np.random.default_rng(0)  # words t30 to t99: "t1" and "t2" are special tokens, found inside of longer names too
-    rows = [
-        {"question": " ".join(f"t{i}" for i in rng.integers(30, 100, 5)), "choices": [f"t{i}" for i in rng.integers(30, 100, 4)],
-         "answer": int(rng.integers(0, 4))} for _ in range(12)
-    ]  # fmt: skip
-    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "words.yaml").write_text(
-        f"task: words\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'items.jsonl'}}}}}\n"
+def write_task(folder: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    """A task of multiple choice whose items lie beside it: `question`, `choices` and the index of the right one, `answer`."""
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = folder / "words.yaml"
+    path.write_text(
+        f"task: words\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'items.jsonl'}}}}}\n"
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
         "doc_to_target: answer\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
+    return path
+
+
+def words(rng: np.random.Generator, many: int) -> list[str]:
+    """Words t30 to t99: "t1" and "t2" are special tokens, found inside of longer names too."""
+    return [f"t{i}" for i in rng.integers(30, 100, many)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_harness_scores_a_local_multiple_choice(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = [
+        {"question": " ".join(words(rng, 5)), "choices": words(rng, 4), "answer": int(rng.integers(0, 4))} for _ in range(12)
+    ]
+    task = write_task(tmp_path, rows)
     worker = InTorch(folder)
-    metric, found = tasks.answers(worker, folder, tmp_path / "words.yaml", 10)
+    metric, found = tasks.answers(worker, folder, task, 10)
     assert metric == "acc" and sorted(found) == list(range(10))
     for at, row in enumerate(rows[:10]):
         question = [int(word[1:]) for word in row["question"].split()]
@@ -135,4 +147,4 @@ def test_the_harness_scores_a_local_multiple_choice(folder: Path, tmp_path: Path
         assert found[at] == float(chosen == row["answer"])
     (tmp_path / "items.jsonl").unlink()
     with pytest.raises(BadInput, match="the harness cannot run it"):
-        tasks.answers(worker, folder, tmp_path / "words.yaml", 10)
+        tasks.answers(worker, folder, task, 10)

@@ -16,6 +16,10 @@ class Format(Document):
     group_size: int | None = None
     symmetric: bool = True
     dynamic: bool = False
+    centred: bool = False
+    """Of weights: a block's mean is taken off first, and stored in 16 bits."""
+    kept_percent: float = 0.0
+    """Of a weight's inputs: those that stay in 16 bits."""
 
 
 class Scheme(Document):

@@ -34,7 +34,8 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/metrics":
-            labels = ",".join(f'{key}="{value}"' for key, value in POOL.items())
+            pool = POOL | ({"cache_dtype": kind} if (kind := self.server.faults.get("cache_dtype")) else {})
+            labels = ",".join(f'{key}="{value}"' for key, value in pool.items())
             return self.plain(f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{labels}}} 1.0\n".encode())
         return self.plain(json.dumps({"data": [{"id": self.server.named}]}).encode())
 
@@ -53,6 +54,10 @@ class Answers(BaseHTTPRequestHandler):
             if faults.get("no_logprobs"):
                 return self.plain(b'{"error": "unknown field prompt_logprobs"}', 400)
             return self.plain(json.dumps({"choices": [{"prompt_logprobs": prompt_logprobs(asked)}]}).encode())
+        if not asked.get("stream"):
+            if len(asked["prompt"]) > faults.get("context", 1 << 30):
+                return self.plain(b'{"error": "this model holds 30 tokens"}', 400)
+            return self.plain(json.dumps({"choices": [{"text": faults.get("continues", "w " * tokens)}]}).encode())
         self.send_response(200)
         self.send_header("Connection", "close")
         self.end_headers()
