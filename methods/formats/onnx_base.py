@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.errors import CandidateFailed
 
 from .folders import new_folder
+from .huggingface import check_finite
 
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "model.onnx.data"
 HIDDEN = "quantadvisor.hidden"
@@ -39,7 +40,9 @@ def export_base(model_folder: Path, out: Path) -> None:
     """The fp32 folder of a Hugging Face folder, through the model builder of onnxruntime-genai, offline.
 
     The builder runs in a child process: it prints, it changes `sys.path`, and its memory goes back when it ends.
+    CandidateFailed where it fails, or a tensor is not finite.
     """
+    check_finite(model_folder)
     with new_folder(out) as work, tempfile.TemporaryDirectory(dir=out.parent, prefix=".builder.") as cache:
         command = [
             sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(Path(model_folder).resolve()),
