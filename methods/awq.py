@@ -27,8 +27,9 @@ from . import layerwise
 from .affine import Floats, Grouped, dequantize_groups, in_groups, nearest, nearest_groups, quantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
-from .layerwise import SAMPLES, Grid, evenly, gram, grid_of, loaded
-from .refusals import config
+from .layerwise import SAMPLES, evenly, gram, grid_of, loaded
+from .linear_format import LinearFormat
+from .refusals import config, padding
 from .rescale import Pair, Scale, pairs
 from .schemes import scheme as scheme_named
 from .stream import stream
@@ -72,7 +73,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         chosen = [float(kept[pair.targets[0]]["ratio"][0]) for pair in known]
     spread = f"exponents {min(chosen):.2f} to {max(chosen):.2f}, median {np.median(chosen):.2f}"
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}", *resumed)
+    how = f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}"
+    return (how, *padding(model_folder, scheme, runtime), *resumed)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],
@@ -87,7 +89,7 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],
     }
 
 
-def search_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, kept: MutableMapping[str, Arrays],
+def search_all(model_folder: Path, tokens: NDArray[int64], grid: LinearFormat, kept: MutableMapping[str, Arrays],
                shares: tuple[float, ...] = CLIPS, say: Say = silent) -> None:  # fmt: skip
     """Integers of every linear into `kept`, with the scale and exponent of its pair; inputs are those of the fp32 model.
     `shares`: what clipping tries; (1,): no clipping."""
@@ -120,7 +122,7 @@ def divided(kept: Mapping[str, Arrays], name: str, known: tuple[Pair, ...]) -> G
     return integers._replace(scales=integers.scales / scale_of(kept, pair)[:, None])
 
 
-def best_scale(pair: Pair, loudness: Floats, gram: Floats, w: Floats, grid: Grid) -> tuple[float, Scale]:
+def best_scale(pair: Pair, loudness: Floats, gram: Floats, w: Floats, grid: LinearFormat) -> tuple[float, Scale]:
     """loudness: mean|X_j| [K], gram: X^T X / T [K, K], w: [N, K] of all readers -> the exponent and the source's scale."""
     candidates = [(ratio, scale_for(pair.gather(loudness), ratio)) for ratio in RATIOS]
     return min(candidates, key=lambda each: scaled_error(w, pair.spread(each[1]), gram, grid))
@@ -133,7 +135,7 @@ def scale_for(loudness: Floats, ratio: float) -> Scale:
     return normal
 
 
-def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: Grid) -> float:
+def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: LinearFormat) -> float:
     """Sum over rows of d gram d^T with d = Q(w s) / s - w: T times less than |X W^T - X (Q(W s) / s)^T|^2."""
     import torch
 
@@ -141,7 +143,7 @@ def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: Grid) -> float:
     return float(torch.vdot((error @ torch.from_numpy(gram)).flatten(), error.flatten()))
 
 
-def clipped(w: Floats, gram: Floats, grid: Grid, clips: tuple[float, ...]) -> Grouped:
+def clipped(w: Floats, gram: Floats, grid: LinearFormat, clips: tuple[float, ...]) -> Grouped:
     """w: [N, K] -> integers; every group clipped at the share of its max|w| with the least output error of its own."""
     import torch
 

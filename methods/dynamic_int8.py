@@ -19,7 +19,8 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
-from .refusals import COMPRESSED, ONNX, compute_mismatch, not_offered, nothing_to_write
+from .refusals import COMPRESSED, ONNX, compute_mismatch, config, not_offered, nothing_to_write
+from .rescale import mapping_missing
 from .schemes import named
 from .schemes import scheme as scheme_named
 
@@ -36,7 +37,11 @@ def schemes() -> tuple[Scheme, ...]:
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, (*ONNX, *COMPRESSED)):
         return refused
-    return FOUR_BITS if scheme.name == "w4a4" else compute_mismatch(scheme, runtime)
+    if scheme.name == "w4a4":
+        return FOUR_BITS
+    if refused := compute_mismatch(scheme, runtime):
+        return refused
+    return mapping_missing(config(model_folder)) if runtime in COMPRESSED else None
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

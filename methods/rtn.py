@@ -20,7 +20,9 @@ from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped, dequantize_groups, quantize_groups
 from .artifact import base_folder, write_grouped
-from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
+from .linear_format import LinearFormat
+from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, width_missing
+from .rescale import mapping_missing
 from .schemes import group_format, named
 from .schemes import scheme as scheme_named
 
@@ -42,6 +44,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
         return refused
     if refused := half_mismatch(scheme, runtime) or width_missing(scheme, runtime):
+        return refused
+    if runtime in HALF and (refused := mapping_missing(config(model_folder))):
         return refused
     return None if runtime in ONNX else group_mismatch(model_folder, scheme)
 
@@ -70,8 +74,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         plan = dict.fromkeys(onnx.linear_names(source), group_format(scheme.weights))
         plan["lm_head"] = group_format(scheme.lm_head)
         onnx.quantize_weights(source, out, plan, accuracy_level)
-    return ()
+    return padding(model_folder, scheme, runtime)
 
 
-def integers(read: Callable[[], Floats], chosen: tuple[int, int, bool]) -> Grouped:
+def integers(read: Callable[[], Floats], chosen: LinearFormat) -> Grouped:
     return quantize_groups(read(), *chosen)

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.packing import pack_words, unpack_words
 
-from ..affine import Codes, Grouped
+from ..affine import Codes, Grouped, refuse_beyond_half
+from ..linear_format import LinearFormat, check
 from ..rescale import Pair, Scale
 from .huggingface import read_linears, settings_of, write_integers
 
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric)"""
 SUFFIXES = ("qweight", "qzeros", "scales")
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -31,9 +30,8 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], chosen: LinearFormat,
           moves: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
     """Linears of `given` in integers, everything else in float16; `moves`: scales that are moved first."""
-    bits, group, _ = chosen
-    if bits != BITS:
-        raise BadInput("awq layout", f"holds {BITS}-bit weights, not {bits}-bit ones", "use the gptq layout")
+    check(chosen, "awq")
+    _, group, _ = chosen
     settings = {
         "quant_method": "awq",
         "bits": BITS,
@@ -48,6 +46,7 @@ def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], cho
 def stored(given: Grouped) -> dict[str, Any]:
     if given.codes.shape[0] % 8:
         raise BadInput("awq layout", f"{given.codes.shape[0]} output channels are no multiple of 8", "use the gptq layout")
+    refuse_beyond_half("a scale of the awq layout", float(np.abs(given.scales).max()))
     return {
         "qweight": interleaved(given.codes.T),
         "qzeros": interleaved(given.zeros.T),
@@ -80,4 +79,4 @@ def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
     if settings.get("quant_method") != "awq" or settings.get("version", "gemm") != "gemm" or settings.get("bits") != BITS:
         raise BadInput(str(folder), "is no AWQ checkpoint of the gemm layout", "see quantization_config in its config.json")
     found = {name: restored(arrays) for name, arrays in read_linears(folder, SUFFIXES).items()}
-    return found, (BITS, int(settings["group_size"]), False)
+    return found, LinearFormat(BITS, int(settings["group_size"]), False)

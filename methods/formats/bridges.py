@@ -2,7 +2,8 @@
 
     read          GPTQ, AWQ, pack-quantized, MatMulNBits (ONNX) or OpenVINO folder -> integers by Hugging Face names
     dequantized   a GPTQ, AWQ, pack-quantized or bitsandbytes folder -> a plain float32 one: what other runtimes' exporters read
-    carry         a folder -> an artifact of another runtime, with the same codes and no rounding of its own
+    carry         a folder -> an artifact of another runtime, with the same codes and no rounding of its own (llama.cpp: symmetric
+                  ones only, as Q4_0 or Q8_0)
     convert       a folder -> a Hugging Face folder in another layout, likewise
 
 Codes and zeros come through unchanged, scales too: float16 and bfloat16 are exact in float32. Only lm_head, which these
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,15 @@ import numpy as np
 from quantadvisor.documents.errors import BadInput
 
 from ..affine import Floats, Grouped, dequantize_groups
-from ..refusals import ONNX
+from ..linear_format import OTHERWISE, ROW, LinearFormat, check, group_size, target_of
+from ..refusals import ONNX, config
 from . import awq, bitsandbytes, gptq, huggingface, pack_quantized
 
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric)"""
 LAYOUTS = {"gptq": gptq, "awq": awq, "compressed-tensors": pack_quantized}
 """Of integers in groups in Hugging Face folders, by quant_method."""
 CHECKPOINTS: dict[str, Any] = {**LAYOUTS, "bitsandbytes": bitsandbytes}
+GROUPS = (128, 64, 32)
+"""That one scale a row is repeated for, where a graph holds groups only: the first that divides every row."""
 
 
 def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
@@ -69,7 +72,7 @@ def dequantized(checkpoint: Path, out: Path) -> None:
     else:
         integers, (_, group, _) = form.read(checkpoint)
         found = {
-            name: partial(dequantize_groups, linear.codes, linear.scales, linear.zeros, group)
+            name: partial(dequantize_groups, *linear, group_size(group, linear.codes.shape[1]))
             for name, linear in integers.items()
         }
 
@@ -84,22 +87,47 @@ def dequantized(checkpoint: Path, out: Path) -> None:
 
 
 def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -> tuple[str, ...]:
-    """The artifact of `runtime` with the checkpoint's codes; returns notes. `base`: the model's export, where there is one."""
+    """The artifact of `runtime` with the checkpoint's codes; returns notes. `base`: the model's export, where there is one.
+    BadInput where the runtime's format does not hold them."""
     from ..artifact import base_folder
 
     nf4 = (checkpoint / "config.json").exists() and checkpoint_format(checkpoint) is bitsandbytes
     if nf4 and runtime not in ONNX:
         what = f"holds bitsandbytes' codes, and {runtime} reads them in no artifact of its own"
         raise BadInput(str(checkpoint), what, "carry NF4 to onnxruntime; torch and vllm read the folder itself")
-    write = partial(write_nf4, bitsandbytes.read_nf4(checkpoint)) if nf4 else partial(write_integers, *read(checkpoint), runtime)
+    notes: tuple[str, ...] = ()
+    if nf4:
+        write = partial(write_nf4, bitsandbytes.read_nf4(checkpoint))
+    else:
+        found, form = read(checkpoint)
+        if form.group == ROW:
+            found, form = in_groups(found, form)
+            notes = (f"one scale a row, repeated for its groups of {form.group}",)
+        check(form, target_of(runtime), {linear.codes.shape[1] for linear in found.values()})
+        write = partial(write_codes, found, form) if runtime == "llama.cpp" else partial(write_integers, found, form, runtime)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bridge.") as scratch:
         plain = checkpoint
-        if base is None:
+        if base is None or runtime == "llama.cpp":
             dequantized(checkpoint, plain := Path(scratch) / "plain")
-        with base_folder(plain, runtime, out, base) as source:
+        with nullcontext(plain) if runtime == "llama.cpp" else base_folder(plain, runtime, out, base) as source:
             count = write(plain, source, out)
-    return (f"{count} linears with the codes of {checkpoint.name}; lm_head rounded to 8 bit",)
+    return (f"{count} linears with the codes of {checkpoint.name}; lm_head rounded to 8 bit", *notes)
+
+
+def in_groups(found: Mapping[str, Grouped], form: LinearFormat) -> tuple[dict[str, Grouped], LinearFormat]:
+    """One scale a row as the scale of each of its groups: the same weights."""
+    widths = {linear.codes.shape[1] for linear in found.values()}
+    group = next((size for size in GROUPS if not any(width % size for width in widths)), None)
+    if group is None:
+        what = f"none of {GROUPS} divides all rows that have one scale, {', '.join(map(str, sorted(widths)))} wide"
+        raise BadInput("weights", what, OTHERWISE)
+
+    def repeated(linear: Grouped) -> Grouped:
+        count = linear.codes.shape[1] // group
+        return linear._replace(scales=linear.scales.repeat(count, axis=1), zeros=linear.zeros.repeat(count, axis=1))
+
+    return {name: repeated(linear) for name, linear in found.items()}, form._replace(group=group)
 
 
 def write_integers(found: Mapping[str, Grouped], form: LinearFormat, runtime: str, plain: Path, source: Path, out: Path) -> int:
@@ -112,6 +140,16 @@ def write_integers(found: Mapping[str, Grouped], form: LinearFormat, runtime: st
     assert wanted.weights is not None
     wanted = wanted.model_copy(update={"weights": wanted.weights.model_copy(update={"symmetric": symmetric})})
     write_grouped(plain, source, wanted, runtime, out, brought(found))
+    return len(found)
+
+
+def write_codes(found: Mapping[str, Grouped], form: LinearFormat, plain: Path, source: Path, out: Path) -> int:
+    """A GGUF file, which is written from the Hugging Face folder: no base is needed."""
+    from . import gguf
+
+    if reason := gguf.refuse(config(plain)):
+        raise BadInput("model", reason)
+    gguf.write_codes(plain, out, brought(found), form.bits)
     return len(found)
 
 
@@ -130,6 +168,7 @@ def convert(checkpoint: Path, layout: str, out: Path, model_folder: Path | None 
     if layout not in LAYOUTS:
         raise BadInput("format", f"{layout!r} is none that integers are written in", f"known are {', '.join(LAYOUTS)}")
     found, form = read(checkpoint)
+    check(form, layout, {linear.codes.shape[1] for linear in found.values()})
     huggingface_folder = (checkpoint / "config.json").exists() and not (checkpoint / "openvino_model.xml").exists()
     if not huggingface_folder and model_folder is None:
         raise BadInput(

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantadvisor.documents import CandidateFailed
-from quantadvisor.methods import adapters, awq, gptq, lkd, llm_qat
+from quantadvisor.methods import adapters, awq, gptq, lkd, llm_qat, obq
 from quantadvisor.methods.affine import dequantize_groups, quantize_channels, quantize_groups
 from quantadvisor.methods.fake import applied, with_weights
 from quantadvisor.methods.formats import bridges, pack_quantized
-from quantadvisor.methods.layerwise import Grid, hessian
+from quantadvisor.methods.layerwise import gram, hessian
+from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
 
@@ -135,6 +136,69 @@ def test_weights_that_are_not_finite_are_refused(
     assert not [path for path in left.glob(".out.*") if "kept" not in path.name]
 
 
+LAYOUTS = (
+    ("none", "fp32", "torch"), ("none", "bf16", "torch"), ("none", "fp32", "onnxruntime"), ("none", "fp16", "onnxruntime"),
+    ("none", "fp32", "openvino"), ("none", "bf16", "llama.cpp"), ("rtn", "w4-g64", "onnxruntime"), ("rtn", "w4-g64", "openvino"),
+    ("rtn", "w4-g32-bf16", "torch"), ("gguf", "q4_0", "llama.cpp"), ("gguf", "q4_k", "llama.cpp"),
+    ("kbit", "nf4-b64", "onnxruntime"), ("kbit", "nf4-b64-bf16", "torch"), ("fp8", "fp8-bf16", "vllm"),
+    ("llm_int8", "w8a8-outlier-fp16", "torch"),
+)  # fmt: skip
+"""Every layout of an artifact, by a method that writes it."""
+
+
+@pytest.mark.parametrize("place", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(("name", "wanted", "runtime"), LAYOUTS)
+def test_no_layout_holds_a_nan(
+    name: str, wanted: str, runtime: str, place: str, llama: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    def break_one(state: dict[str, Any]) -> None:
+        state[place].view(-1)[5] = float("nan")
+
+    folder = changed(llama, tmp_path / "hf", break_one)
+    with pytest.raises(CandidateFailed, match=f"{place}: values that are not finite"):
+        method(name).apply(folder, scheme(wanted), runtime, tokens[:2], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+UP, NORM = "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "runtime", "place"),
+    [("none", "fp16", "torch", UP), ("none", "fp16", "torch", NORM), ("none", "fp16", "onnxruntime", UP),
+     ("rtn", "w4-g32-bf16", "torch", UP), ("rtn", "w4-g32-bf16", "torch", NORM), ("llm_int8", "w8a8-outlier-fp16", "torch", NORM),
+     ("gguf", "q4_0", "llama.cpp", UP)],
+)  # fmt: skip
+def test_float16_holds_no_infinity(
+    name: str, wanted: str, runtime: str, place: str, llama: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    """A weight of 1e6, as it is or as the scale of 4 bits."""
+    if runtime == "llama.cpp":
+        pytest.importorskip("llama_cpp", reason="llama.cpp is not here: make runtime-llama")
+
+    def enlarge(state: dict[str, Any]) -> None:
+        state[place].view(-1)[5] = 1e6
+
+    folder = changed(llama, tmp_path / "hf", enlarge)
+    with pytest.raises(CandidateFailed, match="beyond float16|llama_model_quantize gave 1 for q4_0: .*failed"):
+        method(name).apply(folder, scheme(wanted), runtime, tokens[:2], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_codebooks_and_layouts_hold_no_nan() -> None:
+    from quantadvisor.methods.codebooks import normal_floats, quantize_blocks, to_blocks
+    from quantadvisor.methods.formats import awq as awq_layout
+
+    w = np.ones((8, 64), np.float32)
+    w[1, 40] = np.nan
+    for rounding in (quantize_blocks, to_blocks):
+        with pytest.raises(CandidateFailed, match="not finite"):
+            rounding(w, normal_floats(4), 32)
+    loud = np.tile(np.linspace(-1e6, 1e6, 64, dtype=np.float32), (8, 1))
+    with pytest.raises(CandidateFailed, match="awq layout holds 1.33e\\+05, beyond float16"):
+        awq_layout.stored(quantize_groups(loud, 4, 64, False))
+
+
 def test_not_finite_in_a_group_or_a_row() -> None:
     w = np.ones((2, 64), np.float32)
     w[1, 40] = np.nan
@@ -150,14 +214,24 @@ def test_groups_of_one_element(symmetric: bool) -> None:
     rng = np.random.default_rng(0)
     w, x = rng.standard_normal((8, 16)).astype(np.float32), rng.standard_normal((64, 16)).astype(np.float32)
     w[2, 3] = 0
-    grid = Grid(4, 1, symmetric)
-    for found in (quantize_groups(w, *grid), gptq.solve(w, hessian(x), grid)):
+    grid = LinearFormat(4, 1, symmetric)
+    for found in (quantize_groups(w, *grid), gptq.solve(w, hessian(x), grid), obq.solve(w, hessian(x), grid)):
         assert found.scales.shape == (8, 16)
         if not symmetric:
             np.testing.assert_allclose(dequantize_groups(*found, 1), w, rtol=0.5, atol=1e-6)
         assert np.isfinite(dequantize_groups(*found, 1)).all()
-    plain = dequantize_groups(*quantize_groups(w, *grid), 1)
-    np.testing.assert_allclose(plain, w, rtol=1e-5, atol=1e-7)
+    for found in (quantize_groups(w, *grid), awq.clipped(w, gram(x) / 64, grid, awq.CLIPS)):
+        np.testing.assert_allclose(dequantize_groups(*found, 1), w, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_of_one_element_are_distilled_to_about_what_they_were(
+    llama: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lkd, "STEPS", 2)
+    state = load_file(llama / "model.safetensors")
+    for name, w in lkd.rounded(llama, scheme("w4-g1"), tokens[:2]).items():
+        exact = state[f"{name}.weight"].numpy()
+        assert np.abs(w - exact).max() < 0.1 * np.abs(exact).max()
 
 
 def test_rows_that_groups_do_not_divide_are_padded_or_refused(llama: Path) -> None:
@@ -170,6 +244,19 @@ def test_rows_that_groups_do_not_divide_are_padded_or_refused(llama: Path) -> No
     assert "do not divide" in str(gptq.refuse(odd, scheme("w4-g64-bf16"), "vllm"))
 
 
+def test_a_short_last_group_is_said(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """Where ONNX Runtime's rows are filled up, a note; what is written runs."""
+    narrow = write_llama(tmp_path / "narrow", hidden_size=96, intermediate_size=128)
+    cases = (("rtn", narrow, None, 64, 96), ("gptq", llama, base, 128, 64), ("awq", llama, base, 128, 64))
+    for name, folder, export, group, width in cases:
+        notes = method(name).apply(folder, scheme(f"w4-g{group}"), "onnxruntime", tokens[:2], tmp_path / name, base=export)
+        said = f"groups of {group} do not divide hidden_size = {width}: the last group of such a row is shorter"
+        assert sum(note.startswith(said) for note in notes) == 1
+        assert np.isfinite(run(tmp_path / name, tokens[3])).all()
+        even = method(name).apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:2], tmp_path / f"{name}-even", base=base)
+        assert not any("shorter" in note for note in even)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_or_not_the_output_layer_stays(tied: bool, tokens: np.ndarray, tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf", tied=tied)
@@ -180,12 +267,17 @@ def test_tied_or_not_the_output_layer_stays(tied: bool, tokens: np.ndarray, tmp_
     assert ("lm_head.weight" in load_file(tmp_path / "plain" / "model.safetensors")) == (not tied)
 
 
-@pytest.mark.parametrize("name", ["gptq", "awq", "smoothquant", "llm_int8"])
-def test_an_architecture_without_a_map_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
-    module = method(name)
-    refused = module.refuse(tmp_path, module.schemes()[0], "onnxruntime")
-    assert "'gemma2'" in str(refused)
+@pytest.mark.parametrize(
+    ("name", "wanted", "runtime"),
+    [("gptq", "w4-g64", "onnxruntime"), ("awq", "w4-g64", "onnxruntime"), ("smoothquant", "w8a8", "onnxruntime"),
+     ("llm_int8", "w8a8-outlier", "onnxruntime"), ("rtn", "w4-g64-bf16", "vllm"), ("dynamic_int8", "w8a8-bf16", "vllm"),
+     ("fp8", "fp8-bf16", "vllm"), ("fp8", "fp8-bf16", "triton")],
+)  # fmt: skip
+def test_an_architecture_without_a_map_is_refused_by_its_name(name: str, wanted: str, runtime: str, tmp_path: Path) -> None:
+    """In Mixtral w1, w2 and w3 are linears, which compressed-tensors' config would declare and nothing would have rounded."""
+    for kind in ("gemma2", "mixtral"):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        assert f"'{kind}'" in str(method(name).refuse(tmp_path, scheme(wanted), runtime))
 
 
 @pytest.fixture(scope="module")
