@@ -1,24 +1,26 @@
 """On first contact with a GPU: the Triton kernels that a run may cite are checked before they are. Never run on a GPU.
 
 What `advisor selfcheck` found there with these versions stands; what it did not look at is checked now, and kept beside it
-(kernels/selfcheck_record.py). A kernel that is wrong, or slower than what it replaces at every size, refuses its candidates.
+(kernels/selfcheck_record.py). A kernel that is wrong, or slower than what it replaces at the workload's numbers of rows,
+refuses its candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from quantadvisor.documents import Candidate, CandidateFailed, Device, Scheme, SelfCheck, Workload
 from quantadvisor.kernels import gpu_timing, selfcheck_record
 from quantadvisor.kernels.processes import ProbeProcess
-from quantadvisor.kernels.triton_modules import CACHES, weight_only
+from quantadvisor.kernels.triton_modules import CACHES, LLM_INT8, NF4, weight_only
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import selfcheck_child
 from quantadvisor.profiling.gpus import capability, environment
 
 from .candidates import GPU_CATALOGUE, asked_runtimes, session_options
+from .predict import outlier_channels
 from .selfcheck_command import LIST, START_S, one_check
 
 CHILD = Path(selfcheck_child.__file__)
@@ -33,7 +35,9 @@ def kernels_of(made: Scheme, options: Sequence[str]) -> tuple[str, ...]:
     if weights is None:
         return tuple(caches)
     if inputs is not None:
-        return ("w8a8" if inputs.number == "int" else "fp8", *caches)
+        return (LLM_INT8 if outlier_channels(made) else "w8a8" if inputs.number == "int" else "fp8", *caches)
+    if weights.number == "codebook":
+        return (NF4, *caches)
     return (f"{weight_only(int(weights.bits), weights.group_size or 0)}{'' if weights.symmetric else '-asymmetric'}", *caches)
 
 
@@ -75,30 +79,37 @@ def unchecked(subjects: Iterable[str], known: SelfCheck | None) -> list[str]:
     return [name for name in subjects if name.partition(" ")[0] in wanted - done]
 
 
-def proven_products(device: Device) -> dict[str, Scheme]:
-    """Name -> a scheme of the catalogue that takes it, of the products that the record clears on this GPU."""
+def proven_products(device: Device, rows: Collection[int]) -> dict[str, Scheme]:
+    """Name -> a scheme of the catalogue that takes it, of the products that the record clears on this GPU at so many rows."""
+    return {kernel: made for kernel, made in products().items() if cleared((kernel,), device, rows) is None}
+
+
+def products() -> dict[str, Scheme]:
+    """Kernel by its name in `advisor selfcheck` -> a scheme of the catalogue that takes it. Not LLM.int8(): its time hangs on how
+    many channels of the activations are loud, which a ghost shows."""
     found: dict[str, Scheme] = {}
     for entry in GPU_CATALOGUE:
         made = scheme(entry.scheme)
-        kernels = kernels_of(made, ()) if TRITON in entry.runtimes and not made.quantizes_cache else ()
-        found |= {kernel: made for kernel in kernels if cleared((kernel,), device) is None}
+        if TRITON in entry.runtimes and not made.quantizes_cache and not outlier_channels(made):
+            found |= dict.fromkeys(kernels_of(made, ()), made)
     return found
 
 
-def cleared(kernels: Sequence[str], device: Device) -> str | None:
-    """Why the kernels may not be cited on this GPU; None where the record clears them all."""
+def cleared(kernels: Sequence[str], device: Device, rows: Collection[int] | None = None) -> str | None:
+    """Why the kernels may not be cited on this GPU at so many rows; None where the record clears them all."""
     if find_spec("triton") is None:
         return "triton is not installed: pip install triton"
-    return selfcheck_record.refusal(f"{device.name}, sm_{capability(device)}", kernels, gpu_timing.versions())
+    return selfcheck_record.refusal(f"{device.name}, sm_{capability(device)}", kernels, gpu_timing.versions(), rows)
 
 
-def proven(candidates: Iterable[Candidate], device: Device) -> tuple[Candidate, ...]:
-    """The candidates, those of the triton runtime refused whose kernels the record does not clear on this GPU."""
-    return tuple(one.model_copy(update={"refused": one.refused or unproven(one, device)}) for one in candidates)
+def proven(candidates: Iterable[Candidate], device: Device, rows: Collection[int]) -> tuple[Candidate, ...]:
+    """The candidates, those of the triton runtime refused whose kernels the record does not clear on this GPU at the numbers
+    of rows that the workload's phases have."""
+    return tuple(one.model_copy(update={"refused": one.refused or unproven(one, device, rows)}) for one in candidates)
 
 
-def unproven(candidate: Candidate, device: Device) -> str | None:
+def unproven(candidate: Candidate, device: Device, rows: Collection[int]) -> str | None:
     if device.kind != "cuda" or candidate.runtime != TRITON or candidate.refused:
         return None
     kernels = kernels_of(candidate.scheme, candidate.options)
-    return cleared(kernels, device) if kernels else None
+    return cleared(kernels, device, rows) if kernels else None

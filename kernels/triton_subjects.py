@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .rivals import Integers
 
 Tensor = Any
 Call = Callable[[], Any]
@@ -36,6 +39,8 @@ class Subject:
     """The 16-bit operator that it replaces: cuBLAS through torch.matmul, or torch's attention; None: nothing."""
     problem: tuple[str, Tensor, Tensor] | None = None
     """(kind, x [M, K], w [N, K] in 16 bits) for other packages' kernels of that kind (`rivals.py`)."""
+    integers: Integers | None = None
+    """What our INT4 product multiplies by, for packages that take it."""
 
 
 SMALL: tuple[Sizes, ...] = ((1, 40, 192), (17, 72, 200))
@@ -79,9 +84,12 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
 
 
 def product(name: str, device: str, sizes: Sizes) -> Subject:
-    """Of a kernel that is timed on the sizes of a model (`triton_tuning.py`): w4a16-g32 to -g128 with zero points, w8a8, fp8."""
+    """Of a kernel that is timed on the sizes of a model (`triton_tuning.py`): w4a16-g32 to -g128 with zero points, w8a16-g0
+    (per channel) to -g128, w8a8, fp8."""
     if name.startswith("w4a16-g"):
         return _int4(device, sizes, int(name.removeprefix("w4a16-g")), asymmetric=True)
+    if name.startswith("w8a16-g"):
+        return _int8_weights(device, sizes, int(name.removeprefix("w8a16-g")))
     return {"w8a8": _int8, "fp8": _fp8}[name](device, sizes)
 
 
@@ -156,6 +164,7 @@ def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool) -> Subject
     import torch
 
     from . import triton_w4a16
+    from .rivals import Integers
 
     x, w = _drawn(device, sizes)
     codes, scales = _codes(w, group, 16)
@@ -163,7 +172,8 @@ def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool) -> Subject
     packed = triton_w4a16.pack(codes, scales, zeros, group)
     values = (codes.double() - (8 if zeros is None else _spread(zeros, group, sizes[2]))) * _spread(scales, group, sizes[2])
     name = f"w4a16-g{group}{'-asymmetric' if asymmetric else ''}"
-    return _product(name, lambda: triton_w4a16.w4a16(x, *packed, group), x.double(), values, sizes[2], w, "w4a16")
+    made = _product(name, lambda: triton_w4a16.w4a16(x, *packed, group), x.double(), values, sizes[2], w, "w4a16")
+    return replace(made, integers=Integers(codes, scales, zeros, group))
 
 
 def _signed(codes: Tensor) -> Tensor:
@@ -208,8 +218,8 @@ def _codebook(device: str, sizes: Sizes, book: str) -> Subject:
     def run() -> Tensor:
         return triton_codebook.codebook_product(x, packed[0], table, packed[1], 64)
 
-    kind = "codebook" if book == "nf4" else f"codebook-{book}"
-    return _product(f"codebook-{book}", run, x.double(), values, sizes[2], w, kind)
+    name = f"codebook-{book}"
+    return _product(name, run, x.double(), values, sizes[2], w, name)
 
 
 def _dequantize(device: str, sizes: Sizes, kind: str) -> Subject:
@@ -292,7 +302,7 @@ def _llm_int8(device: str, sizes: Sizes) -> Subject:
         return triton_llm_int8.llm_int8(triton_llm_int8.decompose(x), codes, w_scales)
 
     values = codes.double() * w_scales.double()[:, None]
-    made = _product("llm-int8", run, x.double().where(loud, quiet), values, int(loud.sum()) + 16, w, "llm_int8")
+    made = _product("llm-int8", run, x.double().where(loud, quiet), values, int(loud.sum()) + 16, w, "llm-int8")
     return _with_own_inputs(made, x, w)
 
 
@@ -395,9 +405,12 @@ def attention(device: str, cache: Cache, kind: str) -> Subject:
 
 
 def product_at(name: str, device: str, sizes: Sizes) -> Subject:
-    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a16-g64, w8a8 or fp8."""
+    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a16-g64, codebook-nf4, w8a8
+    or fp8."""
     if name.startswith("w8a16-g"):
         return _int8_weights(device, sizes, int(name.removeprefix("w8a16-g")))
+    if name == "codebook-nf4":
+        return _codebook(device, sizes, "nf4")
     if name in ("w8a16", "w8a8", "fp8"):
         return {"w8a16": _int8_weights, "w8a8": _int8, "fp8": _fp8}[name](device, sizes)
     if name.startswith("w4a16-g"):

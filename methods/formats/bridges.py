@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from quantadvisor.documents.errors import BadInput
+from quantadvisor.kernels.bitsandbytes_nf4 import NF4
 
 from ..affine import Floats, Grouped, dequantize_groups
 from ..linear_format import OTHERWISE, ROW, LinearFormat, check, group_size, target_of
@@ -94,7 +95,7 @@ def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -
     nf4 = (checkpoint / "config.json").exists() and checkpoint_format(checkpoint) is bitsandbytes
     if nf4 and runtime not in ONNX:
         what = f"holds bitsandbytes' codes, and {runtime} reads them in no artifact of its own"
-        raise BadInput(str(checkpoint), what, "carry NF4 to onnxruntime; torch and vllm read the folder itself")
+        raise BadInput(str(checkpoint), what, "carry NF4 to onnxruntime; torch, vllm and triton read the folder itself")
     notes: tuple[str, ...] = ()
     if nf4:
         write = partial(write_nf4, bitsandbytes.read_nf4(checkpoint))
@@ -153,7 +154,7 @@ def write_codes(found: Mapping[str, Grouped], form: LinearFormat, plain: Path, s
     return len(found)
 
 
-def write_nf4(found: Mapping[str, bitsandbytes.NF4], plain: Path, source: Path, out: Path) -> int:
+def write_nf4(found: Mapping[str, NF4], plain: Path, source: Path, out: Path) -> int:
     from . import onnx
 
     given = {name: partial(bitsandbytes.in_rows, linear, name) for name, linear in found.items()}

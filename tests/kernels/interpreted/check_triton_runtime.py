@@ -28,8 +28,9 @@ from transformers import (
 from quantadvisor.documents import Figure
 from quantadvisor.kernels import rivals, triton_modules, triton_products, turbo_tables
 from quantadvisor.kernels import triton_decode_attention as kernel
-from quantadvisor.methods import fp8, rtn
-from quantadvisor.methods.formats import compressed
+from quantadvisor.methods import fp8, kbit, llm_int8, rtn
+from quantadvisor.methods.affine import Grouped, dequantize_groups
+from quantadvisor.methods.formats import bridges, compressed, gptq
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import triton_complete
 from quantadvisor.profiling.runtimes import triton as runtime
@@ -190,7 +191,7 @@ def test_what_our_methods_write_is_read(folders: dict[str, Path], tmp_path: Path
         codes = stored[f"{stem}.weight_packed"].view(torch.uint8).reshape(64, 3, 32).float()
         w = ((codes - 128) * scales[..., None]).reshape(64, 96)
         assert model.get_submodule(stem).kernel == "w8a16"
-        assert problems_of(model, "16 bit") == []  # nothing of it was compiled to choose from
+        assert ("w8a16-g32", (1, 64, 96)) in problems_of(model, "16 bit")
     else:
         assert not (unpacked(stored[f"{stem}.weight_zero_point"].T)[:, :64] == 8).all()
         zeros = unpacked(stored[f"{stem}.weight_zero_point"].T)[:, :64].T
@@ -201,6 +202,102 @@ def test_what_our_methods_write_is_read(folders: dict[str, Path], tmp_path: Path
     tolerance = 2.0**-4 if method is fp8 else 0.0  # x is rounded to E4M3: half of 2^-3 of each product at most
     allowed = 2.0**-8 * true.abs() + (tolerance + 1e-5) * (x.float().abs() @ w.abs().T)
     assert ((found - true).abs() <= allowed).all()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose rows are whole blocks of 64; two channels of the first layer reach LLM.int8()'s threshold."""
+    torch.manual_seed(1)
+    sizes = SMALL | {"intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 64}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(0, 0.7 if "embed" in name else 0.125)
+    model.model.layers[0].input_layernorm.weight.data[[3, 40]] = 12.0
+    model.save_pretrained(folder := tmp_path_factory.mktemp("wide"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "kernel"),
+    [
+        (kbit, "nf4-b64-bf16", "codebook_kernel"),
+        (kbit, "nf4-b64-dq-bf16", "codebook_kernel"),
+        (llm_int8, "w8a8-outlier-fp16", "llm_int8_kernel"),
+    ],
+    ids=["nf4", "double", "int8"],
+)
+def test_folders_of_bitsandbytes_are_as_near_as_its_own_kernels(
+    wide: Path, tmp_path: Path, method: Any, name: str, kernel: str
+) -> None:
+    """Against float32 on the stored numbers, which for INT8 rounds activations as the format says."""
+    folder, tokens = tmp_path / "out", [5]
+    assert method.refuse(wide, scheme(name), "triton") is None
+    method.apply(wide, scheme(name), "triton", np.zeros((1, 4), np.int64), folder)
+    assert runtime.unreadable(str(folder), (), ()) is None
+    session = runtime.TritonSession(str(folder), (), 1, "cpu")
+    found = [session.prefill(PROMPT, 16)[0], *(session.decode(np.array([[one]]))[0] for one in tokens)]
+    bridges.dequantized(folder, tmp_path / "plain")
+    oracle = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32).eval()
+    loud = []
+
+    def rounded(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        loud.append(int((given[0].abs() >= llm_int8.THRESHOLD).flatten(0, -2).any(0).sum()))
+        return (llm_int8.rounded(given[0]),)
+
+    for path, module in oracle.named_modules():
+        if method is llm_int8 and path.endswith("_proj"):
+            module.register_forward_pre_hook(rounded)
+    exact = decoded(oracle, DynamicCache(), tokens)
+    theirs = decoded(AutoModelForCausalLM.from_pretrained(folder).eval(), DynamicCache(), tokens)
+    for ours, their, true in zip(found, theirs, exact, strict=True):
+        off, allowed = np.linalg.norm(ours - true), np.linalg.norm(their - true)
+        assert off <= 2 * allowed, f"{off / np.linalg.norm(true):.4f} of the logits; bitsandbytes {allowed / np.linalg.norm(true):.4f}"
+        assert allowed < 0.2 * np.linalg.norm(true)
+    assert method is kbit or max(loud) >= 1
+    seen = session.operators(PROMPT, batch=None)["decode"]
+    assert {one["name"]: one["count"] for one in seen["operators"]}[kernel] == seen["quantized_linears"] == 14
+    for path, linear in session.model.named_modules():
+        if hasattr(linear, "dense"):
+            assert torch.equal(linear.dense(), oracle.get_submodule(path).weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_folders_of_gptq_are_read(wide: Path, tmp_path: Path, symmetric: bool) -> None:
+    """v1 and v2, in float16: each linear against float32 on the integers that the method's own reader finds."""
+    given: dict[str, Any] = {}
+    for name, value in load_file(wide / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            made = integers_of(value.numpy(), 64, symmetric)
+            given[name.removesuffix(".weight")] = lambda made=made: made
+    gptq.write(wide, tmp_path / "out", given, (4, 64, symmetric))
+    assert runtime.unreadable(str(tmp_path / "out"), (), ()) is None
+    model = swapped(str(tmp_path / "out"), "cpu")
+    assert model.dtype == torch.float16
+    for name, linear in gptq.read(tmp_path / "out")[0].items():
+        ours = model.get_submodule(name)
+        assert ours.name == ("w4a16-g64" if symmetric else "w4a16-g64-asymmetric")
+        w = torch.from_numpy(dequantize_groups(linear.codes, linear.scales, linear.zeros, 64)).double()
+        x = torch.linspace(-1, 1, 3 * w.shape[1]).reshape(3, -1).to(torch.float16)
+        true, sizes = x.double() @ w.T, x.double().abs() @ w.abs().T
+        assert ((ours(x).double() - true).abs() <= 2.0**-11 * true.abs() + (w.shape[1] + 4) * 2.0**-24 * sizes + 2.0**-25).all()
+
+
+def integers_of(w: np.ndarray[Any, Any], group: int, symmetric: bool) -> Grouped:
+    """w: [N, K] to the nearest of 16 steps in each group; zero points 8, or what the least weight asks for."""
+    blocks = w.reshape(len(w), -1, group)
+    low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+    scales = (np.abs(blocks).max(-1) / 7 if symmetric else (high - low) / 15).astype(np.float16).astype(np.float32)
+    zeros = np.full(scales.shape, 8, np.uint8) if symmetric else np.clip(np.rint(-low / scales), 0, 15).astype(np.uint8)
+    codes = np.clip(np.rint(blocks / scales[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
+    return Grouped(codes.reshape(w.shape), scales, zeros)
+
+
+def test_blocks_over_the_ends_of_rows_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Rows of 96 in blocks of 64, which bitsandbytes writes and torch reads."""
+    kbit.apply(folders["base"], scheme("nf4-b64-bf16"), "torch", np.zeros((1, 4), np.int64), tmp_path / "out")
+    with pytest.raises(ValueError, match="NF4 in blocks of 64 over rows of 96"):
+        swapped(str(tmp_path / "out"), "cpu")
 
 
 def test_a_sixteen_bit_cache_too(folders: dict[str, Path]) -> None:
