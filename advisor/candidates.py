@@ -192,12 +192,14 @@ def catalogue_of(device: Device) -> tuple[Entry, ...]:
 
 
 def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
-    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda` where they
-    could also compute on the CPU."""
+    """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda` where
+    they could also compute on the CPU."""
     if device.kind != "cuda":
         return tuple(places)
     there = {place for entry in GPU_CATALOGUE for place in entry.runtimes}
-    moved = (place if place in there else "+".join((name, "cuda", *rest)) for place in places for name, *rest in [place.split("+")])
+    moved = (
+        place if place in there else "+".join((name, "cuda", *rest)) for place in places for name, *rest in [place.split("+")]
+    )
     return tuple(place for place in moved if place in there)
 
 

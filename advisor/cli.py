@@ -46,7 +46,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 Silent = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
 Preset = Annotated[str | None, typer.Option("--preset", help="chat, rag, summarize, agents or long_context, without a file")]
 Users = Annotated[int | None, typer.Option("--concurrency", help="requests in flight, with --preset", min=1)]
-SpecOption = Annotated[Path | None, typer.Option("--workload", help="at the sizes, in the runtimes and interpreters of this spec")]
+SpecOption = Annotated[
+    Path | None, typer.Option("--workload", help="at the sizes, in the runtimes and interpreters of this spec")
+]
 ModelOption = Annotated[str | None, typer.Option("--model", help="at the sizes of this model: builtin:smollm2-135m, a folder, …")]
 
 

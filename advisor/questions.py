@@ -81,7 +81,7 @@ def operator_ran(choice: Candidate) -> Question:
     whole = f"{math.floor(share * 100)} %"
     said = f"{found.quantized_linears} of {found.linears} linears of a decode step ran quantized ({whole}): {top}.{notes}"
     made = choice.scheme
-    linears = made.weights is None and made.activations is None or share >= QUANTIZED_SHARE
+    linears = (made.weights is None and made.activations is None) or share >= QUANTIZED_SHARE
     if not made.quantizes_cache:
         return Question(id="operator", answer=linears, evidence=said)
     return Question(

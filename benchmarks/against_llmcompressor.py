@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def prepare(scratch: Path, samples: int, rounds: int, tokens: int, layers: int | None) -> None:
-    """What both sides read: the model, calibration tokens of each round, windows, and the fp32 model's log-probabilities of them."""
+    """What both sides read: the model, tokens of each round's calibration, windows, and the fp32 model's log-probabilities."""
     import torch
     from transformers import AutoModelForCausalLM
 

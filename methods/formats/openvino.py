@@ -56,8 +56,8 @@ OTHER_FILES = ("config.json", "generation_config.json")
 
 
 def export_base(model_folder: Path, out: Path) -> None:
-    """The float32 artifact of a Hugging Face folder of float32 weights; no network. CandidateFailed where one is not finite, or memory
-    has no room for the model."""
+    """The float32 artifact of a Hugging Face folder of float32 weights; no network. CandidateFailed where one is not finite, or
+    memory has no room for the model."""
     check_memory("the export to OpenVINO", model_folder)
     check_finite(model_folder)
     with new_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".export.") as exported:
