@@ -73,8 +73,8 @@ def dequantized(checkpoint: Path, out: Path) -> None:
     else:
         integers, (_, group, _) = form.read(checkpoint)
         found = {
-            name: partial(dequantize_groups, *linear, group_size=group_size(group, linear.codes.shape[1]))
-            for name, linear in integers.items()
+            name: partial(dequantize_groups, codes, scales, zeros, group_size(group, codes.shape[1]))
+            for name, (codes, scales, zeros) in integers.items()
         }
 
     def change(name: str, value: Any) -> Iterable[tuple[str, Any]]:

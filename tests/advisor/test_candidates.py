@@ -198,9 +198,9 @@ def test_every_scheme_of_the_gpu_s_catalogue_has_an_artifact_that_some_method_wr
 def test_checkpoints_compete_where_the_gpu_reads_them() -> None:
     places = {kind: candidates.places_on(on("9.0"), there) for kind, there in PLACES.items()}
     assert places == {
-        "onnx": ("onnxruntime+cuda",),
+        "onnx": ("onnxruntime+cuda", "onnxruntime-genai+cuda"),
         "openvino": (),
-        "transformers": ("torch+cuda", "vllm+cuda"),
+        "transformers": ("torch+cuda", "vllm+cuda", "triton"),
         "gguf": ("llama.cpp+cuda", "llama.cpp+cuda+fa"),
     }
     assert candidates.places_on(PLAIN, PLACES["gguf"]) == PLACES["gguf"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantadvisor.advisor.catalogue import RuntimeHere, SchemeHere, devices_here, gpu_path, methods_here, runtimes_here
-from quantadvisor.advisor.kernel_truth import crossing, probes_here, truth
+from quantadvisor.advisor.kernel_truth import crossing, interpreters, probes_here, truth
 from quantadvisor.advisor.listings import asked_of
 from quantadvisor.advisor.tables import runtimes_table
 from quantadvisor.documents import BadInput, Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
@@ -82,7 +82,8 @@ def test_a_spec_says_which_runtimes_and_where_they_live(tmp_path: Path) -> None:
     assert asked.model == "builtin:smollm2-135m" and asked.pythons["vllm"] == str(other)
     found = runtimes_here(PLAIN, pythons=asked.pythons)
     assert [one.name for one in found] == ["vllm", "torch"]
-    assert {one.runtime: one.refused for one in probes_here(PLAIN, asked.pythons)}["vllm"]
+    assert str(found[0].refused).startswith(f"in {other}: vllm is not installed in this environment")
+    assert interpreters(asked.pythons)["vllm"] == str(other)
     with pytest.raises(BadInput, match="names a model already"):
         asked_of("builtin:smollm2-135m", spec)
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from quantadvisor.methods import rtn
-from quantadvisor.methods.formats import bridges, compressed
+from quantadvisor.methods.affine import quantize_groups
+from quantadvisor.methods.formats import bridges, compressed, pack_quantized
+from quantadvisor.methods.formats.huggingface import linear_weights
+from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.none import half_precision
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
@@ -31,6 +35,7 @@ needs_vllm = [
     pytest.mark.skipif(refusal("vllm", PYTHON, None, (), ()) is not None, reason="vLLM is not here: make runtime-vllm"),
 ]
 TOKENS = np.random.default_rng(0).integers(3, 256, (3, 24)).astype(np.int64)
+SYMMETRIC = LinearFormat(4, 32, True)
 SIZES = {"hidden_size": 256, "intermediate_size": 512}
 
 
@@ -228,4 +233,25 @@ class TestVllm:
             seen = running.operators(TOKENS)["decode"]
         assert kl.mean() < 0.02  # the CPU kernel rounds activations to 8 bits
         assert seen["quantized_linears"] == seen["linears"] - 1  # all but lm_head
+        assert any(row["precision"] == "int4" and row["quantized"] for row in seen["operators"])
+
+    @pytest.mark.skipif(runtime.int4_refusal(describe_device().isa) is not None, reason="no AVX-512")
+    @pytest.mark.parametrize("layout", ["gptq", "awq"])
+    def test_the_same_integers_in_other_layouts_run_as_int4(self, layout: str, folders: dict[str, Path], tmp_path: Path) -> None:
+        """Their linears have no scheme, but a method whose kernel is named; the log-probabilities are those of compressed-tensors.
+        vLLM reads symmetric integers alone in GPTQ's."""
+        packed = folders["w4"]
+        if layout == "gptq":
+            weights = linear_weights(folders["hf"], json.loads((folders["hf"] / "config.json").read_text()))
+            given = {name: partial(lambda read: quantize_groups(read(), *SYMMETRIC), read) for name, read in weights.items()}
+            pack_quantized.write(folders["hf"], packed := tmp_path / "packed", given, SYMMETRIC)
+        bridges.convert(packed, layout, tmp_path / layout)
+        with worker(packed) as running:
+            running.write_reference(TOKENS, tmp_path / "reference.npy")
+        with worker(tmp_path / layout) as running:
+            _, kl, _ = running.score(TOKENS, tmp_path / "reference.npy", None)
+            seen = running.operators(TOKENS)["decode"]
+        assert kl.mean() < 1e-3
+        assert seen["quantized_linears"] == seen["linears"] - 1  # all but lm_head
+        assert any("Kernel" in note and "Linear" in note for note in seen["notes"]), seen["notes"]
         assert any(row["precision"] == "int4" and row["quantized"] for row in seen["operators"])
