@@ -6,6 +6,7 @@ runtimes read: gptq, awq and compressed-tensors hold the same integers, and the 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -147,7 +148,7 @@ def made_by(folder: Path, method_name: str, wanted: Scheme, runtime: str, format
         tokens = Path(scratch) / "calibration.npy"
         np.save(tokens, calibration_tokens(folder, samples, CALIBRATION_LENGTH, text, None)[0])
         build = Build(method=method_name, scheme=wanted, runtime=runtime, model_folder=folder, out=Path(scratch) / name,
-                      calibration=tokens, train_s=train_s)  # fmt: skip
+                      calibration=tokens, apply_s=math.inf, train_s=train_s)  # fmt: skip
         made = build_all([build], progress.say, processes=1)[build.out]
         if made.failed:
             raise BadInput(f"{name} for {runtime}", made.failed, "see advisor methods")

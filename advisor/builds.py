@@ -1,28 +1,35 @@
 """Artifacts are built in child processes, two at a time, each on its part of the cores, while nothing is being timed.
 
 A build is one call of a method's `apply`. Its peak memory above the interpreter and its libraries is measured; a build
-that fails is a reason, not an end. Finished builds are kept: the folder appears only when it is whole.
+that fails is a reason, not an end. Finished builds are kept: the folder appears only when it is whole. Started by path, this file
+is the child:
+
+    in   {"build": Build}
+    out  Built, or {"failed": reason}
 """
 
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quantadvisor.documents import CandidateFailed, Document, Scheme, write_text
-from quantadvisor.profiling.device import usable_cores
-from quantadvisor.profiling.guardian import die_with_parent
+from pydantic import field_validator
 
-SAY_S = 2.0
-"""Seconds between two looks at what the builds say of themselves."""
+from quantadvisor.documents import CandidateFailed, Document, Scheme, write_text
+from quantadvisor.documents.workload import Budget
+from quantadvisor.kernels.answering import serve
+from quantadvisor.kernels.machine import process_memory, usable_cores
+from quantadvisor.kernels.processes import ProbeProcess
+
+CHILD = Path(__file__)
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Build(Document):
@@ -38,6 +45,8 @@ class Build(Document):
     """The fp32 export of the same model for the same runtime, where there is one; of a cache's build the folder below it."""
     below: Build | None = None
     """The build of `base`, where that is the artifact of the weights that a quantized cache is put on."""
+    apply_s: float = Budget().apply_s
+    """Seconds that it may take beside those; math.inf: as many as it does."""
     train_s: float = 0.0
     """Seconds that a method which trains may take for it."""
     linear_s: dict[tuple[int, int, int], float] = {}
@@ -46,6 +55,12 @@ class Build(Document):
     """What the linears of such a method may take at most, where the spec says so: `most_s` or `most_bytes`."""
     ghost: bool = False
     """Not the model's weights but random ones: `base` is a ghost's, or, for method `none`, the export to randomise."""
+
+    @field_validator("linear_s", mode="before")
+    @classmethod
+    def _named(cls, given: Mapping[Any, float]) -> dict[Any, float]:
+        """JSON writes a key as "N,K,bits"."""
+        return {tuple(key.split(",")) if isinstance(key, str) else key: seconds for key, seconds in given.items()}
 
     def with_cache(self, method: str, scheme: Scheme, out: Path, shared: bool) -> Build:
         """The build of a quantized cache on top of this one's artifact, which is built before. `shared`: that one is the plain
@@ -69,41 +84,87 @@ class Built(Document):
     failed: str | None = None
 
 
-def build_all(builds: Sequence[Build], say: Callable[[str], None], processes: int = 2) -> dict[Path, Built]:
-    """Run what is not there yet, each after its base where that is among them; the result by output folder."""
+@dataclass
+class Running:
+    """A build and the process that is at it. `heard`: what it last said of itself."""
+
+    build: Build
+    process: ProbeProcess
+    heard: str = ""
+
+    def __post_init__(self) -> None:
+        self.until = time.monotonic() + self.build.apply_s + self.build.train_s
+        with suppress(CandidateFailed):  # of one that is gone already `result` tells the reason
+            self.process.send({"probe": "build", "build": self.build.model_dump(mode="json")})
+
+    def result(self) -> Built | None:
+        """What came of it; None while it lasts."""
+        try:
+            answer = self.process.look("its build", self.until)
+        except CandidateFailed as error:
+            late = "; a larger budget.apply_s gives it more" if time.monotonic() > self.until else ""
+            answer = {"failed": f"{error}{late}"}
+            progress_file(self.build.out).unlink(missing_ok=True)
+        return None if answer is None else Built.model_validate({"out": self.build.out, **answer})
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        line = said(self.build)
+        if line and line != self.heard:
+            self.heard = line
+            say(line)
+
+
+def build_all(
+    builds: Sequence[Build], say: Callable[[str], None], processes: int = 2, memory_limit_bytes: int | None = None
+) -> dict[Path, Built]:
+    """Run what is not there yet, each after its base where that is among them; the result by output folder.
+
+    One that dies, or takes too long or too much memory, fails alone. `memory_limit_bytes`: of all at once, of which the largest
+    begins again when it has it alone; None: what a process may have of this machine.
+    """
     builds = [part for build in builds for part in (None if built(build.out) else build.below, build) if part]
     done = {b.out: read_built(b.out) for b in builds if built(b.out)}
     todo = {b.out: b for b in builds if b.out not in done}
     if not todo:
         return done
     say(f"building {len(todo)} artifacts")
-    context = multiprocessing.get_context("spawn")
-    many = min(processes, len(todo))
-    with ProcessPoolExecutor(
-        many, mp_context=context, initializer=quiet_child, initargs=(max(1, usable_cores() // many),)
-    ) as pool:
-        running: dict[Future[Built], Build] = {}
-        heard: dict[Path, str] = {}
+    many, limit = min(processes, len(todo)), memory_limit_bytes or process_memory()
+    threads = max(1, usable_cores() // many)
+    running: dict[Path, Running] = {}
+    alone: set[Path] = set()
+    with ExitStack() as stack:
+        free = [stack.enter_context(ProbeProcess(threads, CHILD, environment=quiet(threads), memory_limit_bytes=limit))
+                for _ in range(many)]  # fmt: skip
         while todo or running:
-            for build in [b for b in todo.values() if b.base not in todo and b.base not in {r.out for r in running.values()}]:
-                del todo[build.out]
+            for build in [b for b in todo.values() if b.base not in todo and b.base not in running]:
                 base = done.get(build.base) if build.base else None
                 if base and base.failed:
                     done[build.out] = Built(out=build.out, failed=base.failed)
+                elif free and not (running and alone & {build.out, *running}):
+                    running[build.out] = Running(build, free.pop())
                 else:
-                    running[pool.submit(run_build, build)] = build
-            finished = wait(running, timeout=SAY_S, return_when=FIRST_COMPLETED).done
-            for build in running.values():
-                line = said(build)
-                if line and heard.get(build.out) != line:
-                    heard[build.out] = line
-                    say(line)
-            for future in finished:
-                build = running.pop(future)
-                done[build.out] = outcome(future, build)
-                failed = done[build.out].failed
-                say(f"{build.out.name}: {failed}" if failed else f"built {build.out.name} in {done[build.out].seconds:.0f} s")
+                    continue
+                del todo[build.out]
+            for out, one in list(running.items()):
+                one.tell(say)
+                if result := one.result():
+                    done[out] = result
+                    free.append(running.pop(out).process)
+                    say(f"{out.name}: {result.failed}" if result.failed else f"built {out.name} in {result.seconds:.0f} s")
+            if largest := crowding(running, limit):
+                say(f"{largest.name}: begins again when it has the memory alone")
+                one = running.pop(largest)
+                one.process.stop()
+                free.append(one.process)
+                todo[largest] = one.build
+                alone.add(largest)
     return done
+
+
+def crowding(running: Mapping[Path, Running], limit_bytes: int) -> Path | None:
+    """The largest of several builds that use more than the limit together."""
+    used = {out: one.process.resident_bytes() for out, one in running.items()}
+    return max(used, key=lambda out: used[out]) if len(used) > 1 and sum(used.values()) > limit_bytes else None
 
 
 def said(build: Build) -> str | None:
@@ -118,13 +179,6 @@ def progress_file(out: Path) -> Path:
     return out.parent / f".{out.name}.progress"
 
 
-def outcome(future: Future[Built], build: Build) -> Built:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return Built(out=build.out, failed="the process that built it died (out of memory?)")
-
-
 def built(out: Path) -> bool:
     return (out / "built.json").exists()
 
@@ -133,17 +187,9 @@ def read_built(out: Path) -> Built:
     return Built.read(out / "built.json")
 
 
-def quiet_child(threads: int | None = None) -> None:
-    """A build prints nothing, loads nothing from a hub, dies with its parent, and keeps to its threads (None: all cores)."""
-    parent = multiprocessing.parent_process()
-    assert parent and parent.pid
-    die_with_parent(parent.pid)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if threads:
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
+def quiet(threads: int) -> dict[str, str]:
+    """The environment of a build: it loads nothing from a hub, and keeps to its threads."""
+    return OFFLINE | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
 def run_build(build: Build) -> Built:
@@ -244,3 +290,11 @@ def warm_libraries(runtime: str) -> None:
 
 def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main() -> None:
+    serve(lambda request: run_build(Build.model_validate(request["build"])).model_dump(mode="json"), "failed")
+
+
+if __name__ == "__main__":
+    main()

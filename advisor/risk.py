@@ -9,6 +9,7 @@ not simulated: the applied artifact is scored for real.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantadvisor.documents import Quality, Scheme
+from quantadvisor.kernels.guardian import die_with_parent
 from quantadvisor.methods.fake import Fake, Forward, applied, channel_peaks, linears, with_weights
 from quantadvisor.methods.layerwise import evenly
 from quantadvisor.methods.observe import load
@@ -26,7 +28,7 @@ from quantadvisor.methods.training import Limits
 from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.worker import BLOCK
 
-from .builds import quiet_child
+from .builds import OFFLINE
 
 SMOOTHING = (0.5, 0.8)
 """SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
@@ -61,6 +63,17 @@ def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text
     with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
         done = [pool.submit(simulate, job, windows, reference) for job in jobs]
         return [{name: quality_of(score, text, simulated=True) for name, score in each.result().items()} for each in done]
+
+
+def quiet_child() -> None:
+    """The child prints nothing, loads nothing from a hub and dies with its parent."""
+    parent = multiprocessing.parent_process()
+    assert parent and parent.pid
+    die_with_parent(parent.pid)
+    os.environ |= OFFLINE
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
 
 
 def simulate(job: Job, windows: np.ndarray, reference: Path) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from quantadvisor.documents import Artifact, Candidate, CandidateFailed, Serve
+from quantadvisor.kernels.processes import run
 from quantadvisor.methods.formats.folders import link_or_copy
 from quantadvisor.methods.formats.huggingface import settings_of
 from quantadvisor.profiling.environments import interpreter_of, refusal
@@ -34,7 +34,7 @@ LEAST_PIECES = 6
 """A continuation of fewer words and signs is not called incoherent."""
 PORT = 8000
 """Of the command as it is shown; it is tried on a free one."""
-START_LIMIT_S = 300.0
+START_LIMIT_S, COMMAND_LIMIT_S = 300.0, 180.0
 
 COMMANDS = {
     "onnxruntime-genai": (
@@ -171,7 +171,7 @@ def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: i
     arguments, variables = vllm.server(str(folder), options, port, folder.name, threads)
     try:
         launch = Launch(arguments, variables, port, folder.name)
-        with OwnServer(python, launch, threads, START_LIMIT_S, None) as server:
+        with OwnServer(python, launch, threads, START_LIMIT_S) as server:
             asked = RunningServer(server.url, 1, folder.name, seed=0, side="")
             asked.ready()
             said = "".join(asked.greedy(PROMPT, TOKENS))
@@ -197,15 +197,12 @@ def try_serve(server: str, folder: Path, choice: Candidate, python: str, expecte
         reason = f"the command cannot say {unsaid[0]}, which the candidate was measured with"
         return Serve(runtime=server, command=command, verified=False, reason=reason)
     try:
-        done = subprocess.run(
-            line, shell=True, cwd=folder.parent, capture_output=True, text=True, timeout=180, check=False,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return Serve(runtime=server, command=command, verified=False, reason="no completion within 180 s")
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-        return Serve(runtime=server, command=command, verified=False, reason=f"exit code {done.returncode}: {reason}")
-    _, prompted, said = done.stdout.rpartition(PROMPT)
+        done = run(["/bin/sh", "-c", line], os.environ | {"HF_HUB_OFFLINE": "1"}, COMMAND_LIMIT_S, folder.parent)
+    except CandidateFailed as error:
+        return Serve(runtime=server, command=command, verified=False, reason=str(error))
+    if done.code != 0:
+        reason = (done.errors.strip().splitlines() or ["no message"])[-1][:200]
+        return Serve(runtime=server, command=command, verified=False, reason=f"exit code {done.code}: {reason}")
+    _, prompted, said = done.out.rpartition(PROMPT)
     wrong = wrong_with(said, expected) if prompted else f"it does not continue the prompt: {said.strip()[-80:]!r}"
     return Serve(runtime=server, command=command, verified=wrong is None, reason=wrong)

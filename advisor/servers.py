@@ -75,8 +75,8 @@ def own_server(context: Context, candidate: Candidate) -> Served:
     path, threads = str(context.build_of(candidate).out), context.device.threads
     arguments, variables = vllm.server(path, options, port, model, threads)
     launch = Launch(arguments, variables | gpus.environment(context.device), port, model)
-    server = OwnServer(python, launch, threads, START_LIMIT_S, context.worker_memory_bytes)
-    return Served(server, context.model_folder, model, python=python)
+    server = OwnServer(python, launch, threads, START_LIMIT_S)
+    return Served(server, context.model_folder, model, python=python, allowance=context.allowance(candidate.name))
 
 
 def session_with(context: Context, candidate: Candidate) -> Served:
@@ -84,7 +84,7 @@ def session_with(context: Context, candidate: Candidate) -> Served:
     choice = next(choice for choice in choices(context.workload) if choice.url == candidate.url)
     assert choice.url
     python = choice.python or interpreter_of("vllm")
-    return Served(choice.url, context.model_folder, choice.model or "", python=python)
+    return Served(choice.url, context.model_folder, choice.model or "", python=python, allowance=context.allowance(candidate.name))
 
 
 def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple[Figure | None, Quality | None, list[str]]:

@@ -111,7 +111,6 @@ def not_acted_on(workload: Workload) -> tuple[str, ...]:
         "traffic.arrivals": traffic.arrivals != "closed",
         "parallel.tensor": workload.parallel.tensor > 1,
         "price_per_hour": workload.price_per_hour is not None,
-        "budget.apply_s": workload.budget.apply_s != Budget().apply_s,
     }
     return tuple(f"{field} is declared, and this version does not act on it" for field, on in declared.items() if on)
 

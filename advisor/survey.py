@@ -111,7 +111,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
     if built.failed:
         raise no_baseline(name, built.failed)
     try:
-        with context.worker(runtime, build.out, options, made) as worker:
+        with context.worker(runtime, build.out, options, made, allowance=context.allowance(name)) as worker:
             one_token, shorter = shorter_peaks(context, worker)
             run_round(worker, context.prompts, context.workload.traffic, 2)
             rounds = []

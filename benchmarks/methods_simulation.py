@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantadvisor.advisor.builds import quiet_child
-from quantadvisor.advisor.risk import Job, fakes_of, score
+from quantadvisor.advisor.risk import Job, fakes_of, quiet_child, score
 from quantadvisor.documents import Scheme
 
 

@@ -59,53 +59,26 @@ def rounding_error(x: torch.Tensor, largest: torch.Tensor) -> float:
     return float(torch.round(x / scale).mul_(scale).sub_(x).square_().sum(dtype=torch.float64))
 
 
-@dataclass(frozen=True)
-class Observation:
-    """All linears of a model over the calibration tokens."""
-
-    stats: ActivationStats
-    absmax: dict[str, np.ndarray[Any, Any]]
-    """linear → float32 [K], the largest magnitude of each input channel: what SmoothQuant needs."""
-
-
 def collect_activations(model_folder: str | Path, tokens: np.ndarray[Any, Any]) -> ActivationStats:
-    """Statistics of every linear but the head; tokens: int64 [samples, length]."""
-    return observe(model_folder, tokens).stats
-
-
-def absmax_per_channel(model_folder: str | Path, tokens: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """linear → float32 [K]."""
-    return observe(model_folder, tokens).absmax
-
-
-def observe(model_folder: str | Path, tokens: np.ndarray[Any, Any]) -> Observation:
-    """Run the model of a Hugging Face folder in fp32 over tokens: int64 [samples, length], one sequence at a time."""
+    """Statistics of every linear but the head: the model of a Hugging Face folder runs in fp32 over tokens, int64 [samples,
+    length], one sequence at a time, and without its head."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, local_files_only=True).eval()
-    return observe_model(model, tokens)
-
-
-def observe_model(model: Any, tokens: np.ndarray[Any, Any]) -> Observation:
-    """The same for a model that is loaded already; its base model runs, without the head."""
-    import torch
-
     body = model.base_model
     with watching(body) as observed, torch.inference_mode():
         for row in torch.from_numpy(tokens):
             body(row[None], use_cache=False)
     prefix = next((name for name, module in model.named_modules() if module is body), "")
-    named = {f"{prefix}.{name}" if prefix else name: one for name, one in observed.items() if one.tokens}
-    layers = tuple(summary(name, one) for name, one in named.items())
+    layers = tuple(summary(f"{prefix}.{name}" if prefix else name, one) for name, one in observed.items() if one.tokens)
     with_outliers = sum(1 for layer in layers if layer.outlier_channels)
-    stats = ActivationStats(
+    return ActivationStats(
         tokens=int(tokens.size),
         layers=layers,
         outlier_threshold=OUTLIER,
         outlier_layers_share=with_outliers / len(layers) if layers else 0.0,
     )
-    return Observation(stats, {name: one.absmax.numpy() for name, one in named.items() if one.absmax is not None})
 
 
 @contextmanager

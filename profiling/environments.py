@@ -6,20 +6,23 @@ A worker starts with any of them; only whether a runtime can run has to be asked
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from quantadvisor.documents import BadInput
+from quantadvisor.documents import BadInput, CandidateFailed
+from quantadvisor.kernels import processes
 
 from .runtimes.registry import runtime, runtime_file
 
 WORKER = Path(__file__).with_name("worker.py")
 APART = ("vllm",)
 """Runtimes whose pins conflict with ours: `make runtime-NAME` makes `.venv-NAME` beside our environment."""
+LIMIT_S = 60.0
+"""An answer of another environment."""
 ASK = """
 import json, runpy, sys
 module = runpy.run_path(sys.argv[1])["load_file"](sys.argv[2])
@@ -53,9 +56,14 @@ def named_interpreter(where: str, python: str) -> str:
 
 
 def answer_of(python: str, program: str, *arguments: str) -> Any:
-    """The JSON that `program` prints in that environment; OSError, ValueError or SubprocessError where it does not."""
-    command = [python, "-P", "-c", program, *arguments]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    """The JSON that `program` prints in that environment; CandidateFailed where it does not."""
+    ended = processes.run([python, "-P", "-c", program, *arguments], os.environ, LIMIT_S)
+    if ended.code:
+        raise CandidateFailed(f"exit code {ended.code}")
+    try:
+        return json.loads(ended.out)
+    except ValueError:
+        raise CandidateFailed("what it prints is no JSON") from None
 
 
 @lru_cache
@@ -63,7 +71,7 @@ def versions_of(python: str, packages: tuple[str, ...]) -> dict[str, str]:
     """The versions of those packages that are installed in that environment; none where it does not answer."""
     try:
         return dict(answer_of(python, VERSIONS, *packages))
-    except (OSError, ValueError, subprocess.SubprocessError):
+    except CandidateFailed:
         return {}
 
 
@@ -78,6 +86,6 @@ def refusal(name: str, python: str, path: str | None, options: tuple[str, ...], 
 def asked_there(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
     try:
         answer = answer_of(python, ASK, str(WORKER), str(runtime_file(name)), json.dumps([path, options, isa]))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return f"{python} does not run as a Python interpreter ({type(error).__name__})"
+    except CandidateFailed as error:
+        return f"{python} does not run as a Python interpreter ({error})"
     return None if answer is None else f"in {python}: {answer}"

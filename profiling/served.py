@@ -25,12 +25,13 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from quantadvisor.documents import CandidateFailed, Finite
+from quantadvisor.kernels.guardian import Guarded
+from quantadvisor.kernels.machine import process_memory
 
 from . import nvml
-from .guardian import Guarded
 from .memory import visible_gpu
 from .server import RunningServer
-from .workers import Generated, Loaded, Reply, RunningWorker, worker_environment
+from .workers import Allowance, Generated, Loaded, Reply, RunningWorker, worker_environment
 
 BENCH = Path(__file__).with_name("vllm_bench.py")
 TURNS = 2
@@ -76,9 +77,13 @@ def check_port(port: int) -> None:
 class OwnServer:
     """A server process; entered, it answers."""
 
-    def __init__(self, python: str, launch: Launch, threads: int, time_limit_s: float, memory_limit_bytes: int | None) -> None:
+    def __init__(
+        self, python: str, launch: Launch, threads: int, time_limit_s: float, memory_limit_bytes: int | None = None
+    ) -> None:
+        """`time_limit_s`: until it answers; `memory_limit_bytes` as of a RunningWorker."""
         self.url = f"http://127.0.0.1:{launch.port}"
-        self.launch, self.time_limit_s, self.memory_limit_bytes = launch, time_limit_s, memory_limit_bytes
+        self.launch, self.time_limit_s = launch, time_limit_s
+        self.memory_limit_bytes = memory_limit_bytes or process_memory()
         self.peak_bytes, self.load_s = 0, 0.0
         self._command = [python, "-P", *launch.arguments]
         self._environment = {k: v for k, v in (worker_environment(threads) | dict(launch.environment)).items() if v}
@@ -123,12 +128,9 @@ class OwnServer:
         assert self._process
         if self._process.poll() is not None:
             raise CandidateFailed(f"the server ended: {self._last_words()}")
-        used = self._process.resident_bytes()
-        self.peak_bytes = max(self.peak_bytes, used)
-        if self.memory_limit_bytes is not None and used > self.memory_limit_bytes:
-            self._process.signal(signal.SIGKILL)
-            limit = self.memory_limit_bytes / 2**30
-            raise CandidateFailed(f"the server used {used / 2**30:.2f} GiB, more than its limit of {limit:.2f} GiB")
+        self.peak_bytes = max(self.peak_bytes, self._process.resident_bytes())
+        if reason := self._process.outgrown(self.memory_limit_bytes):
+            raise CandidateFailed(f"the server {reason}")
 
     def _answers(self) -> bool:
         try:
@@ -148,8 +150,8 @@ class OwnServer:
 class LoadGenerator(RunningWorker):
     """The generator's process; it looks after our server while it waits for an answer."""
 
-    def __init__(self, python: str, server: OwnServer | None, time_limit_s: float) -> None:
-        super().__init__(BENCH, Path(), (), 1, python=python, time_limit_s=time_limit_s)
+    def __init__(self, python: str, server: OwnServer | None, time_limit_s: float, allowance: Allowance | None) -> None:
+        super().__init__(BENCH, Path(), (), 1, python=python, time_limit_s=time_limit_s, allowance=allowance)
         self._server = server
 
     def bench(self, arguments: Sequence[str]) -> Load:
@@ -163,6 +165,7 @@ class LoadGenerator(RunningWorker):
         return found
 
     def _check_memory(self, op: str) -> None:
+        super()._check_memory(op)
         if self._server and op == "bench":
             self._server.check()
 
@@ -178,12 +181,14 @@ class Served:
         *,
         python: str = sys.executable,
         time_limit_s: float = 600.0,
+        allowance: Allowance | None = None,
     ) -> None:
-        """`server`: ours, or the URL of the user's; `tokenizer`: the model's folder, to write prompts of so many tokens."""
+        """`server`: ours, or the URL of the user's; `tokenizer`: the model's folder, to write prompts of so many tokens. Limits of
+        time as of a RunningWorker: the start of our server is part of the allowance."""
         self.own = server if isinstance(server, OwnServer) else None
         self.url = self.own.url if self.own else str(server)
         self.asked, self.tokenizer = RunningServer(self.url, 1, model, seed=0, side=""), tokenizer
-        self.generator = LoadGenerator(python, self.own, time_limit_s)
+        self.generator = LoadGenerator(python, self.own, time_limit_s, allowance)
         self._seed = SystemRandom().randrange(1 << 30)
 
     def ready(self) -> None:
@@ -192,9 +197,10 @@ class Served:
     def __enter__(self) -> Self:
         try:
             self.ready()
-            if self.own:
-                self.own.__enter__()
-            self.asked.ready()
+            with self.generator.allowance.spending():
+                if self.own:
+                    self.own.__enter__()
+                self.asked.ready()
             self.loaded = Loaded(load_s=self.own.load_s if self.own else 0.0, base_bytes=0, loaded_bytes=0)
             self.run(1, 16, 2)
         except BaseException:

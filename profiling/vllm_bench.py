@@ -5,13 +5,21 @@ A worker loads this file by its path in the place of a runtime; one request `ben
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 
 def warm_imports() -> None:
+    """ModuleNotFoundError with what mends it where this environment has no vLLM."""
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if importlib.util.find_spec("vllm") is None:
+        raise ModuleNotFoundError(
+            f"a server is loaded by vLLM's generator, which {sys.executable} does not have: make runtime-vllm, or name an "
+            "interpreter that does as the runtime's python"
+        )
     import vllm.benchmarks.serve  # noqa: F401
 
 

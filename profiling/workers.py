@@ -7,6 +7,7 @@ A worker that is not answering is stopped (SIGSTOP): idle thread pools of one ru
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -14,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,9 +25,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantadvisor.documents import CandidateFailed, Finite, OperatorCount
+from quantadvisor.kernels.guardian import Guarded
+from quantadvisor.kernels.machine import process_memory
 
 from .environments import WORKER
-from .guardian import Guarded
 from .memory import PROCESS
 from .nvml import Summary
 
@@ -98,6 +100,22 @@ class Phases(Reply):
 ReplyKind = TypeVar("ReplyKind", bound=Reply)
 
 
+class Allowance:
+    """The seconds that one candidate may keep us waiting in all, whatever is asked of how many of its processes. `mend`: what
+    gives it more."""
+
+    def __init__(self, seconds: float = math.inf, mend: str = "") -> None:
+        self.seconds, self.mend, self.left_s = seconds, mend, seconds
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.left_s -= time.monotonic() - began
+
+
 class RunningWorker:
     """One child process for one candidate. Made: it starts and imports its runtime. Entered (a context manager): it
     loads the artifact. Left: the process ends."""
@@ -111,11 +129,15 @@ class RunningWorker:
         *,
         python: str = sys.executable,
         time_limit_s: float = 300.0,
+        allowance: Allowance | None = None,
         memory_limit_bytes: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`time_limit_s`: of one request; `allowance`: of all that its candidate is asked (None: as much as it takes);
+        `memory_limit_bytes`: of the process with all that it starts (None: what one may have of this machine)."""
         self.time_limit_s = time_limit_s
-        self.memory_limit_bytes = memory_limit_bytes
+        self.allowance = allowance or Allowance()
+        self.memory_limit_bytes = memory_limit_bytes or process_memory()
         self._folder = tempfile.TemporaryDirectory(prefix="quantadvisor-")
         self._log = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115 (closed in close)
         self._process = Guarded(
@@ -200,7 +222,8 @@ class RunningWorker:
             raise CandidateFailed(self._post_mortem()) from None
 
     def _answer(self, op: str) -> dict[str, Any]:
-        line = self._await(op)
+        with self.allowance.spending():
+            line = self._await(op)
         self._process.signal(signal.SIGSTOP)
         try:
             reply = json.loads(line)
@@ -220,12 +243,13 @@ class RunningWorker:
     def _await(self, op: str) -> bytes:
         """The next line of the worker; what follows it is kept for the next time."""
         assert self._process.stdout
-        deadline = time.monotonic() + self.time_limit_s
+        began, left_s = time.monotonic(), self.allowance.left_s
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._unread:
-            if time.monotonic() > deadline:
+            waited_s = time.monotonic() - began
+            if waited_s > min(self.time_limit_s, left_s):
                 self._process.signal(signal.SIGKILL)  # it would disturb whoever is measured next
-                raise CandidateFailed(f"no answer to {op} within {self.time_limit_s:.0f} s")
+                raise CandidateFailed(self._late(op, waited_s > left_s))
             if select.select([descriptor], [], [], 0.1)[0]:
                 piece = os.read(descriptor, 1 << 16)
                 if not piece:
@@ -237,15 +261,14 @@ class RunningWorker:
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
+    def _late(self, op: str, for_good: bool) -> str:
+        if for_good:
+            return f"{op} was not done when the {self.allowance.seconds:.0f} s of one candidate were over; {self.allowance.mend}"
+        return f"no answer to {op} within {self.time_limit_s:.0f} s"
+
     def _check_memory(self, op: str) -> None:
-        if self.memory_limit_bytes is None:
-            return
-        used = self._process.resident_bytes()
-        if used > self.memory_limit_bytes:
-            self._process.signal(signal.SIGKILL)
-            raise CandidateFailed(
-                f"{op} used {used / 2**30:.2f} GiB, more than the worker's limit of {self.memory_limit_bytes / 2**30:.2f} GiB"
-            )
+        if reason := self._process.outgrown(self.memory_limit_bytes):
+            raise CandidateFailed(f"{op} {reason}")
 
     def _post_mortem(self) -> str:
         code = self._process.wait()

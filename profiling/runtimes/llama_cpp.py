@@ -35,7 +35,6 @@ ONE_GPU = 0
 """LLAMA_SPLIT_MODE_NONE: the whole model on `main_gpu`."""
 F16, Q4_0, Q8_0 = 1, 2, 8
 """Numbers of ggml types."""
-FLOATS = ("f32", "f16", "bf16")
 BATCH = 2048
 """Tokens of one llama_decode; it cuts them into micro-batches of MICRO."""
 MICRO = 512
@@ -282,13 +281,15 @@ class Tensor(ctypes.Structure):
 
 
 class Node(NamedTuple):
-    """One node of the graph as it ran: operator, the name, type and buffer of its first input, seconds."""
+    """One node of the graph as it ran: operator, the name, type and buffer of its first input, seconds; `quantized`: is that type
+    one of blocks with scales, by ggml's own word (an index is not)?"""
 
     operator: str
     source: str
     number: str
     buffer: str
     seconds: float
+    quantized: bool
 
 
 class Watch:
@@ -302,6 +303,7 @@ class Watch:
                                ("ggml_backend_buffer_name", ctypes.c_void_p)):  # fmt: skip
             function = getattr(self.lib, name)
             function.restype, function.argtypes = ctypes.c_char_p, [argument]
+        self.lib.ggml_is_quantized.restype, self.lib.ggml_is_quantized.argtypes = ctypes.c_bool, [ctypes.c_int]
         self.nodes: list[Node] = []
         self.last = 0.0
         self.callback = api.ggml_backend_sched_eval_callback(self._see)
@@ -328,6 +330,7 @@ class Watch:
                 number=self.lib.ggml_type_name(source.type).decode() if source else "",
                 buffer=buffer.decode(),
                 seconds=seconds,
+                quantized=bool(source and self.lib.ggml_is_quantized(source.type)),
             )
         )
         self.last = time.perf_counter()
@@ -339,10 +342,10 @@ def phase(nodes: list[Node], passes: int, walls: list[float], notes: list[str]) 
     wall = sorted(walls)[len(walls) // 2]
     scale = wall / (sum(node.seconds for node in nodes) or 1.0)
     parts = {"linears_s": 0.0, "attention_s": 0.0, "cache_s": 0.0, "other_s": 0.0}
-    rows: dict[tuple[str, str, str], list[float]] = {}
+    rows: dict[tuple[str, str, str, bool], list[float]] = {}
     for node in nodes:
         parts[part_of(node)] += node.seconds * scale
-        rows.setdefault((node.operator, node.buffer, node.number), []).append(node.seconds * scale)
+        rows.setdefault((node.operator, node.buffer, node.number, node.quantized), []).append(node.seconds * scale)
     linear = [node for node in nodes if part_of(node) == "linears_s"]
     return {
         "operators": [
@@ -353,12 +356,12 @@ def phase(nodes: list[Node], passes: int, walls: list[float], notes: list[str]) 
                 "precision": number,
                 "time_s": sum(times),
                 "linear": any(n.operator == operator and n.number == number and n.buffer == buffer for n in linear),
-                "quantized": number not in FLOATS,
+                "quantized": quantized,
             }
-            for (operator, buffer, number), times in sorted(rows.items(), key=lambda item: -sum(item[1]))
+            for (operator, buffer, number, quantized), times in sorted(rows.items(), key=lambda item: -sum(item[1]))
         ],
         "linears": round(len(linear) / passes),
-        "quantized_linears": round(sum(node.number not in FLOATS for node in linear) / passes),
+        "quantized_linears": round(sum(node.quantized for node in linear) / passes),
         "wall_s": wall,
         "walls_s": walls,
         "notes": [*notes, "parts: shares of nodes computed one by one, scaled to the plain wall time"],

@@ -17,9 +17,9 @@ from quantadvisor.advisor.ghost_runs import Seats, in_turn
 from quantadvisor.documents import Candidate
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.ledger import bytes_of_weights, pool_bytes
-from quantadvisor.profiling.workers import RunningWorker
+from quantadvisor.profiling.workers import Allowance, RunningWorker
 
-from ..profiling.test_guardian import alive
+from ..kernels.test_guardian import alive
 from .documents import candidate, workload
 from .test_prove import RUNTIME, TRAFFIC
 
@@ -35,7 +35,7 @@ def context(options: dict[str, tuple[str, ...]] | None = None) -> Any:
     return SimpleNamespace(
         workload=workload(traffic=TRAFFIC, budget={"advise_s": ADVISE_S}), prompts=np.ones((2, 8), np.int64),
         device=SimpleNamespace(threads=1, kind="cpu"), progress=SimpleNamespace(say=lambda _: None), options_of=options_of,
-        worker=lambda runtime, path, *_: RunningWorker(RUNTIME, path, options_of(runtime), 1),
+        worker=lambda runtime, path, *_: RunningWorker(RUNTIME, path, options_of(runtime), 1), allowance=lambda _: Allowance(),
     )  # fmt: skip
 
 

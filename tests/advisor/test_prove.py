@@ -13,7 +13,7 @@ from quantadvisor.advisor.prove import BLOCKS, Trial, run_blocks, start_workers,
 from quantadvisor.advisor.survey import run_baseline
 from quantadvisor.documents import BadInput, Candidate, Interval, Traffic
 from quantadvisor.profiling.measure import interleave
-from quantadvisor.profiling.workers import RunningWorker
+from quantadvisor.profiling.workers import Allowance, RunningWorker
 
 from .documents import candidate, workload
 
@@ -66,7 +66,7 @@ def test_whoever_breaks_is_a_reason_and_the_run_goes_on() -> None:
         "garbage": "printed garbage",
         "partial": "no answer to generate within 1 s",
         "nan": "NaN",
-        "hog": "more than the worker's limit",
+        "hog": "more than its limit of 0.29 GiB",
         "no-load": "another runtime",
     }
     with ExitStack() as stack:
@@ -113,6 +113,7 @@ def test_a_baseline_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
     build = SimpleNamespace(out=tmp_path)
     monkeypatch.setattr("quantadvisor.advisor.survey.build_all", lambda builds, say: {tmp_path: SimpleNamespace(failed=None)})
     stub = context()
-    stub.build, stub.worker = (lambda *_: build), (lambda *_: worker("crash"))
+    stub.build, stub.worker = (lambda *_: build), (lambda *_, **__: worker("crash"))
+    stub.allowance = lambda _: Allowance()
     with pytest.raises(BadInput, match=r"^baseline: none-bf16@torch cannot be measured here: the worker died \(signal SIGSEGV\)"):
         run_baseline(stub, "none-bf16@torch")

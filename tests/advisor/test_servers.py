@@ -22,9 +22,9 @@ from quantadvisor.profiling.quality import budget_breach
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Served, free_port
 from quantadvisor.profiling.server import RunningServer
-from quantadvisor.profiling.workers import RunningWorker
+from quantadvisor.profiling.workers import Allowance, RunningWorker
 
-from ..profiling.test_guardian import alive
+from ..kernels.test_guardian import alive
 from ..profiling.test_served import ITL_S, TTFT_S, running
 from .documents import candidate, quality, workload
 from .test_decide import DIAGNOSIS
@@ -43,7 +43,7 @@ def context(tmp_path: Path, python: str, asked: Workload) -> Any:
     inventory = Inventory.model_construct(kv_values_per_token=64, head_dim=8)
     return SimpleNamespace(
         workload=asked, inventory=inventory, model_folder=tmp_path, prompts=np.zeros((2, 6), np.int64),
-        device=SimpleNamespace(kind="cpu", threads=1, memory_bytes=1 << 30, host_memory_bytes=None), worker_memory_bytes=1 << 30,
+        device=SimpleNamespace(kind="cpu", threads=1, memory_bytes=1 << 30), allowance=lambda _: Allowance(),
         interpreter=lambda _: python, build_of=lambda _: SimpleNamespace(out=tmp_path),
         options_of=lambda *_: (f"{vllm.POOL}{1 << 20}",),
         worker_of=lambda _: RunningWorker(RUNTIME, Path("nowhere"), (), 1),

@@ -156,9 +156,6 @@ def test_what_is_declared_and_not_used_is_said() -> None:
     assert spec.not_acted_on(built(parallel={"tensor": 2})) == (
         "parallel.tensor is declared, and this version does not act on it",
     )
-    assert spec.not_acted_on(built(budget={"apply_s": 60})) == (
-        "budget.apply_s is declared, and this version does not act on it",
-    )
     assert spec.not_acted_on(spec.workload_from_preset("org/name", "chat")) == ()  # as `advisor init` writes it
 
 

@@ -41,18 +41,6 @@ def test_cpuinfo(tmp_path: Path, text: str, name: str | None, flags: str) -> Non
     assert name is None or cpu["name"] == name
 
 
-def test_cgroup_limits_up_to_the_root(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    values = list(module._cgroup_values("cpu", "cpu.max", "cpu.cfs_quota_us", root=tmp_path))
-    assert set(values) <= {"150000 100000"}
-
-
-def test_quota_is_rounded_down_to_whole_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_cgroup_values", lambda *_: ["150000 100000", "max 100000", "-1"])
-    assert module._cpu_quotas() == [1.5]
-    assert module.usable_cores() == 1
-
-
 def test_peaks_have_samples_and_sources() -> None:
     peaks = measure_peaks(describe_device().threads, budget_s=0.4)
     for one in (peaks.read_bytes_per_s, *peaks.flops_per_s.values()):

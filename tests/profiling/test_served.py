@@ -23,7 +23,7 @@ from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, Load, OwnServer, Served, free_port, token_gaps
 
 from .fake_nvml import OK, fake
-from .test_guardian import alive
+from ..kernels.test_guardian import alive
 
 TTFT_S, ITL_S = 0.03, 0.01
 MODEL = "of-this-start"
@@ -131,7 +131,7 @@ def test_a_url_where_nobody_answers_is_a_reason(python: str, tmp_path: Path) -> 
 
 
 def test_an_environment_without_the_load_generator_is_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(CandidateFailed, match="No module named 'vllm'"), Served("http://127.0.0.1:1", tmp_path, ""):
+    with pytest.raises(CandidateFailed, match="which .* does not have: make runtime-vllm, or name an interpreter"), Served("http://127.0.0.1:1", tmp_path, ""):
         pass
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from quantadvisor.methods.formats import compressed
 from quantadvisor.profiling.environments import interpreter_of, refusal
-from quantadvisor.profiling.guardian import children
+from quantadvisor.kernels.guardian import children
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
 from quantadvisor.profiling.served_quality import pool_tokens, server_scores
 
 from ..methods.conftest import torch_logits, write_llama
-from .test_guardian import alive
+from ..kernels.test_guardian import alive
 
 PYTHON = interpreter_of("vllm")
 pytestmark = [

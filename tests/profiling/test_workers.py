@@ -116,7 +116,7 @@ def test_a_partial_line_ends_at_the_time_limit() -> None:
 def test_too_much_memory_is_killed_by_our_limit(option: str) -> None:
     """Its own, or that of a process which it started."""
     with (
-        pytest.raises(CandidateFailed, match=r"generate used .* more than the worker's limit of 0.29 GiB"),
+        pytest.raises(CandidateFailed, match=r"generate used .* more than its limit of 0.29 GiB"),
         worker(option, memory_limit_bytes=300 << 20) as running,
     ):
         running.generate(PROMPT, 2)

@@ -103,7 +103,9 @@ class Parallel(Document):
 
 class Budget(Document):
     advise_s: Annotated[float, Field(gt=0)] = Field(180, description="seconds of measuring; once spent, two rounds each")
-    apply_s: Annotated[float, Field(gt=0)] = Field(3600, description="seconds to apply the chosen methods; not acted on")
+    apply_s: Annotated[float, Field(gt=0)] = Field(
+        3600, description="seconds that applying one method may take, train_s apart; one that takes longer is refused"
+    )
     train_s: Annotated[float, Field(ge=0)] = Field(
         0, description="seconds that each method which trains may take; 0 excludes them"
     )

@@ -90,6 +90,9 @@ def test_the_operators_that_ran(name: str, quantized: int, folders: dict[str, Pa
         assert parts == pytest.approx(phase["wall_s"], rel=1e-6)
         assert any(row["name"] == "MUL_MAT" and row["linear"] for row in phase["operators"])
         assert phase["cache_s"] > 0 and phase["cache"] == "f16"
+        types = {row["precision"] for row in phase["operators"] if row["quantized"]}
+        assert types == ({"q8_0"} if quantized else set()), "neither indices nor operators without an input are quantized"
+        assert {row["precision"] for row in phase["operators"]} - types >= {"f32"}
 
 
 @needs_llama

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantadvisor.profiling.guardian import Guarded, children
+from quantadvisor.kernels.guardian import Guarded, children
 
 TREE = """
 import os, subprocess, sys, time
@@ -23,7 +23,7 @@ sys.exit(7)
 """
 OWNER = """
 import os, subprocess, sys, time
-from quantadvisor.profiling.guardian import Guarded
+from quantadvisor.kernels.guardian import Guarded
 running = Guarded([sys.executable, "-c", sys.argv[1], "600"], os.environ)
 time.sleep(600)
 """

@@ -37,12 +37,13 @@ class Guarded:
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
+        cwd: Path | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._guardian = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__, str(theirs.fileno()), *command],
-                stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=[theirs.fileno()], start_new_session=True,
+                stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
         self._line = ours
         self.stdin, self.stdout = self._guardian.stdin, self._guardian.stdout
@@ -64,6 +65,14 @@ class Guarded:
     def resident_bytes(self) -> int:
         """Of the process and all its descendants; pages that they share count for each."""
         return sum(map(resident_bytes, [self.pid, *descendants(self.pid)])) if self.pid else 0
+
+    def outgrown(self, limit_bytes: int) -> str | None:
+        """What to say of a process that uses more than that with its descendants: it is killed. None where it does not."""
+        used = self.resident_bytes()
+        if used <= limit_bytes:
+            return None
+        self.signal(signal.SIGKILL)
+        return f"used {used / 2**30:.2f} GiB, more than its limit of {limit_bytes / 2**30:.2f} GiB"
 
     def close(self) -> None:
         """Everything is ended, and gone when this returns."""
