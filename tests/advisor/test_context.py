@@ -11,7 +11,7 @@ import pytest
 
 from quantadvisor.advisor import pipeline
 from quantadvisor.advisor.builds import make
-from quantadvisor.advisor.context import Context
+from quantadvisor.advisor.context import CANDIDATE_LIMIT_S, Context
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import SourceCheckpoint
 from quantadvisor.methods.schemes import scheme
@@ -54,6 +54,17 @@ def test_the_times_of_the_kernels_reach_the_build_of_a_mixture(tmp_path: Path, m
     for runtime in ("onnxruntime", "onnxruntime-genai"):
         assert run.context.build("mixed", scheme("w4w8-g64"), runtime).linear_s.keys() == {(64, 64, 4), (64, 64, 8)}
     assert run.context.build("rtn", scheme("w4-g64"), "onnxruntime").linear_s == {}
+
+
+def test_a_candidate_has_one_allowance_and_a_build_the_seconds_of_the_spec(tmp_path: Path) -> None:
+    context = context_in(tmp_path / "out")
+    mine = context.allowance("rtn-w8-g64@onnxruntime")
+    assert mine.seconds == CANDIDATE_LIMIT_S > context.workload.budget.advise_s
+    assert replace(context, linear_s={}).allowance("rtn-w8-g64@onnxruntime") is mine
+    assert context.allowance("rtn-w4-g64@onnxruntime") is not mine
+    patient = replace(context, workload=workload(budget={"advise_s": 9000, "apply_s": 7}), allowances={})
+    assert patient.allowance("rtn-w8-g64@onnxruntime").seconds == 9000
+    assert patient.build("rtn", scheme("w8-g64"), "onnxruntime").apply_s == 7
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,14 @@ def test_one_that_breaks_leaves_the_next_a_fresh_process() -> None:
     assert set(rows) == {W.name}
 
 
+def test_one_that_has_used_up_its_time_fails_alone_in_a_process_of_several() -> None:
+    made = context()
+    made.allowance = lambda name: Allowance(0.0 if name == V.name else 100.0, "a larger budget.advise_s gives it more")
+    rows, failed, _ = ran(made, [V, W])
+    assert failed == {V.name: "load was not done when the 0 s of one candidate were over; a larger budget.advise_s gives it more"}
+    assert set(rows) == {W.name}
+
+
 def test_a_time_that_cannot_be_is_measured_again_and_then_not_believed() -> None:
     """The virtual runtime takes 50 ms for the first token: 0.1 ms cannot be what it takes, 20 ms can."""
     rows, failed, unused = ran(context(), [A, B], {A.name: Expected(1e-4, 1e-3), B.name: Expected(0.02, 0.01)})

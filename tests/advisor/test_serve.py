@@ -27,6 +27,8 @@ from quantadvisor.documents import Candidate
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes import llama_cpp, openvino, triton, vllm
 
+from ..kernels.test_guardian import leaves_nobody
+
 SAID_IT = "Paris. The city"
 
 
@@ -193,6 +195,23 @@ def test_a_command_is_judged_by_what_it_prints_after_the_prompt(
     found = try_serve("torch", tmp_path / "artifact", served_by("torch", "bf16"), sys.executable, " Paris. The")
     assert found.verified is (wrong is None)
     assert (wrong or "") in (found.reason or "")
+
+
+def test_a_command_that_hangs_ends_at_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(serve.COMMANDS, "torch", "import time; time.sleep(600){options}")
+    monkeypatch.setattr(serve, "COMMAND_LIMIT_S", 1.0)
+    found = try_serve("torch", tmp_path / "artifact", served_by("torch", "bf16"), sys.executable, "")
+    assert (found.verified, found.reason) == (False, "it did not end within 1 s")
+
+
+def test_nothing_of_a_command_is_left_when_we_are_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.advisor.test_serve import serve, served_by, try_serve\n"
+        "serve.COMMANDS['torch'] = \"import time; open('started', 'w').close(); time.sleep(600){options}\"\n"
+        "try_serve('torch', Path(sys.argv[2]) / 'artifact', served_by('torch', 'bf16'), sys.executable, '')"
+    )
+    leaves_nobody(code, tmp_path / "started", str(Path(__file__).parents[2]), str(tmp_path))
 
 
 def test_the_measured_worker_continues_the_prompt(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantadvisor.kernels.guardian import Guarded, children
+from quantadvisor.kernels.guardian import Guarded, children, descendants
 
 TREE = """
 import os, subprocess, sys, time
@@ -34,6 +34,22 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def leaves_nobody(code: str, started: Path, *arguments: str) -> None:
+    """A program that is killed by SIGKILL once what it started has made the file `started` leaves none of its processes."""
+    owner = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    deadline = time.monotonic() + 60
+    while not started.exists() and owner.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pids = list(descendants(owner.pid))
+    owner.kill()
+    owner.wait()
+    assert started.exists() and len(pids) >= 2, "a guardian and its child"
+    deadline = time.monotonic() + 5
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, pids))
 
 
 def tree(seconds: float) -> tuple[Guarded, list[int]]:

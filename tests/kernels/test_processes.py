@@ -1,12 +1,18 @@
-"""A probing child that misbehaves is a reason, never a traceback and never a wait without end."""
+"""A child that misbehaves is a reason, never a traceback and never a wait without end; and nobody outlives us."""
 
+import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from quantadvisor.documents import CandidateFailed
-from quantadvisor.kernels.processes import ProbeProcess
+from quantadvisor.kernels.processes import ProbeProcess, run
 
+from .test_guardian import alive, leaves_nobody
+
+HOG = "kept = bytearray(b'x' * (400 << 20)); import time; time.sleep(600)"
 READ = "import sys, time\nsys.stdin.readline()\n"
 
 
@@ -34,3 +40,50 @@ def test_an_answer_in_pieces(tmp_path: Path) -> None:
     child.write_text(READ + "print('{\"ok\": ', end='', flush=True); time.sleep(0.1); print('1}', flush=True)")
     with ProbeProcess(1, child) as process:
         assert process.ask({"probe": "w8a8"}, 5.0) == {"ok": 1}
+
+
+@pytest.mark.parametrize("whose", ["its own", "of a process that it started"])
+def test_too_much_memory_is_killed_by_our_limit(whose: str, tmp_path: Path) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(READ + (HOG if whose == "its own" else f"import subprocess; subprocess.run([sys.executable, '-c', {HOG!r}])"))
+    with ProbeProcess(1, child, memory_limit_bytes=300 << 20) as process:
+        with pytest.raises(CandidateFailed, match=r"w8a8 used .* more than its limit of 0.29 GiB"):
+            process.ask({"probe": "w8a8"}, 60.0)
+        assert not process.running
+
+
+def test_the_next_child_is_not_blamed_with_the_last_words_of_the_one_before(tmp_path: Path) -> None:
+    child = tmp_path / "child.py"
+    child.write_text("import sys\nif sys.stdin.readline() == '1\\n': print('bad tile', file=sys.stderr)\nsys.exit(3)")
+    with ProbeProcess(1, child) as process:
+        for asked, said in ((1, r"\(exit status 3\): bad tile$"), (2, r"\(exit status 3\)$")):
+            process.send(asked)  # type: ignore[arg-type]
+            with pytest.raises(CandidateFailed, match=said):
+                process.receive("w8a8", 60.0)
+
+
+def test_nobody_is_left_when_we_are_killed_while_a_kernel_runs(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(READ + f"open({str(tmp_path / 'started')!r}, 'w').close(); time.sleep(600)")
+    code = (
+        "import sys; from pathlib import Path; from quantadvisor.kernels.processes import ProbeProcess\n"
+        "with ProbeProcess(1, Path(sys.argv[1])) as process: process.ask({'probe': 'w8a8'}, 600.0)"
+    )
+    leaves_nobody(code, tmp_path / "started", str(tmp_path / "child.py"))
+
+
+def test_a_command_is_run_to_its_end() -> None:
+    code = "import os, sys; print('out', os.getcwd()); print('no', file=sys.stderr); sys.exit(3)"
+    assert run([sys.executable, "-c", code], os.environ, 60.0, Path("/")) == (3, "out /\n", "no\n")
+    assert run(["/nowhere/program"], os.environ, 60.0).code == 127
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("time.sleep(600)", "it did not end within 1 s"), (HOG, r"it used .* more than its limit of 0.29 GiB")]
+)
+def test_a_command_ends_at_its_limits(code: str, said: str, tmp_path: Path) -> None:
+    """With what it started, where a shell is between."""
+    tells = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); {code}"
+    limit_s = 60.0 if code is HOG else 1.0
+    with pytest.raises(CandidateFailed, match=said):
+        run(["/bin/sh", "-c", f'{sys.executable} -c "{tells}"; true'], os.environ, limit_s, memory_limit_bytes=300 << 20)
+    assert not alive(int((tmp_path / "pid").read_text()))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from quantadvisor.documents import CandidateFailed
-from quantadvisor.profiling import nvml
+from quantadvisor.kernels.machine import process_memory
+from quantadvisor.profiling import nvml, workers
 from quantadvisor.profiling.memory import ALLOCATOR, PROCESS
-from quantadvisor.profiling.workers import RunningWorker
+from quantadvisor.profiling.workers import Allowance, RunningWorker
 
 RUNTIME = Path(__file__).with_name("virtual_runtime.py")
 PROMPT = np.arange(8, dtype=np.int64)[None]
@@ -120,6 +121,29 @@ def test_too_much_memory_is_killed_by_our_limit(option: str) -> None:
         worker(option, memory_limit_bytes=300 << 20) as running,
     ):
         running.generate(PROMPT, 2)
+
+
+def test_without_a_limit_of_its_own_a_worker_has_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker().memory_limit_bytes == process_memory()
+    monkeypatch.setattr(workers, "process_memory", lambda: 300 << 20)
+    with pytest.raises(CandidateFailed, match=r"generate used .* more than its limit of 0.29 GiB"), worker("hog") as running:
+        running.generate(PROMPT, 2)
+
+
+def test_one_that_is_slow_in_small_portions_ends_at_its_candidates_allowance() -> None:
+    """No answer takes long; together they do, and another process of the candidate has nothing left."""
+    allowance, said = Allowance(1.0, "a larger budget gives it more"), "when the 1 s of one candidate were over; a larger budget"
+    started = time.monotonic()
+    with worker() as running:
+        running.allowance = allowance  # not before: a start may take longer on a busy machine
+        with pytest.raises(CandidateFailed, match=f"generate was not done {said}"):
+            for _ in range(600):
+                running.generate(PROMPT, 6)
+        assert running._process.wait() < 0
+    assert 1.0 < time.monotonic() - started < 30
+    assert allowance.left_s <= 0
+    with pytest.raises(CandidateFailed, match=f"imports was not done {said}"), worker(allowance=allowance):
+        pass
 
 
 def test_what_is_no_program_is_a_reason() -> None:
