@@ -212,7 +212,7 @@ class Context:
         )
 
     def allowance(self, name: str) -> Allowance:
-        """What the candidate of that name may keep the run waiting, as a ghost, in its rounds, scoring and search: one for all."""
+        """What the candidate of that name may keep the run waiting as a ghost, in its rounds, its scoring and its search."""
         seconds = max(CANDIDATE_LIMIT_S, self.workload.budget.advise_s)
         return self.allowances.setdefault(name, Allowance(seconds, "a larger budget.advise_s gives it more"))
 

@@ -84,7 +84,8 @@ def session_with(context: Context, candidate: Candidate) -> Served:
     choice = next(choice for choice in choices(context.workload) if choice.url == candidate.url)
     assert choice.url
     python = choice.python or interpreter_of("vllm")
-    return Served(choice.url, context.model_folder, choice.model or "", python=python, allowance=context.allowance(candidate.name))
+    allowance = context.allowance(candidate.name)
+    return Served(choice.url, context.model_folder, choice.model or "", python=python, allowance=allowance)
 
 
 def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple[Figure | None, Quality | None, list[str]]:

@@ -70,7 +70,7 @@ class ProbeProcess:
         return self._process.resident_bytes() if self._process else 0
 
     def ask(self, request: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
-        """The child's answer; `CandidateFailed` with the reason where it dies, does not answer in time or takes too much memory."""
+        """The child's answer; `CandidateFailed` with the reason where it dies, is late or takes too much memory."""
         self.send(request)
         return self.receive(str(request.get("probe")), timeout_s)
 
@@ -92,8 +92,8 @@ class ProbeProcess:
         return answer
 
     def look(self, what: str, deadline: float) -> dict[str, Any] | None:
-        """The answer to what was sent, or None where it is not there within LOOK_S; after `deadline` (time.monotonic) the child is
-        ended."""
+        """The answer to what was sent, which `what` names, or None where it is not there within LOOK_S; CandidateFailed as `ask`,
+        late from `deadline` (time.monotonic) on."""
         process = self._process
         if process is None:
             raise CandidateFailed(f"{DIED} before it answered")

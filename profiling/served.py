@@ -183,8 +183,8 @@ class Served:
         time_limit_s: float = 600.0,
         allowance: Allowance | None = None,
     ) -> None:
-        """`server`: ours, or the URL of the user's; `tokenizer`: the model's folder, to write prompts of so many tokens. Limits of
-        time as of a RunningWorker: the start of our server is part of the allowance."""
+        """`server`: ours, or the URL of the user's; `tokenizer`: the model's folder, to write prompts of so many tokens; limits
+        of time as a RunningWorker's: of the allowance the start of our server is a part."""
         self.own = server if isinstance(server, OwnServer) else None
         self.url = self.own.url if self.own else str(server)
         self.asked, self.tokenizer = RunningServer(self.url, 1, model, seed=0, side=""), tokenizer

@@ -1,16 +1,20 @@
 """Artifacts in the order of their bases, in real child processes."""
 
 import inspect
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from quantadvisor.advisor import builds
 from quantadvisor.advisor.builds import Build, build_all
 from quantadvisor.documents import CandidateFailed
 from quantadvisor.methods.schemes import scheme
 
+from ..kernels.test_guardian import leaves_nobody
 from ..methods.conftest import write_llama
 
 
@@ -47,8 +51,111 @@ def test_a_build_waits_for_its_base_and_shares_its_failure(tmp_path: Path) -> No
     assert build_all([build("none", "fp32", "base")], said.append)[tmp_path / "base"].bytes > 0
 
 
+PLANTED = """
+import os, signal, time
+from pathlib import Path
+from quantadvisor.advisor import builds
+from quantadvisor.methods import none
+
+real = none.apply
+
+
+def apply(*inputs, **more):
+    out = inputs[-1]
+    fault = out.name
+    if fault == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fault == "exit":
+        os._exit(3)
+    if fault == "hang":
+        (out.parent / "started").touch()
+        time.sleep(600)
+    if fault == "hog":
+        kept = bytearray(b"x") * (2 << 30)
+        time.sleep(600)
+    if fault == "large":
+        kept = bytearray(b"x") * (800 << 20)
+        if not (out.parent / "seen").exists():
+            (out.parent / "seen").touch()
+            time.sleep(600)
+    if fault == "small":
+        kept = bytearray(b"x") * (500 << 20)
+        while not (out.parent / "seen").exists():
+            time.sleep(0.1)
+        time.sleep(3)
+    return real(*inputs, **more)
+
+
+none.apply = apply
+builds.main()
+"""
+"""The child, and a method in it that breaks, or takes memory, by the name of its folder; whatever else it does is real."""
+LIMIT = 3 << 29
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Build]:
+    """A bfloat16 folder for torch, made by the child above."""
+    write_llama(tmp_path / "hf")
+    np.save(tmp_path / "calibration.npy", np.zeros((1, 8), np.int64))
+    (tmp_path / "child.py").write_text(PLANTED)
+    monkeypatch.setattr(builds, "CHILD", tmp_path / "child.py")
+
+    def build(name: str, **more: object) -> Build:
+        return Build(
+            method="none", scheme=scheme("bf16"), runtime="torch", model_folder=tmp_path / "hf", out=tmp_path / name,
+            calibration=tmp_path / "calibration.npy", **more,
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.mark.slow
+def test_a_build_that_dies_hangs_or_takes_too_much_fails_alone(planted: Callable[..., Build], tmp_path: Path) -> None:
+    done = build_all(
+        [planted("segfault"), planted("whole"), planted("exit"), planted("hang", apply_s=6.0), planted("hog"), planted("last")],
+        lambda _: None,
+        memory_limit_bytes=LIMIT,
+    )
+    failed = {out.name: result.failed for out, result in done.items() if result.failed}
+    assert failed.pop("hog").startswith("its build used ")  # type: ignore[union-attr]
+    assert failed == {
+        "segfault": "its process died at its build (signal SIGSEGV)",
+        "exit": "its process died at its build (exit status 3)",
+        "hang": "no answer within 6 s; a larger budget.apply_s gives it more",
+    }
+    for name in ("whole", "last"):
+        assert done[tmp_path / name].bytes > (tmp_path / name / "model.safetensors").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_larger_of_two_that_are_too_much_together_begins_again_alone(planted: Callable[..., Build]) -> None:
+    said: list[str] = []
+    done = build_all([planted("large"), planted("small")], said.append, memory_limit_bytes=LIMIT)
+    assert not any(result.failed for result in done.values())
+    assert "large: begins again when it has the memory alone" in said
+    assert [line.split()[1] for line in said if line.startswith("built")] == ["small", "large"]
+
+
+@pytest.mark.slow
+def test_no_build_is_left_when_we_are_killed(planted: Callable[..., Build], tmp_path: Path) -> None:
+    planted("hang").write(tmp_path / "build.json")
+    code = (
+        "import sys; from pathlib import Path; from quantadvisor.advisor import builds\n"
+        "builds.CHILD = Path(sys.argv[1]) / 'child.py'\n"
+        "builds.build_all([builds.Build.read(Path(sys.argv[1]) / 'build.json')], lambda _: None)"
+    )
+    leaves_nobody(code, tmp_path / "started", str(tmp_path))
+
+
+def test_a_build_comes_to_its_process_as_it_is(tmp_path: Path) -> None:
+    below = Build(method="mixed", scheme=scheme("w4w8-g64"), runtime="onnxruntime", model_folder=tmp_path, out=tmp_path / "out",
+                  calibration=tmp_path / "c.npy", linear_s={(64, 32, 4): 0.5}, apply_s=math.inf)  # fmt: skip
+    build = below.with_cache("kv_int8", scheme("w4w8-g64-kv8"), tmp_path / "cache", shared=False)
+    assert Build.model_validate(json.loads(json.dumps(build.model_dump(mode="json")))) == build
+
+
 def test_what_trains_gets_its_seconds_and_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantadvisor.advisor import builds
     from quantadvisor.methods import awq
 
     monkeypatch.setattr(awq, "COST", "training")
@@ -70,7 +177,6 @@ def test_what_trains_gets_its_seconds_and_says_how_far_it_is(tmp_path: Path, mon
 
 
 def test_what_weighs_widths_gets_the_kernels_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantadvisor.advisor import builds
     from quantadvisor.methods import mixed
 
     heard = []
@@ -89,7 +195,6 @@ def test_what_weighs_widths_gets_the_kernels_times(tmp_path: Path, monkeypatch: 
 
 def test_what_goes_layer_by_layer_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not train is heard too; what takes no `say` is not given one."""
-    from quantadvisor.advisor import builds
     from quantadvisor.methods import awq, gguf_imatrix, gptq, layerwise, llm_int8, obq, rtn, smoothquant, static_int8
 
     def stand_in(*inputs: object) -> tuple[str, ...]:

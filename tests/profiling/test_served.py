@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -131,7 +132,8 @@ def test_a_url_where_nobody_answers_is_a_reason(python: str, tmp_path: Path) -> 
 
 
 def test_an_environment_without_the_load_generator_is_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(CandidateFailed, match="which .* does not have: make runtime-vllm, or name an interpreter"), Served("http://127.0.0.1:1", tmp_path, ""):
+    said = f"vLLM's generator, which {sys.executable} does not have: make runtime-vllm, or name an interpreter that does"
+    with pytest.raises(CandidateFailed, match=re.escape(said)), Served("http://127.0.0.1:1", tmp_path, ""):
         pass
 
 
