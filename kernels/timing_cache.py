@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,9 +13,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from quantadvisor.documents import Device, KernelTiming
+from quantadvisor.documents import CandidateFailed, Device, KernelTiming
+
+from .processes import run
 
 FORMAT = 3
+LIMIT_S = 60.0
+"""An answer of another interpreter."""
 PACKAGES = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -37,8 +41,11 @@ def versions(runtime: str, python: str = sys.executable) -> dict[str, str]:
     """Versions of the packages that a runtime's kernels come from, as installed in its interpreter; empty where none is."""
     names = PACKAGES.get(runtime, (runtime,))
     if python != sys.executable:
-        done = subprocess.run([python, "-P", "-c", ASK, *names], capture_output=True, text=True, timeout=60, check=False)
-        return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+        try:
+            ended = run([python, "-P", "-c", ASK, *names], os.environ, LIMIT_S)
+        except CandidateFailed:
+            return {}
+        return dict(json.loads(ended.out)) if ended.code == 0 else {}
     found = {}
     for name in names:
         try:
