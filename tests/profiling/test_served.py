@@ -23,8 +23,8 @@ from quantadvisor.documents import CandidateFailed
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, Load, OwnServer, Served, free_port, token_gaps
 
-from .fake_nvml import OK, fake
 from ..kernels.test_guardian import alive
+from .fake_nvml import OK, fake
 
 TTFT_S, ITL_S = 0.03, 0.01
 MODEL = "of-this-start"

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantadvisor.kernels.guardian import children
 from quantadvisor.methods.formats import compressed
 from quantadvisor.profiling.environments import interpreter_of, refusal
-from quantadvisor.kernels.guardian import children
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
 from quantadvisor.profiling.served_quality import pool_tokens, server_scores
 
-from ..methods.conftest import torch_logits, write_llama
 from ..kernels.test_guardian import alive
+from ..methods.conftest import torch_logits, write_llama
 
 PYTHON = interpreter_of("vllm")
 pytestmark = [
