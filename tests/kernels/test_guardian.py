@@ -13,11 +13,11 @@ from quantadvisor.kernels.guardian import Guarded, children, descendants
 
 TREE = """
 import os, subprocess, sys, time
-code = "import os, sys, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"
+code = "import os, sys, time; os.setsid(); os.write(1, b'%d%c' % (os.getpid(), 10)); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", code])       # leaves the process group, as engines of servers may
 middle = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
 subprocess.run([sys.executable, "-c", middle, code])  # an orphan at once
-print(os.getpid(), flush=True)
+os.write(1, b'%d%c' % (os.getpid(), 10))
 time.sleep(float(sys.argv[1]))
 sys.exit(7)
 """

@@ -124,7 +124,8 @@ def test_too_much_memory_is_killed_by_our_limit(option: str) -> None:
 
 
 def test_without_a_limit_of_its_own_a_worker_has_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker().memory_limit_bytes == process_memory()
+    with worker() as running:
+        assert running.memory_limit_bytes == process_memory()
     monkeypatch.setattr(workers, "process_memory", lambda: 300 << 20)
     with pytest.raises(CandidateFailed, match=r"generate used .* more than its limit of 0.29 GiB"), worker("hog") as running:
         running.generate(PROMPT, 2)

@@ -103,8 +103,7 @@ class Parallel(Document):
 
 class Budget(Document):
     advise_s: Annotated[float, Field(gt=0)] = Field(
-        180,
-        description="seconds of measuring; once spent, two rounds each; who takes more alone, and more than 1,200, is refused",
+        180, description="seconds of measuring; once spent, two rounds each; one that takes them alone, and 1,200, is refused"
     )
     apply_s: Annotated[float, Field(gt=0)] = Field(
         3600, description="seconds that applying one method may take, train_s apart; one that takes longer is refused"
