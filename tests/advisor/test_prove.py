@@ -134,7 +134,7 @@ ITEMS = 36
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_drop_of_a_worse_candidate_through_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RTN at 2 bits in ONNX Runtime against the fp32 model in torch, both in workers, asked by the harness: the scores of both and
+    """RTN at 2 bits in ONNX Runtime against the fp32 model in torch, both in workers, asked by the harness: both their scores and
     the drop item by item, as the two models' own logits have them, and an interval as a mean of so many pairs has. Where the
     file's bytes are the same, the fp32 model is not asked again."""
     pytest.importorskip("lm_eval")
