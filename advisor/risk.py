@@ -61,14 +61,16 @@ class Job(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of one job by `method-scheme`: float64 [3, tokens], as the worker's `score` gives, or why there are none."""
+    """Of one job by `method-scheme`: float64 [3, tokens], as the worker's `score` gives, or why a scheme has none; `nothing`: why
+    none has."""
 
     found: dict[str, np.ndarray]
     failed: dict[str, str]
+    nothing: str | None = None
 
 
 class Outcome(NamedTuple):
-    """Of one job by `method-scheme`: the simulated quality, or why a scheme has none; `nothing`: why all of them have none."""
+    """`Scores` as qualities."""
 
     quality: dict[str, Quality]
     failed: dict[str, str]
@@ -97,12 +99,10 @@ def quiet_child() -> None:
 
 def outcome(done: Future[Scores], text: str) -> Outcome:
     try:
-        found, failed = done.result()
+        found, failed, nothing = done.result()
     except BrokenProcessPool:
         return Outcome({}, {}, "the process that simulates died (out of memory?)")
-    except Exception as error:
-        return Outcome({}, {}, in_a_line(error))
-    return Outcome({name: quality_of(rows, text, simulated=True) for name, rows in found.items()}, failed)
+    return Outcome({name: quality_of(rows, text, simulated=True) for name, rows in found.items()}, failed, nothing)
 
 
 def in_a_line(error: Exception) -> str:
@@ -111,7 +111,7 @@ def in_a_line(error: Exception) -> str:
 
 
 def simulate(job: Job, windows: np.ndarray, reference: Path) -> Scores:
-    """In the child. CandidateFailed where the model itself cannot be loaded."""
+    """In the child, out of which no error comes: it is a reason."""
     import torch
 
     with torch.no_grad():
@@ -119,7 +119,10 @@ def simulate(job: Job, windows: np.ndarray, reference: Path) -> Scores:
 
 
 def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> Scores:
-    model = load(job.model_folder)
+    try:
+        model = load(job.model_folder)
+    except Exception as error:
+        return Scores({}, {}, in_a_line(error))
     want = np.load(reference, mmap_mode="r")
     done: dict[Any, np.ndarray] = {}
 

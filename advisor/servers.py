@@ -117,8 +117,8 @@ def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple
 def with_passkey(
     context: Context, server: RunningServer, quality: Quality, cache: Mapping[str, str]
 ) -> tuple[Quality, list[str]]:
-    """Its quality with the passkey, which every server is asked for but one that says its cache is not quantized; and what it
-    leaves open. `cache`: what its metrics say. One that is not known to be quantized is not blamed for what the fp32 model
+    """Its quality with the passkey, which every server is asked for but one that says that its cache is not quantized; and what
+    it leaves open. `cache`: what its metrics say. One that is not known to be quantized is not blamed for what the fp32 model
     loses too."""
     kind = cache.get("cache_dtype", AUTO)
     if kind in PLAIN_CACHES:

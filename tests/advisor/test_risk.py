@@ -69,8 +69,9 @@ def test_simulated_activations_are_the_methods_own_rounding(name: str, own: Call
 
 
 def test_a_scheme_that_fails_is_refused_and_the_others_go_on(llama: Path, tmp_path: Path) -> None:
-    """The model reads nothing from two channels, one weight of each as large as float32 allows. It computes what it did; a range
-    of an asymmetric group overflows, so that RTN's logits are NaN in 4 bits, and so is the Hessian of what GPTQ rounds next."""
+    """The model reads nothing from two channels, one weight of each as large as float32 allows. It computes what it did;
+    the range of an asymmetric group overflows, so that RTN's logits are NaN in 4 bits, and so is the Hessian of what GPTQ rounds
+    next."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
