@@ -1,8 +1,8 @@
 """GGUF k-bit weights for llama.cpp, rounded by llama.cpp itself: Q2_K to Q8_0.
 
 Q8_0, Q5_0 and Q4_0 are blocks of 32 with one scale each, Q5_1 and Q4_1 have a minimum too; the k-quants are super-blocks
-of 256 and refused where these do not divide a row.
-The output layer and a tied embedding table keep 6 to 8 bits, as llama.cpp decides.
+of 256, in whose place llama.cpp takes larger blocks of 32 where 256 does not divide a row (kernels/ggml_types.py): the notes
+say how many linears got which. The output layer and a tied embedding table keep 6 to 8 bits, as llama.cpp decides.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
     with base_folder(model_folder, runtime, out, base) as source:
         gguf.quantize(source, out, scheme.name)
-    return ("rounded by llama_model_quantize",)
+    return ("rounded by llama_model_quantize", *gguf.types_note(out, scheme.name))
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
-    """{linear: the weights [N, K] that its blocks stand for}, as if every linear had the scheme's own type."""
+    """{linear: the weights [N, K] that its blocks stand for}, in the type that it has in the file."""
     from .formats import gguf
     from .observe import load, weight
 
-    model = load(model_folder)
-    names = (name for pair in pairs(config(model_folder)) for name in pair.targets)
-    return {name: gguf.round_rows(weight(model, name), scheme.name) for name in names}
+    model, found = load(model_folder), config(model_folder)
+    kinds = gguf.types(found, (name for pair in pairs(found) for name in pair.targets), scheme.name)
+    return {name: gguf.round_rows(weight(model, name), kind) for name, kind in kinds.items()}

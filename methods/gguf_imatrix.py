@@ -50,19 +50,20 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     names = gguf.tensor_names(config(model_folder), found)
     with base_folder(model_folder, runtime, out, base) as source:
         gguf.quantize(source, out, scheme.name, importance={names[name]: value for name, value in found.items()})
-    return (f"rounded by llama_model_quantize, inputs weighed by {tokens_read(tokens, calibration)}",)
+    how = f"rounded by llama_model_quantize, inputs weighed by {tokens_read(tokens, calibration)}"
+    return (how, *gguf.types_note(out, scheme.name))
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:
-    """{linear: the weights [N, K] that its blocks stand for}, as if every linear had the scheme's own type."""
+    """{linear: the weights [N, K] that its blocks stand for}, in the type that it has in the file."""
     from .formats import gguf
 
-    result = dict[str, Floats]()
+    found, result = config(model_folder), dict[str, Floats]()
 
     def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> None:
-        importance = mean_squares(x)
+        importance, kinds = mean_squares(x), gguf.types(found, targets, scheme.name, weighed=True)
         for name, w in zip(targets, weights, strict=True):
-            result[name] = gguf.round_rows(w, scheme.name, importance)
+            result[name] = gguf.round_rows(w, kinds[name], importance)
 
     stream(model_folder, calibration, visit)
     return result

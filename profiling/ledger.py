@@ -8,13 +8,10 @@ Conventions: integer weights are stored in whole groups along K, packed to whole
 from __future__ import annotations
 
 import math
-import re
 
-from quantadvisor.documents import Format, Inventory, LedgerItem, MemoryLedger, Scheme
+from quantadvisor.documents import Format, Inventory, LedgerItem, LinearShape, MemoryLedger, Scheme
+from quantadvisor.kernels import ggml_types
 from quantadvisor.kernels.problem import matrix_bytes
-
-GGUF = re.compile(r"q\d_[01k](-kv[48])?")
-"""Names of the schemes that llama.cpp stores."""
 
 BLOCK_TOKENS = 128
 """A block of vLLM's cache on a CPU (16 on a GPU)."""
@@ -35,26 +32,42 @@ def bytes_of_weights(inventory: Inventory, scheme: Scheme, *, scale_bytes: int |
     plain = compute_bytes(scheme)
     scale = plain if scale_bytes is None else scale_bytes
     total = inventory.other_parameters * plain
-
-    def stored(n: int, k: int, number: Format | None) -> int:
-        if number is not None and GGUF.fullmatch(scheme.name):
-            return gguf_bytes(n, k, number)
-        return matrix_bytes(n, k, number, plain, scale)
-
+    if scheme.weights is not None and (file_type := scheme.name.partition("-")[0]) in ggml_types.BLOCK_BYTES:
+        return total + gguf_bytes(inventory, scheme, file_type)
     for shape in inventory.linears:
         if not shape.lm_head:
-            total += shape.count * stored(shape.n, shape.k, scheme.weights)
+            total += shape.count * matrix_bytes(shape.n, shape.k, scheme.weights, plain, scale)
     table = (inventory.vocabulary, inventory.hidden)
-    total += stored(*table, scheme.embeddings)
+    total += matrix_bytes(*table, scheme.embeddings, plain, scale)
     if not (inventory.tied_embeddings and tied_once and scheme.embeddings == scheme.lm_head):
-        total += stored(*table, scheme.lm_head)
+        total += matrix_bytes(*table, scheme.lm_head, plain, scale)
     return total
 
 
-def gguf_bytes(n: int, k: int, number: Format) -> int:
-    """Of w: [N, K] in GGUF's blocks: float16 scales, and minima where asymmetric; the bits of super-blocks count theirs."""
-    scales = 0 if number.granularity == "block" else 2 if number.symmetric else 4
-    return matrix_bytes(n, k, number.model_copy(update={"symmetric": True}), 4, scales)
+def gguf_bytes(inventory: Inventory, scheme: Scheme, file_type: str) -> int:
+    """Of the matrices of a GGUF file: linears in the types that llama.cpp gives them, of experts the file's; the output layer in
+    6 or 8 bits, or as an existing file has it; and where that is not the table too, a table in the file's type."""
+    repeat = inventory.heads // inventory.kv_heads
+
+    def rows_bytes(shape: LinearShape) -> int:
+        names = shape.name.split(",")
+        if shape.count != len(names) * shape.layers:
+            return shape.count * ggml_types.row_bytes(file_type, shape.k)
+        each = ((name, layer) for name in names for layer in range(shape.layers))
+        kinds = (ggml_types.linear_type(file_type, name, layer, shape.layers, repeat) for name, layer in each)
+        return sum(ggml_types.row_bytes(kind, shape.k) for kind in kinds)
+
+    width, head = inventory.hidden, scheme.lm_head
+    if head is None:
+        row = width * compute_bytes(scheme)
+    elif head.granularity == "block" and width % (head.group_size or 1) == 0:
+        row = math.ceil(width * head.bits / 8)
+    else:
+        row = ggml_types.row_bytes("q8_0" if file_type == "q8_0" else "q6_k", width)
+    if not inventory.tied_embeddings:
+        row += ggml_types.row_bytes(file_type, width)
+    linears = sum(shape.n * rows_bytes(shape) for shape in inventory.linears if not shape.lm_head)
+    return linears + inventory.vocabulary * row
 
 
 def bytes_of_cache(

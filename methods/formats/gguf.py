@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from quantadvisor.documents.errors import CandidateFailed
+from quantadvisor.kernels.ggml_types import BLOCK, FLOAT, SUPER_BLOCK, block_of, fitting, linear_type
 
 from . import huggingface
 from .folders import new_folder
@@ -29,7 +31,6 @@ TYPES = {
     "bf16": 32,
 }  # fmt: skip
 """enum llama_ftype of llama.h; of the super-blocks the small mixes, in which fewest tensors get a larger type."""
-SUPER_BLOCK = 256
 NORMAL, UNUSED, CONTROL, USER_DEFINED = 1, 5, 3, 4
 """gguf.TokenType."""
 
@@ -46,10 +47,13 @@ def refuse(config: Mapping[str, Any]) -> str | None:
 
 
 def refuse_rows(config: Mapping[str, Any], type_name: str) -> str | None:
-    """Super-blocks must divide rows: llama.cpp would put another type, of more bits, in their place without a word."""
-    for key in ("hidden_size", "intermediate_size"):
-        if type_name.endswith("_k") and config.get(key, 0) % SUPER_BLOCK:
-            return f"super-blocks of {SUPER_BLOCK} do not divide {key} = {config[key]}: llama.cpp would take other types there"
+    """Why no file of the type can be made: blocks of 32 must divide every row. (Where super-blocks do not, `fitting` does.)"""
+    heads = config.get("num_attention_heads", 0)
+    rows = {key: config.get(key, 0) for key in ("hidden_size", "intermediate_size")}
+    rows["num_attention_heads x head_dim"] = heads * (config.get("head_dim") or 0)
+    for key, width in rows.items():
+        if fitting(type_name, width) == FLOAT:
+            return f"blocks of {BLOCK} do not divide {key} = {width}, and llama.cpp has no smaller ones"
     return None
 
 
@@ -177,22 +181,52 @@ def importance_table(importance: Mapping[str, Any]) -> Any:
     return table
 
 
+def types(config: Mapping[str, Any], names: Iterable[str], type_name: str, weighed: bool = False) -> dict[str, str]:
+    """{linear: the type that it has in a file of `type_name`}, by Hugging Face names; `weighed`: with an importance matrix.
+    Those of a file that is there already: `types_note`."""
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    repeat = heads // (config.get("num_key_value_heads") or heads)
+    widths = {"down_proj": config["intermediate_size"], "o_proj": heads * (config.get("head_dim") or config["hidden_size"] // heads)}
+    found = {}
+    for name in names:
+        layer, linear = int(name.split(".")[2]), name.rsplit(".", 1)[1]
+        wanted = linear_type(type_name, linear, layer, layers, repeat, weighed)
+        found[name] = fitting(wanted, widths.get(linear, config["hidden_size"]))
+    return found
+
+
+def types_note(folder: Path, type_name: str) -> tuple[str, ...]:
+    """What linears of the layers have another type than the file's, one line for each, read from the file."""
+    import gguf
+
+    tensors = gguf.GGUFReader(folder / FILE).tensors
+    held = [(tensor.tensor_type.name.lower(), int(tensor.shape[0])) for tensor in tensors
+            if tensor.name.startswith("blk.") and len(tensor.shape) > 1]  # fmt: skip
+    notes = []
+    for (found, width), count in sorted(Counter(held).items()):
+        if found != type_name:
+            fits = width % block_of(type_name) == 0
+            why = "llama.cpp's mix" if fits else f"super-blocks of {SUPER_BLOCK} do not divide their rows of {width}"
+            notes.append(f"{count} of {len(held)} linears in {found} instead of {type_name}: {why}")
+    return tuple(notes)
+
+
 def round_rows(w: Any, type_name: str, importance: Any = None) -> Any:
     """w: float32 [N, K] -> what its blocks stand for [N, K], by `ggml_quantize_chunk`; importance: float32 [K].
 
-    Rows that blocks do not divide come back as they are: llama.cpp stores them in 16 bit.
+    CandidateFailed where the type's blocks do not divide the rows: `fitting` says which type does.
     """
     import gguf
     import llama_cpp
 
-    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     number = gguf.GGMLQuantizationType[type_name.upper()]
     block, size = gguf.GGML_QUANT_SIZES[number]
     rows, width = w.shape
     if width % block:
-        return w
+        raise CandidateFailed(f"blocks of {block} ({type_name}) do not divide rows of {width}")
+    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     source, packed = np.ascontiguousarray(w), np.zeros((rows, width // block * size), np.uint8)
     pointer = None if importance is None else importance.ctypes.data
     library.ggml_quantize_chunk(number.value, source.ctypes.data, packed.ctypes.data, 0, rows, width, pointer)
@@ -200,7 +234,7 @@ def round_rows(w: Any, type_name: str, importance: Any = None) -> Any:
 
 
 def quantize(base: Path, out: Path, type_name: str, threads: int = 2, importance: Mapping[str, Any] | None = None) -> None:
-    """llama.cpp's own rounding; rows that its blocks do not divide get the nearest type that does, which it chooses.
+    """llama.cpp's own rounding, in its own mix of types (`types` foretells it, `types_note` reads it).
 
     `importance`: tensor -> mean squares of its inputs, float32 [K] ("imatrix"), which weigh the errors of a block.
     """

@@ -90,7 +90,7 @@ def bases(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         (rtn, "w8-g64", "onnxruntime"),
         (rtn, "w4-g64", "openvino"),
         (rtn, "w8-g64", "openvino"),
-        (gguf, "q8_0", "llama.cpp"),
+        *((gguf, name, "llama.cpp") for name in ("q8_0", "q4_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")),
     ],
 )
 def test_weights_on_disk(

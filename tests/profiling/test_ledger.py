@@ -6,7 +6,6 @@ from quantadvisor.profiling.ledger import (
     LEAST_POOL_TOKENS,
     bytes_of_cache,
     bytes_of_weights,
-    gguf_bytes,
     held_tokens,
     memory_ledger,
     pool_bytes,
@@ -59,17 +58,22 @@ def test_a_tied_head_in_another_format_is_stored_twice() -> None:
     assert bytes_of_weights(one, both) == plain - 331 * 96 * 4 + 331 * 96 + 331 * 4
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
-def test_gguf_is_counted_by_its_blocks(name: str) -> None:
-    """The oracle is the gguf package's own table of block sizes."""
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("name", "inside"), [("q8_0", "q8_0"), ("q5_1", "q5_1"), ("q6_k", "q8_0"), ("q5_k", "q5_1")])
+def test_gguf_is_counted_by_its_blocks(name: str, inside: str, tied: bool) -> None:
+    """The oracle is the gguf package's own table of block sizes. Rows of 96 and 192 hold no super-block."""
     import gguf
 
     from quantadvisor.methods.schemes import scheme
 
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
-    number = scheme(name).weights
-    assert number is not None
-    assert gguf_bytes(512, 2048, number) == 512 * 2048 // block * size
+    def stored(n: int, k: int, kind: str) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]]
+        return n * k // block * size
+
+    narrow = tuple(shape.model_copy(update={"k": 192}) if shape.k == 200 else shape for shape in inventory().linears)
+    one = inventory(tied).model_copy(update={"linears": narrow})
+    want = 6 * stored(96, 96, inside) + 3 * stored(96, 192, inside) + stored(331, 96, "q8_0") + 4 * one.other_parameters
+    assert bytes_of_weights(one, scheme(name)) == want + (0 if tied else stored(331, 96, inside))
 
 
 def test_cache() -> None:
