@@ -27,7 +27,8 @@ from . import layerwise
 from .affine import Floats, Grouped, dequantize_groups, group_grid, in_groups, quantize_groups, rounded_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
-from .layerwise import SAMPLES, Grid, evenly, gram, grid_of, loaded
+from .layerwise import SAMPLES, evenly, gram, grid_of, loaded
+from .linear_format import LinearFormat
 from .refusals import config
 from .rescale import Pair, Scale, pairs
 from .schemes import scheme as scheme_named
@@ -87,7 +88,7 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],
     }
 
 
-def search_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, kept: MutableMapping[str, Arrays],
+def search_all(model_folder: Path, tokens: NDArray[int64], grid: LinearFormat, kept: MutableMapping[str, Arrays],
                shares: tuple[float, ...] = CLIPS, say: Say = silent) -> None:  # fmt: skip
     """Integers of every linear into `kept`, with the scale and exponent of its pair; inputs are those of the fp32 model.
     `shares`: what clipping tries; (1,): no clipping."""
@@ -120,7 +121,7 @@ def divided(kept: Mapping[str, Arrays], name: str, known: tuple[Pair, ...]) -> G
     return integers._replace(scales=integers.scales / scale_of(kept, pair)[:, None])
 
 
-def best_scale(pair: Pair, loudness: Floats, gram: Floats, w: Floats, grid: Grid) -> tuple[float, Scale]:
+def best_scale(pair: Pair, loudness: Floats, gram: Floats, w: Floats, grid: LinearFormat) -> tuple[float, Scale]:
     """loudness: mean|X_j| [K], gram: X^T X / T [K, K], w: [N, K] of all readers -> the exponent and the source's scale."""
     candidates = [(ratio, scale_for(pair.gather(loudness), ratio)) for ratio in RATIOS]
     return min(candidates, key=lambda each: scaled_error(w, pair.spread(each[1]), gram, grid))
@@ -133,7 +134,7 @@ def scale_for(loudness: Floats, ratio: float) -> Scale:
     return normal
 
 
-def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: Grid) -> float:
+def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: LinearFormat) -> float:
     """Sum over rows of d gram d^T with d = Q(w s) / s - w: T times less than |X W^T - X (Q(W s) / s)^T|^2."""
     import torch
 
@@ -142,7 +143,7 @@ def scaled_error(w: Floats, wide: Scale, gram: Floats, grid: Grid) -> float:
     return float(torch.vdot((error @ torch.from_numpy(gram)).flatten(), error.flatten()))
 
 
-def clipped(w: Floats, gram: Floats, grid: Grid, clips: tuple[float, ...]) -> Grouped:
+def clipped(w: Floats, gram: Floats, grid: LinearFormat, clips: tuple[float, ...]) -> Grouped:
     """w: [N, K] -> integers; every group clipped at the share of its max|w| with the least output error of its own."""
     import torch
 
@@ -161,7 +162,7 @@ def clipped(w: Floats, gram: Floats, grid: Grid, clips: tuple[float, ...]) -> Gr
     return quantize_groups(inside, *grid)
 
 
-def nearest(groups: Floats, grid: Grid) -> Floats:
+def nearest(groups: Floats, grid: LinearFormat) -> Floats:
     """groups: [N, G, g] -> what their integers stand for."""
     scales, zeros = group_grid(groups.min(axis=-1), groups.max(axis=-1), grid.bits, grid.symmetric)
     return rounded_groups(groups, scales, zeros, grid.bits)

@@ -24,7 +24,8 @@ from quantadvisor.documents.scheme import Scheme
 
 from . import layerwise
 from .affine import Codes, Floats, Grouped, group_grid, in_groups, rounded_groups
-from .layerwise import Grid, Square, damped
+from .layerwise import Square, damped
+from .linear_format import LinearFormat
 from .schemes import scheme as scheme_named
 from .training import Say, silent
 
@@ -58,7 +59,7 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     return layerwise.rounded(model_folder, scheme, calibration, solve)
 
 
-def solve(w: Floats, h: Square, grid: Grid, shrink: tuple[float, ...] = SHRINK) -> Grouped:
+def solve(w: Floats, h: Square, grid: LinearFormat, shrink: tuple[float, ...] = SHRINK) -> Grouped:
     """w: [N, K], h: [K, K] -> integers, with every choice of this module's docstring. shrink = (1,): min-max grids."""
     h = damped(h, DAMPING)
     importance = np.diagonal(h)
@@ -79,7 +80,7 @@ def inverse_factor(h: Square) -> Floats:
     return factor
 
 
-def mse_grid(w: Floats, grid: Grid, importance: NDArray[np.float64],
+def mse_grid(w: Floats, grid: LinearFormat, importance: NDArray[np.float64],
              shrink: tuple[float, ...] = SHRINK) -> tuple[Floats, Codes]:  # fmt: skip
     """Scales and zeros [N, G]: of every group the shrunk range with the least  sum_k importance_k (w_k - q_k)^2."""
     grouped = in_groups(w, grid.group)
@@ -98,7 +99,7 @@ def mse_grid(w: Floats, grid: Grid, importance: NDArray[np.float64],
     return best_scales, best_zeros
 
 
-def sweep(w: Floats, factor: Floats, order: NDArray[np.intp], scales: Floats, zeros: Codes, grid: Grid) -> Grouped:
+def sweep(w: Floats, factor: Floats, order: NDArray[np.intp], scales: Floats, zeros: Codes, grid: LinearFormat) -> Grouped:
     """w: [N, K], factor: [K, K] of the ordered Hessian, scales and zeros: [N, G] -> integers, columns taken in `order`.
 
     The first half is rounded, its errors correct the second half in one matrix product, then that is rounded; each half

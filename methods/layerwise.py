@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy import float64, int64
@@ -21,6 +20,7 @@ from quantadvisor.documents.scheme import Scheme
 from .affine import Floats, Grouped, dequantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
+from .linear_format import LinearFormat
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
 from .rescale import mapping_missing
 from .schemes import group_format
@@ -35,15 +35,7 @@ RUNTIMES = (*ONNX, "openvino", *HALF)
 Square = NDArray[float64]
 
 
-class Grid(NamedTuple):
-    """What a group can hold."""
-
-    bits: int
-    group: int
-    symmetric: bool
-
-
-Solve = Callable[[Floats, Square, Grid], Grouped]
+Solve = Callable[[Floats, Square, LinearFormat], Grouped]
 """(w [N, K], H [K, K], grid) -> integers; raises numpy.linalg.LinAlgError where H cannot be factored."""
 
 
@@ -54,10 +46,10 @@ def evenly(calibration: NDArray[int64], samples: int) -> NDArray[int64]:
     return chosen
 
 
-def grid_of(scheme: Scheme) -> Grid:
+def grid_of(scheme: Scheme) -> LinearFormat:
     if scheme.weights is None:
         raise ValueError(f"{scheme.name} leaves weights as they are")
-    return Grid(*group_format(scheme.weights))
+    return group_format(scheme.weights)
 
 
 def refuse(name: str, schemes: tuple[Scheme, ...], model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -71,7 +63,7 @@ def refuse(name: str, schemes: tuple[Scheme, ...], model_folder: Path, scheme: S
     return None if runtime in ONNX else group_mismatch(model_folder, scheme)
 
 
-def round_all(model_folder: Path, tokens: NDArray[int64], grid: Grid, solve: Solve,
+def round_all(model_folder: Path, tokens: NDArray[int64], grid: LinearFormat, solve: Solve,
               kept: MutableMapping[str, Arrays], say: Say = silent) -> None:  # fmt: skip
     """Integers of every linear of the decoder into `kept`; what is there already is taken, not computed."""
 
@@ -91,7 +83,7 @@ def loaded(kept: Mapping[str, Arrays], name: str) -> Grouped:
     return Grouped(arrays["codes"], arrays["scales"], arrays["zeros"])
 
 
-def solved(solve: Solve, targets: tuple[str, ...], w: Floats, h: Square, grid: Grid) -> Grouped:
+def solved(solve: Solve, targets: tuple[str, ...], w: Floats, h: Square, grid: LinearFormat) -> Grouped:
     try:
         return solve(w, h, grid)
     except np.linalg.LinAlgError:

@@ -22,7 +22,8 @@ from quantadvisor.documents.scheme import Scheme
 from . import layerwise
 from .affine import Floats, Grouped
 from .gptq import DAMPING, mse_grid
-from .layerwise import Grid, Square, damped
+from .layerwise import Square, damped
+from .linear_format import LinearFormat
 from .refusals import config
 from .schemes import scheme as scheme_named
 from .training import Say, silent
@@ -83,7 +84,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS, say)
 
 
-def solve(w: Floats, h: Square, grid: Grid) -> Grouped:
+def solve(w: Floats, h: Square, grid: LinearFormat) -> Grouped:
     """w: [N, K], h: [K, K] -> integers; grids as GPTQ's."""
     h = damped(h, DAMPING)
     scales, zeros = mse_grid(w, grid, np.diagonal(h))

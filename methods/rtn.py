@@ -20,6 +20,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped, dequantize_groups, quantize_groups
 from .artifact import base_folder, write_grouped
+from .linear_format import LinearFormat
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
 from .schemes import group_format, named
 from .schemes import scheme as scheme_named
@@ -73,5 +74,5 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     return ()
 
 
-def integers(read: Callable[[], Floats], chosen: tuple[int, int, bool]) -> Grouped:
+def integers(read: Callable[[], Floats], chosen: LinearFormat) -> Grouped:
     return quantize_groups(read(), *chosen)

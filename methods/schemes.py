@@ -35,6 +35,7 @@ from typing import Literal
 from quantadvisor.documents.scheme import Format, Scheme
 
 from . import low_bit_schemes
+from .linear_format import LinearFormat
 
 HEAD_GROUP = 64
 MIXED_BITS = 7.0
@@ -113,11 +114,11 @@ def integer(bits: float, granularity: Literal["tensor", "channel", "group", "tok
     return Format(number="int", bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, dynamic=dynamic)
 
 
-def group_format(format: Format) -> tuple[int, int, bool]:
-    """(bits, group size, symmetric) of a group-wise format."""
+def group_format(format: Format) -> LinearFormat:
+    """Of integers in groups."""
     if format.group_size is None:
         raise ValueError(f"format {format} has no groups")
-    return int(format.bits), format.group_size, format.symmetric
+    return LinearFormat(int(format.bits), format.group_size, format.symmetric)
 
 
 ACTIVATIONS = {

@@ -18,11 +18,10 @@ from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.packing import pack_words, unpack_words
 
 from ..affine import Codes, Grouped
+from ..linear_format import LinearFormat, check
 from ..rescale import Pair, Scale
 from .huggingface import read_linears, settings_of, write_integers
 
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric)"""
 SUFFIXES = ("qweight", "qzeros", "scales")
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -31,13 +30,11 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], chosen: LinearFormat,
           moves: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
     """Linears of `given` in integers, everything else in float16; `moves`: scales that are moved first."""
-    bits, group, _ = chosen
-    if bits != BITS:
-        raise BadInput("awq layout", f"holds {BITS}-bit weights, not {bits}-bit ones", "use the gptq layout")
+    check(chosen, "awq")
     settings = {
         "quant_method": "awq",
         "bits": BITS,
-        "group_size": group,
+        "group_size": chosen.group,
         "zero_point": True,
         "version": "gemm",
         "modules_to_not_convert": ["lm_head"],
@@ -80,4 +77,4 @@ def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
     if settings.get("quant_method") != "awq" or settings.get("version", "gemm") != "gemm" or settings.get("bits") != BITS:
         raise BadInput(str(folder), "is no AWQ checkpoint of the gemm layout", "see quantization_config in its config.json")
     found = {name: restored(arrays) for name, arrays in read_linears(folder, SUFFIXES).items()}
-    return found, (BITS, int(settings["group_size"]), False)
+    return found, LinearFormat(BITS, int(settings["group_size"]), False)

@@ -23,14 +23,15 @@ import numpy as np
 from quantadvisor.documents.errors import BadInput
 
 from ..affine import Floats, Grouped, dequantize_groups
+from ..linear_format import OTHERWISE, ROW, LinearFormat, check, group_size, target_of
 from ..refusals import ONNX
 from . import awq, bitsandbytes, gptq, huggingface, pack_quantized
 
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric)"""
 LAYOUTS = {"gptq": gptq, "awq": awq, "compressed-tensors": pack_quantized}
 """Of integers in groups in Hugging Face folders, by quant_method."""
 CHECKPOINTS: dict[str, Any] = {**LAYOUTS, "bitsandbytes": bitsandbytes}
+GROUPS = (128, 64, 32)
+"""That one scale a row is repeated for, where a graph holds groups only: the first that divides every row."""
 
 
 def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
@@ -69,7 +70,7 @@ def dequantized(checkpoint: Path, out: Path) -> None:
     else:
         integers, (_, group, _) = form.read(checkpoint)
         found = {
-            name: partial(dequantize_groups, linear.codes, linear.scales, linear.zeros, group)
+            name: partial(dequantize_groups, *linear, group_size(group, linear.codes.shape[1]))
             for name, linear in integers.items()
         }
 
@@ -84,14 +85,24 @@ def dequantized(checkpoint: Path, out: Path) -> None:
 
 
 def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -> tuple[str, ...]:
-    """The artifact of `runtime` with the checkpoint's codes; returns notes. `base`: the model's export, where there is one."""
+    """The artifact of `runtime` with the checkpoint's codes; returns notes. `base`: the model's export, where there is one.
+    BadInput where the runtime's format does not hold them."""
     from ..artifact import base_folder
 
     nf4 = (checkpoint / "config.json").exists() and checkpoint_format(checkpoint) is bitsandbytes
     if nf4 and runtime not in ONNX:
         what = f"holds bitsandbytes' codes, and {runtime} reads them in no artifact of its own"
         raise BadInput(str(checkpoint), what, "carry NF4 to onnxruntime; torch and vllm read the folder itself")
-    write = partial(write_nf4, bitsandbytes.read_nf4(checkpoint)) if nf4 else partial(write_integers, *read(checkpoint), runtime)
+    notes: tuple[str, ...] = ()
+    if nf4:
+        write = partial(write_nf4, bitsandbytes.read_nf4(checkpoint))
+    else:
+        found, form = read(checkpoint)
+        if form.group == ROW:
+            found, form = in_groups(found, form)
+            notes = (f"one scale a row, repeated for its groups of {form.group}",)
+        check(form, target_of(runtime), {linear.codes.shape[1] for linear in found.values()})
+        write = partial(write_integers, found, form, runtime)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bridge.") as scratch:
         plain = checkpoint
@@ -99,7 +110,22 @@ def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -
             dequantized(checkpoint, plain := Path(scratch) / "plain")
         with base_folder(plain, runtime, out, base) as source:
             count = write(plain, source, out)
-    return (f"{count} linears with the codes of {checkpoint.name}; lm_head rounded to 8 bit",)
+    return (f"{count} linears with the codes of {checkpoint.name}; lm_head rounded to 8 bit", *notes)
+
+
+def in_groups(found: Mapping[str, Grouped], form: LinearFormat) -> tuple[dict[str, Grouped], LinearFormat]:
+    """One scale a row as the scale of each of its groups: the same weights."""
+    widths = {linear.codes.shape[1] for linear in found.values()}
+    group = next((size for size in GROUPS if not any(width % size for width in widths)), None)
+    if group is None:
+        what = f"one scale a row: groups of {', '.join(map(str, GROUPS))} do not divide rows of {', '.join(map(str, sorted(widths)))}"
+        raise BadInput("weights", what, OTHERWISE)
+
+    def repeated(linear: Grouped) -> Grouped:
+        count = linear.codes.shape[1] // group
+        return linear._replace(scales=linear.scales.repeat(count, axis=1), zeros=linear.zeros.repeat(count, axis=1))
+
+    return {name: repeated(linear) for name, linear in found.items()}, form._replace(group=group)
 
 
 def write_integers(found: Mapping[str, Grouped], form: LinearFormat, runtime: str, plain: Path, source: Path, out: Path) -> int:
@@ -130,6 +156,7 @@ def convert(checkpoint: Path, layout: str, out: Path, model_folder: Path | None 
     if layout not in LAYOUTS:
         raise BadInput("format", f"{layout!r} is none that integers are written in", f"known are {', '.join(LAYOUTS)}")
     found, form = read(checkpoint)
+    check(form, layout)
     huggingface_folder = (checkpoint / "config.json").exists() and not (checkpoint / "openvino_model.xml").exists()
     if not huggingface_folder and model_folder is None:
         raise BadInput(

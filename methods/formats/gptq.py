@@ -2,8 +2,9 @@
 
 Per linear [N, K]:  qweight int32 [K bits / 32, N]: codes little end first along K; qzeros int32 [G, N bits / 32]: zeros along
 N, less one in `gptq` (v1), as they are in `gptq_v2`; scales float16 [G, N]; g_idx int32 [K]: the group of every column.
-A zero of 0 has no v1 form that every reader agrees on, so weights with one are written as v2. Columns whose groups are no
-neighbours (act-order without static groups) come back in their places, with one group for each column.
+A zero of 0 has no v1 form that every reader agrees on, so weights with one are written as v2. A group size of -1: a row is one
+group. Columns whose groups are no neighbours (act-order without static groups) come back in their places, each with a scale of
+its own.
 https://github.com/ModelCloud/GPTQModel
 """
 
@@ -15,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.packing import pack_words, unpack_words
 
 from ..affine import Grouped
+from ..linear_format import ALONE, LinearFormat, check, group_size
 from ..rescale import Pair, Scale
 from .huggingface import read_linears, settings_of, write_integers
 
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric)"""
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 V1, V2 = "gptq", "gptq_v2"
 
@@ -32,6 +33,7 @@ V1, V2 = "gptq", "gptq_v2"
 def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], chosen: LinearFormat,
           moves: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
     """Linears of `given` in integers, everything else in float16; `moves`: scales that are moved first."""
+    check(chosen, "gptq")
     bits, group, symmetric = chosen
     version = V1 if symmetric else V2
     settings = {
@@ -63,7 +65,7 @@ def stored(given: Grouped, bits: int, group: int, version: str) -> dict[str, Any
         "qweight": np.ascontiguousarray(pack_words(given.codes, bits).T),
         "qzeros": pack_words(np.ascontiguousarray(zeros.T) & np.uint8((1 << bits) - 1), bits),
         "scales": given.scales.T.astype(np.float16),
-        "g_idx": (np.arange(width) // group).astype(np.int32),
+        "g_idx": neighbours(width, group),
     }
 
 
@@ -74,22 +76,37 @@ def restored(arrays: Mapping[str, Any], bits: int, group: int, version: str) -> 
     stored_zeros = unpack_words(arrays["qzeros"], bits, rows)
     zeros = (stored_zeros if version == V2 else stored_zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
     found = Grouped(codes, np.ascontiguousarray(scales.T.astype(np.float32)), np.ascontiguousarray(zeros.T))
+    return by_columns(found, arrays["g_idx"]) if act_order(arrays, group) else found
+
+
+def act_order(arrays: Mapping[str, Any], group: int) -> bool:
+    """Are there columns whose group is not that of their neighbours?"""
     places = arrays.get("g_idx")
-    if places is None or np.array_equal(places, np.arange(width) // group):
-        return found
-    return Grouped(codes, found.scales[:, places], found.zeros[:, places])
+    return places is not None and not np.array_equal(places, neighbours(len(places), group))
+
+
+def neighbours(width: int, group: int) -> NDArray[np.int32]:
+    """The group of every column [K] where neighbours share one."""
+    return np.arange(width, dtype=np.int32) // np.int32(group_size(group, width))
+
+
+def by_columns(linear: Grouped, places: NDArray[np.int32]) -> Grouped:
+    """The scales and zeros of the groups `places` [K], one for each column."""
+    return linear._replace(scales=linear.scales[:, places], zeros=linear.zeros[:, places])
 
 
 def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
-    """Integers of every linear, and their format. A group size of 1: every column's own, of a checkpoint in act-order."""
+    """Integers of every linear, and their format; of a checkpoint with act-order, all its columns with scales of their own."""
     settings = settings_of(folder)
     if settings.get("quant_method") != "gptq":
         raise BadInput(str(folder), "is no GPTQ checkpoint", "its config has no quantization_config of quant_method gptq")
-    bits, group = int(settings["bits"]), int(settings["group_size"])
+    bits, group, symmetric = int(settings["bits"]), int(settings["group_size"]), bool(settings.get("sym", False))
     version = str(settings.get("checkpoint_format") or settings.get("format") or V1)
-    found = {}
-    for name, arrays in read_linears(folder, SUFFIXES).items():
-        width = arrays["qweight"].shape[0] * 32 // bits
-        found[name] = restored(arrays, bits, group if group > 0 else width, version)
-    alone = any(linear.scales.shape[1] == linear.codes.shape[1] for linear in found.values())
-    return found, (bits, 1 if alone else group, bool(settings.get("sym", False)))
+    stored_linears = read_linears(folder, SUFFIXES)
+    found = {name: restored(arrays, bits, group, version) for name, arrays in stored_linears.items()}
+    alone = {name for name, arrays in stored_linears.items() if act_order(arrays, group)}
+    if not alone:
+        return found, LinearFormat(bits, group, symmetric)
+    for name in found.keys() - alone:
+        found[name] = by_columns(found[name], neighbours(found[name].codes.shape[1], group))
+    return found, LinearFormat(bits, ALONE, symmetric)

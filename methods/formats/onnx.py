@@ -23,10 +23,9 @@ from .onnx_outliers import quantize_w8a8_outliers
 from .onnx_qdq import quantize_static_w8a8
 from .onnx_random import randomise
 from .onnx_rescale import fused, onnx_linear, rescaled
-from .onnx_weights import LinearFormat, quantize_dynamic_w8a8, quantize_weights
+from .onnx_weights import quantize_dynamic_w8a8, quantize_weights
 
 __all__ = [
-    "LinearFormat",
     "calibrate_cache",
     "export_base",
     "fused",

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from quantadvisor.methods.codebooks import Blocks
+from quantadvisor.methods.linear_format import HEAD, LinearFormat
 
 from .onnx_adapters import Adapter, put_beside
 from .onnx_base import Rewrite, linears
 from .onnx_rescale import parts_of
-from .onnx_weights import MICROSOFT, LinearFormat, group_linear, replace
+from .onnx_weights import MICROSOFT, group_linear, replace
 
 Bring = Callable[[], Blocks]
 NF4 = 1
@@ -27,7 +28,7 @@ NF4 = 1
 
 
 def quantize_nf4(base: Path, out: Path, given: Mapping[str, Bring], block: int, adapters: Mapping[str, Adapter] | None = None,
-                 head: LinearFormat = (8, 64, True)) -> None:  # fmt: skip
+                 head: LinearFormat = HEAD) -> None:  # fmt: skip
     """`given`, `adapters`: by Hugging Face names."""
     with Rewrite(base, out) as edit:
         known = linears(edit.model)

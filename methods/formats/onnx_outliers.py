@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantadvisor.methods.linear_format import HEAD, LinearFormat
+
 from .onnx_base import Rewrite, linears
 from .onnx_rescale import onnx_linear
-from .onnx_weights import LinearFormat, group_linear, token_linear
+from .onnx_weights import group_linear, token_linear
 
 
 def quantize_w8a8_outliers(base: Path, out: Path, columns: Mapping[str, NDArray[np.int64]],
-                           head: LinearFormat = (8, 64, True)) -> None:  # fmt: skip
+                           head: LinearFormat = HEAD) -> None:  # fmt: skip
     """`columns`: outlier channels of every linear, by its Hugging Face name."""
     with Rewrite(base, out) as edit:
         known = linears(edit.model)

@@ -17,12 +17,11 @@ from quantadvisor.documents.errors import BadInput, CandidateFailed
 from quantadvisor.kernels.packing import pack_nbits, unpack_nbits
 from quantadvisor.kernels.saturation import saturates
 from quantadvisor.methods.affine import Codes, Floats, Grouped, quantize_channels, quantize_groups
+from quantadvisor.methods.linear_format import HEAD, LinearFormat, check
 
 from .onnx_adapters import Adapter, put_beside
 from .onnx_base import Array, Factors, Reader, Rewrite, linears
 
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric)"""
 MICROSOFT = "com.microsoft"
 CHUNK = 1 << 22
 """Weights rounded at a time: bounds the temporaries."""
@@ -48,7 +47,7 @@ def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], ac
 
 
 def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None, per_token: bool = False,
-                          head: LinearFormat = (8, 64, True), bits: int = 8) -> None:  # fmt: skip
+                          head: LinearFormat = HEAD, bits: int = 8) -> None:  # fmt: skip
     """Layers: integer weights per channel of `bits` bits (8, or per token 7), activations rounded at run time. lm_head:
     MatMulNBits, in the format `head`.
 
@@ -72,6 +71,7 @@ def group_linear(edit: Rewrite, node: Any, chosen: LinearFormat, accuracy_level:
     """MatMul -> MatMulNBits in place; a tied embedding is moved to the same codes first."""
     import onnx
 
+    check(chosen, "onnxruntime")
     bits, group, _ = chosen
     weight = node.input[1]
     wide, tall = edit.old[weight].dims
@@ -137,7 +137,7 @@ def read_integers(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
             zeros = np.full(scales.shape, 1 << (bits - 1), np.uint8)
         else:
             zeros = unpack_nbits(reader.tensor(node.input[3]).reshape(tall, -1), bits, scales.shape[1])
-        formats.add((bits, group, symmetric))
+        formats.add(LinearFormat(bits, group, symmetric))
         name = node.name.split("/MatMul")[0].strip("/").replace("/", ".")
         found[name] = Grouped(np.ascontiguousarray(codes), np.array(scales), zeros)
     if len(formats) != 1:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.saturation import most_exact
 from quantadvisor.methods.affine import Grouped
+from quantadvisor.methods.linear_format import LinearFormat, check
 from quantadvisor.methods.refusals import check_memory
 from quantadvisor.methods.rescale import Pair, Scale
 
@@ -40,8 +41,6 @@ MODEL, SCORING, WEIGHTS = "openvino_model.xml", "openvino_scoring.xml", "openvin
 SLICE = "quantadvisor/last_position"
 LAST, ALL = 'begin_mask="1, 0"', 'begin_mask="1, 1"'
 HEAD = "lm_head"
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric) of one linear's weights."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -123,7 +122,7 @@ def compress_weights(
     if not isinstance(bits, int) and (unknown := sorted(set(bits) - set(names))):
         raise ValueError(f"the graph in {base} has no linear named {unknown[0]}")
     widths = {name: bits if isinstance(bits, int) else bits.get(name, 8) for name in names} | {HEAD: head_bits}
-    plan = {name: (width, group_size, symmetric or width == 8) for name, width in widths.items()}
+    plan = {name: LinearFormat(width, group_size, symmetric or width == 8) for name, width in widths.items()}
     quantize_weights(base, out, plan)
 
 
@@ -344,8 +343,7 @@ def store_in_groups(weight: Any, chosen: LinearFormat, given: Grouped | None = N
 
     bits, group, symmetric = chosen
     rows, width = weight.get_node().shape
-    if bits not in (4, 8) or width % group:
-        raise ValueError(f"OpenVINO stores 4 or 8 bits in groups that divide a row, found {bits} bits, {group} of {width}")
+    check(chosen, "openvino", [width])
     codes, scales, zeros = given or quantize_groups(weight.get_node().data, bits, group, symmetric)
     grouped = ops.convert(integers(codes.reshape(rows, -1, group), bits, symmetric), "f32")
     if not symmetric:
@@ -392,7 +390,7 @@ def read_integers(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
             zeros = unsigned(inner.input_value(1).get_node().input_value(0).get_node())[0].reshape(rows, groups)
         name = node.get_friendly_name().removeprefix("__module.").split("/")[0]
         found[name] = Grouped(codes.reshape(rows, -1), np.array(scales.data, np.float32).reshape(rows, groups), zeros)
-        formats.add((bits, group, symmetric))
+        formats.add(LinearFormat(bits, group, symmetric))
     if len(formats) != 1:
         raise BadInput(str(folder), f"its linears have {len(formats)} integer formats", "one is read at a time")
     return found, formats.pop()

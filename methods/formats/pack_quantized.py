@@ -2,6 +2,7 @@
 
 Per linear [N, K]:  weight_packed int32 [N, ceil(K bits / 32)]: codes little end first along K; weight_scale [N, G];
 weight_zero_point int32 [ceil(N bits / 32), G]: zeros packed along N, where they differ from 2**(bits - 1); weight_shape.
+Strategy `group`, or `channel` where a row is one group.
 The library's integers are signed and stored with 2**(bits - 1) added: our unsigned codes as they are.
 Words and layout: https://github.com/vllm-project/compressed-tensors, compressors/pack_quantized.
 """
@@ -18,24 +19,24 @@ from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.packing import pack_words, unpack_words
 
 from ..affine import Grouped
+from ..linear_format import ROW, LinearFormat, check
 from ..rescale import Pair, Scale
 from .huggingface import read_linears, settings_of, write_integers
 
-LinearFormat = tuple[int, int, bool]
-"""(bits, group size, symmetric)"""
 SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 
 
 def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], chosen: LinearFormat,
           moves: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
     """Linears of `given` in integers, with scales in bfloat16 as everything else; `moves`: scales that are moved first."""
+    check(chosen, "compressed-tensors")
     bits, group, symmetric = chosen
     weights = {
         "num_bits": bits,
         "type": "int",
         "symmetric": symmetric,
-        "strategy": "group",
-        "group_size": group,
+        "strategy": "channel" if group == ROW else "group",
+        "group_size": None if group == ROW else group,
         "dynamic": False,
     }
     settings = {
@@ -72,7 +73,10 @@ def read(folder: Path) -> tuple[dict[str, Grouped], LinearFormat]:
     settings = settings_of(folder)
     groups = list((settings.get("config_groups") or {}).values())
     weights = (groups[0].get("weights") or {}) if len(groups) == 1 else {}
-    if settings.get("format") != "pack-quantized" or not weights.get("group_size"):
+    group = ROW if weights.get("strategy") == "channel" else weights.get("group_size")
+    if settings.get("format") != "pack-quantized" or not group:
         raise BadInput(str(folder), "is no pack-quantized folder with one format in groups", "see its quantization_config")
-    chosen = int(weights["num_bits"]), int(weights["group_size"]), bool(weights["symmetric"])
-    return {name: restored(arrays, chosen[0]) for name, arrays in read_linears(folder, SUFFIXES).items()}, chosen
+    if str(weights.get("actorder") or "").lower() == "group":
+        raise BadInput(str(folder), "its groups are of no neighbours (actorder: group)", "quantize with actorder weight or none")
+    chosen = LinearFormat(int(weights["num_bits"]), int(group), bool(weights["symmetric"]))
+    return {name: restored(arrays, chosen.bits) for name, arrays in read_linears(folder, SUFFIXES).items()}, chosen

@@ -9,13 +9,13 @@ import pytest
 
 from quantadvisor.methods import awq, rtn
 from quantadvisor.methods.affine import dequantize_groups, quantize_groups
-from quantadvisor.methods.layerwise import Grid
+from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.rescale import Pair
 from quantadvisor.methods.schemes import scheme
 
 from .conftest import kl, run, torch_logits
 
-GRID = Grid(4, 32, False)
+GRID = LinearFormat(4, 32, False)
 NORM = Pair("norm", ("linear",), norm=True)
 
 

@@ -16,7 +16,8 @@ from quantadvisor.methods import adapters, awq, gptq, lkd, llm_qat
 from quantadvisor.methods.affine import dequantize_groups, quantize_channels, quantize_groups
 from quantadvisor.methods.fake import applied, with_weights
 from quantadvisor.methods.formats import bridges, pack_quantized
-from quantadvisor.methods.layerwise import Grid, hessian
+from quantadvisor.methods.layerwise import hessian
+from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.methods.schemes import scheme
 
@@ -150,7 +151,7 @@ def test_groups_of_one_element(symmetric: bool) -> None:
     rng = np.random.default_rng(0)
     w, x = rng.standard_normal((8, 16)).astype(np.float32), rng.standard_normal((64, 16)).astype(np.float32)
     w[2, 3] = 0
-    grid = Grid(4, 1, symmetric)
+    grid = LinearFormat(4, 1, symmetric)
     for found in (quantize_groups(w, *grid), gptq.solve(w, hessian(x), grid)):
         assert found.scales.shape == (8, 16)
         if not symmetric:

@@ -11,7 +11,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.kernels.packing import unpack_nbits
 from quantadvisor.methods import gptq, layerwise, rtn
 from quantadvisor.methods.affine import dequantize_groups, quantize_groups
-from quantadvisor.methods.layerwise import Grid
+from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.schemes import scheme
 
 from .conftest import kl, run, torch_logits, write_llama
@@ -48,7 +48,7 @@ def output_loss(w: np.ndarray, rounded: np.ndarray, h: np.ndarray) -> float:
 
 def test_golden() -> None:
     """Step 1: GPTQ [0, 1, 0] costs 1.11 where rounding to nearest, [0, 1, -1], costs 1.31."""
-    found = gptq.sweep(W, gptq.inverse_factor(H), np.arange(3), *UNIT, Grid(4, 3, True))
+    found = gptq.sweep(W, gptq.inverse_factor(H), np.arange(3), *UNIT, LinearFormat(4, 3, True))
     assert (found.codes.astype(int) - 8).tolist() == [[0, 1, 0]]
     assert output_loss(W, found.codes.astype(float) - 8, H) == pytest.approx(1.11)
     assert output_loss(W, np.array([[0, 1, -1]]), H) == pytest.approx(1.31)
@@ -67,7 +67,7 @@ def test_like_a_solution_from_scratch(seed: int, act_order: bool) -> None:
     w, h = draw(seed, 6, 16)
     order = np.argsort(-np.diagonal(h), kind="stable") if act_order else np.arange(16)
     _, scales, zeros = quantize_groups(w, 3, 8, False)
-    found = gptq.sweep(w, gptq.inverse_factor(h[np.ix_(order, order)]), order, scales, zeros, Grid(3, 8, False))
+    found = gptq.sweep(w, gptq.inverse_factor(h[np.ix_(order, order)]), order, scales, zeros, LinearFormat(3, 8, False))
     expected = from_scratch(w, h, order, np.repeat(scales, 8, axis=1), np.repeat(zeros, 8, axis=1).astype(int), 7)
     np.testing.assert_array_equal(found.codes, expected)
 
@@ -76,9 +76,9 @@ def test_like_a_solution_from_scratch(seed: int, act_order: bool) -> None:
 def test_blocks_change_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Corrections kept back to the end of a block are the same corrections; float32 may flip a tie now and then."""
     w, h = draw(width, 8, width)
-    found = gptq.solve(w, h, Grid(4, 64, False))
+    found = gptq.solve(w, h, LinearFormat(4, 64, False))
     monkeypatch.setattr(gptq, "BLOCK", width)
-    assert (found.codes == gptq.solve(w, h, Grid(4, 64, False)).codes).mean() > 0.99
+    assert (found.codes == gptq.solve(w, h, LinearFormat(4, 64, False)).codes).mean() > 0.99
 
 
 def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
@@ -89,10 +89,10 @@ def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch
     torch.set_num_threads(threads)
     request.addfinalizer(lambda: torch.set_num_threads(before))
     w, h = draw(3, 8, 80)
-    found = gptq.solve(w, h, Grid(4, 16, False))
+    found = gptq.solve(w, h, LinearFormat(4, 16, False))
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(gptq, "ALONE", 1)
-    assert (found.codes == gptq.solve(w, h, Grid(4, 16, False)).codes).mean() > 0.99
+    assert (found.codes == gptq.solve(w, h, LinearFormat(4, 16, False)).codes).mean() > 0.99
     with pytest.raises(ValueError, match="in a product"), gptq.one_thread():
         assert torch.get_num_threads() == 1
         raise ValueError("in a product")
@@ -102,7 +102,7 @@ def test_products_leave_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch
 def test_one_share_is_the_min_max_grid() -> None:
     w, h = draw(4, 6, 40)
     _, scales, zeros = quantize_groups(w, 4, 16, False)
-    found = gptq.solve(w, h, Grid(4, 16, False), shrink=(1.0,))
+    found = gptq.solve(w, h, LinearFormat(4, 16, False), shrink=(1.0,))
     np.testing.assert_array_equal(found.scales, scales)
     np.testing.assert_array_equal(found.zeros, zeros)
 
@@ -112,7 +112,7 @@ def test_below_nearest_on_average() -> None:
     ours, nearest = [], []
     for seed in range(30):
         w, h = draw(seed, 4, 32)
-        ours.append(output_loss(w, dequantize_groups(*gptq.solve(w, h, Grid(4, 16, False)), 16), h))
+        ours.append(output_loss(w, dequantize_groups(*gptq.solve(w, h, LinearFormat(4, 16, False)), 16), h))
         nearest.append(output_loss(w, dequantize_groups(*quantize_groups(w, 4, 16, False), 16), h))
     assert np.mean(ours) < 0.7 * np.mean(nearest)
 
@@ -121,7 +121,7 @@ def test_below_nearest_on_average() -> None:
 def test_mse_grid_is_the_best_of_the_shrunk_ranges(symmetric: bool) -> None:
     w, h = draw(5, 3, 40)
     importance = np.diagonal(h)
-    scales, _ = gptq.mse_grid(w, Grid(3, 16, symmetric), importance)
+    scales, _ = gptq.mse_grid(w, LinearFormat(3, 16, symmetric), importance)
     for n in range(3):
         for g, part in enumerate((slice(0, 16), slice(16, 32), slice(32, 40))):
             costs = []
@@ -137,7 +137,7 @@ def test_mse_grid_is_the_best_of_the_shrunk_ranges(symmetric: bool) -> None:
 def test_inputs_that_never_came_are_rounded_to_nearest() -> None:
     w, h = draw(1, 4, 8)
     h[3] = h[:, 3] = 0
-    found = gptq.solve(w, h, Grid(8, 8, True))
+    found = gptq.solve(w, h, LinearFormat(8, 8, True))
     assert np.abs(dequantize_groups(*found, 8)[:, 3] - w[:, 3]).max() <= found.scales.max() * 0.51
 
 
@@ -145,7 +145,7 @@ def test_a_singular_hessian_is_damped() -> None:
     """Rank 2 of 16."""
     w, _ = draw(2, 4, 16)
     x = np.random.default_rng(2).standard_normal((2, 16))
-    assert np.isfinite(dequantize_groups(*gptq.solve(w, x.T @ x, Grid(4, 16, False)), 16)).all()
+    assert np.isfinite(dequantize_groups(*gptq.solve(w, x.T @ x, LinearFormat(4, 16, False)), 16)).all()
 
 
 def test_better_than_nearest_on_the_model(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def integers_of(folder: Path, linear: str, width: int, group: int) -> np.ndarray
 
 def test_the_bridge_to_onnx_is_exact(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     kept: dict = {}
-    layerwise.round_all(llama, tokens[:2], Grid(4, 32, False), gptq.solve, kept)
+    layerwise.round_all(llama, tokens[:2], LinearFormat(4, 32, False), gptq.solve, kept)
     gptq.apply(llama, scheme("w4-g32"), "onnxruntime", tokens[:2], tmp_path / "out", base=base)
     root = "model.layers.1"
     qkv = np.concatenate([kept[f"{root}.self_attn.{name}_proj"]["codes"] for name in "qkv"])

@@ -10,7 +10,7 @@ import pytest
 from quantadvisor.methods import gptq, layerwise, obq
 from quantadvisor.methods.affine import Grouped, dequantize_groups, quantize_groups
 from quantadvisor.methods.kept import Arrays, kept_beside
-from quantadvisor.methods.layerwise import Grid
+from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.schemes import scheme
 
 from .conftest import kl, run, torch_logits, write_llama
@@ -76,20 +76,20 @@ def test_gptq_in_the_same_order_is_the_same(seed: int) -> None:
     _, scales, zeros = quantize_groups(w, 4, 8, False)
     codes, order = obq.greedy(w[0], np.linalg.inv(h), np.repeat(scales[0], 8), np.repeat(zeros[0], 8), 4)
     factor = gptq.inverse_factor(h[np.ix_(order, order)])
-    np.testing.assert_array_equal(gptq.sweep(w, factor, order, scales, zeros, Grid(4, 8, False)).codes[0], codes)
+    np.testing.assert_array_equal(gptq.sweep(w, factor, order, scales, zeros, LinearFormat(4, 8, False)).codes[0], codes)
 
 
 def test_below_nearest_on_average() -> None:
     ours, nearest = [], []
     for seed in range(30):
         w, h = draw(seed, 4, 32)
-        ours.append(output_loss(w, dequantize_groups(*obq.solve(w, h, Grid(4, 16, False)), 16), h))
+        ours.append(output_loss(w, dequantize_groups(*obq.solve(w, h, LinearFormat(4, 16, False)), 16), h))
         nearest.append(output_loss(w, dequantize_groups(*quantize_groups(w, 4, 16, False), 16), h))
     assert np.mean(ours) < 0.7 * np.mean(nearest)
 
 
 def test_golden_by_gptq_costs_the_same() -> None:
-    found = gptq.sweep(W, gptq.inverse_factor(H), np.arange(3), *UNIT, Grid(4, 3, True))
+    found = gptq.sweep(W, gptq.inverse_factor(H), np.arange(3), *UNIT, LinearFormat(4, 3, True))
     assert output_loss(W, found.codes.astype(float) - 8, H) == pytest.approx(1.11)
 
 
@@ -111,10 +111,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_interrupted_at_any_group_and_resumed_gives_the_same_integers(
     stop: int, tiny: Path, tokens: np.ndarray, tmp_path: Path
 ) -> None:
-    grid, whole, calls = Grid(4, 32, False), dict[str, Arrays](), iter(range(100))
+    grid, whole, calls = LinearFormat(4, 32, False), dict[str, Arrays](), iter(range(100))
     layerwise.round_all(tiny, tokens[:2], grid, obq.solve, whole)
 
-    def interrupted(w: np.ndarray, h: np.ndarray, grid: Grid) -> Grouped:
+    def interrupted(w: np.ndarray, h: np.ndarray, grid: LinearFormat) -> Grouped:
         if next(calls) == stop:
             raise KeyboardInterrupt
         return obq.solve(w, h, grid)

@@ -15,11 +15,12 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.methods.affine import dequantize_groups, fake_tokens, quantize_channels, quantize_groups
 from quantadvisor.methods.formats import onnx
 from quantadvisor.methods.formats.onnx_base import Rewrite, linears, load_graph
+from quantadvisor.methods.linear_format import LinearFormat
 
 from ..conftest import kl, operators, run, session, torch_logits, write_llama
 
 
-def plan_of(base: Path, bits: int, group: int, symmetric: bool) -> dict[str, onnx.LinearFormat]:
+def plan_of(base: Path, bits: int, group: int, symmetric: bool) -> dict[str, LinearFormat]:
     return dict.fromkeys(onnx.linear_names(base), (bits, group, symmetric))
 
 

@@ -1,0 +1,59 @@
+"""Integer weights in groups: bits, group size, symmetric or not; and which of these each format holds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from quantadvisor.documents.errors import BadInput
+
+
+class LinearFormat(NamedTuple):
+    """What the integers of a linear's weight [N, K] are."""
+
+    bits: int
+    group: int
+    """Neighbours of a row that share a scale; ROW: all of it; ALONE: none, as columns of an act-order lie in any order."""
+    symmetric: bool
+
+
+ROW, ALONE = -1, 1
+HEAD = LinearFormat(8, 64, True)
+"""Of lm_head, where a scheme has no groups of its own."""
+LAYOUT_BITS = {"gptq": (2, 3, 4, 8), "awq": (4,), "compressed-tensors": (2, 3, 4, 5, 6, 7, 8)}
+GRAPH_BITS = {"onnxruntime": (2, 4, 8), "openvino": (4, 8)}
+LEAST_BLOCK = 16
+"""Of MatMulNBits, whose block sizes are powers of two: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md"""
+OTHERWISE = "quantize the model itself for it"
+
+
+def group_size(group: int, width: int) -> int:
+    """Columns of a group in rows of so many."""
+    return width if group == ROW else group
+
+
+def target_of(runtime: str) -> str:
+    """onnxruntime-genai reads onnxruntime's graphs."""
+    return runtime.removesuffix("-genai")
+
+
+def check(form: LinearFormat, target: str, widths: Iterable[int] = ()) -> None:
+    """BadInput where a format cannot hold such integers. `target`: a layout of LAYOUT_BITS or a runtime; `widths`: of the rows."""
+    bits, group, _ = form
+    held = (LAYOUT_BITS | GRAPH_BITS).get(target, ())
+    if not held:
+        raise BadInput("weights", f"no integers in groups are written for {target}", f"written are {', '.join(LAYOUT_BITS | GRAPH_BITS)}")
+    if bits not in held:
+        what = f"{target} holds integers of {', '.join(map(str, held))} bits, not of {bits}"
+        raise BadInput("weights", what, "take the layout gptq" if target == "awq" else OTHERWISE)
+    if group == ALONE:
+        what = f"every column has a scale of its own (act-order without static groups), and {target} holds groups of neighbours"
+        raise BadInput("weights", what, "quantize with desc_act off, or with static groups; torch and vllm read such a folder itself")
+    if target in LAYOUT_BITS:
+        return
+    if group == ROW:
+        raise BadInput("weights", f"{target} holds groups, and one scale a row is none", OTHERWISE)
+    if target == "onnxruntime" and (group < LEAST_BLOCK or group & (group - 1)):
+        raise BadInput("weights", f"blocks of MatMulNBits are powers of two from {LEAST_BLOCK} on, not {group}", OTHERWISE)
+    if target == "openvino" and (odd := [width for width in widths if width % group]):
+        raise BadInput("weights", f"openvino's groups divide a row, and {group} does not divide {odd[0]}", OTHERWISE)
