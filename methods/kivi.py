@@ -19,7 +19,7 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake
-from .refusals import no_kernel, nothing_to_write
+from .refusals import installed, no_kernel, nothing_to_write
 from .schemes import scheme as named
 
 NAME = "kivi"
@@ -27,8 +27,9 @@ TARGET: Target = "kv_cache"
 COST = "nothing: keys and values are rounded as they come, no calibration"
 GROUP = 32
 RESIDUAL = 32
+BACKENDS = {"optimum.quanto": "optimum-quanto", "hqq": "hqq"}
+"""Modules that transformers' QuantizedCache rounds with, and the packages that bring them."""
 MISSING = {
-    "torch": "transformers' quantized cache needs the package optimum-quanto or hqq, which this environment does not have",
     "onnxruntime": "GroupQueryAttention takes fixed scales, one per channel or tensor (kv_int4): none per group of tokens",
     "onnxruntime-genai": "GroupQueryAttention takes fixed scales, one per channel or tensor: none per group of tokens",
     "openvino": "its cache keeps no window, and with 4-bit keys per channel its process ended here; in 8 bit: kv_int8",
@@ -41,7 +42,16 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return no_kernel(NAME, scheme, schemes(), runtime, MISSING)
+    return no_kernel(NAME, scheme, schemes(), runtime, {"torch": quantized_cache(), **MISSING})
+
+
+def quantized_cache() -> str:
+    """Why transformers' own cache of this kind is not it, whichever of its packages is here (5.x, cache_utils.QuantizedLayer)."""
+    found = [package for module, package in BACKENDS.items() if installed(module)]
+    if not found:
+        named_packages = " or ".join(BACKENDS.values())
+        return f"transformers' QuantizedCache needs {named_packages}, and neither is installed: pip install {BACKENDS['hqq']}"
+    return f"transformers' QuantizedCache ({found[0]}) rounds all of a cache again whenever its window is full, and a prompt whole"
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

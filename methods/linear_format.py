@@ -23,7 +23,7 @@ HEAD = LinearFormat(8, 64, True)
 LAYOUT_BITS = {"gptq": (2, 3, 4, 8), "awq": (4,), "compressed-tensors": (2, 3, 4, 5, 6, 7, 8)}
 GRAPH_BITS = {"onnxruntime": (2, 4, 8), "openvino": (4, 8)}
 LEAST_BLOCK = 16
-"""Of MatMulNBits, whose block sizes are powers of two: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md"""
+"""Of MatMulNBits, whose block sizes are powers of two (docs/ContribOperators.md of microsoft/onnxruntime)."""
 OTHERWISE = "quantize the model itself for it"
 
 
@@ -38,17 +38,18 @@ def target_of(runtime: str) -> str:
 
 
 def check(form: LinearFormat, target: str, widths: Iterable[int] = ()) -> None:
-    """BadInput where a format cannot hold such integers. `target`: a layout of LAYOUT_BITS or a runtime; `widths`: of the rows."""
+    """BadInput where a format cannot hold such integers. `target`: one of LAYOUT_BITS, or a runtime; `widths`: of the rows."""
     bits, group, _ = form
     held = (LAYOUT_BITS | GRAPH_BITS).get(target, ())
     if not held:
-        raise BadInput("weights", f"no integers in groups are written for {target}", f"written are {', '.join(LAYOUT_BITS | GRAPH_BITS)}")
+        known = ", ".join(LAYOUT_BITS | GRAPH_BITS)
+        raise BadInput("weights", f"{target} has no format here for integers in groups", f"there is one for {known}")
     if bits not in held:
         what = f"{target} holds integers of {', '.join(map(str, held))} bits, not of {bits}"
         raise BadInput("weights", what, "take the layout gptq" if target == "awq" else OTHERWISE)
     if group == ALONE:
-        what = f"every column has a scale of its own (act-order without static groups), and {target} holds groups of neighbours"
-        raise BadInput("weights", what, "quantize with desc_act off, or with static groups; torch and vllm read such a folder itself")
+        what = f"{target} holds groups of neighbours, and these are of columns in any order (act-order)"
+        raise BadInput("weights", what, "quantize with desc_act off or static groups; torch and vllm read the folder itself")
     if target in LAYOUT_BITS:
         return
     if group == ROW:

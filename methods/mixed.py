@@ -29,6 +29,7 @@ from quantadvisor.documents.scheme import Scheme
 from .affine import Floats, dequantize_groups, quantize_groups
 from .artifact import base_folder
 from .knapsack import cheapest, within
+from .linear_format import LinearFormat
 from .refusals import ONNX, config, memory_missing, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import named
@@ -95,8 +96,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             reason = "some linear was not timed in 4 and 8 bits, so that seconds cannot bound them"
             raise CandidateFailed(f"{reason}: give budget.weights_mib in place of budget.linears_ms")
         wide = choose(measured, costs, target, most_s if most_bytes is None else most_bytes)
-        plan = {name: (8, group, True) if name in wide else (4, group, False) for name in names}
-        plan["lm_head"] = (8, group, True)
+        eight, four = LinearFormat(8, group, True), LinearFormat(4, group, False)
+        plan = {name: eight if name in wide or name == "lm_head" else four for name in names}
         onnx.quantize_weights(source, out, plan, accuracy_level)
     return (note(measured, wide, costs),)
 

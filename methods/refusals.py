@@ -55,6 +55,14 @@ def no_kernel(method: str, scheme: Scheme, schemes: Iterable[Scheme], runtime: s
     return missing[runtime]
 
 
+def installed(module: str) -> bool:
+    """Whether a module could be imported here, within a package too."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package
+        return False
+
+
 def nothing_to_write(method: str, reason: str | None) -> NoReturn:
     """The `apply` of a method whose schemes are simulated only, since no runtime here could load the artifact."""
     raise CandidateFailed(f"{method}: {reason}")

@@ -7,6 +7,7 @@ S = max|x| / 127. The paper's layer-by-layer distillation, which trains, is `lkd
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ NAME = "zeroquant"
 TARGET: Target = "activations"
 COST = "one pass over the weights, no calibration"
 PER_GROUP = "MatMulNBits rounds activations once per group, not per token: that is rtn with accuracy level 4"
+ARM = ("aarch64", "arm64")
 MISSING = {
     "torch": "torch has no CPU product of group-wise INT8 or INT4 weights with INT8 activations",
     "onnxruntime": f"no product of group-wise weights with token-wise INT8 activations; {PER_GROUP}",
@@ -38,7 +40,18 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return no_kernel(NAME, scheme, schemes(), runtime, MISSING)
+    return no_kernel(NAME, scheme, schemes(), runtime, MISSING | {"vllm": of_vllm(scheme)})
+
+
+def of_vllm(scheme: Scheme) -> str:
+    """vLLM has this very product for 4 bits (CompressedTensorsW4A8Int), by torch's `_dyn_quant_matmul_4bit`: KleidiAI's kernel on
+    Arm, on x86 a reference without vectors (aten/src/ATen/native/cpu/int4mm_kernel.cpp)."""
+    assert scheme.weights is not None
+    if scheme.weights.bits != 4:
+        return "of weights in groups vLLM multiplies 4-bit ones with INT8 activations, no 8-bit ones"
+    if platform.machine() in ARM:
+        return "vLLM runs it on Arm (CompressedTensorsW4A8Int, KleidiAI), and no folder for that is written here"
+    return "on x86 vLLM's W4A8 is torch's reference of _dyn_quant_matmul_4bit, written without vectors; its kernel is Arm's"
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

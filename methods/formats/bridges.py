@@ -118,7 +118,7 @@ def in_groups(found: Mapping[str, Grouped], form: LinearFormat) -> tuple[dict[st
     widths = {linear.codes.shape[1] for linear in found.values()}
     group = next((size for size in GROUPS if not any(width % size for width in widths)), None)
     if group is None:
-        what = f"one scale a row: groups of {', '.join(map(str, GROUPS))} do not divide rows of {', '.join(map(str, sorted(widths)))}"
+        what = f"none of {GROUPS} divides all rows that have one scale, {', '.join(map(str, sorted(widths)))} wide"
         raise BadInput("weights", what, OTHERWISE)
 
     def repeated(linear: Grouped) -> Grouped:

@@ -186,12 +186,12 @@ def types(config: Mapping[str, Any], names: Iterable[str], type_name: str, weigh
     Those of a file that is there already: `types_note`."""
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     repeat = heads // (config.get("num_key_value_heads") or heads)
-    widths = {"down_proj": config["intermediate_size"], "o_proj": heads * (config.get("head_dim") or config["hidden_size"] // heads)}
+    hidden = config["hidden_size"]
+    widths = {"down_proj": config["intermediate_size"], "o_proj": heads * (config.get("head_dim") or hidden // heads)}
     found = {}
     for name in names:
         layer, linear = int(name.split(".")[2]), name.rsplit(".", 1)[1]
-        wanted = linear_type(type_name, linear, layer, layers, repeat, weighed)
-        found[name] = fitting(wanted, widths.get(linear, config["hidden_size"]))
+        found[name] = fitting(linear_type(type_name, linear, layer, layers, repeat, weighed), widths.get(linear, hidden))
     return found
 
 
