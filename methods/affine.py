@@ -19,6 +19,7 @@ from quantadvisor.documents.errors import CandidateFailed
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
+LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 class Grouped(NamedTuple):
@@ -114,10 +115,16 @@ def quantize_channels(w: Floats, most: int = 127) -> tuple[NDArray[np.int8], Flo
     return np.rint(w / scale[:, None]).astype(np.int8), scale
 
 
-def refuse_not_finite(*bounds: Floats) -> None:
+def refuse_not_finite(*bounds: Floats | float, name: str = "weights") -> None:
     """A NaN or an infinity among weights is in the extremes of its group, and would be in every logit."""
     if not all(np.isfinite(bound).all() for bound in bounds):
-        raise CandidateFailed("weights that are not finite (NaN or infinite) cannot be rounded")
+        raise CandidateFailed(f"{name}: values that are not finite (NaN or infinite) are in no artifact; mend the model")
+
+
+def refuse_beyond_half(name: str, largest: float) -> None:
+    """A float16 holds no more than 65504: beyond, it would be an infinity."""
+    if largest > LARGEST_HALF:
+        raise CandidateFailed(f"{name} holds {largest:.3g}, beyond float16: take bfloat16 or float32, or a runtime that does")
 
 
 def fake_activations(x: Floats) -> Floats:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .affine import Floats, in_groups
+from .affine import Floats, in_groups, refuse_not_finite
 
 Codebook = NDArray[np.float64]
 
@@ -90,6 +90,7 @@ def to_blocks(w: Floats, codebook: Codebook, block: int) -> Blocks:
     """w: [N, K] -> the nearest value of the codebook times max|w| of its block."""
     groups = in_groups(w, block)
     bounds = np.abs(groups).max(axis=-1)
+    refuse_not_finite(bounds)
     unit: Floats = (groups / np.where(bounds > 0, bounds, 1)[..., None]).astype(np.float32)
     return Blocks(nearest(unit, codebook).reshape(len(w), -1)[:, : w.shape[1]], bounds)
 
@@ -112,6 +113,7 @@ def quantize_blocks(w: Floats, codebook: Codebook, block: int, centred: bool = F
         part = w[:, start : start + block]
         middle: Floats = part.mean(axis=1, keepdims=True) if centred else np.zeros((len(w), 1), np.float32)
         bound = np.abs(part - middle).max(axis=1, keepdims=True)
+        refuse_not_finite(bound)
         unit = ((part - middle) / np.where(bound > 0, bound, 1)).astype(np.float32)
         result[:, start : start + block] = values[nearest(unit, codebook)] * bound + middle
     return result

@@ -18,7 +18,8 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
-from .refusals import COMPRESSED, ONNX, compute_mismatch, not_offered
+from .refusals import COMPRESSED, ONNX, compute_mismatch, config, not_offered
+from .rescale import mapping_missing
 from .schemes import named
 from .schemes import scheme as scheme_named
 
@@ -32,7 +33,9 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return not_offered(NAME, scheme, schemes(), runtime, (*ONNX, *COMPRESSED)) or compute_mismatch(scheme, runtime)
+    if refused := not_offered(NAME, scheme, schemes(), runtime, (*ONNX, *COMPRESSED)) or compute_mismatch(scheme, runtime):
+        return refused
+    return mapping_missing(config(model_folder)) if runtime in COMPRESSED else None
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -23,7 +23,8 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .fake import Fake, Named, channel_peaks
-from .refusals import COMPRESSED, no_kernel, nothing_to_write
+from .refusals import COMPRESSED, config, no_kernel, nothing_to_write
+from .rescale import mapping_missing
 from .schemes import scheme as named
 
 NAME = "fp8"
@@ -48,7 +49,7 @@ def schemes() -> tuple[Scheme, ...]:
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if runtime in COMPRESSED:
-        return None if scheme.name == WRITTEN else f"of FP8, {WRITTEN} is written for {runtime}"
+        return mapping_missing(config(model_folder)) if scheme.name == WRITTEN else f"of FP8, {WRITTEN} is written for {runtime}"
     return no_kernel(NAME, scheme, schemes(), runtime, MISSING)
 
 

@@ -51,7 +51,7 @@ def quantized_cache() -> str:
     if not found:
         named_packages = " or ".join(BACKENDS.values())
         return f"transformers' QuantizedCache needs {named_packages}, and neither is installed: pip install {BACKENDS['hqq']}"
-    return f"transformers' QuantizedCache ({found[0]}) rounds all of a cache again whenever its window is full, and a prompt whole"
+    return f"transformers' QuantizedCache ({found[0]}) rounds a prompt whole, and all of the cache again when its window is full"
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -52,7 +52,7 @@ def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
         each: Layered = lambda _, x: between(x, BITS, -1)  # noqa: E731
         return Fake(model, keys=each, values=each)
     keys, values = cache_peaks(model, calibration, pair_peaks, channel_peaks)
-    return Fake(model, keys=on_grid(keys), values=on_grid(values))
+    return Fake(model, keys=on_grid(keys, TOP), values=on_grid(values, TOP))
 
 
 def channel_peaks(x: Any) -> np.ndarray:
@@ -68,8 +68,9 @@ def pair_peaks(keys: Any) -> np.ndarray:
     return channel_peaks((first.square() + second.square()).sqrt().repeat(1, 1, 1, 2))
 
 
-def on_grid(peaks: Peaks) -> Layered:
+def on_grid(peaks: Peaks, top: int) -> Layered:
+    """x: [1, heads, tokens, head_dim] on the codes -top - 1 .. top of fixed scales, peak / top."""
     import torch
 
-    scales = {layer: torch.from_numpy(np.where(peak > 0, peak, 1) / np.float32(TOP))[:, None] for layer, peak in peaks.items()}
-    return lambda layer, x: (x / scales[layer]).round().clamp(-TOP - 1, TOP) * scales[layer]
+    scales = {layer: torch.from_numpy(np.where(peak > 0, peak, 1) / np.float32(top))[:, None] for layer, peak in peaks.items()}
+    return lambda layer, x: (x / scales[layer]).round().clamp(-top - 1, top) * scales[layer]

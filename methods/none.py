@@ -12,6 +12,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
 from .formats.folders import link_folder
+from .formats.huggingface import check_finite, in_half, rewrite
 from .refusals import COMPRESSED, ONNX, config, not_offered
 from .schemes import scheme as named
 
@@ -47,6 +48,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     if runtime in ("torch", *COMPRESSED) and scheme.compute != "fp32":
         half_precision(base or model_folder, out, {"bf16": "bfloat16", "fp16": "float16"}[scheme.compute])
     elif runtime == "torch":
+        check_finite(model_folder)
         link_folder(model_folder, out)
     elif scheme.compute == "fp16":
         from .formats import onnx
@@ -66,7 +68,5 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
 def half_precision(model_folder: Path, out: Path, kind: str) -> None:
     """The folder with every float tensor rounded to `kind` (bfloat16 or float16)."""
-    from .formats.huggingface import in_half, rewrite
-
     key = "dtype" if "dtype" in config(model_folder) else "torch_dtype"
     rewrite(model_folder, out, lambda name, w: [in_half(name, w, kind)], {key: kind})

@@ -22,6 +22,7 @@ from .affine import Floats, Grouped, dequantize_groups, quantize_groups
 from .artifact import base_folder, write_grouped
 from .linear_format import LinearFormat
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
+from .rescale import mapping_missing
 from .schemes import group_format, named
 from .schemes import scheme as scheme_named
 
@@ -43,6 +44,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := not_offered(NAME, scheme, schemes(), runtime, RUNTIMES):
         return refused
     if refused := half_mismatch(scheme, runtime) or width_missing(scheme, runtime):
+        return refused
+    if runtime in HALF and (refused := mapping_missing(config(model_folder))):
         return refused
     return None if runtime in ONNX else group_mismatch(model_folder, scheme)
 

@@ -46,7 +46,7 @@ MISSING = {
     "onnxruntime-genai": "GroupQueryAttention reads a float, INT8 or INT4 cache; no operator rotates one or looks codes up",
     "openvino": "KV_CACHE_PRECISION knows floats and integers, no codebooks",
     "llama.cpp": "its cache types are floats and GGUF blocks; none is rotated first",
-    "vllm": "there it is an option of the session, 4 bits over 16-bit or compressed weights, on a GPU only: bf16-kv4-turbo",
+    "vllm": "there it is an option of the session (kvturbo: turboquant_4bit_nc), which its attention on a CPU does not read",
     "triton": "there it is an option of the session, 4 bits over 16-bit or compressed weights: bf16-kv4-turbo",
 }
 

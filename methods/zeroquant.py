@@ -27,7 +27,6 @@ COST = "one pass over the weights, no calibration"
 PER_GROUP = "MatMulNBits rounds activations once per group, not per token: that is rtn with accuracy level 4"
 ARM = ("aarch64", "arm64")
 MISSING = {
-    "torch": "torch has no CPU product of group-wise INT8 or INT4 weights with INT8 activations",
     "onnxruntime": f"no product of group-wise weights with token-wise INT8 activations; {PER_GROUP}",
     "onnxruntime-genai": f"no product of group-wise weights with token-wise INT8 activations; {PER_GROUP}",
     "openvino": "it rounds activations of group-wise weights in groups of its own choice while it runs: rtn",
@@ -40,18 +39,18 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    return no_kernel(NAME, scheme, schemes(), runtime, MISSING | {"vllm": of_vllm(scheme)})
+    by_torch = {"torch": product_of_torch(scheme, "torch"), "vllm": product_of_torch(scheme, "vLLM (CompressedTensorsW4A8Int)")}
+    return no_kernel(NAME, scheme, schemes(), runtime, by_torch | MISSING)
 
 
-def of_vllm(scheme: Scheme) -> str:
-    """vLLM has this very product for 4 bits (CompressedTensorsW4A8Int), by torch's `_dyn_quant_matmul_4bit`: KleidiAI's kernel on
-    Arm, on x86 a reference without vectors (aten/src/ATen/native/cpu/int4mm_kernel.cpp)."""
-    assert scheme.weights is not None
-    if scheme.weights.bits != 4:
-        return "of weights in groups vLLM multiplies 4-bit ones with INT8 activations, no 8-bit ones"
+def product_of_torch(scheme: Scheme, who: str) -> str:
+    """torch has this very product for 4 bits, `_dyn_quant_matmul_4bit`, and vLLM calls it: KleidiAI's kernel on Arm, on x86 a
+    reference without vectors (aten/src/ATen/native/cpu/int4mm_kernel.cpp)."""
+    if scheme.weights is None or scheme.weights.bits != 4:
+        return f"{who} multiplies 4-bit weights in groups with INT8 activations on a CPU, none of 8 bits"
     if platform.machine() in ARM:
-        return "vLLM runs it on Arm (CompressedTensorsW4A8Int, KleidiAI), and no folder for that is written here"
-    return "on x86 vLLM's W4A8 is torch's reference of _dyn_quant_matmul_4bit, written without vectors; its kernel is Arm's"
+        return f"{who} runs it on Arm (_dyn_quant_matmul_4bit, KleidiAI), and no folder for that is written here"
+    return f"on x86 {who} has only torch's reference of _dyn_quant_matmul_4bit, without vectors; KleidiAI's kernel is Arm's"
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

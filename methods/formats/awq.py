@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.packing import pack_words, unpack_words
 
-from ..affine import Codes, Grouped
+from ..affine import Codes, Grouped, refuse_beyond_half
 from ..linear_format import LinearFormat, check
 from ..rescale import Pair, Scale
 from .huggingface import read_linears, settings_of, write_integers
@@ -45,6 +45,7 @@ def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], cho
 def stored(given: Grouped) -> dict[str, Any]:
     if given.codes.shape[0] % 8:
         raise BadInput("awq layout", f"{given.codes.shape[0]} output channels are no multiple of 8", "use the gptq layout")
+    refuse_beyond_half("a scale of the awq layout", float(np.abs(given.scales).max()))
     return {
         "qweight": interleaved(given.codes.T),
         "qzeros": interleaved(given.zeros.T),

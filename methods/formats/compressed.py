@@ -6,7 +6,8 @@ quantize_w8a8 that folder -> int8 weights per output channel; activations int8 p
 quantize_fp8  the same in E4M3
 
 Formats `int-quantized` and `float-quantized` of vllm-project/compressed-tensors 0.17: `weight` int8 or float8_e4m3fn
-[N, K] and `weight_scale` [N, 1] beside it.
+[N, K] and `weight_scale` [N, 1] beside it. The config declares every Linear so; those whose names end in `_proj` are all of them
+in the architectures of rescale.MODEL_TYPES, and methods refuse the others.
 """
 
 from __future__ import annotations

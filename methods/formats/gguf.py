@@ -20,6 +20,7 @@ import numpy as np
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.kernels.ggml_types import BLOCK, FLOAT, SUPER_BLOCK, block_of, fitting, linear_type
 
+from ..affine import refuse_not_finite
 from . import huggingface
 from .folders import new_folder
 
@@ -230,7 +231,9 @@ def round_rows(w: Any, type_name: str, importance: Any = None) -> Any:
     source, packed = np.ascontiguousarray(w), np.zeros((rows, width // block * size), np.uint8)
     pointer = None if importance is None else importance.ctypes.data
     library.ggml_quantize_chunk(number.value, source.ctypes.data, packed.ctypes.data, 0, rows, width, pointer)
-    return gguf.dequantize(packed, number)
+    value = gguf.dequantize(packed, number)
+    refuse_not_finite(value.min(), value.max(), name=f"weights in {type_name}")
+    return value
 
 
 def quantize(base: Path, out: Path, type_name: str, threads: int = 2, importance: Mapping[str, Any] | None = None) -> None:
@@ -240,7 +243,8 @@ def quantize(base: Path, out: Path, type_name: str, threads: int = 2, importance
     """
     import llama_cpp
 
-    keep = llama_cpp.llama_log_callback(lambda *_: None)
+    said: list[str] = []
+    keep = llama_cpp.llama_log_callback(lambda _level, text, _data: said.append(text.decode(errors="replace")))
     llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = TYPES[type_name], threads
@@ -249,4 +253,4 @@ def quantize(base: Path, out: Path, type_name: str, threads: int = 2, importance
     with new_folder(out) as folder:
         code = llama_cpp.llama_model_quantize(str(base / FILE).encode(), str(folder / FILE).encode(), ctypes.byref(params))
         if code:
-            raise CandidateFailed(f"llama_model_quantize gave {code} for {type_name}")
+            raise CandidateFailed(f"llama_model_quantize gave {code} for {type_name}: {' '.join(''.join(said[-2:]).split())}")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.packing import pack_words, unpack_words
 
-from ..affine import Grouped
+from ..affine import Grouped, refuse_beyond_half
 from ..linear_format import ALONE, LinearFormat, check, group_size
 from ..rescale import Pair, Scale
 from .huggingface import read_linears, settings_of, write_integers
@@ -60,6 +60,7 @@ def stored(given: Grouped, bits: int, group: int, version: str) -> dict[str, Any
     rows, width = given.codes.shape
     if width * bits % 32 or rows * bits % 32:
         raise BadInput("gptq layout", f"{rows} x {width} codes of {bits} bits fill no whole words", "use another format")
+    refuse_beyond_half("a scale of the gptq layout", float(np.abs(given.scales).max()))
     zeros = given.zeros if version == V2 else given.zeros - np.uint8(1)
     return {
         "qweight": np.ascontiguousarray(pack_words(given.codes, bits).T),

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..affine import Floats, Grouped
+from ..affine import Floats, Grouped, refuse_beyond_half, refuse_not_finite
 from ..rescale import Pair, Scale, pairs, tensor_factors
 from .folders import new_folder
 
@@ -83,7 +83,8 @@ def shards(folder: Path) -> list[Path]:
 
 
 def tensors(path: Path) -> Iterator[Named]:
-    """Each from a mapping of its own, so that no more of the file stays in memory than is still held."""
+    """Each from a mapping of its own, so that no more of the file stays in memory than is still held. CandidateFailed for one with
+    a value that is not finite."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -91,13 +92,36 @@ def tensors(path: Path) -> Iterator[Named]:
     for name in names:
         with safe_open(path, "pt") as file:
             value = file.get_tensor(name)
+        extremes(name, value)
         yield name, value
 
 
-def in_half(name: str, weight: Any, kind: str) -> Named:
-    """A float tensor in 16 bit (`bfloat16` or `float16`), any other as it is."""
+def check_finite(folder: Path) -> None:
+    """CandidateFailed where a tensor of the folder has a value that is not finite: for exporters that read it themselves."""
+    for path in shards(folder):
+        for _ in tensors(path):
+            pass
+
+
+def extremes(name: str, value: Any) -> tuple[float, float]:
+    """The least and the largest value of a float tensor, without a copy of it; (0, 0) of any other. CandidateFailed where one is
+    not finite: a NaN among values is their largest."""
     import torch
 
+    if not value.is_floating_point() or not value.numel():
+        return 0.0, 0.0
+    low, high = (float(end) for end in torch.aminmax(value.float() if value.element_size() == 1 else value))
+    refuse_not_finite(low, high, name=name)
+    return low, high
+
+
+def in_half(name: str, weight: Any, kind: str) -> Named:
+    """A float tensor in 16 bit (`bfloat16` or `float16`), any other as it is. CandidateFailed for values beyond float16."""
+    import torch
+
+    if kind == "float16":
+        low, high = extremes(name, weight)
+        refuse_beyond_half(name, max(-low, high))
     return name, weight.to(getattr(torch, kind)) if weight.is_floating_point() else weight
 
 
@@ -113,7 +137,9 @@ def linear_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Callabl
 
     def read(name: str) -> Floats:
         with safe_open(places[name], "pt") as file:
-            weight: Floats = file.get_tensor(f"{name}.weight").float().numpy()
+            stored = file.get_tensor(f"{name}.weight")
+        extremes(name, stored)
+        weight: Floats = stored.float().numpy()
         return weight
 
     return {name: partial(read, name) for name in places}

@@ -25,6 +25,7 @@ from quantadvisor.documents.errors import CandidateFailed
 
 from ..refusals import check_memory
 from .folders import new_folder
+from .huggingface import check_finite
 
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "model.onnx.data"
 HIDDEN = "quantadvisor.hidden"
@@ -38,11 +39,12 @@ Factors = Mapping[str, tuple[Array, ...]]
 
 def export_base(model_folder: Path, out: Path) -> None:
     """The fp32 folder of a Hugging Face folder, through the model builder of onnxruntime-genai, offline. CandidateFailed where it
-    ends in an error, or memory has no room for the model.
+    ends in an error, a tensor is not finite, or memory has no room for the model.
 
     The builder runs in a child process: it prints, it changes `sys.path`, and its memory goes back when it ends.
     """
     check_memory("the export to ONNX", model_folder)
+    check_finite(model_folder)
     with new_folder(out) as work, tempfile.TemporaryDirectory(dir=out.parent, prefix=".builder.") as cache:
         command = [
             sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(Path(model_folder).resolve()),

@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from quantadvisor.documents.errors import CandidateFailed
-
+from ..affine import refuse_beyond_half
 from .onnx_base import Rewrite
-
-LARGEST = float(np.finfo(np.float16).max)
 
 
 def half(base: Path, out: Path) -> None:
@@ -25,9 +22,7 @@ def half(base: Path, out: Path) -> None:
     with Rewrite(base, out) as edit:
         for name in [name for name, tensor in edit.old.items() if tensor.data_type == onnx.TensorProto.FLOAT]:
             value = edit.tensor(name)
-            largest = float(np.abs(value).max(initial=0.0))
-            if largest > LARGEST:
-                raise CandidateFailed(f"{name} holds {largest:.3g}, beyond float16: take none-bf16 on another runtime")
+            refuse_beyond_half(name, float(np.abs(value).max(initial=0.0)))
             edit.drop(name)
             edit.add(name, value.astype(np.float16))
         for node in edit.nodes:

@@ -36,6 +36,7 @@ from quantadvisor.methods.refusals import check_memory
 from quantadvisor.methods.rescale import Pair, Scale
 
 from .folders import link_or_copy, new_folder
+from .huggingface import check_finite
 
 MODEL, SCORING, WEIGHTS = "openvino_model.xml", "openvino_scoring.xml", "openvino_model.bin"
 SLICE = "quantadvisor/last_position"
@@ -55,9 +56,10 @@ OTHER_FILES = ("config.json", "generation_config.json")
 
 
 def export_base(model_folder: Path, out: Path) -> None:
-    """The float32 artifact of a Hugging Face folder of float32 weights; no network. CandidateFailed where memory has no room for
-    the model."""
+    """The float32 artifact of a Hugging Face folder of float32 weights; no network. CandidateFailed where one is not finite, or
+    memory has no room for the model."""
     check_memory("the export to OpenVINO", model_folder)
+    check_finite(model_folder)
     with new_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent, prefix=".export.") as exported:
         with quiet():
             from optimum.exporters.openvino import main_export

@@ -136,6 +136,71 @@ def test_weights_that_are_not_finite_are_refused(
     assert not [path for path in left.glob(".out.*") if "kept" not in path.name]
 
 
+LAYOUTS = (
+    ("none", "fp32", "torch"), ("none", "bf16", "torch"), ("none", "fp32", "onnxruntime"), ("none", "fp16", "onnxruntime"),
+    ("none", "fp32", "openvino"), ("none", "bf16", "llama.cpp"), ("rtn", "w4-g64", "onnxruntime"), ("rtn", "w4-g64", "openvino"),
+    ("rtn", "w4-g32-bf16", "torch"), ("gguf", "q4_0", "llama.cpp"), ("gguf", "q4_k", "llama.cpp"),
+    ("kbit", "nf4-b64", "onnxruntime"), ("kbit", "nf4-b64-bf16", "torch"), ("fp8", "fp8-bf16", "vllm"),
+    ("llm_int8", "w8a8-outlier-fp16", "torch"),
+)  # fmt: skip
+"""Every layout of an artifact, by a method that writes it."""
+
+
+@pytest.mark.parametrize("place", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(("name", "wanted", "runtime"), LAYOUTS)
+def test_no_layout_holds_a_nan(
+    name: str, wanted: str, runtime: str, place: str, llama: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    def break_one(state: dict[str, Any]) -> None:
+        state[place].view(-1)[5] = float("nan")
+
+    folder = changed(llama, tmp_path / "hf", break_one)
+    with pytest.raises(CandidateFailed, match=f"{place}: values that are not finite"):
+        method(name).apply(folder, scheme(wanted), runtime, tokens[:2], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "runtime"),
+    [("none", "fp16", "torch"), ("none", "fp16", "onnxruntime"), ("rtn", "w4-g32-bf16", "torch"), ("gguf", "q4_0", "llama.cpp"),
+     ("llm_int8", "w8a8-outlier-fp16", "torch")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"])
+def test_float16_holds_no_infinity(
+    name: str, wanted: str, runtime: str, place: str, llama: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    """A weight of 1e6, whose scale in 4 bits is beyond float16 too; what keeps such a tensor in float32 is still right."""
+    if runtime == "llama.cpp":
+        pytest.importorskip("llama_cpp", reason="llama.cpp is not here: make runtime-llama")
+
+    def enlarge(state: dict[str, Any]) -> None:
+        state[place].view(-1)[5] = 1e6
+
+    folder = changed(llama, tmp_path / "hf", enlarge)
+    if place.endswith("layernorm.weight") and runtime == "llama.cpp":  # norms stay in float32 there
+        method(name).apply(folder, scheme(wanted), runtime, tokens[:2], tmp_path / "out")
+        return
+    if "up_proj" in place and name == "llm_int8":  # its scales are in float32
+        method(name).apply(folder, scheme(wanted), runtime, tokens[:2], tmp_path / "out")
+        return
+    with pytest.raises(CandidateFailed, match="beyond float16|failed to quantize"):
+        method(name).apply(folder, scheme(wanted), runtime, tokens[:2], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_codebooks_and_blocks_hold_no_nan(tmp_path: Path) -> None:
+    from quantadvisor.methods.codebooks import normal_floats, quantize_blocks, to_blocks
+    from quantadvisor.methods.formats import awq as awq_layout
+
+    w = np.ones((8, 64), np.float32)
+    w[1, 40] = np.nan
+    for rounding in (quantize_blocks, to_blocks):
+        with pytest.raises(CandidateFailed, match="not finite"):
+            rounding(w, normal_floats(4), 32)
+    with pytest.raises(CandidateFailed, match="awq layout holds 1.33e\\+05, beyond float16"):
+        awq_layout.stored(quantize_groups(np.full((8, 64), 1e6, np.float32) * np.linspace(-1, 1, 64, dtype=np.float32), 4, 64, False))
+
+
 def test_not_finite_in_a_group_or_a_row() -> None:
     w = np.ones((2, 64), np.float32)
     w[1, 40] = np.nan
@@ -181,12 +246,17 @@ def test_tied_or_not_the_output_layer_stays(tied: bool, tokens: np.ndarray, tmp_
     assert ("lm_head.weight" in load_file(tmp_path / "plain" / "model.safetensors")) == (not tied)
 
 
-@pytest.mark.parametrize("name", ["gptq", "awq", "smoothquant", "llm_int8"])
-def test_an_architecture_without_a_map_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
-    module = method(name)
-    refused = module.refuse(tmp_path, module.schemes()[0], "onnxruntime")
-    assert "'gemma2'" in str(refused)
+@pytest.mark.parametrize(
+    ("name", "wanted", "runtime"),
+    [("gptq", "w4-g64", "onnxruntime"), ("awq", "w4-g64", "onnxruntime"), ("smoothquant", "w8a8", "onnxruntime"),
+     ("llm_int8", "w8a8-outlier", "onnxruntime"), ("rtn", "w4-g64-bf16", "vllm"), ("dynamic_int8", "w8a8-bf16", "vllm"),
+     ("fp8", "fp8-bf16", "vllm"), ("fp8", "fp8-bf16", "triton")],
+)  # fmt: skip
+def test_an_architecture_without_a_map_is_refused_by_its_name(name: str, wanted: str, runtime: str, tmp_path: Path) -> None:
+    """In Mixtral w1, w2 and w3 are linears, which compressed-tensors' config would declare and nothing would have rounded."""
+    for kind in ("gemma2", "mixtral"):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        assert f"'{kind}'" in str(method(name).refuse(tmp_path, scheme(wanted), runtime))
 
 
 @pytest.fixture(scope="module")

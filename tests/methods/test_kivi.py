@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from quantadvisor.methods import kivi
+from quantadvisor.methods.refusals import installed
 from quantadvisor.methods.schemes import scheme
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # deprecated, still an oracle
@@ -86,3 +87,35 @@ def test_fewer_bits_cost_more(llama: Path, tokens: np.ndarray, monkeypatch: pyte
 def test_refusals(llama: Path) -> None:
     for runtime in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"):
         assert kivi.refuse(llama, scheme("fp32-kv4-kivi"), runtime)
+
+
+def test_what_transformers_lacks_is_looked_up(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a package its name and command; with one (an empty module found on the path) what its cache does instead."""
+    have = [package for module, package in kivi.BACKENDS.items() if installed(module)]
+    said = str(kivi.refuse(llama, scheme("fp32-kv4-kivi"), "torch"))
+    assert have[0] in said if have else "optimum-quanto or hqq, and neither is installed: pip install hqq" in said
+    (tmp_path / "hqq.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    said = str(kivi.refuse(llama, scheme("fp32-kv4-kivi"), "torch"))
+    assert "not installed" not in said and "all of the cache again" in said
+
+
+def test_transformers_rounds_as_the_refusal_says() -> None:
+    """Its QuantizedLayer, with a rounding that counts: the first prompt whole, and each time all that it returns."""
+    from transformers.cache_utils import QuantizedLayer
+
+    rounded = []
+
+    class Counted(QuantizedLayer):
+        def _quantize(self, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+            rounded.append(tensor.shape[-2])
+            return tensor
+
+        def _dequantize(self, q_tensor: torch.Tensor) -> torch.Tensor:
+            return q_tensor
+
+    layer = Counted(residual_length=4)
+    for tokens in (10, 1, 1, 1, 1):
+        layer.update(torch.ones(1, 1, tokens, 8), torch.ones(1, 1, tokens, 8))
+    assert rounded[:2] == [10, 10]
+    assert len(rounded) == 4 and min(rounded[2:]) > 10

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quantadvisor.methods import kv_int8
+from quantadvisor.methods import kv_int4, kv_int8
+from quantadvisor.methods.fake import Fake, applied, cache_peaks
+from quantadvisor.methods.observe import load
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import session
+from .conftest import kl, run, session, torch_logits
 
 
 def test_alone_it_shares_the_weights_of_the_base(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
@@ -19,6 +21,19 @@ def test_alone_it_shares_the_weights_of_the_base(llama: Path, base: Path, tokens
     inputs = session(tmp_path / "out", "model.onnx").get_inputs()
     kinds = [value.type for value in inputs if value.name.startswith("past_key_values")]
     assert kinds == ["tensor(int8)"] * 4  # keys and values of two layers
+
+
+def test_the_runtime_rounds_as_the_grid_says(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """torch with the same grid in its cache: max / 127 of transformers' own keys, by rotary pairs, and values."""
+    model = load(llama)
+    keys, values = cache_peaks(model, tokens[:2], kv_int4.pair_peaks, kv_int4.channel_peaks)
+    made = Fake(model, keys=kv_int4.on_grid(keys, 127), values=kv_int4.on_grid(values, 127), chunk=8)
+    with applied(made) as logits:
+        theirs = logits(tokens[3]).numpy()
+    kv_int8.apply(llama, scheme("fp32-kv8"), "onnxruntime", tokens[:2], tmp_path / "out", base=base)
+    ours, exact = run(tmp_path / "out", tokens[3], 8), torch_logits(llama, tokens[3])
+    assert kl(theirs, ours) < kl(exact, ours) / 20
+    assert 0 < kl(exact, ours) < 0.01
 
 
 def test_refusals(llama: Path) -> None:

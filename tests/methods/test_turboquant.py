@@ -1,6 +1,8 @@
 """TurboQuant against quadrature of the normal distribution and against the distortions of arXiv:2504.19874."""
 
 import math
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +106,23 @@ def test_stored_bits() -> None:
 
 
 def test_every_runtime_says_what_it_lacks(llama: Path) -> None:
-    for runtime in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"):
+    for runtime in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp", "vllm"):
         assert turboquant.refuse(llama, scheme("fp32-kv4-turbo"), runtime)
     assert "does not offer" in turboquant.refuse(llama, scheme("fp32-kv8"), "torch")
     assert "an option of the session" in turboquant.refuse(llama, scheme("fp32-kv4-turbo"), "triton")
+
+
+def test_vllm_names_the_cache_and_its_cpu_attention_does_not_read_it(llama: Path) -> None:
+    """By the installed vLLM's own lists."""
+    package = next(Path(f"{sys.prefix}-vllm").glob("lib/python3*/site-packages/vllm"), None)
+    if package is None:
+        pytest.skip("vLLM is not here: make runtime-vllm")
+    said = str(turboquant.refuse(llama, scheme("fp32-kv4-turbo"), "vllm"))
+    named = re.search(r"kvturbo: (\w+)", said)
+    assert named and f'"{named[1]}"' in (package / "config" / "cache.py").read_text()
+    attention = (package / "v1" / "attention" / "backends" / "cpu_attn.py").read_text()
+    read = re.search(r"supported_kv_cache_dtypes[^=]*= \[([^\]]*)\]", attention)
+    assert read and "turboquant" not in read[1]
 
 
 def test_the_cache_is_read_rounded(llama: Path, tokens: np.ndarray) -> None:
