@@ -29,7 +29,7 @@ from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
 from .layerwise import SAMPLES, evenly, gram, grid_of, loaded
 from .linear_format import LinearFormat
-from .refusals import config
+from .refusals import config, padding
 from .rescale import Pair, Scale, pairs
 from .schemes import scheme as scheme_named
 from .stream import stream
@@ -73,7 +73,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         chosen = [float(kept[pair.targets[0]]["ratio"][0]) for pair in known]
     spread = f"exponents {min(chosen):.2f} to {max(chosen):.2f}, median {np.median(chosen):.2f}"
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}", *resumed)
+    how = f"{SETTINGS}; {spread}; from {tokens_read(tokens, calibration)}"
+    return (how, *padding(model_folder, scheme, runtime), *resumed)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64],

@@ -29,7 +29,7 @@ from .artifact import base_folder, tokens_read, write_grouped
 from .fake import Fake, linears, with_weights
 from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
-from .refusals import ONNX, not_offered, nothing_to_write
+from .refusals import ONNX, not_offered, nothing_to_write, padding
 from .schemes import scheme as named
 from .training import ENOUGH, Limits, Trained, silent, used
 
@@ -68,7 +68,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             write_grouped(model_folder, source, scheme, runtime, whole, given, adapters=beside if runtime in ONNX else None)
             adapters.save(student, whole)
     hessians = f"{gptq.SETTINGS}; Hessians from {tokens_read(evenly(tokens, layerwise.SAMPLES), calibration)}"
-    return (hessians, f"{done.note(adapters.SETTINGS)}, on {tokens_read(tokens, calibration)}", adapters.BESIDE)
+    trained = f"{done.note(adapters.SETTINGS)}, on {tokens_read(tokens, calibration)}"
+    return (hessians, trained, adapters.BESIDE, *padding(model_folder, scheme, runtime))
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64], limits: Limits = ENOUGH) -> dict[str, Floats]:

@@ -21,7 +21,7 @@ from .affine import Floats, Grouped, dequantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside
 from .linear_format import LinearFormat
-from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
+from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, width_missing
 from .rescale import mapping_missing
 from .schemes import group_format
 from .stream import stream
@@ -138,7 +138,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         given = {name: partial(loaded, kept, name) for name in kept}
         write_grouped(model_folder, source, scheme, runtime, out, given)
     resumed = (f"{found} linears taken from an interrupted run",) if found else ()
-    return (f"{settings}; Hessians from {tokens_read(tokens, calibration)}", *resumed)
+    how = f"{settings}; Hessians from {tokens_read(tokens, calibration)}"
+    return (how, *padding(model_folder, scheme, runtime), *resumed)
 
 
 def rounded(model_folder: Path, scheme: Scheme, tokens: NDArray[int64], solve: Solve) -> dict[str, Floats]:

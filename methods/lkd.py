@@ -33,7 +33,7 @@ from .fake import Fake
 from .grids import LEAST, affine, in_groups, symmetric
 from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
-from .refusals import config, nothing_to_write
+from .refusals import config, nothing_to_write, padding
 from .schemes import scheme as named
 from .training import ENOUGH, Limits, device, products, silent, straight_through, train, used
 
@@ -76,7 +76,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         steps = distil_all(model_folder, tokens, scheme, kept, limits)
         given = {name: partial(loaded, kept, name) for name in kept if name not in steps}
         write_grouped(model_folder, source, scheme, runtime, out, given)
-    return (f"{SETTINGS}, {used()}; {summary(steps)}; on {tokens_read(tokens, calibration)}",)
+    how = f"{SETTINGS}, {used()}; {summary(steps)}; on {tokens_read(tokens, calibration)}"
+    return (how, *padding(model_folder, scheme, runtime))
 
 
 def summary(steps: Mapping[str, int]) -> str:

@@ -30,7 +30,7 @@ from .affine import Floats, dequantize_groups, quantize_groups
 from .artifact import base_folder
 from .knapsack import cheapest, within
 from .linear_format import LinearFormat
-from .refusals import ONNX, config, memory_missing, not_offered
+from .refusals import ONNX, config, memory_missing, not_offered, padding
 from .rescale import mapping_missing, pairs
 from .schemes import named
 
@@ -99,7 +99,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         eight, four = LinearFormat(8, group, True), LinearFormat(4, group, False)
         plan = {name: eight if name in wide or name == "lm_head" else four for name in names}
         onnx.quantize_weights(source, out, plan, accuracy_level)
-    return (note(measured, wide, costs),)
+    return (note(measured, wide, costs), *padding(model_folder, scheme, runtime))
 
 
 def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...]) -> list[Sensitivity]:

@@ -68,14 +68,27 @@ def nothing_to_write(method: str, reason: str | None) -> NoReturn:
     raise CandidateFailed(f"{method}: {reason}")
 
 
+def row_widths(found: Mapping[str, Any]) -> dict[str, int]:
+    """What the rows of a decoder's linears are as wide as, by its config."""
+    widths = {key: found[key] for key in ("hidden_size", "intermediate_size") if key in found}
+    if found.get("head_dim"):
+        widths["num_attention_heads x head_dim"] = found["num_attention_heads"] * found["head_dim"]
+    return widths
+
+
 def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
     """openvino's groups must divide the rows that they cut."""
     group = scheme.weights.group_size if scheme.weights else None
-    found = config(model_folder)
-    for key in ("hidden_size", "intermediate_size"):
-        if group and key in found and found[key] % group:
-            return f"groups of {group} do not divide {key} = {found[key]}"
+    for key, width in row_widths(config(model_folder)).items():
+        if group and width % group:
+            return f"groups of {group} do not divide {key} = {width}"
     return None
+
+
+def padding(model_folder: Path, scheme: Scheme, runtime: str) -> tuple[str, ...]:
+    """The note of a method where ONNX Runtime's last group of a row is a short one; other runtimes refuse that."""
+    short = group_mismatch(model_folder, scheme) if runtime in ONNX else None
+    return (f"{short}: the last group of such a row is shorter, and filled up with zeros",) if short else ()
 
 
 def memory_missing(method: str, model_folder: Path, models: float) -> str | None:

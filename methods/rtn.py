@@ -21,7 +21,7 @@ from quantadvisor.documents.scheme import Scheme
 from .affine import Floats, Grouped, dequantize_groups, quantize_groups
 from .artifact import base_folder, write_grouped
 from .linear_format import LinearFormat
-from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, width_missing
+from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, width_missing
 from .rescale import mapping_missing
 from .schemes import group_format, named
 from .schemes import scheme as scheme_named
@@ -74,7 +74,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         plan = dict.fromkeys(onnx.linear_names(source), group_format(scheme.weights))
         plan["lm_head"] = group_format(scheme.lm_head)
         onnx.quantize_weights(source, out, plan, accuracy_level)
-    return ()
+    return padding(model_folder, scheme, runtime)
 
 
 def integers(read: Callable[[], Floats], chosen: LinearFormat) -> Grouped:

@@ -21,6 +21,7 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.kernels.ggml_types import BLOCK, FLOAT, SUPER_BLOCK, block_of, fitting, linear_type
 
 from ..affine import refuse_not_finite
+from ..refusals import row_widths
 from . import huggingface
 from .folders import new_folder
 
@@ -49,10 +50,7 @@ def refuse(config: Mapping[str, Any]) -> str | None:
 
 def refuse_rows(config: Mapping[str, Any], type_name: str) -> str | None:
     """Why no file of the type can be made: blocks of 32 must divide every row. (Where super-blocks do not, `fitting` does.)"""
-    heads = config.get("num_attention_heads", 0)
-    rows = {key: config.get(key, 0) for key in ("hidden_size", "intermediate_size")}
-    rows["num_attention_heads x head_dim"] = heads * (config.get("head_dim") or 0)
-    for key, width in rows.items():
+    for key, width in row_widths(config).items():
         if fitting(type_name, width) == FLOAT:
             return f"blocks of {BLOCK} do not divide {key} = {width}, and llama.cpp has no smaller ones"
     return None
