@@ -22,6 +22,8 @@ HEAD = LinearFormat(8, 64, True)
 """Of lm_head, where a scheme has no groups of its own."""
 LAYOUT_BITS = {"gptq": (2, 3, 4, 8), "awq": (4,), "compressed-tensors": (2, 3, 4, 5, 6, 7, 8)}
 GRAPH_BITS = {"onnxruntime": (2, 4, 8), "openvino": (4, 8)}
+DIVIDED = ("awq", "compressed-tensors", "openvino")
+"""Whose groups divide a row; in the others the last one may be short."""
 LEAST_BLOCK = 16
 """Of MatMulNBits, whose block sizes are powers of two (docs/ContribOperators.md of microsoft/onnxruntime)."""
 OTHERWISE = "quantize the model itself for it"
@@ -50,11 +52,11 @@ def check(form: LinearFormat, target: str, widths: Iterable[int] = ()) -> None:
     if group == ALONE:
         what = f"{target} holds groups of neighbours, and these are of columns in any order (act-order)"
         raise BadInput("weights", what, "quantize with desc_act off or static groups; torch and vllm read the folder itself")
-    if target in LAYOUT_BITS:
-        return
     if group == ROW:
-        raise BadInput("weights", f"{target} holds groups, and one scale a row is none", OTHERWISE)
+        if target in GRAPH_BITS:
+            raise BadInput("weights", f"{target} holds groups, and one scale a row is none", OTHERWISE)
+        return
     if target == "onnxruntime" and (group < LEAST_BLOCK or group & (group - 1)):
         raise BadInput("weights", f"blocks of MatMulNBits are powers of two from {LEAST_BLOCK} on, not {group}", OTHERWISE)
-    if target == "openvino" and (odd := [width for width in widths if width % group]):
-        raise BadInput("weights", f"openvino's groups divide a row, and {group} does not divide {odd[0]}", OTHERWISE)
+    if target in DIVIDED and (odd := sorted(width for width in widths if width % group)):
+        raise BadInput("weights", f"groups of {target} divide a row, and {group} does not divide {odd[0]}", OTHERWISE)

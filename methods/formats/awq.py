@@ -31,10 +31,11 @@ def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], cho
           moves: Iterable[tuple[Pair, Scale]] = ()) -> None:  # fmt: skip
     """Linears of `given` in integers, everything else in float16; `moves`: scales that are moved first."""
     check(chosen, "awq")
+    _, group, _ = chosen
     settings = {
         "quant_method": "awq",
         "bits": BITS,
-        "group_size": chosen.group,
+        "group_size": group,
         "zero_point": True,
         "version": "gemm",
         "modules_to_not_convert": ["lm_head"],

@@ -156,7 +156,7 @@ def convert(checkpoint: Path, layout: str, out: Path, model_folder: Path | None 
     if layout not in LAYOUTS:
         raise BadInput("format", f"{layout!r} is none that integers are written in", f"known are {', '.join(LAYOUTS)}")
     found, form = read(checkpoint)
-    check(form, layout)
+    check(form, layout, {linear.codes.shape[1] for linear in found.values()})
     huggingface_folder = (checkpoint / "config.json").exists() and not (checkpoint / "openvino_model.xml").exists()
     if not huggingface_folder and model_folder is None:
         raise BadInput(

@@ -83,8 +83,8 @@ def shards(folder: Path) -> list[Path]:
 
 
 def tensors(path: Path) -> Iterator[Named]:
-    """Each from a mapping of its own, so that no more of the file stays in memory than is still held. CandidateFailed for one with
-    a value that is not finite."""
+    """Each from a mapping of its own, so that no more of the file stays in memory than is still held. CandidateFailed for one
+    with a value that is not finite."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:

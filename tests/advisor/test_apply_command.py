@@ -113,6 +113,14 @@ def test_bad_input(arguments: list[str], said: str, llama: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_integers_go_into_no_gguf(llama: Path, tmp_path: Path) -> None:
+    advisor("apply", llama, "--method", "rtn", "--scheme", "w4-g32-bf16", "--format", "gptq", "--out", tmp_path / "gptq")
+    for place in (("--format", "gguf"), ("--runtime", "llama.cpp")):
+        with pytest.raises(BadInput, match=r"llama\.cpp has no format here for integers in groups"):
+            advisor("convert", tmp_path / "gptq", *place, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_stays(llama: Path, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path / "out")
     for command in (("apply", llama, "--method", "rtn", "--scheme", "w4-g32"), ("convert", llama)):

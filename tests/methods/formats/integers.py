@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from quantadvisor.methods.affine import Grouped, quantize_groups
+from quantadvisor.methods.linear_format import group_size
 from quantadvisor.methods.rescale import pairs
 
 
@@ -26,7 +27,8 @@ def integers(folder: Path, bits: int, group: int, symmetric: bool, kind: str) ->
     names = [name for pair in pairs(json.loads((folder / "config.json").read_text())) for name in pair.targets]
     found = {}
     for name in names:
-        codes, scales, zeros = quantize_groups(state[f"{name}.weight"], bits, group, symmetric)
+        w = state[f"{name}.weight"]
+        codes, scales, zeros = quantize_groups(w, bits, group_size(group, w.shape[1]), symmetric)
         codes[0, :3], zeros[:1, :1] = (0, (1 << bits) - 1, 1), zeros[:1, :1]
         if not symmetric:
             zeros[0, 0], zeros[1, 0] = 0, (1 << bits) - 1
@@ -49,7 +51,7 @@ def same(a: dict[str, Grouped], b: dict[str, Grouped]) -> None:
 def weights(found: dict[str, Grouped], group: int) -> dict[str, np.ndarray]:
     from quantadvisor.methods.affine import dequantize_groups
 
-    return {name: dequantize_groups(*one, group) for name, one in found.items()}
+    return {name: dequantize_groups(*one, group_size(group, one.codes.shape[1])) for name, one in found.items()}
 
 
 def rounded_model(folder: Path, found: dict[str, np.ndarray], row: np.ndarray, dtype: str = "float32") -> np.ndarray:

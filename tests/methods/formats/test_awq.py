@@ -58,7 +58,7 @@ def test_autoawq_unpacks_the_same_weights(llama: Path) -> None:
 
 
 def test_what_it_cannot_hold_is_refused(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="holds 4-bit weights"):
+    with pytest.raises(BadInput, match="awq holds integers of 4 bits, not of 8; take the layout gptq"):
         awq.write(llama, tmp_path / "out", {}, (8, 32, False))
     assert not (tmp_path / "out").exists()
     with pytest.raises(BadInput, match="no multiple of 8"):

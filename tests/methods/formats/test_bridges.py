@@ -3,36 +3,75 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from quantadvisor.documents import BadInput
+from quantadvisor.methods.affine import Grouped, dequantize_groups
+from quantadvisor.methods.artifact import format_of
 from quantadvisor.methods.formats import awq, bitsandbytes, bridges, gptq, pack_quantized
 from quantadvisor.methods.formats.onnx_base import Reader
+from quantadvisor.methods.linear_format import ALONE, ROW, LinearFormat
 
+from ..conftest import write_llama
 from .integers import brought, half, integers, rounded_model, same, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 FORMATS = {"gptq": gptq, "awq": awq, "compressed-tensors": pack_quantized}
+BITS_AND_GROUPS = [(bits, group) for bits in (4, 8) for group in (32, 64, 128)]
 
 
-def checkpoint(kind: str, llama: Path, folder: Path, symmetric: bool) -> dict:
+def held(*names: str) -> list[tuple[str, ...]]:
+    """(*names, bits, group) of every form that all these formats hold: AWQ has 4 bits only."""
+    return [(*names, bits, group) for bits, group in BITS_AND_GROUPS if bits == 4 or "awq" not in names]
+
+
+PAIRS = [case for source in FORMATS for target in FORMATS for case in held(source, target)]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 128 and 256, which groups of 128 divide."""
+    return write_llama(tmp_path_factory.mktemp("wide") / "hf", hidden_size=128, intermediate_size=256)
+
+
+@pytest.fixture(scope="module")
+def exports(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def export(runtime: str) -> Path:
+        if runtime == "openvino":
+            pytest.importorskip("optimum.intel")
+        out = tmp_path_factory.mktemp(runtime) / "base"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            format_of(runtime).export_base(wide, out)
+        return out
+
+    return export
+
+
+def checkpoint(kind: str, model: Path, folder: Path, symmetric: bool, bits: int = 4, group: int = 32) -> dict[str, Grouped]:
     """A checkpoint whose scales bfloat16 holds, so that every format holds them."""
-    found = integers(llama, 4, 32, symmetric, "bfloat16")
-    FORMATS[kind].write(llama, folder, brought(found), (4, 32, symmetric))
+    found = integers(model, bits, group, symmetric, "bfloat16")
+    FORMATS[kind].write(model, folder, brought(found), LinearFormat(bits, group, symmetric))
     return found
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("source", FORMATS)
-@pytest.mark.parametrize("target", FORMATS)
-def test_between_checkpoints(source: str, target: str, symmetric: bool, llama: Path, tmp_path: Path) -> None:
-    found = checkpoint(source, llama, tmp_path / "one", symmetric)
-    there, _ = bridges.read(tmp_path / "one")
-    FORMATS[target].write(llama, tmp_path / "two", brought(there), (4, 32, symmetric))
+@pytest.mark.parametrize(("source", "target", "bits", "group"), PAIRS)
+def test_between_checkpoints(
+    source: str, target: str, bits: int, group: int, symmetric: bool, wide: Path, tmp_path: Path
+) -> None:
+    found = checkpoint(source, wide, tmp_path / "one", symmetric, bits, group)
+    there, form = bridges.read(tmp_path / "one")
+    assert form == (bits, group, symmetric and source != "awq")
+    FORMATS[target].write(wide, tmp_path / "two", brought(there), LinearFormat(bits, group, symmetric))
     back, _ = bridges.read(tmp_path / "two")
     same(found, back)
     if source == target:
@@ -40,22 +79,133 @@ def test_between_checkpoints(source: str, target: str, symmetric: bool, llama: P
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize(("source", "bits", "group"), [case for source in FORMATS for case in held(source)])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_into_a_runtime_and_back(
-    runtime: str, source: str, symmetric: bool, llama: Path, tmp_path: Path, request: pytest.FixtureRequest
+    runtime: str, source: str, bits: int, group: int, symmetric: bool, wide: Path, tmp_path: Path, exports: Callable[[str], Path]
 ) -> None:
     """AWQ's layout always has zeros, so that symmetric integers come out of it as ones whose zeros are all in the middle."""
-    export = request.getfixturevalue("base" if runtime == "onnxruntime" else "openvino_base")
-    found = checkpoint(source, llama, tmp_path / "one", symmetric)
+    export = exports(runtime)
+    found = checkpoint(source, wide, tmp_path / "one", symmetric, bits, group)
     notes = bridges.carry(tmp_path / "one", runtime, tmp_path / "out", export)
     assert "14 linears" in notes[0]
     back, form = bridges.read(tmp_path / "out")
-    assert form == (4, 32, symmetric and source != "awq")
+    assert form == (bits, group, symmetric and source != "awq")
     same(found, back)
-    FORMATS[source].write(llama, tmp_path / "again", brought(back), form)
+    FORMATS[source].write(wide, tmp_path / "again", brought(back), form)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "one" / "model.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "one", "out"]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_short_last_group_where_a_format_allows_it(
+    bits: int, base: Path, llama: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    """Groups of 128 over rows of 64: GPTQ's layout and MatMulNBits hold them, the others say no before anything is written."""
+    from ..conftest import kl, run
+
+    found = checkpoint("gptq", llama, tmp_path / "one", False, bits, 128)
+    bridges.carry(tmp_path / "one", "onnxruntime", tmp_path / "onnx", base)
+    back, form = bridges.read(tmp_path / "onnx")
+    assert form == (bits, 128, False)
+    same(found, back)
+    assert kl(rounded_model(llama, weights(found, 128), tokens[0]), run(tmp_path / "onnx", tokens[0])) < 2e-3
+    bridges.convert(tmp_path / "onnx", "gptq", tmp_path / "again", llama)
+    same(found, bridges.read(tmp_path / "again")[0])
+    with pytest.raises(BadInput, match="groups of compressed-tensors divide a row, and 128 does not divide 64"):
+        bridges.convert(tmp_path / "one", "compressed-tensors", tmp_path / "no")
+    with pytest.raises(BadInput, match="groups of openvino divide a row, and 128 does not divide 64"):
+        bridges.carry(tmp_path / "one", "openvino", tmp_path / "no")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "one", "onnx"]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("target", FORMATS)
+def test_one_scale_a_row_between_checkpoints(source: str, target: str, symmetric: bool, llama: Path, tmp_path: Path) -> None:
+    """Group size -1: AutoGPTQ's and AutoAWQ's word for it, `channel` in compressed-tensors."""
+    found = checkpoint(source, llama, tmp_path / "one", symmetric, 4, ROW)
+    bridges.convert(tmp_path / "one", target, tmp_path / "two")
+    back, form = bridges.read(tmp_path / "two")
+    assert form == (4, ROW, symmetric and "awq" not in (source, target))
+    same(found, back)
+    said = json.loads((tmp_path / "two" / "config.json").read_text())["quantization_config"]
+    if target == "compressed-tensors":
+        [group] = said["config_groups"].values()
+        assert (group["weights"]["strategy"], group["weights"]["group_size"]) == ("channel", None)
+    else:
+        assert said["group_size"] == -1
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("source", FORMATS)
+def test_one_scale_a_row_in_a_graph_is_that_of_each_of_its_groups(
+    source: str, runtime: str, llama: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    export = request.getfixturevalue("base" if runtime == "onnxruntime" else "openvino_base")
+    found = checkpoint(source, llama, tmp_path / "one", False, 4, ROW)
+    notes = bridges.carry(tmp_path / "one", runtime, tmp_path / "out", export)
+    assert "repeated for its groups of 64" in notes[1]
+    back, form = bridges.read(tmp_path / "out")
+    assert form == (4, 64, False)
+    exact = weights(found, ROW)
+    for name, w in weights(back, 64).items():
+        np.testing.assert_array_equal(back[name].codes, found[name].codes)
+        np.testing.assert_array_equal(w, exact[name], err_msg=name)
+
+
+def test_rows_that_no_group_divides_are_refused(tmp_path: Path) -> None:
+    odd = write_llama(tmp_path / "hf", hidden_size=80, intermediate_size=144)
+    checkpoint("gptq", odd, tmp_path / "one", False, 4, ROW)
+    with pytest.raises(BadInput, match=r"none of \(128, 64, 32\) divides all rows that have one scale, 80, 144 wide"):
+        bridges.carry(tmp_path / "one", "onnxruntime", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_columns_in_any_order_go_nowhere_but_into_floats(llama: Path, tmp_path: Path) -> None:
+    """Act-order: one linear of the folder has its columns' groups shuffled. Its weights are read right, and all others'."""
+    found = checkpoint("gptq", llama, tmp_path / "one", False)
+    file = tmp_path / "one" / "model.safetensors"
+    state, name = load_file(file), "model.layers.1.mlp.up_proj"
+    places = np.random.default_rng(0).permutation(state[f"{name}.g_idx"])
+    save_file(state | {f"{name}.g_idx": places}, file, {"format": "pt"})
+    want = weights(found, 32)
+    one = found[name]
+    want[name] = (one.codes.astype(np.float32) - one.zeros[:, places]) * one.scales[:, places]
+    back, form = bridges.read(tmp_path / "one")
+    assert form == (4, ALONE, False)
+    bridges.dequantized(tmp_path / "one", tmp_path / "plain")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    for linear, w in want.items():
+        np.testing.assert_array_equal(dequantize_groups(*back[linear], ALONE), w, err_msg=linear)
+        np.testing.assert_array_equal(plain[f"{linear}.weight"], w, err_msg=linear)
+    for layout in FORMATS:
+        with pytest.raises(BadInput, match=f"{layout} holds groups of neighbours.*act-order"):
+            bridges.convert(tmp_path / "one", layout, tmp_path / "two")
+    for runtime in ("onnxruntime", "onnxruntime-genai", "openvino"):
+        with pytest.raises(BadInput, match="holds groups of neighbours.*act-order.*torch and vllm read"):
+            bridges.carry(tmp_path / "one", runtime, tmp_path / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "target", "said"),
+    [
+        (3, 32, "onnxruntime", "onnxruntime holds integers of 2, 4, 8 bits, not of 3"),
+        (2, 32, "openvino", "openvino holds integers of 4, 8 bits, not of 2"),
+        (4, 8, "onnxruntime-genai", "blocks of MatMulNBits are powers of two from 16 on, not 8"),
+        (8, 32, "awq", "awq holds integers of 4 bits, not of 8; take the layout gptq"),
+        (4, 32, "llama.cpp", "llama.cpp has no format here for integers in groups"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_one_line(
+    bits: int, group: int, target: str, said: str, llama: Path, tmp_path: Path
+) -> None:
+    checkpoint("gptq", llama, tmp_path / "one", False, bits, group)
+    with pytest.raises(BadInput, match=said) as caught:
+        (bridges.convert if target in FORMATS else bridges.carry)(tmp_path / "one", target, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
 def test_awqs_integers_multiply_in_onnxruntime(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from quantadvisor.documents import BadInput
 from quantadvisor.methods.affine import dequantize_groups
 from quantadvisor.methods.formats import bridges, pack_quantized
+from quantadvisor.methods.linear_format import ROW, LinearFormat
 
 from .integers import brought, integers, rounded_model, same, weights
 
@@ -43,17 +44,20 @@ def test_the_library_packs_and_unpacks_the_same_words(chosen: tuple[int, int, bo
             np.testing.assert_array_equal(words["weight_zero_point"], helpers.pack_to_int32(middle, bits, packed_dim=0).numpy())
 
 
+@pytest.mark.parametrize("group", [32, ROW])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_transformers_loads_it_with_the_same_logits(symmetric: bool, llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+def test_transformers_loads_it_with_the_same_logits(
+    symmetric: bool, group: int, llama: Path, tokens: np.ndarray, tmp_path: Path
+) -> None:
     pytest.importorskip("compressed_tensors")
     from transformers import AutoModelForCausalLM
 
-    found = integers(llama, 4, 32, symmetric, "bfloat16")
-    pack_quantized.write(llama, tmp_path / "out", brought(found), (4, 32, symmetric))
+    found = integers(llama, 4, group, symmetric, "bfloat16")
+    pack_quantized.write(llama, tmp_path / "out", brought(found), LinearFormat(4, group, symmetric))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16).eval()
     with torch.no_grad():
         got = model(torch.from_numpy(tokens[0])[None]).logits[0].float().numpy()
-    np.testing.assert_array_equal(got, rounded_model(llama, weights(found, 32), tokens[0], "bfloat16"))
+    np.testing.assert_array_equal(got, rounded_model(llama, weights(found, group), tokens[0], "bfloat16"))
 
 
 def test_the_library_reads_the_config(llama: Path, tmp_path: Path) -> None:
@@ -81,9 +85,15 @@ def test_a_last_group_may_be_shorter() -> None:
     np.testing.assert_array_equal(dequantize_groups(*again, 64), dequantize_groups(*one, 64))
 
 
-def test_another_folder_is_refused(llama: Path) -> None:
+def test_another_folder_is_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no pack-quantized folder"):
         pack_quantized.read(llama)
+    pack_quantized.write(llama, tmp_path / "out", brought(integers(llama, 4, 32, False, "bfloat16")), LinearFormat(4, 32, False))
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    said["quantization_config"]["config_groups"]["group_0"]["weights"]["actorder"] = "group"
+    (tmp_path / "out" / "config.json").write_text(json.dumps(said))
+    with pytest.raises(BadInput, match="groups are of no neighbours"):
+        pack_quantized.read(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["rtn", "gptq", "awq"])
