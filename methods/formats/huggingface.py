@@ -138,7 +138,7 @@ def linear_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Callabl
     def read(name: str) -> Floats:
         with safe_open(places[name], "pt") as file:
             stored = file.get_tensor(f"{name}.weight")
-        extremes(name, stored)
+        extremes(f"{name}.weight", stored)
         weight: Floats = stored.float().numpy()
         return weight
 

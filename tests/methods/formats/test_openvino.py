@@ -166,12 +166,12 @@ def test_a_compressed_folder_is_whole(base: Path, tmp_path: Path) -> None:
     ("plan", "words"),
     [
         ({"model.layers.7.mlp.up_proj": (4, 32, True)}, r"no linear named model\.layers\.7\.mlp\.up_proj"),
-        ({"lm_head": (4, 48, True)}, "48 of 64"),
-        ({"lm_head": (3, 32, True)}, "found 3 bits"),
+        ({"lm_head": (4, 48, True)}, "48 does not divide 64"),
+        ({"lm_head": (3, 32, True)}, "not of 3"),
     ],
 )
 def test_a_wrong_plan_leaves_nothing_behind(base: Path, tmp_path: Path, plan: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, BadInput), match=words):
         formats.quantize_weights(base, tmp_path / "out", plan)
     assert list(tmp_path.iterdir()) == []
 
