@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped
-from .linear_format import check, target_of
 from .refusals import COMPRESSED, HALF, ONNX, config
 from .rescale import Pair, Scale
 from .schemes import group_format
@@ -84,7 +83,6 @@ def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, 
 
         (pack_quantized if runtime in COMPRESSED else gptq).write(base, out, given, weights, moved)
         return
-    check(weights, target_of(runtime))
     assert scheme.lm_head is not None
     head = {"lm_head": group_format(scheme.lm_head)}
     if runtime not in ONNX:

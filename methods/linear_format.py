@@ -21,11 +21,12 @@ ROW, ALONE = -1, 1
 HEAD = LinearFormat(8, 64, True)
 """Of lm_head, where a scheme has no groups of its own."""
 LAYOUT_BITS = {"gptq": (2, 3, 4, 8), "awq": (4,), "compressed-tensors": (2, 3, 4, 5, 6, 7, 8)}
-GRAPH_BITS = {"onnxruntime": (2, 4, 8), "openvino": (4, 8)}
-DIVIDED = ("awq", "compressed-tensors", "openvino")
+RUNTIME_BITS = {"onnxruntime": (2, 4, 8), "openvino": (4, 8), "llama.cpp": (4, 8)}
+DIVIDED = ("awq", "compressed-tensors", "openvino", "llama.cpp")
 """Whose groups divide a row; in the others the last one may be short."""
 LEAST_BLOCK = 16
 """Of MatMulNBits, whose block sizes are powers of two (docs/ContribOperators.md of microsoft/onnxruntime)."""
+GGUF_BLOCK = 32
 OTHERWISE = "quantize the model itself for it"
 
 
@@ -42,9 +43,9 @@ def target_of(runtime: str) -> str:
 def check(form: LinearFormat, target: str, widths: Iterable[int] = ()) -> None:
     """BadInput where a format cannot hold such integers. `target`: one of LAYOUT_BITS, or a runtime; `widths`: of the rows."""
     bits, group, _ = form
-    held = (LAYOUT_BITS | GRAPH_BITS).get(target, ())
+    held = (LAYOUT_BITS | RUNTIME_BITS).get(target, ())
     if not held:
-        known = ", ".join(LAYOUT_BITS | GRAPH_BITS)
+        known = ", ".join(LAYOUT_BITS | RUNTIME_BITS)
         raise BadInput("weights", f"{target} has no format here for integers in groups", f"there is one for {known}")
     if bits not in held:
         what = f"{target} holds integers of {', '.join(map(str, held))} bits, not of {bits}"
@@ -53,10 +54,12 @@ def check(form: LinearFormat, target: str, widths: Iterable[int] = ()) -> None:
         what = f"{target} holds groups of neighbours, and these are of columns in any order (act-order)"
         raise BadInput("weights", what, "quantize with desc_act off or static groups; torch and vllm read the folder itself")
     if group == ROW:
-        if target in GRAPH_BITS:
+        if target in RUNTIME_BITS:
             raise BadInput("weights", f"{target} holds groups, and one scale a row is none", OTHERWISE)
         return
     if target == "onnxruntime" and (group < LEAST_BLOCK or group & (group - 1)):
         raise BadInput("weights", f"blocks of MatMulNBits are powers of two from {LEAST_BLOCK} on, not {group}", OTHERWISE)
+    if target == "llama.cpp" and group % GGUF_BLOCK:
+        raise BadInput("weights", f"blocks of GGUF hold {GGUF_BLOCK} weights, which do not divide groups of {group}", OTHERWISE)
     if target in DIVIDED and (odd := sorted(width for width in widths if width % group)):
         raise BadInput("weights", f"groups of {target} divide a row, and {group} does not divide {odd[0]}", OTHERWISE)

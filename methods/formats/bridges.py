@@ -2,7 +2,8 @@
 
     read          GPTQ, AWQ, pack-quantized, MatMulNBits (ONNX) or OpenVINO folder -> integers by Hugging Face names
     dequantized   a GPTQ, AWQ, pack-quantized or bitsandbytes folder -> a plain float32 one: what other runtimes' exporters read
-    carry         a folder -> an artifact of another runtime, with the same codes and no rounding of its own
+    carry         a folder -> an artifact of another runtime, with the same codes and no rounding of its own (llama.cpp: symmetric
+                  ones only, as Q4_0 or Q8_0)
     convert       a folder -> a Hugging Face folder in another layout, likewise
 
 Codes and zeros come through unchanged, scales too: float16 and bfloat16 are exact in float32. Only lm_head, which these
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from quantadvisor.documents.errors import BadInput
 
 from ..affine import Floats, Grouped, dequantize_groups
 from ..linear_format import OTHERWISE, ROW, LinearFormat, check, group_size, target_of
-from ..refusals import ONNX
+from ..refusals import ONNX, config
 from . import awq, bitsandbytes, gptq, huggingface, pack_quantized
 
 LAYOUTS = {"gptq": gptq, "awq": awq, "compressed-tensors": pack_quantized}
@@ -102,13 +104,13 @@ def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -
             found, form = in_groups(found, form)
             notes = (f"one scale a row, repeated for its groups of {form.group}",)
         check(form, target_of(runtime), {linear.codes.shape[1] for linear in found.values()})
-        write = partial(write_integers, found, form, runtime)
+        write = partial(write_codes, found, form) if runtime == "llama.cpp" else partial(write_integers, found, form, runtime)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bridge.") as scratch:
         plain = checkpoint
-        if base is None:
+        if base is None or runtime == "llama.cpp":
             dequantized(checkpoint, plain := Path(scratch) / "plain")
-        with base_folder(plain, runtime, out, base) as source:
+        with nullcontext(plain) if runtime == "llama.cpp" else base_folder(plain, runtime, out, base) as source:
             count = write(plain, source, out)
     return (f"{count} linears with the codes of {checkpoint.name}; lm_head rounded to 8 bit", *notes)
 
@@ -138,6 +140,16 @@ def write_integers(found: Mapping[str, Grouped], form: LinearFormat, runtime: st
     assert wanted.weights is not None
     wanted = wanted.model_copy(update={"weights": wanted.weights.model_copy(update={"symmetric": symmetric})})
     write_grouped(plain, source, wanted, runtime, out, brought(found))
+    return len(found)
+
+
+def write_codes(found: Mapping[str, Grouped], form: LinearFormat, plain: Path, source: Path, out: Path) -> int:
+    """A GGUF file, which is written from the Hugging Face folder: no base is needed."""
+    from . import gguf
+
+    if reason := gguf.refuse(config(plain)):
+        raise BadInput("model", reason)
+    gguf.write_codes(plain, out, brought(found), form.bits)
     return len(found)
 
 

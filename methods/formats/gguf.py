@@ -3,6 +3,7 @@
 export_base  Hugging Face folder -> float32 GGUF (the `gguf` package writes it)
 randomise    float32 GGUF -> the same with random weights: what ghosts are made of
 quantize     float32 GGUF -> any of llama.cpp's types (its own `llama_model_quantize` rounds)
+write_codes  Hugging Face folder and integers that were rounded already -> Q4_0 or Q8_0, with the same codes
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import ctypes
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantadvisor.documents.errors import CandidateFailed
+from quantadvisor.documents.errors import BadInput, CandidateFailed
 from quantadvisor.kernels.ggml_types import BLOCK, FLOAT, SUPER_BLOCK, block_of, fitting, linear_type
 
-from ..affine import refuse_not_finite
+from ..affine import Grouped, refuse_not_finite
 from ..refusals import row_widths
 from . import huggingface
 from .folders import new_folder
@@ -56,8 +57,48 @@ def refuse_rows(config: Mapping[str, Any], type_name: str) -> str | None:
     return None
 
 
+Store = Callable[[str, Any], tuple[Any, Any]]
+"""(Hugging Face name, float32 array) -> what is stored of it, row by row, and its gguf type; None: the array's own"""
+
+
 def export_base(model_folder: Path, out: Path) -> None:
     """Every tensor in float32 under llama.cpp's names, the hyperparameters and the tokenizer."""
+    write_file(model_folder, out, "f32", lambda _, w: (w, None))
+
+
+def write_codes(model_folder: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], bits: int) -> None:
+    """Linears of `given`, symmetric integers of 4 or 8 bits in groups of whole blocks, as blocks of Q4_0 or Q8_0; embeddings and
+    lm_head rounded to Q8_0, vectors in float32. BadInput where a block does not hold the very same."""
+    import gguf
+
+    name_of_type = {4: "q4_0", 8: "q8_0"}[bits]
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+
+    def store(name: str, w: Any) -> tuple[Any, Any]:
+        if bring := given.get(name.removesuffix(".weight")):
+            return blocks(name, bring(), bits), gguf.GGMLQuantizationType[name_of_type.upper()]
+        return (w, None) if w.ndim == 1 else (gguf.quantize(w, q8_0), q8_0)
+
+    write_file(model_folder, out, name_of_type, store)
+
+
+def blocks(name: str, linear: Grouped, bits: int) -> Any:
+    """Of codes [N, K]: uint8 [N, bytes of a row]. A block is a float16 scale and BLOCK codes: nibbles less 8, the first half of
+    the block low; or int8."""
+    rows, width = linear.codes.shape
+    scales = linear.scales.repeat(width // BLOCK // linear.scales.shape[1], axis=1)
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    if (linear.zeros != 1 << (bits - 1)).any() or not np.array_equal(half.astype(np.float32), scales):
+        what = "has zero points, or scales that float16 does not hold: blocks of q4_0 and q8_0 do not hold the same"
+        raise BadInput(name, what, "quantize the model itself: the method gguf")
+    cut = linear.codes.reshape(rows, -1, BLOCK)
+    packed = cut[..., : BLOCK // 2] | cut[..., BLOCK // 2 :] << 4 if bits == 4 else cut ^ np.uint8(128)
+    return np.concatenate([half[..., None].view(np.uint8), packed], axis=-1).reshape(rows, -1)
+
+
+def write_file(model_folder: Path, out: Path, type_name: str, store: Store) -> None:
+    """Every tensor as it is stored, under llama.cpp's names; the hyperparameters and the tokenizer."""
     import gguf
 
     config = json.loads((model_folder / "config.json").read_text())
@@ -67,18 +108,20 @@ def export_base(model_folder: Path, out: Path) -> None:
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     with new_folder(out) as folder:
         writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[architecture])
-        write_hyperparameters(writer, config)
+        write_hyperparameters(writer, config, type_name)
         write_tokenizer(writer, model_folder, config["vocab_size"])
         for name, tensor in tensors(model_folder):
             known = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if known is None:
                 raise CandidateFailed(f"GGUF has no name for the tensor {name}")
-            writer.add_tensor_info(known, tensor.shape, tensor.dtype, tensor.nbytes)
+            stored, kind = store(name, tensor)
+            writer.add_tensor_info(known, stored.shape, stored.dtype, stored.nbytes, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in tensors(model_folder):  # one at a time: add_tensor would keep them all
-            writer.write_tensor_data(rotated(name, tensor, config) if architecture == gguf.MODEL_ARCH.LLAMA else tensor)
+            stored, _ = store(name, tensor)
+            writer.write_tensor_data(rotated(name, stored, config) if architecture == gguf.MODEL_ARCH.LLAMA else stored)
         writer.close()
 
 
@@ -100,7 +143,7 @@ def rotated(name: str, tensor: Any, config: Mapping[str, Any]) -> Any:
     return tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
 
 
-def write_hyperparameters(writer: Any, config: Mapping[str, Any]) -> None:
+def write_hyperparameters(writer: Any, config: Mapping[str, Any], type_name: str) -> None:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or {}
@@ -116,7 +159,7 @@ def write_hyperparameters(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(TYPES["f32"])
+    writer.add_file_type(TYPES[type_name])
 
 
 def write_tokenizer(writer: Any, model_folder: Path, size: int) -> None:

@@ -113,11 +113,17 @@ def test_bad_input(arguments: list[str], said: str, llama: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_integers_go_into_no_gguf(llama: Path, tmp_path: Path) -> None:
-    advisor("apply", llama, "--method", "rtn", "--scheme", "w4-g32-bf16", "--format", "gptq", "--out", tmp_path / "gptq")
+def test_convert_into_gguf(llama: Path, tmp_path: Path) -> None:
+    """8 bits are symmetric, and become blocks of Q8_0; 4 bits have zero points here, which no block of Q4_0 holds."""
+    for bits in (4, 8):
+        advisor("apply", llama, "--method", "rtn", "--scheme", f"w{bits}-g64-bf16", "--format", "gptq", "--out", tmp_path / f"{bits}")
     for place in (("--format", "gguf"), ("--runtime", "llama.cpp")):
-        with pytest.raises(BadInput, match=r"llama\.cpp has no format here for integers in groups"):
-            advisor("convert", tmp_path / "gptq", *place, "--out", tmp_path / "out")
+        made = advisor("convert", tmp_path / "8", *place, "--out", tmp_path / place[1])
+        assert [path.name for path in (tmp_path / place[1]).iterdir()] == ["model.gguf"]
+        assert "14 linears with the codes of 8" in made["notes"][0]
+        with pytest.raises(BadInput, match="has zero points") as caught:
+            advisor("convert", tmp_path / "4", *place, "--out", tmp_path / "out")
+        assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()
 
 

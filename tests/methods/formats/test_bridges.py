@@ -20,6 +20,7 @@ from quantadvisor.methods.formats.onnx_base import Reader
 from quantadvisor.methods.linear_format import ALONE, ROW, LinearFormat
 
 from ..conftest import write_llama
+from ..test_gguf import in_file
 from .integers import brought, half, integers, rounded_model, same, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -195,7 +196,10 @@ def test_columns_in_any_order_go_nowhere_but_into_floats(llama: Path, tmp_path: 
         (2, 32, "openvino", "openvino holds integers of 4, 8 bits, not of 2"),
         (4, 8, "onnxruntime-genai", "blocks of MatMulNBits are powers of two from 16 on, not 8"),
         (8, 32, "awq", "awq holds integers of 4 bits, not of 8; take the layout gptq"),
-        (4, 32, "llama.cpp", "llama.cpp has no format here for integers in groups"),
+        (3, 32, "llama.cpp", "llama.cpp holds integers of 4, 8 bits, not of 3"),
+        (4, 16, "llama.cpp", "blocks of GGUF hold 32 weights, which do not divide groups of 16"),
+        (4, 32, "llama.cpp", "has zero points, or scales that float16 does not hold"),
+        (4, 32, "torch", "torch has no format here for integers in groups"),
     ],
 )
 def test_what_a_format_cannot_hold_is_one_line(
@@ -206,6 +210,37 @@ def test_what_a_format_cannot_hold_is_one_line(
         (bridges.convert if target in FORMATS else bridges.carry)(tmp_path / "one", target, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("source", "bits", "group"),
+    [("gptq", 4, 32), ("gptq", 4, 128), ("gptq", 4, ROW), ("gptq", 8, 64), ("awq", 4, 64), ("compressed-tensors", 8, 32)],
+)
+def test_symmetric_integers_are_ggufs_blocks(source: str, bits: int, group: int, wide: Path, tmp_path: Path) -> None:
+    """By the gguf package's own reader: the very weights, linear by linear. AWQ's zeros are all in the middle."""
+    found = checkpoint(source, wide, tmp_path / "one", True, bits, group)
+    notes = bridges.carry(tmp_path / "one", "llama.cpp", tmp_path / "out")
+    assert "14 linears with the codes of one" in notes[0]
+    stored, exact = in_file(tmp_path / "out", wide), weights(found, group)
+    assert {kind for kind, _ in stored.values()} == {f"q{bits}_0"}
+    for name, (_, w) in stored.items():
+        np.testing.assert_array_equal(w, exact[name], err_msg=name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "out"]
+
+
+def test_llama_cpp_computes_with_a_checkpoints_codes(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not here: make runtime-llama")
+    from quantadvisor.profiling.runtimes.llama_cpp import open_session
+
+    from ..conftest import kl, torch_logits
+
+    found = checkpoint("gptq", llama, tmp_path / "one", True, 4, ROW)
+    bridges.carry(tmp_path / "one", "llama.cpp", tmp_path / "out")
+    session = open_session(str(tmp_path / "out"), (), 1)
+    ours = np.concatenate(list(session.score(tokens[0], None)))
+    session.close()
+    theirs = rounded_model(llama, weights(found, ROW), tokens[0])
+    assert kl(theirs, ours) < kl(torch_logits(llama, tokens[0]), ours) / 20
 
 
 def test_awqs_integers_multiply_in_onnxruntime(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
+from quantadvisor.documents import BadInput
 from quantadvisor.methods.formats import openvino as formats
 
 pytestmark = pytest.mark.filterwarnings(
