@@ -116,7 +116,8 @@ def test_bad_input(arguments: list[str], said: str, llama: Path, tmp_path: Path)
 def test_convert_into_gguf(llama: Path, tmp_path: Path) -> None:
     """8 bits are symmetric, and become blocks of Q8_0; 4 bits have zero points here, which no block of Q4_0 holds."""
     for bits in (4, 8):
-        advisor("apply", llama, "--method", "rtn", "--scheme", f"w{bits}-g64-bf16", "--format", "gptq", "--out", tmp_path / f"{bits}")
+        wanted = f"w{bits}-g64-bf16"
+        advisor("apply", llama, "--method", "rtn", "--scheme", wanted, "--format", "gptq", "--out", tmp_path / str(bits))
     for place in (("--format", "gguf"), ("--runtime", "llama.cpp")):
         made = advisor("convert", tmp_path / "8", *place, "--out", tmp_path / place[1])
         assert [path.name for path in (tmp_path / place[1]).iterdir()] == ["model.gguf"]
