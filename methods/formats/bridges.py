@@ -72,7 +72,7 @@ def dequantized(checkpoint: Path, out: Path) -> None:
     else:
         integers, (_, group, _) = form.read(checkpoint)
         found = {
-            name: partial(dequantize_groups, *linear, group_size(group, linear.codes.shape[1]))
+            name: partial(dequantize_groups, linear.codes, linear.scales, linear.zeros, group_size(group, linear.codes.shape[1]))
             for name, linear in integers.items()
         }
 
