@@ -40,7 +40,7 @@ ORACLES: dict[str, tuple[str, str]] = {
         "llama.cpp's quantizer",
         "test_gguf_imatrix.py::test_llama_cpp_weighs_inputs_in_the_file_as_we_simulate_it",
     ),
-    "kv_int8": ("the grid, read in chunks", "formats/test_onnx.py::test_int8_cache"),
+    "kv_int8": ("the grid, as the runtime reads it", "test_kv_int8.py::test_the_runtime_rounds_as_the_grid_says"),
     "kv_int4": ("the grid, as the runtime reads it", "test_kv_int4.py::test_the_runtime_rounds_as_the_grid_says"),
     "turboquant": ("codebooks by quadrature, the paper's distortions", "test_turboquant.py::test_codebooks_by_quadrature"),
     "kivi": ("torch.quantize_per_channel", "test_kivi.py::test_keys_per_channel_values_per_token"),

@@ -45,7 +45,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 def product_of_torch(scheme: Scheme, who: str) -> str:
     """torch has this very product for 4 bits, `_dyn_quant_matmul_4bit`, and vLLM calls it: KleidiAI's kernel on Arm, on x86 a
-    reference without vectors (aten/src/ATen/native/cpu/int4mm_kernel.cpp)."""
+    reference without vectors (aten/src/ATen/native/cpu/int4mm_kernel.cpp), which takes 290 times as long as the float32 product
+    at one row and 49 times at 128 (1536 x 576, two loaded cores of a Zen 5)."""
     if scheme.weights is None or scheme.weights.bits != 4:
         return f"{who} multiplies 4-bit weights in groups with INT8 activations on a CPU, none of 8 bits"
     if platform.machine() in ARM:

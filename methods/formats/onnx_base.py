@@ -38,10 +38,10 @@ Factors = Mapping[str, tuple[Array, ...]]
 
 
 def export_base(model_folder: Path, out: Path) -> None:
-    """The fp32 folder of a Hugging Face folder, through the model builder of onnxruntime-genai, offline.
+    """The fp32 folder of a Hugging Face folder, through the model builder of onnxruntime-genai, offline. CandidateFailed where it
+    ends in an error, a tensor is not finite, or memory has no room for the model.
 
     The builder runs in a child process: it prints, it changes `sys.path`, and its memory goes back when it ends.
-    CandidateFailed where it fails, a tensor is not finite, or memory has no room for the model.
     """
     check_memory("the export to ONNX", model_folder)
     check_finite(model_folder)

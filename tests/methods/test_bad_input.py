@@ -246,7 +246,7 @@ def test_rows_that_groups_do_not_divide_are_padded_or_refused(llama: Path) -> No
 
 def test_a_short_last_group_is_said(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     """Where ONNX Runtime's rows are filled up, a note; what is written runs."""
-    narrow = write_llama(tmp_path / "narrow", hidden_size=96, intermediate_size=128)
+    narrow = write_llama(tmp_path / "narrow", hidden_size=96, num_attention_heads=6)
     cases = (("rtn", narrow, None, 64, 96), ("gptq", llama, base, 128, 64), ("awq", llama, base, 128, 64))
     for name, folder, export, group, width in cases:
         notes = method(name).apply(folder, scheme(f"w4-g{group}"), "onnxruntime", tokens[:2], tmp_path / name, base=export)

@@ -181,7 +181,7 @@ def test_columns_in_any_order_go_nowhere_but_into_floats(llama: Path, tmp_path: 
         np.testing.assert_array_equal(dequantize_groups(*back[linear], ALONE), w, err_msg=linear)
         np.testing.assert_array_equal(plain[f"{linear}.weight"], w, err_msg=linear)
     for layout in FORMATS:
-        with pytest.raises(BadInput, match=f"{layout} holds groups of neighbours.*act-order"):
+        with pytest.raises(BadInput, match=rf"{layout} holds groups of neighbours.*act-order"):
             bridges.convert(tmp_path / "one", layout, tmp_path / "two")
     for runtime in ("onnxruntime", "onnxruntime-genai", "openvino"):
         with pytest.raises(BadInput, match=r"holds groups of neighbours.*act-order.*torch and vllm read"):
