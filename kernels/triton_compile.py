@@ -48,6 +48,12 @@ MODULES = (
 )
 """The modules that hold kernels, and therefore load triton when imported."""
 
+FP16 = re.compile(
+    r"w4a16/g64-m1|w4a16/g128-m512-asymmetric|w8a16/g64-m(1|512)|(w8a8|fp8)/(quantize|m512)|codebook/g64-m(1|512)"
+    r"|llm-int8/.*|decode-attention/.*-(d64-gqa3|d128-gqa4)|decode-attention/join|launch/.*|dequantize/(asymmetric|int8)-g64"
+    r"|hadamard/int4-block128"
+)
+"""What is compiled for float16 too: of each kernel the tile of decode and that of prefill."""
 Entry = dict[str, Any]
 TRIED = "tried/"
 """Before the name of a configuration that is not launched unless it was timed: it may break a rule, and is then not tried."""
@@ -88,9 +94,14 @@ BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 
 
 def cases(sm: int) -> Iterator[Case]:
-    """Every kernel as it is launched on that target."""
+    """Every kernel as it is launched on that target, for a model in bfloat16, and some of them for one in float16."""
+    from .triton_launch import in_fp16
+
     for module in MODULES:
-        yield from importlib.import_module(f".{module}", __package__).cases(sm)
+        for case in importlib.import_module(f".{module}", __package__).cases(sm):
+            yield case
+            if FP16.fullmatch(case.name):
+                yield in_fp16(case)
 
 
 def tried(sm: int) -> Iterator[Case]:

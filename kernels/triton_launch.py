@@ -6,7 +6,7 @@ load triton: import them inside functions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import triton
@@ -183,6 +183,13 @@ def finished(y: Tensor, written: Tensor, splits: int) -> Tensor:
         block = 1024
         add_splits_kernel[(-(-y.numel() // block),)](written, y, y.numel(), SPLITS=splits, BLOCK=block, **LAUNCH)
     return y
+
+
+def in_fp16(case: Case) -> Case:
+    """As it is launched for a model in float16."""
+    signature = {name: kind.replace("bf16", "fp16") for name, kind in case.signature.items()}
+    matrix = case.matrix and case.matrix.replace("bf16", "fp16")
+    return replace(case, name=f"{case.name}-fp16", signature=signature, matrix=matrix)
 
 
 def cases(sm: int) -> list[Case]:

@@ -145,7 +145,7 @@ def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None) -> Made
         signed, columns = (codes.to(torch.int16) - 128).to(torch.int8).contiguous(), scales.T.contiguous()
         return Made(
             lambda x: triton_w8a16.w8a16(x, signed, columns.to(x.dtype), group),
-            "w8a16", name, tuple(signed.shape), None, lambda: spread(signed.float(), scales, group),
+            "w8a16", name, tuple(signed.shape), (f"w8a16-g{group}", *signed.shape), lambda: spread(signed.float(), scales, group),
         )  # fmt: skip
     w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
 

@@ -79,9 +79,12 @@ def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Sub
 
 
 def product(name: str, device: str, sizes: Sizes) -> Subject:
-    """Of a kernel that is timed on the sizes of a model (`triton_tuning.py`): w4a16-g32 to -g128 with zero points, w8a8, fp8."""
+    """Of a kernel that is timed on the sizes of a model (`triton_tuning.py`): w4a16-g32 to -g128 with zero points, w8a16-g0
+    (per channel) to -g128, w8a8, fp8."""
     if name.startswith("w4a16-g"):
         return _int4(device, sizes, int(name.removeprefix("w4a16-g")), asymmetric=True)
+    if name.startswith("w8a16-g"):
+        return _int8_weights(device, sizes, int(name.removeprefix("w8a16-g")))
     return {"w8a8": _int8, "fp8": _fp8}[name](device, sizes)
 
 

@@ -226,13 +226,15 @@ def configurations(kernel: str, sizes: Sizes, sm: int, processors: int) -> list[
 
 def usual_of(kernel: str, sizes: Sizes, sm: int) -> tuple[Tile, int]:
     """(static tile, how many times its k a step takes)"""
-    from . import triton_decode_attention, triton_w4a16, triton_w8a8
+    from . import triton_decode_attention, triton_w4a16, triton_w8a8, triton_w8a16
 
     if kernel.startswith(ATTENDING):
         kind: Any = kernel.removeprefix(ATTENDING)
         return triton_decode_attention.tile_for(kind, sizes[2], sm), 1
     if group := re.fullmatch(r"w4a16-g(\d+)", kernel):
         return triton_w4a16.tile_for(sizes[0], int(group[1]), sm), 2
+    if group := re.fullmatch(r"w8a16-g(\d+)", kernel):
+        return triton_w8a16.tile_for(sizes[0], int(group[1]), sm), 1
     return triton_w8a8.tile_for(sizes[0], sm), 1
 
 

@@ -11,8 +11,6 @@ float32 sums and of y. Source: group-wise INT4 as in GPTQ (arXiv:2210.17323); in
 mantissa as in "Who Says Elephants Can't Run" (arXiv:2211.10017); split-K for skinny products as in arXiv:2402.00025.
 """
 
-from dataclasses import replace
-
 import triton
 import triton.language as tl
 
@@ -125,11 +123,11 @@ def w4a16(
     return finished(y, written, grid[2])
 
 
-def case(name: str, tile: Tile, *, asymmetric: bool, splits: int, number: str = "bf16") -> Case:
-    pointers = {"x": f"*{number}", "w": "*u8", "scales": f"*{number}", "zeros": "*u8" if asymmetric else f"*{number}"}
-    signature = {**pointers, "y": "*fp32" if splits > 1 else f"*{number}", **dict.fromkeys(("M", "N", "K", "PAIRS"), "i32")}
+def case(name: str, tile: Tile, *, asymmetric: bool, splits: int) -> Case:
+    pointers = {"x": "*bf16", "w": "*u8", "scales": "*bf16", "zeros": "*u8" if asymmetric else "*bf16"}
+    signature = {**pointers, "y": "*fp32" if splits > 1 else "*bf16", **dict.fromkeys(("M", "N", "K", "PAIRS"), "i32")}
     constants = {"GROUP": tile.k, "ASYMMETRIC": asymmetric, "SPLITS": splits, "BLOCK_M": tile.m, "BLOCK_N": tile.n}
-    return Case(name, w4a16_kernel, signature, constants, tile.warps, tile.stages, number, ("M", "PAIRS"))
+    return Case(name, w4a16_kernel, signature, constants, tile.warps, tile.stages, "bf16", ("M", "PAIRS"))
 
 
 def cases(sm: int) -> list[Case]:
@@ -137,11 +135,9 @@ def cases(sm: int) -> list[Case]:
     for group in (32, 64, 128):
         for m in (1, 32, 512):
             tile, splits = tile_for(m, group, sm), 8 if m == 1 else 1
-            made.append(case(f"g{group}-m{m}", tile, asymmetric=False, splits=splits))
-            if group == 64:
-                made.append(case(f"g{group}-m{m}-asymmetric", tile, asymmetric=True, splits=splits))
-    made.append(case("g64-m1-fp16", tile_for(1, 64, sm), asymmetric=False, splits=8, number="fp16"))
-    return [replace(one, name=f"w4a16/{one.name}") for one in made]
+            made.append(case(f"w4a16/g{group}-m{m}", tile, asymmetric=False, splits=splits))
+            made.append(case(f"w4a16/g{group}-m{m}-asymmetric", tile, asymmetric=True, splits=splits))
+    return made
 
 
 def tried(sm: int) -> list[Case]:

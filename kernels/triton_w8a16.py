@@ -66,6 +66,11 @@ def tile_for(m: int, group: int, sm: int) -> Tile:
     return EXCEPTIONS.get((rows, group, sm), usual)
 
 
+def tiles_tried(group: int) -> tuple[Tile, ...]:
+    """What timing on a device may choose instead (`triton_tuning.py`)."""
+    return Tile(16, 128, group or 128, warps=4, stages=3), Tile(64, 128, group or 64, warps=8, stages=3)
+
+
 def w8a16(x: Tensor, w: Tensor, scales: Tensor, group: int, *, tile: Tile | None = None, splits: int | None = None) -> Tensor:
     """y: [M, N] in x's type. `group` 0: scales [1, N] per channel."""
     sixteen_bit(x)
@@ -83,14 +88,27 @@ def w8a16(x: Tensor, w: Tensor, scales: Tensor, group: int, *, tile: Tile | None
     return finished(y, written, grid[2])
 
 
+GROUPS = (0, 32, 64, 128)
+
+
+def case(name: str, group: int, tile: Tile, splits: int) -> Case:
+    signature = {"x": "*bf16", "w": "*i8", "scales": "*bf16", "y": "*fp32" if splits > 1 else "*bf16",
+                 "M": "i32", "N": "i32", "K": "i32"}  # fmt: skip
+    constants = {"GROUP": group, "SPLITS": splits, "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
+    return Case(name, w8a16_kernel, signature, constants, tile.warps, tile.stages, "bf16", ("M",))
+
+
 def cases(sm: int) -> list[Case]:
-    made = []
-    for group in (0, 32, 64, 128):
-        for m in (1, 32, 512):
-            tile, splits = tile_for(m, group, sm), 8 if m == 1 else 1
-            signature = {"x": "*bf16", "w": "*i8", "scales": "*bf16", "y": "*fp32" if splits > 1 else "*bf16",
-                         "M": "i32", "N": "i32", "K": "i32"}  # fmt: skip
-            constants = {"GROUP": group, "SPLITS": splits, "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
-            name = f"w8a16/{f'g{group}' if group else 'channel'}-m{m}"
-            made.append(Case(name, w8a16_kernel, signature, constants, tile.warps, tile.stages, "bf16", ("M",)))
-    return made
+    return [
+        case(f"w8a16/{f'g{group}' if group else 'channel'}-m{m}", group, tile_for(m, group, sm), 8 if m == 1 else 1)
+        for group in GROUPS
+        for m in (1, 32, 512)
+    ]
+
+
+def tried(sm: int) -> list[Case]:
+    return [
+        case(f"w8a16-g{group}/{tile.label}", group, tile, 8 if tile.m <= 64 else 1)
+        for group in GROUPS
+        for tile in tiles_tried(group)
+    ]

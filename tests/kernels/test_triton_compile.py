@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from quantadvisor.kernels.triton_compile import GOLDEN, TARGETS, TRIED, Target, blocks_per_sm, broken_rules, differences
+from quantadvisor.kernels.triton_compile import (
+    GOLDEN,
+    MODULES,
+    TARGETS,
+    TRIED,
+    Target,
+    blocks_per_sm,
+    broken_rules,
+    differences,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLE = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {"kernels": {}}
@@ -36,7 +45,7 @@ SAMPLE = (
     r"w4a16/g64-m(1|512)/sm_90|w8a8/m1/sm_80|w8a16/channel-m1/sm_120|codebook/g64-m1/sm_89"
     r"|int4-d128-gqa4/sm_80|fp8/m64/sm_100|launch/add-splits/sm_90|dequantize/codebook-g64/sm_90"
     r"|hadamard/int4-block64/sm_120|llm-int8/m512/sm_90"
-    r"|(fp8|turbo)-d64-gqa3/sm_80"
+    r"|(fp8|turbo)-d64-gqa3/sm_80|llm-int8/m1-fp16/sm_90"
 )
 """Every kernel and every target once, at least."""
 
@@ -61,7 +70,7 @@ def test_the_golden_table_is_there() -> None:
 def test_a_sample_compiles_to_the_golden_code(tmp_path: Path) -> None:
     done = compiled(tmp_path, "--only", SAMPLE)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "13 compilations" in done.stdout
+    assert "14 compilations" in done.stdout
 
 
 @pytest.mark.runtime  # five minutes: with the heavy runtimes, before `make test`
@@ -83,19 +92,45 @@ def test_the_golden_table_breaks_no_rule(name: str) -> None:
     assert broken_rules(name, KERNELS[name]) == []
 
 
-def test_every_kernel_is_there_for_every_target() -> None:
+CASES = """
+import json
+from quantadvisor.kernels.triton_compile import TARGETS, cases
+found = {f"{one.name}/sm_{sm}": one for sm in TARGETS for one in cases(sm)}
+made = {name: [one.kernel.fn.__module__, one.kernel.fn.__name__, list(one.signature.values())] for name, one in found.items()}
+print(json.dumps(made))
+"""
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, tuple[str, str, list[str]]]:
+    """name/sm_90 -> (module, kernel, types of its arguments) of what is compiled. In a process of its own, as above."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    done = subprocess.run([sys.executable, "-c", CASES], capture_output=True, text=True, env=environment, check=True)
+    return {name: (module.rpartition(".")[2], kernel, kinds) for name, (module, kernel, kinds) in json.loads(done.stdout).items()}
+
+
+def written() -> set[tuple[str, str]]:
+    """(module, kernel) of every `@triton.jit` function that is launched: their names end so; the others are called by these."""
+    launched = re.compile(r"^@triton\.jit.*\ndef (\w+_kernel)\(", re.MULTILINE)
+    files = (ROOT / "kernels").glob("*.py")
+    return {(file.stem, name) for file in files for name in launched.findall(file.read_text(encoding="utf-8"))}
+
+
+def test_every_kernel_is_there_for_every_target(cases: dict[str, tuple[str, str, list[str]]]) -> None:
+    assert set(cases) == set(KERNELS)
+    assert {module for module, _ in written()} == set(MODULES)
+    for sm in TARGETS:
+        assert {one[:2] for name, one in cases.items() if name.endswith(f"/sm_{sm}")} == written(), sm
     kernels = {name.split("/sm_")[0] for name in EVERY}
     missing = {f"{kernel}/sm_{sm}" for kernel in kernels for sm in TARGETS} - set(EVERY)
-    assert {name.split("/")[0] for name in KERNELS} >= {
-        "w4a16",
-        "w8a8",
-        "w8a16",
-        "codebook",
-        "decode-attention",
-        "fp8",
-        "dequantize",
-    }
     assert missing == {name for name in missing if name.startswith(("fp8/", f"{TRIED}fp8/")) and name.endswith("sm_80")}
+
+
+def test_every_kernel_is_there_in_both_16_bit_types(cases: dict[str, tuple[str, str, list[str]]]) -> None:
+    """Of each family of names that it has: the INT8 and the FP8 product are one kernel."""
+    of = {kind: {(one[1], name.split("/")[0]) for name, one in cases.items() if kind in one[2]} for kind in ("*bf16", "*fp16")}
+    assert of["*bf16"] == of["*fp16"]
 
 
 def test_what_is_tried_names_its_tile() -> None:

@@ -86,7 +86,8 @@ def test_only_what_the_table_has_for_the_target_and_breaks_no_rule(monkeypatch: 
 
 @pytest.mark.parametrize("sm", TARGETS)
 def test_every_target_has_something_to_try(sm: int) -> None:
-    kernels = ["w8a8", "w4a16-g32", "w4a16-g64", "w4a16-g128", *(["fp8"] if sm >= 89 else [])]
+    grouped = [f"{kind}-g{group}" for kind in ("w4a16", "w8a16") for group in (32, 64, 128)]
+    kernels = ["w8a8", "w8a16-g0", *grouped, *(["fp8"] if sm >= 89 else [])]
     for kernel in kernels:
         found = configurations(kernel, (1, 4096, 4096), sm, 132)
         assert len(found) == len(set(found)) > 2, kernel
