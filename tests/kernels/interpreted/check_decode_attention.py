@@ -104,12 +104,59 @@ def test_places_beyond_the_length_are_not_read(kind: str) -> None:
     checked(kernel.decode_attention(q, keys, values, at), q, k, v, codes, at)
 
 
-def test_an_infinite_query_spoils_its_own_head_alone() -> None:
-    q, keys, values, at, *_ = problem("int8", (4, 2), 64, 64, [64], torch.bfloat16)
-    q[0, 1, 3] = float("inf")
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_query_that_is_no_number_spoils_its_own_head_alone(kind: str, bad: float) -> None:
+    q, keys, values, at, *_ = problem(kind, (4, 2), 64, 64, [64], torch.bfloat16)
+    q[0, 1, 3] = bad
     found = kernel.decode_attention(q, keys, values, at)
     assert not found[0, 1].isfinite().any()
     assert found[0, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("side", ["keys", "values"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_token_that_is_no_number_spoils_the_heads_that_read_it_alone(kind: str, side: str) -> None:
+    """A scale that is NaN, or infinite where it multiplies values; FP8, whose scale is everybody's, has a code for NaN."""
+    q, keys, values, at, *_ = problem(kind, (4, 2), 64, 64, [64, 64], torch.bfloat16)
+    one = {"keys": keys, "values": values}[side]
+    if kind == "fp8":
+        one.codes.view(torch.uint8)[0, 0, 5] = 0x7F
+    else:
+        one.scales[0, 0, 5] = float("nan") if side == "keys" else float("inf")
+    found = kernel.decode_attention(q, keys, values, at, parts=2)
+    assert not found[0, :2].isfinite().any()
+    assert found[0, 2:].isfinite().all()
+    assert found[1].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "turbo"])
+def test_a_key_without_bound_is_attended_to_not_at_all_or_is_no_number(kind: str) -> None:
+    """Its score is an infinity by the sign of q k: exp(-inf) is 0, as if the token were not there; softmax of +inf is NaN."""
+    torch.manual_seed(1)
+    q = torch.randn(1, 16, 64).to(torch.bfloat16)
+    (keys, k, codes), (values, v, v_codes) = (quantized(torch.randn(1, 1, 40, 64), kind, q.dtype) for _ in range(2))
+    keys.scales[0, 0, 39] = float("inf")
+    found = kernel.decode_attention(q, keys, values, torch.tensor([40], dtype=torch.int32), parts=1)
+    without = q[0].double() @ codes[0, 0, 39] < 0
+    assert 0 < without.sum() < 16
+    assert torch.equal(found[0].isfinite().all(-1), without)
+    checked(found[:, without], q[:, without], k[:, :, :39], v[:, :, :39], v_codes[:, :, :39], torch.tensor([39]))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_sequences_and_no_tokens(kind: str) -> None:
+    q, keys, values, at, *_ = problem(kind, (4, 2), 64, 8, [8, 8], torch.bfloat16)
+
+    def part(one: kernel.Cached, batch: int, tokens: int) -> kernel.Cached:
+        scales = one.scales if kind == "fp8" else one.scales[:batch, :, :tokens].contiguous()
+        zeros = None if one.zeros is None else one.zeros[:batch, :, :tokens].contiguous()
+        return replace(one, codes=one.codes[:batch, :, :tokens].contiguous(), scales=scales, zeros=zeros)
+
+    none = kernel.decode_attention(q[:0], part(keys, 0, 8), part(values, 0, 8), at[:0])
+    assert none.shape == (0, 4, 64)
+    empty = kernel.decode_attention(q, part(keys, 2, 0), part(values, 2, 0), torch.zeros_like(at))
+    assert torch.equal(empty, torch.zeros_like(q))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -63,19 +63,40 @@ def test_int8(shape: tuple[int, int], group: int) -> None:
     assert torch.equal(triton_dequantize.dequantize_int8(w, scales.T.contiguous(), group), rounded_once(exact, dtype))
 
 
-def test_an_infinite_scale_spoils_its_group_alone() -> None:
-    codes, scales, _ = drawn(4, 128, 32, torch.bfloat16)
-    codes[:] = 9
-    scales[2, 1] = float("inf")
-    found = triton_dequantize.dequantize_int4(*triton_w4a16.pack(codes, scales, None, 32), 32, 128)
-    assert found[2, 32:64].isinf().all()
-    assert found.isinf().sum() == 32
+def written(kind: str, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """codes: [N, K] by that kernel, in groups of 32, "int8-channel" with the first scale of each row."""
+    k = codes.shape[1]
+    if kind == "codebook":
+        packed, rows = triton_codebook.pack(codes, scales, 32)
+        return triton_dequantize.dequantize_codebook(packed, torch.tensor(triton_codebook.NF4), rows, 32, k)
+    if kind.startswith("int8"):
+        rows, group = (scales[:, :1], 0) if kind == "int8-channel" else (scales, 32)
+        return triton_dequantize.dequantize_int8(codes.to(torch.int8), rows.T.contiguous(), group)
+    packed = triton_w4a16.pack(codes, scales, zeros if kind == "int4-asymmetric" else None, 32)
+    return triton_dequantize.dequantize_int4(*packed, 32, k)
 
 
-def test_no_rows_give_no_rows() -> None:
-    codes, scales, _ = drawn(0, 64, 32, torch.bfloat16)
-    assert triton_dequantize.dequantize_int4(*triton_w4a16.pack(codes, scales, None, 32), 32, 64).shape == (0, 64)
-    assert triton_dequantize.dequantize_int8(codes.to(torch.int8), scales.T.contiguous(), 32).shape == (0, 64)
+KINDS = ["int4", "int4-asymmetric", "codebook", "int8", "int8-channel"]
+BAD = {"inf": torch.isposinf, "-inf": torch.isneginf, "nan": torch.isnan}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_that_is_no_number_spoils_its_group_alone(kind: str, bad: str) -> None:
+    codes, scales, zeros = drawn(4, 128, 32, torch.bfloat16)
+    codes[:], zeros[:] = 9, 3
+    group = 0 if kind == "int8-channel" else 1
+    scales[2, group] = float(bad)
+    found = written(kind, codes, scales, zeros)
+    spoilt = torch.zeros(4, 128, dtype=torch.bool)
+    spoilt[2, slice(None) if kind == "int8-channel" else slice(32, 64)] = True
+    assert torch.equal(BAD[bad](found), spoilt)
+    assert torch.equal(found.isfinite(), ~spoilt)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_rows_give_no_rows(kind: str) -> None:
+    assert written(kind, *drawn(0, 64, 32, torch.bfloat16)).shape == (0, 64)
 
 
 def test_misfits_are_refused() -> None:

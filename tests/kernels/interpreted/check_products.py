@@ -172,6 +172,27 @@ def test_infinite_activations_stay_in_their_row() -> None:
         assert found[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")], ids=str)
+def test_scales_of_weights_that_are_no_numbers_stay_in_their_column(bad: float) -> None:
+    x, codes, scales, zeros = drawn(3, 40, 128, 32, torch.bfloat16)
+    scales[7, 2] = bad
+    packed, rows = triton_codebook.pack(codes, scales, 32)
+    of_channels = torch.ones(40)
+    of_channels[7] = bad
+    signed, eight = codes.to(torch.int8), x.to(torch.float8_e4m3fn)
+    for found in (
+        triton_w4a16.w4a16(x, *triton_w4a16.pack(codes, scales, None, 32), 32, splits=2),
+        triton_w4a16.w4a16(x, *triton_w4a16.pack(codes, scales, zeros, 32), 32),
+        triton_w8a16.w8a16(x, signed, scales.T.contiguous(), 32),
+        triton_w8a16.w8a16(x, signed, of_channels[None].to(torch.bfloat16), 0, splits=2),
+        triton_codebook.codebook_product(x, packed, torch.tensor(triton_codebook.NF4), rows, 32),
+        triton_w8a8.w8a8(*triton_w8a8.quantize(x, torch.int8), signed, of_channels, torch.bfloat16),
+        triton_w8a8.w8a8(eight, torch.ones(3), signed.to(torch.float8_e4m3fn), of_channels, torch.bfloat16, splits=2),
+    ):
+        assert not found[:, 7].isfinite().any()
+        assert found[:, torch.arange(40) != 7].isfinite().all()
+
+
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 40, 192), (17, 33, 200), (70, 130, 129)], ids=str)
 def test_fp8(close: Close, shape: tuple[int, int, int], splits: int) -> None:
