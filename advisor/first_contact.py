@@ -1,12 +1,13 @@
 """On first contact with a GPU: the Triton kernels that a run may cite are checked before they are. Never run on a GPU.
 
 What `advisor selfcheck` found there with these versions stands; what it did not look at is checked now, and kept beside it
-(kernels/selfcheck_record.py). A kernel that is wrong, or slower than what it replaces at every size, refuses its candidates.
+(kernels/selfcheck_record.py). A kernel that is wrong, or slower than what it replaces at the workload's numbers of rows,
+refuses its candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,30 +76,31 @@ def unchecked(subjects: Iterable[str], known: SelfCheck | None) -> list[str]:
     return [name for name in subjects if name.partition(" ")[0] in wanted - done]
 
 
-def proven_products(device: Device) -> dict[str, Scheme]:
-    """Name -> a scheme of the catalogue that takes it, of the products that the record clears on this GPU."""
+def proven_products(device: Device, rows: Collection[int]) -> dict[str, Scheme]:
+    """Name -> a scheme of the catalogue that takes it, of the products that the record clears on this GPU at so many rows."""
     found: dict[str, Scheme] = {}
     for entry in GPU_CATALOGUE:
         made = scheme(entry.scheme)
         kernels = kernels_of(made, ()) if TRITON in entry.runtimes and not made.quantizes_cache else ()
-        found |= {kernel: made for kernel in kernels if cleared((kernel,), device) is None}
+        found |= {kernel: made for kernel in kernels if cleared((kernel,), device, rows) is None}
     return found
 
 
-def cleared(kernels: Sequence[str], device: Device) -> str | None:
-    """Why the kernels may not be cited on this GPU; None where the record clears them all."""
+def cleared(kernels: Sequence[str], device: Device, rows: Collection[int] | None = None) -> str | None:
+    """Why the kernels may not be cited on this GPU at so many rows; None where the record clears them all."""
     if find_spec("triton") is None:
         return "triton is not installed: pip install triton"
-    return selfcheck_record.refusal(f"{device.name}, sm_{capability(device)}", kernels, gpu_timing.versions())
+    return selfcheck_record.refusal(f"{device.name}, sm_{capability(device)}", kernels, gpu_timing.versions(), rows)
 
 
-def proven(candidates: Iterable[Candidate], device: Device) -> tuple[Candidate, ...]:
-    """The candidates, those of the triton runtime refused whose kernels the record does not clear on this GPU."""
-    return tuple(one.model_copy(update={"refused": one.refused or unproven(one, device)}) for one in candidates)
+def proven(candidates: Iterable[Candidate], device: Device, rows: Collection[int]) -> tuple[Candidate, ...]:
+    """The candidates, those of the triton runtime refused whose kernels the record does not clear on this GPU at the numbers
+    of rows that the workload's phases have."""
+    return tuple(one.model_copy(update={"refused": one.refused or unproven(one, device, rows)}) for one in candidates)
 
 
-def unproven(candidate: Candidate, device: Device) -> str | None:
+def unproven(candidate: Candidate, device: Device, rows: Collection[int]) -> str | None:
     if device.kind != "cuda" or candidate.runtime != TRITON or candidate.refused:
         return None
     kernels = kernels_of(candidate.scheme, candidate.options)
-    return cleared(kernels, device) if kernels else None
+    return cleared(kernels, device, rows) if kernels else None

@@ -43,7 +43,7 @@ from .completed import completed
 from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
 from .device_choice import chosen_device
-from .diagnose import diagnose, options_of, split
+from .diagnose import diagnose, options_of, phase_sizes, split
 from .expected import Known, expected, reached_share
 from .first_contact import check_kernels, proven
 from .ghost_runs import Ghosts, run_ghosts
@@ -145,7 +145,7 @@ class Run:
         """The last: the baseline with its rounds beside the ghosts, where it could run there."""
         context, stages = self.context, self.stages
         candidates = enumerate_candidates(context.workload, context.model_folder, context.device) + self.given
-        candidates = proven(candidates, context.device)
+        candidates = proven(candidates, context.device, phase_sizes(context.workload).values())
         simulated = stages.run("risk", "Quality at risk", Simulated, lambda: simulate(context, candidates))
         open_ = exclude_by_quality(candidates, simulated.quality, context.workload)
         probes = Probes(surveyed.profile.kernels, context.inventory, EIGHT_BIT_SHARE)

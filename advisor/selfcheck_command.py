@@ -1,8 +1,8 @@
 """`advisor selfcheck`: every Triton kernel against the float64 truth, and on a GPU timed against what it replaces; there, too,
 every runtime's GPU path against torch on the CPU.
 
-Exit 1 where a kernel or a runtime is wrong, or a kernel slower than the 16-bit operator that it replaces; 2 where nothing can
-be checked.
+Exit 1 where a kernel or a runtime is wrong, or a kernel slower than the 16-bit operator that it replaces at a size: at such
+numbers of rows the advisor never picks it (kernels/selfcheck_record.py). Exit 2 where nothing can be checked.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def selfcheck(
     else:
         console.print(shown(found))
         for one in found.failed:
-            said = one.reason or "slower than the 16-bit operator that it replaces"
+            said = one.reason or "slower than the 16-bit operator that it replaces: not picked at about so many rows"
             console.print(f"[red]✗[/red] {one.name} {one.shape}: {escape(said)}", soft_wrap=True)
         for check in found.runtimes:
             console.print(selfcheck_runtimes.line(check), soft_wrap=True)

@@ -244,7 +244,8 @@ def gpu_kernels_of(context: Context, device: Device, base: BaselineRun) -> Kerne
     rows = (*table_rows(sizes), *(n for phase in base.phases for n in (phase.tokens, phase.batch)))
     tables = table_timings(sheet, context.inventory.linears, uses, rows, by)
     place = context.cache / "kernels"
-    timed = timed_here(context.inventory, device, proven_products(device), list(sizes.values()), place, context.progress.say)
+    counts = list(sizes.values())
+    timed = timed_here(context.inventory, device, proven_products(device, counts), counts, place, context.progress.say)
     return Kernels(timings=without_probed(tables, timed), calibration=by)
 
 

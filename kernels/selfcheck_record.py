@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from quantadvisor.documents import SelfCheck
+from quantadvisor.documents import KernelCheck, SelfCheck
+
+from .point import COLD_M
 
 SHIPPED = Path(__file__).parent / "gpu_reports"
 """Reports that users sent: `selfcheck.json` of `advisor selfcheck` on a GPU, one file a GPU model."""
@@ -48,8 +50,11 @@ def known(device: str, versions: dict[str, str]) -> SelfCheck | None:
     return found if found.versions == versions else None
 
 
-def refusal(device: str, kernels: Iterable[str], versions: dict[str, str]) -> str | None:
-    """Why none of these kernels may be picked on the device; None where all passed, with these versions."""
+def refusal(
+    device: str, kernels: Iterable[str], versions: dict[str, str], rows: Collection[int] | None = None
+) -> str | None:
+    """Why none of these kernels may be picked on the device for products of so many `rows`; None where all passed, with these
+    versions. Without `rows`: what is wrong, or slower at every size, may be picked nowhere."""
     try:
         found = SelfCheck.read(place(device))
     except (OSError, ValidationError):
@@ -63,6 +68,20 @@ def refusal(device: str, kernels: Iterable[str], versions: dict[str, str]) -> st
         if wrong := next((one for one in checks if not one.right), None):
             return f"{kernel} is wrong on {device} ({wrong.shape}): {wrong.reason}"
         timed = [one for one in checks if one.speed is not None]
-        if timed and all(one.speed == "slower" for one in timed):
-            return f"{kernel} is slower on {device} than the 16-bit operator that it replaces, at every size that was timed"
+        counted = timed if rows is None else deciding(timed, rows)
+        slow = [one for one in counted if one.speed == "slower"]
+        if slow and (rows is not None or slow == timed):
+            where = "at every size that was timed" if slow == timed else f"at {' and '.join(one.shape for one in slow)}"
+            return f"{kernel} is slower on {device} than the 16-bit operator that it replaces, {where}"
     return None
+
+
+def deciding(timed: Sequence[KernelCheck], rows: Iterable[int]) -> list[KernelCheck]:
+    """The checks that speak for products of so many rows: of those on the same side of COLD_M, where reading or arithmetic
+    binds, the next larger M, else the largest. A check without an M, of attention, always does."""
+    of = {one.shape: int(found[1]) if (found := re.match(r"M (\d+)", one.shape)) else None for one in timed}
+    counts: set[int | None] = {None}
+    for m in rows:
+        side = [one for one in of.values() if one is not None and (one <= COLD_M) == (m <= COLD_M)]
+        counts.add(min((one for one in side if one >= m), default=max(side, default=None)))
+    return [one for one in timed if of[one.shape] in counts]

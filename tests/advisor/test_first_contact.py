@@ -93,10 +93,10 @@ def test_wrong_and_slow_kernels_refuse_their_candidates(asked: Path) -> None:
         "dynamic_int8-w8a8-bf16@vllm+cuda",
     )  # fmt: skip
     plain = [candidate(name, 1.0) for name in names]
-    before = {one.name: one.refused for one in proven(plain, DEVICE)}
+    before = {one.name: one.refused for one in proven(plain, DEVICE, [8])}
     assert "never checked" in str(before["fp8-fp8-bf16@triton"])
     check_kernels(workload(runtimes=["triton"]), DEVICE, lambda _: None)
-    after = {one.name: one.refused for one in proven(plain, DEVICE)}
+    after = {one.name: one.refused for one in proven(plain, DEVICE, [8])}
     assert "w8a8 is wrong on NVIDIA Virtual V1, sm_90 (1x40x192): planted" in str(after[names[0]])
     assert [after[name] for name in names[1:]] == [None] * 4
 

@@ -1,5 +1,6 @@
 """What an `advisor selfcheck` forbids on the device that it was of."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,32 @@ def test_what_passed_may_be_picked() -> None:
 def test_what_did_not_pass_is_named(one: KernelCheck, said: str) -> None:
     record(one)
     assert said in str(refusal(GPU, ["w8a8"], VERSIONS))
+
+
+def test_what_is_slower_at_some_sizes_is_not_picked_there() -> None:
+    """The next larger M decides, as far as it lies on the same side of 64 rows; without rows, all sizes together."""
+    record(check("w4a16-g64", shape="M 1, N 8, K 8", speed="slower"), check("w4a16-g64", shape="M 16, N 8, K 8"))
+    at = {m: refusal(GPU, ["w4a16-g64"], VERSIONS, [m]) for m in (1, 2, 16, 17, 64, 65, 4096)}
+    assert [m for m, said in at.items() if said] == [1]
+    assert "slower on Made-up GPU 3000, sm_90 than the 16-bit operator that it replaces, at M 1, N 8, K 8" in str(at[1])
+    assert refusal(GPU, ["w4a16-g64"], VERSIONS, [4096, 1]) is not None
+    assert refusal(GPU, ["w4a16-g64"], VERSIONS) is None
+    record(check("w4a16-g64", shape="M 1, N 8, K 8"), check("w4a16-g64", shape="M 16, N 8, K 8", speed="slower"),
+           check("w4a16-g64", shape="M 512, N 8, K 8", speed="slower"))  # fmt: skip
+    assert [m for m in (1, 2, 64, 65, 4096) if refusal(GPU, ["w4a16-g64"], VERSIONS, [m])] == [2, 64, 65, 4096]
+    record(check("decode-attention-int4", shape="B 16, heads 32/8, D 128, S 2048", speed="slower"))
+    assert "slower" in str(refusal(GPU, ["decode-attention-int4"], VERSIONS, [1]))
+
+
+@pytest.mark.parametrize("speeds", product(["faster", "tied", "slower", None], repeat=3))
+def test_exit_code_and_choice_agree(speeds: tuple[Any, ...]) -> None:
+    """Selfcheck fails exactly where there is a number of rows at which the kernel is not picked."""
+    checks = [check("w8a8", shape=f"M {m}, N 8, K 8", speed=speed) for m, speed in zip((1, 16, 512), speeds, strict=True)]
+    record(*checks)
+    failed = SelfCheck(proof="gpu", device=GPU, versions=VERSIONS, note="", kernels=tuple(checks)).failed
+    refused = {m for m in (1, 8, 16, 64, 100, 512, 2048) if refusal(GPU, ["w8a8"], VERSIONS, [m])}
+    assert bool(failed) == bool(refused)
+    assert {int(one.shape.split(",")[0][2:]) for one in failed} <= refused
 
 
 def test_other_devices_other_versions_and_the_interpreter_say_nothing() -> None:
