@@ -1,7 +1,8 @@
 """Where a GPU's kernels are timed, for `advisor kernels` and a run: ours, torch's (cuBLAS) and those of installed packages.
 
 One answer of the process (`profiling/gpu_kernels_child.py`) times all contenders of a kind at one (M, N, K), interleaved: what is
-asked for one of them tells of the others. Kept by device and versions, as on a CPU. Never run on a GPU.
+asked for one of them tells of the others. Packages in an interpreter of their own are asked there (`rival_homes.py`). Kept by
+device and versions, as on a CPU. Never run on a GPU.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 from quantadvisor.documents import CandidateFailed, Device, GpuState, KernelTiming, Scheme
 from quantadvisor.kernels import timing_cache, triton_products
@@ -21,15 +22,17 @@ from quantadvisor.kernels.point import Kernel, Point, roofline_share
 from quantadvisor.kernels.probe import NOT_REACHED
 from quantadvisor.kernels.problem import Problem
 from quantadvisor.kernels.processes import DIED, ProbeProcess
-from quantadvisor.kernels.rivals import missing, rivals_of
+from quantadvisor.kernels.rivals import Rival, rivals_of
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import gpu_kernels_child
+from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.gpu_kernels_child import OURS, PLAIN
 from quantadvisor.profiling.gpus import environment
 
 from .candidates import GPU_CATALOGUE, no_arithmetic
 from .first_contact import TRITON, cleared, kernels_of
+from .rival_homes import RivalHomes, apart, missing
 
 CHILD = Path(gpu_kernels_child.__file__)
 POINT_LIMIT_S = 60.0
@@ -44,12 +47,14 @@ NUMBERS = {"w8a8": "int8", "fp8": "fp8"}
 
 @dataclass(frozen=True)
 class Contender:
-    """A kernel of one kind: ours, torch's, or another package's (`reason`: why it cannot be had here)."""
+    """A kernel of one kind: ours, torch's, or another package's (`reason`: why it cannot be had here; `rival`: where that
+    package lives in an interpreter of its own)."""
 
     scheme: Scheme
     runtime: str
     number: str = "bf16"
     reason: str | None = None
+    rival: Rival | None = None
 
     def refuse(self, device: Device, shape: Problem) -> str | None:
         return self.reason or no_arithmetic(self.scheme, device)
@@ -66,7 +71,8 @@ def contenders(kinds: Mapping[str, Scheme], refused: Mapping[str, str | None] = 
         number = NUMBERS.get(kind, "bf16")
         yield Kernel(kind, Contender(made, TRITON, number, refused.get(kind)), OURS)
         for rival in rivals_of(kind):
-            yield Kernel(kind, Contender(made, rival.package, number, missing(rival)), rival.name)
+            own = rival if apart(rival) else None
+            yield Kernel(kind, Contender(made, rival.package, number, missing(rival), own), rival.name)
 
 
 def all_contenders(device: Device) -> tuple[Kernel, ...]:
@@ -91,11 +97,20 @@ class GpuHome:
     def __init__(self, device: Device, cache: Path) -> None:
         self.device, self.cache = device, cache
         self.process = ProbeProcess(device.threads, CHILD, environment=environment(device))
+        self.rivals = RivalHomes(device.threads, environment(device))
         self._packages = triton_products.versions()
-        self._said: dict[tuple[str, int, int, int], Mapping[str, Any]] = {}
+        self._said: dict[tuple[Rival | None, str, int, int, int], Mapping[str, Any]] = {}
         self._deaths: Counter[str] = Counter()
         self._failed: dict[Kernel, dict[int, str]] = {}
         self._timed: set[Kernel] = set()
+
+    def __enter__(self) -> Self:
+        self.process.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.process.__exit__(kind, value, trace)
+        self.rivals.__exit__(kind, value, trace)
 
     def refusal(self, point: Point) -> str | None:
         kernel, deaths = point.kernel, self._deaths[point.kernel.name]
@@ -128,16 +143,19 @@ class GpuHome:
             return point.timing(refused=reason)
         if kept := self.kept(point):
             return kept
-        asked = (point.kernel.name, point.m, point.shape.n, point.shape.k)
+        rival = rival_of(point.kernel)
+        asked = (rival, point.kernel.name, point.m, point.shape.n, point.shape.k)
         if asked not in self._said:
             if time.monotonic() >= end:
                 return point.timing(refused=NOT_REACHED)
             self._said[asked] = self._answer(*asked)
         return self._timing(point, self._said[asked])
 
-    def _answer(self, kind: str, *sizes: int) -> Mapping[str, Any]:
+    def _answer(self, rival: Rival | None, kind: str, m: int, n: int, k: int) -> Mapping[str, Any]:
+        if rival is not None:
+            return self.rivals.ask(rival, kind, (m, n, k))
         try:
-            return self.process.ask({"probe": kind, "sizes": sizes, "rivals": True}, POINT_LIMIT_S)
+            return self.process.ask({"probe": kind, "sizes": (m, n, k), "rivals": True}, POINT_LIMIT_S)
         except CandidateFailed as error:
             self._deaths[kind] += 1
             return {"refused": str(error)}
@@ -160,7 +178,12 @@ class GpuHome:
         return made
 
     def _place(self, point: Point) -> Path:
-        kernel, shape = point.kernel, point.shape
-        return timing_cache.place(
-            self.cache, self.device, f"gpu-{kernel.name}", self._packages, kernel.option, point.m, shape.n, shape.k
-        )
+        kernel, shape, packages = point.kernel, point.shape, self._packages
+        if rival := rival_of(kernel):
+            packages = packages | timing_cache.versions(rival.package, interpreter_of(rival.package))
+        return timing_cache.place(self.cache, self.device, f"gpu-{kernel.name}", packages, kernel.option, point.m, shape.n, shape.k)
+
+
+def rival_of(kernel: Kernel) -> Rival | None:
+    """Whom to ask in another interpreter."""
+    return kernel.probe.rival if isinstance(kernel.probe, Contender) else None

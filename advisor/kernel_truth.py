@@ -166,7 +166,7 @@ def on_a_gpu(
 ) -> tuple[KernelTiming, ...]:
     """All contenders at every (N, K) and M, as the probes of a CPU are swept. Never run on a GPU."""
     home = GpuHome(device, cache)
-    with home.process:
+    with home:
         return probe_in(all_contenders(device), home, inventory.linears, ms, deadline, progress)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,8 @@ from .terminal import console
 
 if TYPE_CHECKING:
     from quantadvisor.kernels.processes import ProbeProcess
+
+    from .rival_homes import RivalHomes
 
 FAILED = 1
 LIMIT_S = 300.0
@@ -79,8 +82,11 @@ def examined(interpreted: bool) -> SelfCheck:
     from quantadvisor.kernels.processes import ProbeProcess
     from quantadvisor.profiling import nvml, selfcheck_child
 
+    from .rival_homes import RivalHomes
+
     reason = None if interpreted else nvml.why_not()
-    with ProbeProcess(os.cpu_count() or 1, Path(selfcheck_child.__file__)) as process:
+    threads = os.cpu_count() or 1
+    with ProbeProcess(threads, Path(selfcheck_child.__file__)) as process, RivalHomes(threads) as homes:
         listed = process.ask({"probe": LIST, "interpreted": interpreted or reason is not None}, START_S)
         if "failed" in listed and not interpreted and reason is None:  # a GPU, but a torch that cannot use it
             reason = str(listed["failed"])
@@ -92,7 +98,7 @@ def examined(interpreted: bool) -> SelfCheck:
         with console.status("checking", spinner="dots") as status:
             for name in listed["subjects"]:
                 status.update(f"checking {name}")
-                kernels.append(one_check(process, name, on_cpu))
+                kernels.append(beside_rivals(one_check(process, name, on_cpu), homes))
     why = "--interpreted" if interpreted else f"no GPU here ({reason})"
     return SelfCheck(
         proof="interpreted" if on_cpu else "gpu",
@@ -113,6 +119,28 @@ def one_check(process: ProbeProcess, name: str, interpreted: bool) -> KernelChec
         return KernelCheck(name=label, shape=shape, right=False, reason=str(said["failed"]))
     found = KernelCheck.model_validate(said)
     return found.model_copy(update={"compiled_for": compiled_for(found.name)})
+
+
+def beside_rivals(found: KernelCheck, homes: RivalHomes) -> KernelCheck:
+    """With the times of packages that live in interpreters of their own, where it was timed at some (M, N, K)."""
+    from quantadvisor.kernels.rivals import rivals_of
+    from quantadvisor.kernels.timing import figure
+
+    from .rival_homes import apart
+
+    sizes = re.fullmatch(r"M (\d+), N (\d+), K (\d+)", found.shape)
+    if not found.times_s or sizes is None:
+        return found
+    times, refused = dict(found.times_s), dict(found.refused)
+    for rival in (one for one in rivals_of(found.name) if apart(one)):
+        said = homes.ask(rival, found.name, (int(sizes[1]), int(sizes[2]), int(sizes[3])))
+        if samples := said.get("samples", {}).get(rival.name):
+            times[rival.name] = figure(samples)
+            refused.pop(rival.name, None)
+        else:
+            refused[rival.name] = said.get("refused") or said.get("without", {}).get(rival.name) or "not timed"
+    fastest = min(times, key=lambda name: times[name].median)
+    return found.model_copy(update={"times_s": times, "refused": refused, "fastest": fastest})
 
 
 def compiled_for(name: str) -> tuple[int, ...]:

@@ -2,55 +2,111 @@
 
 Written against the documented interfaces and never run on a GPU: what raises is reported with its reason and compared with
 nothing. Packages are imported inside functions; packing and set-up happen in `prepare`, before anything is timed.
+A package that quantizes by itself takes 16-bit weights; one that takes INT4 in groups gets our very integers, and is held to
+their product.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from . import timing_cache
+
 Tensor = Any
 Call = Callable[[], Any]
 Product = Callable[[Tensor], Tensor]
+SAME = 2.0**-7
+"""Largest |theirs - ours| / |ours| (Frobenius): twice the rounding of bfloat16 to either side; other codes are off by more."""
+
+
+@dataclass(frozen=True)
+class Integers:
+    """INT4 weights in groups along K: codes uint8 [N, K] below 16, scales [N, groups] in 16 bits, zero points uint8
+    [N, groups], or None where all are 8."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    group: int
+
+    def values(self) -> Tensor:
+        """float32 [N, K]: what they stand for, exactly."""
+        middle = 8.0 if self.zeros is None else self._spread(self.zeros)
+        return (self.codes.float() - middle) * self._spread(self.scales)
+
+    def _spread(self, one: Tensor) -> Tensor:
+        return one.float().repeat_interleave(self.group, 1)[:, : self.codes.shape[1]]
 
 
 @dataclass(frozen=True)
 class Rival:
     name: str
     package: str
-    prepare: Callable[[Tensor, Tensor], Product]
+    prepare: Callable[[Tensor, Any], Product]
     """(x [M, K], w [N, K] in 16 bits) -> its product with any such x; for attention (q [B, H, D], keys and values
     [2, B, HKV, S, D]) -> attention of any such q."""
+    of_integers: bool = False
+    """`prepare` takes our `Integers` in w's place."""
 
 
-def missing(rival: Rival) -> str | None:
+def missing(rival: Rival, python: str = sys.executable) -> str | None:
+    """Why an interpreter does not have the package."""
+    if python != sys.executable:
+        return None if timing_cache.versions(rival.package, python) else f"{rival.package} is not installed in {python}"
     return None if importlib.util.find_spec(rival.package) else f"{rival.package} is not installed"
 
 
 def rivals_of(kernel: str) -> tuple[Rival, ...]:
-    """Of a kernel by its name in `advisor selfcheck`, which ends in its groups where it has some."""
-    return RIVALS.get(kernel.partition("-")[0], ())
+    """Of a kernel by its name in `advisor selfcheck`, which may end in its groups or its codebook."""
+    return RIVALS.get(kernel) or RIVALS.get(kernel.partition("-")[0], ())
 
 
-def prepared(kind: str, x: Tensor, w: Tensor) -> tuple[dict[str, Call], dict[str, str]]:
-    """(what can be timed, why the others cannot), by name."""
+def prepared(
+    kind: str, x: Tensor, w: Tensor, integers: Integers | None = None, package: str | None = None
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """(what can be timed, why the others cannot), by name; of one `package` alone where it is given."""
     ready: dict[str, Call] = {}
     refused: dict[str, str] = {}
     for rival in RIVALS.get(kind, ()):
+        if package not in (None, rival.package):
+            continue
         if reason := missing(rival):
             refused[rival.name] = reason
             continue
         try:
-            call = partial(rival.prepare(x, w), x)
+            call = partial(product_of(rival, x, w, integers), x)
             call()
             ready[rival.name] = call
         except Exception as error:  # another package's kernel: whatever it raises is its refusal
             text = str(error).strip() or type(error).__name__
             refused[rival.name] = f"{type(error).__name__}: {text.splitlines()[0][:200]}"
     return ready, refused
+
+
+def product_of(rival: Rival, x: Tensor, w: Tensor, integers: Integers | None) -> Product:
+    """Its product with any such x; ValueError where it takes integers and there are none, or their product is another one."""
+    if not rival.of_integers:
+        return rival.prepare(x, w)
+    if integers is None:
+        raise ValueError("it takes INT4 weights in groups")
+    product = rival.prepare(x, integers)
+    if (off := distance(product(x), x.float() @ integers.values().T)) > SAME:
+        raise ValueError(f"its product of the same integers is off by {off:.2g}, more than {SAME:.2g}")
+    return product
+
+
+def distance(found: Tensor, true: Tensor) -> float:
+    """|found - true| / |true| (Frobenius); infinite where it is no number, or of another shape."""
+    if found.shape != true.shape:
+        return math.inf
+    off = float((found.float() - true.float()).norm() / true.float().norm())
+    return off if math.isfinite(off) else math.inf
 
 
 def _linear(w: Tensor) -> Any:
@@ -99,15 +155,39 @@ def _bitsandbytes_int8(x: Tensor, w: Tensor) -> Product:
     return lambda x: model(x.to(torch.float16))
 
 
-def _marlin(x: Tensor, w: Tensor) -> Product:
-    from vllm.model_executor.layers.quantization.utils import marlin_utils, marlin_utils_test
+def _marlin(x: Tensor, w: Integers) -> Product:
+    """As vLLM's own MarlinLinearKernel prepares a layer (model_executor/kernels/linear/mixed_precision/marlin.py): codes in
+    GPTQ's layout, int32 [K / 8, N] with the lowest bits first along K, filled up to whole tiles."""
+    import torch
+    from vllm import _custom_ops
+    from vllm.model_executor.layers.quantization.utils import marlin_utils
     from vllm.scalar_type import scalar_types
 
-    n, k = w.shape
-    _, packed, scales = marlin_utils_test.marlin_quantize(w.T.contiguous(), scalar_types.uint4b8, 128)
-    none = marlin_utils.marlin_make_empty_g_idx(w.device)
-    workspace = marlin_utils.marlin_make_workspace_new(w.device)
-    return lambda x: marlin_utils.apply_gptq_marlin_linear(x, packed, scales, none, workspace, scalar_types.uint4b8, n, k)
+    (n, k), group = w.codes.shape, w.group
+    number = scalar_types.uint4b8 if w.zeros is None else scalar_types.uint4
+    marlin_utils.verify_marlin_supported(number, group, has_zp=w.zeros is not None)
+    if k % group:
+        raise ValueError(f"groups of {group} do not divide K = {k}")
+    wide, deep = marlin_utils.marlin_padded_nk(n, k, group)
+    shifts = torch.arange(0, 32, 4, device=x.device)
+    words = (w.codes.T.reshape(k // 8, 8, n).long() << shifts[:, None]).sum(1)
+    gptq = (words - ((words >> 31) << 32)).to(torch.int32)  # the word's own top bit is its sign
+    packed = _custom_ops.gptq_marlin_repack(
+        marlin_utils.marlin_pad_qweight(gptq, n, k, wide, deep), size_k=deep, size_n=wide, num_bits=4
+    )
+
+    def padded(one: Tensor) -> Tensor:
+        return marlin_utils.marlin_pad_scales(one.T.contiguous(), n, k, wide, deep, group)
+
+    scales = marlin_utils.marlin_permute_scales(padded(w.scales.to(x.dtype)), size_k=deep, size_n=wide, group_size=group)
+    if w.zeros is None:
+        zeros = marlin_utils.marlin_make_empty(x.device)
+    else:
+        zeros = marlin_utils.marlin_zero_points(padded(w.zeros.int()), size_k=deep // group, size_n=wide, num_bits=4)
+    return partial(
+        marlin_utils.apply_gptq_marlin_linear, weight=packed, weight_scale=scales, weight_zp=zeros, workspace=None,
+        wtype=number, output_size_per_partition=n, input_size_per_partition=k,
+    )  # fmt: skip
 
 
 def _flashinfer(q: Tensor, cache: Tensor) -> Product:
@@ -127,9 +207,10 @@ def _flashinfer(q: Tensor, cache: Tensor) -> Product:
     return lambda q: wrapper.run(q, paged)
 
 
+MARLIN = "vLLM Marlin, our integers"
 RIVALS: Mapping[str, tuple[Rival, ...]] = {
     "w4a16": (
-        Rival("vLLM Marlin, group 128", "vllm", _marlin),
+        Rival(MARLIN, "vllm", _marlin, of_integers=True),
         Rival("torchao INT4 weight-only, group 64", "torchao", _torchao("Int4WeightOnlyConfig", group_size=64)),
     ),
     "w8a16": (
@@ -145,6 +226,6 @@ RIVALS: Mapping[str, tuple[Rival, ...]] = {
         Rival("torchao FP8 dynamic", "torchao", _torchao("Float8DynamicActivationFloat8WeightConfig")),
         Rival("GemLite A8W8 FP8 dynamic", "gemlite", _gemlite("A8W8_fp8_dynamic")),
     ),
-    "llm_int8": (Rival("bitsandbytes LLM.int8()", "bitsandbytes", _bitsandbytes_int8),),
+    "llm-int8": (Rival("bitsandbytes LLM.int8()", "bitsandbytes", _bitsandbytes_int8),),
     "attention": (Rival("FlashInfer decode, FP8 cache", "flashinfer", _flashinfer),),
 }

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from .rivals import Integers
+
 if TYPE_CHECKING:
     from .triton_decode_attention import Cached
 
@@ -91,6 +93,8 @@ class Made:
     """What its configuration is timed as on a new GPU: name, N, K; None where there is the static choice alone."""
     dense: Callable[[], Tensor]
     """w in bfloat16, for another package's quantizer."""
+    integers: Integers | None = None
+    """INT4 as stored, for a package that takes it."""
 
 
 def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bias: Tensor | None) -> Any:
@@ -103,8 +107,8 @@ def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bia
 
         def __init__(self, made: Made) -> None:
             super().__init__()
-            self.kernel, self.name, self.sizes, self.problem, self.dense = (
-                made.kernel, made.name, made.sizes, made.problem, made.dense,
+            self.kernel, self.name, self.sizes, self.problem, self.dense, self.integers = (
+                made.kernel, made.name, made.sizes, made.problem, made.dense, made.integers,
             )  # fmt: skip
             self.products = {1: made.run}
 
@@ -148,14 +152,10 @@ def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None) -> Made
             "w8a16", name, tuple(signed.shape), (f"w8a16-g{group}", *signed.shape), lambda: spread(signed.float(), scales, group),
         )  # fmt: skip
     w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
-
-    def dense() -> Tensor:
-        middle = 8.0 if zeros is None else zeros.float().repeat_interleave(group, 1)[:, : codes.shape[1]]
-        return spread(codes.float() - middle, scales, group)
-
+    integers = Integers(codes, scales, zeros, group)
     return Made(
         lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group),
-        "w4a16", name, tuple(codes.shape), (f"w4a16-g{group}", *codes.shape), dense,
+        "w4a16", name, tuple(codes.shape), (f"w4a16-g{group}", *codes.shape), lambda: integers.values().to(torch.bfloat16), integers,
     )  # fmt: skip
 
 

@@ -2,12 +2,11 @@
 
 The probe of a run (advisor/gpu_probe.py) times both at the model's (N, K) and the workload's M and keeps the winners, by device
 and versions. A session takes them at load, where the package's product on our stored weights gives our numbers: it brings a
-quantizer of its own, which finds our codes again or does not. Never run on a GPU.
+quantizer of its own, which finds our codes again or does not, or takes our integers. Never run on a GPU.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,8 +20,6 @@ from .selfcheck_record import place
 
 Tensor = Any
 OURS, PLAIN = "triton", "16 bit"
-SAME = 2.0**-7
-"""Largest |theirs - ours| / |ours| (Frobenius): twice the rounding of bfloat16 to either side; other codes are off by more."""
 
 
 class Winner(Document):
@@ -115,7 +112,7 @@ def _given(linear: Any, winners: Sequence[Winner]) -> list[str]:
             products[one.m] = ours
             text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             said.append(f"{won}; ours stays: {text}")
-    linear.products, linear.dense = products, None  # ours is held no longer where it is called nowhere
+    linear.products, linear.dense, linear.integers = products, None, None  # ours is not held where it is called nowhere
     return said
 
 
@@ -126,11 +123,9 @@ def checked(linear: Any, won: Winner, ours: Callable[[Tensor], Tensor]) -> Calla
     w = linear.dense()
     rival = next(one for one in rivals.rivals_of(won.kernel) if one.name == won.product)
     x = torch.randn(won.m, won.k, generator=torch.Generator().manual_seed(won.m)).to(w.device, w.dtype)
-    product = rival.prepare(x, w)
-    mine, theirs = ours(x).float(), product(x).float()
-    off = float((theirs - mine).norm() / mine.norm()) if theirs.shape == mine.shape else math.inf
-    if not off <= SAME:
-        raise ValueError(f"its numbers on these weights are off by {off:.2g}, more than {SAME:.2g}")
+    product = rivals.product_of(rival, x, w, linear.integers)
+    if (off := rivals.distance(product(x), ours(x))) > rivals.SAME:
+        raise ValueError(f"its numbers on these weights are off by {off:.2g}, more than {rivals.SAME:.2g}")
     return partial(_as_given, product)
 
 

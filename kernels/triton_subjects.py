@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .rivals import Integers
 
 Tensor = Any
 Call = Callable[[], Any]
@@ -36,6 +39,8 @@ class Subject:
     """The 16-bit operator that it replaces: cuBLAS through torch.matmul, or torch's attention; None: nothing."""
     problem: tuple[str, Tensor, Tensor] | None = None
     """(kind, x [M, K], w [N, K] in 16 bits) for other packages' kernels of that kind (`rivals.py`)."""
+    integers: Integers | None = None
+    """What our INT4 product multiplies by, for packages that take it."""
 
 
 SMALL: tuple[Sizes, ...] = ((1, 40, 192), (17, 72, 200))
@@ -159,6 +164,7 @@ def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool) -> Subject
     import torch
 
     from . import triton_w4a16
+    from .rivals import Integers
 
     x, w = _drawn(device, sizes)
     codes, scales = _codes(w, group, 16)
@@ -166,7 +172,8 @@ def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool) -> Subject
     packed = triton_w4a16.pack(codes, scales, zeros, group)
     values = (codes.double() - (8 if zeros is None else _spread(zeros, group, sizes[2]))) * _spread(scales, group, sizes[2])
     name = f"w4a16-g{group}{'-asymmetric' if asymmetric else ''}"
-    return _product(name, lambda: triton_w4a16.w4a16(x, *packed, group), x.double(), values, sizes[2], w, "w4a16")
+    made = _product(name, lambda: triton_w4a16.w4a16(x, *packed, group), x.double(), values, sizes[2], w, "w4a16")
+    return replace(made, integers=Integers(codes, scales, zeros, group))
 
 
 def _signed(codes: Tensor) -> Tensor:
@@ -295,7 +302,7 @@ def _llm_int8(device: str, sizes: Sizes) -> Subject:
         return triton_llm_int8.llm_int8(triton_llm_int8.decompose(x), codes, w_scales)
 
     values = codes.double() * w_scales.double()[:, None]
-    made = _product("llm-int8", run, x.double().where(loud, quiet), values, int(loud.sum()) + 16, w, "llm_int8")
+    made = _product("llm-int8", run, x.double().where(loud, quiet), values, int(loud.sum()) + 16, w, "llm-int8")
     return _with_own_inputs(made, x, w)
 
 

@@ -1,6 +1,7 @@
 """The process in which a run's GPU kernels are timed at its model's sizes: started by path, one JSON object per line in and out.
 
-    in   {"probe": name in `triton_subjects.product_at`, or "16 bit" for cuBLAS alone, "sizes": [M, N, K], "rivals": bool}
+    in   {"probe": name in `triton_subjects.product_at`, or "16 bit" for cuBLAS alone, "sizes": [M, N, K], "rivals": bool,
+          "package": whose rivals alone are timed, without ours, in the interpreter where it lives}
     out  {"samples": {"triton": [seconds per call], "16 bit": [...], rival: [...]}, "without": {name: why it has none},
           "gpu": GpuState or null}, or {"refused": reason}
 
@@ -26,7 +27,8 @@ WARM_S = 0.05
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    ready, without = calls(request["probe"], tuple(request["sizes"]), others=bool(request.get("rivals")))
+    asked = {"others": bool(request.get("rivals")), "package": request.get("package")}
+    ready, without = calls(request["probe"], tuple(request["sizes"]), **asked)
     with nvml.watching(visible_gpu()) as seen:
         samples, refused = gpu_timing.interleaved(ready, ROUNDS, WARM_S)
     if refused and not samples:
@@ -35,7 +37,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"samples": samples, "without": without | refused, "gpu": state.model_dump(mode="json") if state else None}
 
 
-def calls(name: str, sizes: tuple[int, int, int], *, others: bool) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+def calls(
+    name: str, sizes: tuple[int, int, int], *, others: bool, package: str | None
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
     """(what is timed, why some of the others cannot be), by name."""
     import torch
 
@@ -46,8 +50,9 @@ def calls(name: str, sizes: tuple[int, int, int], *, others: bool) -> tuple[dict
     from quantadvisor.kernels.triton_subjects import product_at
 
     made = product_at(name, "cuda", sizes)
-    ready, without = rivals.prepared(*made.problem) if others and made.problem else ({}, {})
-    return {OURS: made.run, **({PLAIN: made.plain} if made.plain else {}), **ready}, without
+    ready, without = rivals.prepared(*made.problem, made.integers, package) if others and made.problem else ({}, {})
+    ours = {} if package else {OURS: made.run}
+    return {**ours, **({PLAIN: made.plain} if made.plain else {}), **ready}, without
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def with_times(made: KernelCheck, subject: Subject) -> KernelCheck:
 
     from quantadvisor.profiling import nvml
 
-    ready, refused = rivals.prepared(*subject.problem) if subject.problem else ({}, {})
+    ready, refused = rivals.prepared(*subject.problem, subject.integers) if subject.problem else ({}, {})
     calls = {OURS: subject.run} | ({PLAIN: subject.plain} if subject.plain else {}) | ready
     with nvml.watching(str(torch.cuda.get_device_properties(0).uuid)) as seen:
         samples, uncaptured = gpu_timing.interleaved(calls)

@@ -11,6 +11,7 @@ from quantadvisor.advisor.kernel_truth import DEFAULT_MS, KernelTruth, probes_he
 from quantadvisor.advisor.tables import kernels_table, truth_tables
 from quantadvisor.documents import LinearShape
 from quantadvisor.kernels.point import Point
+from quantadvisor.kernels.rivals import MARLIN
 from quantadvisor.profiling import gpu_peaks
 
 from . import virtual_cuda
@@ -61,13 +62,13 @@ def test_what_cannot_be_timed_says_why(timed: Path, tmp_path: Path) -> None:
     reasons = {f"{one.probe}+{one.option}": one.refused for one in found(tmp_path / "cache").timings if one.time_s is None}
     assert reasons["w8a8+GemLite A8W8 INT8 dynamic"] == "planted: not here"
     assert reasons["fp8+torchao FP8 dynamic"] == "not timed"
-    assert reasons["w4a16-g64-asymmetric+vLLM Marlin, group 128"] == "not installed"
+    assert reasons[f"w4a16-g64-asymmetric+{MARLIN}"] == "not installed"
     assert reasons["w4a16-g64-asymmetric+triton"] == "never checked"
 
 
 def test_who_fails_at_several_m_is_asked_no_more(timed: Path, tmp_path: Path) -> None:
     home, kinds = gpu_home.GpuHome(DEVICE, tmp_path), {one.option: one for one in gpu_home.all_contenders(DEVICE)}
-    with home.process:
+    with home:
         for name, asked in (("torchao FP8 dynamic", [1, 4, 16]), (RIVAL, [1, 4, 16, 64, 256])):
             points = [Point(kinds[name], SHAPES[0], m) for m in (1, 4, 16, 64, 256)]
             taken = home.take(points, time.monotonic() + 60)

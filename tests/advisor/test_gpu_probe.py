@@ -108,7 +108,7 @@ def test_the_child_times_ours_beside_cublas(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         gpu_kernels_child,
         "calls",
-        lambda *_, others: ({"triton": print, PLAIN: print}, {"another": "not installed"} if others else {}),
+        lambda *_, others, package: ({"triton": print, PLAIN: print}, {"another": "not installed"} if others else {}),
     )
     said = gpu_kernels_child.answer({"probe": "w8a8", "sizes": [1, 8, 8], "rivals": True})
     assert said["without"] == {"another": "not installed"}
