@@ -14,12 +14,13 @@ from pathlib import Path
 from quantadvisor.documents import Candidate, CandidateFailed, Device, Scheme, SelfCheck, Workload
 from quantadvisor.kernels import gpu_timing, selfcheck_record
 from quantadvisor.kernels.processes import ProbeProcess
-from quantadvisor.kernels.triton_modules import CACHES, weight_only
+from quantadvisor.kernels.triton_modules import CACHES, LLM_INT8, NF4, weight_only
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import selfcheck_child
 from quantadvisor.profiling.gpus import capability, environment
 
 from .candidates import GPU_CATALOGUE, asked_runtimes, session_options
+from .predict import outlier_channels
 from .selfcheck_command import LIST, START_S, one_check
 
 CHILD = Path(selfcheck_child.__file__)
@@ -34,7 +35,9 @@ def kernels_of(made: Scheme, options: Sequence[str]) -> tuple[str, ...]:
     if weights is None:
         return tuple(caches)
     if inputs is not None:
-        return ("w8a8" if inputs.number == "int" else "fp8", *caches)
+        return (LLM_INT8 if outlier_channels(made) else "w8a8" if inputs.number == "int" else "fp8", *caches)
+    if weights.number == "codebook":
+        return (NF4, *caches)
     return (f"{weight_only(int(weights.bits), weights.group_size or 0)}{'' if weights.symmetric else '-asymmetric'}", *caches)
 
 
@@ -78,11 +81,17 @@ def unchecked(subjects: Iterable[str], known: SelfCheck | None) -> list[str]:
 
 def proven_products(device: Device, rows: Collection[int]) -> dict[str, Scheme]:
     """Name -> a scheme of the catalogue that takes it, of the products that the record clears on this GPU at so many rows."""
+    return {kernel: made for kernel, made in products().items() if cleared((kernel,), device, rows) is None}
+
+
+def products() -> dict[str, Scheme]:
+    """Kernel by its name in `advisor selfcheck` -> a scheme of the catalogue that takes it. Not LLM.int8(): its time hangs on how
+    many channels of the activations are loud, which a ghost shows."""
     found: dict[str, Scheme] = {}
     for entry in GPU_CATALOGUE:
         made = scheme(entry.scheme)
-        kernels = kernels_of(made, ()) if TRITON in entry.runtimes and not made.quantizes_cache else ()
-        found |= {kernel: made for kernel in kernels if cleared((kernel,), device, rows) is None}
+        if TRITON in entry.runtimes and not made.quantizes_cache and not outlier_channels(made):
+            found |= dict.fromkeys(kernels_of(made, ()), made)
     return found
 
 

@@ -19,7 +19,7 @@ from quantadvisor.profiling.shard import Shard, shard_of
 
 from . import step_time
 from .gpu_kernels import CUBLAS, table_scheme
-from .predict import Probes, predicted
+from .predict import Probes, outlier_channels, predicted
 from .serving_fit import lane_prior
 from .serving_times import PRIOR, Array, fixed_s, own_s, products_of, step_s
 from .serving_work import Case, Work, placement_of, work_of
@@ -42,7 +42,7 @@ def first(
 ) -> Predicted | None:
     """None where the tables have nothing like its kernels, the GPU no such arithmetic, or the model an unknown shape."""
     form = form_of(candidate.scheme)
-    if form is None or candidate.runtime == "torch":
+    if form is None or candidate.runtime == "torch" or outlier_channels(candidate.scheme):
         return None
     try:
         shard = shard_of(config)

@@ -30,8 +30,8 @@ from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.gpu_kernels_child import OURS, PLAIN
 from quantadvisor.profiling.gpus import environment
 
-from .candidates import GPU_CATALOGUE, no_arithmetic
-from .first_contact import TRITON, cleared, kernels_of
+from .candidates import no_arithmetic
+from .first_contact import TRITON, cleared, products
 from .rival_homes import RivalHomes, apart, missing
 
 CHILD = Path(gpu_kernels_child.__file__)
@@ -79,16 +79,6 @@ def all_contenders(device: Device) -> tuple[Kernel, ...]:
     """Of every quantized product that a candidate takes, ours as far as `advisor selfcheck` clears it on the device."""
     kinds = products()
     return tuple(contenders(kinds, {kind: cleared((kind,), device) for kind in kinds}))
-
-
-def products() -> dict[str, Scheme]:
-    """Kernel by its name in `advisor selfcheck` -> a scheme of the catalogue that takes it."""
-    found: dict[str, Scheme] = {}
-    for entry in GPU_CATALOGUE:
-        made = scheme(entry.scheme)
-        if TRITON in entry.runtimes and not made.quantizes_cache:
-            found |= dict.fromkeys(kernels_of(made, ()), made)
-    return found
 
 
 class GpuHome:

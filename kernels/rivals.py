@@ -63,7 +63,7 @@ def missing(rival: Rival, python: str = sys.executable) -> str | None:
 
 
 def rivals_of(kernel: str) -> tuple[Rival, ...]:
-    """Of a kernel by its name in `advisor selfcheck`, which may end in its groups or its codebook."""
+    """Of a kernel by its name in `advisor selfcheck`, which may end in its groups."""
     return RIVALS.get(kernel) or RIVALS.get(kernel.partition("-")[0], ())
 
 
@@ -217,7 +217,7 @@ RIVALS: Mapping[str, tuple[Rival, ...]] = {
         Rival("torchao INT8 weight-only", "torchao", _torchao("Int8WeightOnlyConfig")),
         Rival("GemLite A16W8", "gemlite", _gemlite("A16W8")),
     ),
-    "codebook": (Rival("bitsandbytes NF4, blocks of 64", "bitsandbytes", _bitsandbytes_nf4),),
+    "codebook-nf4": (Rival("bitsandbytes NF4, blocks of 64", "bitsandbytes", _bitsandbytes_nf4),),
     "w8a8": (
         Rival("torchao INT8 dynamic", "torchao", _torchao("Int8DynamicActivationInt8WeightConfig")),
         Rival("GemLite A8W8 INT8 dynamic", "gemlite", _gemlite("A8W8_int8_dynamic")),

@@ -1,7 +1,7 @@
-"""The Triton kernels as transformers takes them: linears of a compressed-tensors checkpoint, an attention, a static cache.
+"""The Triton kernels as transformers takes them: linears of a quantized checkpoint, an attention, a static cache.
 
-`linear_of` reads `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and `pack-quantized` weights (4 bits in groups; 8 in groups
-or per channel, symmetric).
+`linear_of` reads compressed-tensors, `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and `pack-quantized` (4 bits in groups;
+8 in groups or per channel, symmetric), and bitsandbytes' NF4 and INT8 (LLM.int8()).
 `Layer` is one layer of a transformers `Cache`: buffers for `capacity` tokens, written at `Places`, which live on the device, so
 that a CUDA graph of a decode step holds. A first prefill attends its own fresh keys; all else reads what is stored.
 `attention` is registered with transformers' AttentionInterface under NAME. Nothing of this ever ran on a GPU.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from . import bitsandbytes_nf4
 from .rivals import Integers
 
 if TYPE_CHECKING:
@@ -23,14 +24,22 @@ NAME = "quantadvisor_triton"
 CACHES = {"kvint8": "int8", "kvint4": "int4", "kvfp8": "fp8", "kvturbo": "turbo"}
 """Option -> format of the cache; none of them: 16 bits."""
 SCHEMES = ("int-quantized", "float-quantized", "pack-quantized")
+BITSANDBYTES = "bitsandbytes"
+MARKS = (".weight_scale", ".SCB", ".weight.quant_map")
+"""Ends of the names of tensors that quantized linears alone have: compressed-tensors, bitsandbytes' INT8 and 4 bits."""
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why a checkpoint with that `quantization_config` has no kernel here; None: it has. An empty one is 16 bits."""
     if not config:
         return None
+    if config.get("quant_method") == BITSANDBYTES:
+        return unreadable(config)
     if config.get("quant_method") != "compressed-tensors":
-        return f"quantized by {config.get('quant_method')!r}; the triton runtime reads compressed-tensors"
+        return (
+            f"quantized by {config.get('quant_method')!r}; the triton runtime reads compressed-tensors and bitsandbytes:"
+            " advisor convert carries integers of GPTQ and AWQ there"
+        )
     if config.get("format") not in SCHEMES:
         return f"compressed-tensors format {config.get('format')!r}; the triton runtime reads {', '.join(SCHEMES)}"
     groups = list(config.get("config_groups", {}).values())
@@ -65,14 +74,31 @@ def unpackable(weights: Mapping[str, Any]) -> str | None:
     return None
 
 
+def unreadable(config: Mapping[str, Any]) -> str | None:
+    """Why there is no kernel for a checkpoint of bitsandbytes."""
+    if config.get("load_in_8bit"):
+        from .triton_llm_int8 import THRESHOLD
+
+        threshold = float(config.get("llm_int8_threshold", THRESHOLD))
+        return None if threshold == THRESHOLD else f"outliers from {threshold:g} on; our kernel takes them from {THRESHOLD:g}"
+    kind, storage = config.get("bnb_4bit_quant_type", "fp4"), config.get("bnb_4bit_quant_storage", "uint8")
+    return None if (kind, storage) == ("nf4", "uint8") else f"bitsandbytes' {kind} in {storage}; NF4 in bytes is read, and INT8"
+
+
 def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
     """Names, as `triton_subjects.py` has them, of the kernels that a checkpoint and a cache take."""
     found = [f"decode-attention-{CACHES[one]}" for one in options]
+    if config.get("quant_method") == BITSANDBYTES:
+        return [LLM_INT8 if config.get("load_in_8bit") else NF4, *found]
     if config.get("format") == "pack-quantized":
         weights = [one["weights"] for one in config["config_groups"].values()]
         kinds = {f"{weight_only(*packing(one))}{'' if one.get('symmetric', True) else '-asymmetric'}" for one in weights}
         return [*sorted(kinds), *found]
     return [*({"int-quantized": ["w8a8"], "float-quantized": ["fp8"]}.get(config.get("format", ""), [])), *found]
+
+
+LLM_INT8, NF4 = "llm-int8", "codebook-nf4"
+"""Kernels' names in `advisor selfcheck`."""
 
 
 def weight_only(bits: int, group: int) -> str:
@@ -97,9 +123,9 @@ class Made:
     """INT4 as stored, for a package that takes it."""
 
 
-def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bias: Tensor | None) -> Any:
-    """tensors: of one linear, by their names in compressed-tensors (weight or weight_packed, weight_scale, where they are
-    asymmetric weight_zero_point); `packed`: their `packing`, None where they are not."""
+def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bias: Tensor | None, dtype: Any) -> Any:
+    """tensors: of one linear, by their names behind its own in compressed-tensors (weight or weight_packed, weight_scale, where
+    they are asymmetric weight_zero_point) or bitsandbytes; `packed`: their `packing`, None where they are not; `dtype`: the model's."""
     import torch
 
     class Linear(torch.nn.Module):  # type: ignore[misc, unused-ignore]
@@ -122,14 +148,18 @@ def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bia
             y = y.reshape(*x.shape[:-1], y.shape[-1])
             return y if bias is None else y + bias
 
-    return Linear(_made(tensors, packed))
+    return Linear(_made(tensors, packed, dtype))
 
 
-def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None) -> Made:
+def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, dtype: Any) -> Made:
     import torch
 
     from . import triton_w4a16, triton_w8a8, triton_w8a16
 
+    if "SCB" in tensors:
+        return _llm_int8(tensors)
+    if bitsandbytes_nf4.STATE in tensors:
+        return _nf4(tensors, dtype)
     if packed is None:
         weight = tensors["weight"].contiguous()
         row_scales = tensors["weight_scale"].float().reshape(-1).contiguous()
@@ -146,16 +176,48 @@ def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None) -> Made
     name = f"{weight_only(bits, group)}{'' if zeros is None else '-asymmetric'}"
     if bits == 8:
         codes = codes[:, : int(tensors["weight_shape"][1])]
-        signed, columns = (codes.to(torch.int16) - 128).to(torch.int8).contiguous(), scales.T.contiguous()
+        signed, columns = (codes.to(torch.int16) - 128).to(torch.int8).contiguous(), scales.T.to(dtype).contiguous()
         return Made(
-            lambda x: triton_w8a16.w8a16(x, signed, columns.to(x.dtype), group),
+            lambda x: triton_w8a16.w8a16(x, signed, columns, group),
             "w8a16", name, tuple(signed.shape), (f"w8a16-g{group}", *signed.shape), lambda: spread(signed.float(), scales, group),
         )  # fmt: skip
-    w, rows, zero_rows = triton_w4a16.pack(codes, scales, zeros, group)
+    w, rows, zero_rows = triton_w4a16.pack(codes, scales.to(dtype), zeros, group)
     integers = Integers(codes, scales, zeros, group)
     return Made(
-        lambda x: triton_w4a16.w4a16(x, w, rows.to(x.dtype), zero_rows, group),
+        lambda x: triton_w4a16.w4a16(x, w, rows, zero_rows, group),
         "w4a16", name, tuple(codes.shape), (f"w4a16-g{group}", *codes.shape), lambda: integers.values().to(torch.bfloat16), integers,
+    )  # fmt: skip
+
+
+def _llm_int8(tensors: Mapping[str, Tensor]) -> Made:
+    """bitsandbytes' INT8: SCB is max|w| of each row. ValueError for rows that lie in another order."""
+    from . import triton_llm_int8
+
+    if "weight_format" in tensors and int(tensors["weight_format"]):
+        raise ValueError("INT8 weights in a layout of one GPU; rows as they are (weight_format 0) are read")
+    weight, scales = tensors["weight"].contiguous(), (tensors["SCB"].float() / 127).contiguous()
+    return Made(
+        lambda x: triton_llm_int8.llm_int8(triton_llm_int8.decompose(x), weight, scales),
+        LLM_INT8, LLM_INT8, tuple(weight.shape), None, lambda: spread(weight.float(), scales[:, None], 0),
+    )  # fmt: skip
+
+
+def _nf4(tensors: Mapping[str, Tensor], dtype: Any) -> Made:
+    """ValueError where its flat blocks are not whole ones of each row, of a size that is compiled."""
+    import torch
+
+    from . import triton_codebook
+
+    device, book = tensors["weight"].device, tensors["weight.quant_map"].float()
+    found = bitsandbytes_nf4.restored({name: one.cpu().numpy() for name, one in tensors.items()})
+    (n, k), block = found.codes.shape, found.codes.size // len(found.absmax)
+    if block not in (32, 64, 128) or k % block:
+        raise ValueError(f"NF4 in blocks of {block} over rows of {k}; whole ones of 32, 64 or 128 are read")
+    codes, absmax = torch.from_numpy(found.codes).to(device), torch.from_numpy(found.absmax).reshape(n, -1).to(device)
+    w, rows = triton_codebook.pack(codes, absmax.to(dtype), block)
+    return Made(
+        lambda x: triton_codebook.codebook_product(x, w, book, rows, block),
+        "codebook", NF4, (n, k), None, lambda: spread(book[codes.long()], absmax, block),
     )  # fmt: skip
 
 

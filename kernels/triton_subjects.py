@@ -218,8 +218,8 @@ def _codebook(device: str, sizes: Sizes, book: str) -> Subject:
     def run() -> Tensor:
         return triton_codebook.codebook_product(x, packed[0], table, packed[1], 64)
 
-    kind = "codebook" if book == "nf4" else f"codebook-{book}"
-    return _product(f"codebook-{book}", run, x.double(), values, sizes[2], w, kind)
+    name = f"codebook-{book}"
+    return _product(name, run, x.double(), values, sizes[2], w, name)
 
 
 def _dequantize(device: str, sizes: Sizes, kind: str) -> Subject:
@@ -405,9 +405,12 @@ def attention(device: str, cache: Cache, kind: str) -> Subject:
 
 
 def product_at(name: str, device: str, sizes: Sizes) -> Subject:
-    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a16-g64, w8a8 or fp8."""
+    """A quantized product of `subjects` at any (M, N, K): w4a16-g64, w4a16-g64-asymmetric, w8a16, w8a16-g64, codebook-nf4, w8a8
+    or fp8."""
     if name.startswith("w8a16-g"):
         return _int8_weights(device, sizes, int(name.removeprefix("w8a16-g")))
+    if name == "codebook-nf4":
+        return _codebook(device, sizes, "nf4")
     if name in ("w8a16", "w8a8", "fp8"):
         return {"w8a16": _int8_weights, "w8a8": _int8, "fp8": _fp8}[name](device, sizes)
     if name.startswith("w4a16-g"):

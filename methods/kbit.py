@@ -5,7 +5,7 @@ centre blocks (`-c`) and keep in 16 bit the inputs that will probably carry outl
 weights have the largest standard deviation ("proxy quantization", section 4 there), and round the blocks' max|w| too (`-dq`,
 `double_quantization.py`). A codebook is no integer grid: ONNX Runtime's MatMulBnb4 multiplies by NF4, and for the others what
 they would cost in quality is simulated, and no artifact is written.
-With everything else in bfloat16 (`nf4-b64-bf16`) NF4 is a folder of bitsandbytes, which torch runs.
+With everything else in bfloat16 (`nf4-b64-bf16`) NF4 is a folder of bitsandbytes, which torch and triton run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     if refused := no_number_type(scheme.name):
         return refused
     if scheme.compute == "bf16":
-        return not_bitsandbytes(scheme, runtime, BITSANDBYTES) or mapping_missing(config(model_folder))
+        refused = not_bitsandbytes(scheme, runtime, BITSANDBYTES) or mapping_missing(config(model_folder))
+        return refused or (group_mismatch(model_folder, scheme) if runtime == "triton" else None)
     if runtime not in ONNX or scheme.name not in WRITTEN:
         return f"{runtime}: {NO_KERNEL}"
     return mapping_missing(config(model_folder)) or group_mismatch(model_folder, scheme)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
+from . import refusals
 from .artifact import base_folder, tokens_read
 from .fake import Fake
 from .refusals import ONNX, config, not_bitsandbytes, not_offered
@@ -33,7 +34,7 @@ TARGET: Target = "activations"
 COST = "one forward pass of 8 calibration samples for the outlier channels, and one pass over the weights"
 THRESHOLD = 6.0
 BITSANDBYTES = "w8a8-outlier-fp16"
-"""Its folders, which transformers reads and whose outliers are found in the very rows."""
+"""Its folders, which transformers and the triton runtime read; outliers are found in the very rows."""
 SAMPLES = 8
 """Calibration samples that the artifact's outlier channels are found in."""
 
@@ -43,8 +44,8 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
-    refused = not_offered(NAME, scheme, schemes(), runtime, (*ONNX, "torch"))
-    if not refused and (runtime == "torch" or scheme.name == BITSANDBYTES):
+    refused = not_offered(NAME, scheme, schemes(), runtime, (*ONNX, *refusals.BITSANDBYTES))
+    if not refused and (runtime in refusals.BITSANDBYTES or scheme.name == BITSANDBYTES):
         refused = not_bitsandbytes(scheme, runtime, (BITSANDBYTES,))
     return refused or mapping_missing(config(model_folder))
 

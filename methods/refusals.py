@@ -61,7 +61,7 @@ def nothing_to_write(method: str, reason: str | None) -> NoReturn:
 
 
 def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
-    """openvino's groups must divide the rows that they cut."""
+    """Groups that must divide the rows that they cut: openvino's, and the blocks of bitsandbytes' NF4 in our kernel."""
     group = scheme.weights.group_size if scheme.weights else None
     found = config(model_folder)
     for key in ("hidden_size", "intermediate_size"):
@@ -121,12 +121,18 @@ def half_mismatch(scheme: Scheme, runtime: str) -> str | None:
     return None
 
 
+BITSANDBYTES = ("torch", "triton")
+"""Runtimes that read bitsandbytes' folders: with its kernels, and with ours."""
+
+
 def not_bitsandbytes(scheme: Scheme, runtime: str, held: Iterable[str]) -> str | None:
     """Why there is no bitsandbytes folder of a scheme for a runtime; `held`: those that it holds."""
-    if runtime != "torch":
-        return f"{scheme.name} is not for {runtime}: bitsandbytes' folders are read by torch only"
+    if runtime not in BITSANDBYTES:
+        return f"{scheme.name} is not for {runtime}: bitsandbytes' folders are read by {' and '.join(BITSANDBYTES)} only"
     if scheme.name not in held:
         return f"bitsandbytes holds {' and '.join(held)}, not {scheme.name}"
+    if runtime == "triton":
+        return None
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
     if missing:
         return f"{READS} bitsandbytes' folders through {missing[0]}, which is not installed: pip install {missing[0]}"

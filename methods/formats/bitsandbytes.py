@@ -1,10 +1,7 @@
 """bitsandbytes' state dict: NF4 (with or without double quantization) and INT8 linears, written and read.
 
-NF4 per linear [N, K], flat in blocks of `block`:  weight uint8 [N K / 2, 1], two codes a byte, the first in the high
-nibble; weight.absmax; weight.quant_map [16]; weight.quant_state.bitsandbytes__nf4, a JSON text in bytes. Double quantization
-(QLoRA, arXiv:2305.14314): absmax less its mean in 8-bit dynamic codes, blocks of 256 with float32 weight.nested_absmax.
+NF4: as kernels/bitsandbytes_nf4.py says, which reads it; double quantization in dynamic codes and blocks of 256.
 INT8:  weight int8 [N, K] = round(127 w / max|row|); SCB float32 [N] = max|row|; weight_format uint8, 0: rows as they are.
-https://github.com/bitsandbytes-foundation/bitsandbytes, functional.py: QuantState.as_dict
 """
 
 from __future__ import annotations
@@ -12,14 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import BadInput
+from quantadvisor.kernels.bitsandbytes_nf4 import NF4, STATE, restored
 
-from ..affine import Codes, Floats
+from ..affine import Floats
 from ..codebooks import Blocks, dynamic, nearest
 from .huggingface import Change, in_half, read_linears, rewrite, settings_of
 
@@ -30,17 +28,9 @@ NF4_VALUES = np.array([
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ])  # fmt: skip
 """As printed in QLoRA's appendix E: those of `codebooks.normal_floats`, which differ in the seventh digit."""
-STATE = "weight.quant_state.bitsandbytes__nf4"
 NF4_SUFFIXES = ("weight", "weight.absmax", "weight.quant_map", STATE, "weight.nested_absmax", "weight.nested_quant_map")
 INT8_SUFFIXES = ("SCB", "weight", "weight_format")
 SUFFIXES = (*NF4_SUFFIXES, "SCB", "weight_format")
-
-
-class NF4(NamedTuple):
-    """codes [N, K]; absmax float32 [N K / block] as it is read back, of every block of the flat weight."""
-
-    codes: Codes
-    absmax: Floats
 
 
 def write(base: Path, out: Path, linears: Iterable[str], kind: str, double: bool = True) -> None:
@@ -111,17 +101,6 @@ def stored_nf4(w: Floats, double: bool = True, dtype: str = "bfloat16") -> dict[
     }
 
 
-def restored_nf4(arrays: Mapping[str, Any]) -> NF4:
-    state = json.loads(bytes(arrays[STATE]))
-    packed = arrays["weight"].reshape(-1)
-    codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(state["shape"])
-    absmax = arrays["weight.absmax"]
-    if "nested_blocksize" in state:
-        step = np.repeat(arrays["weight.nested_absmax"], state["nested_blocksize"])[: len(absmax)]
-        absmax = arrays["weight.nested_quant_map"][absmax] * step + np.float32(state["nested_offset"])
-    return NF4(codes, absmax.astype(np.float32))
-
-
 def weights_of(found: NF4) -> Floats:
     """float32 [N, K]: what the codes stand for."""
     values = NF4_VALUES.astype(np.float32)[found.codes.reshape(len(found.absmax), -1)] * found.absmax[:, None]
@@ -155,7 +134,7 @@ def read_nf4(folder: Path) -> dict[str, NF4]:
             str(folder), "is a bitsandbytes checkpoint of another type than NF4", "see quantization_config in its config.json"
         )
     stored = {n: a for n, a in read_linears(folder, NF4_SUFFIXES).items() if STATE in a}
-    return {name: restored_nf4(arrays) for name, arrays in stored.items()}
+    return {name: restored(arrays) for name, arrays in stored.items()}
 
 
 def settings_here(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from quantadvisor.documents.errors import BadInput
+from quantadvisor.kernels.bitsandbytes_nf4 import NF4
 
 from ..affine import Floats, Grouped, dequantize_groups
 from ..refusals import ONNX
@@ -90,7 +91,7 @@ def carry(checkpoint: Path, runtime: str, out: Path, base: Path | None = None) -
     nf4 = (checkpoint / "config.json").exists() and checkpoint_format(checkpoint) is bitsandbytes
     if nf4 and runtime not in ONNX:
         what = f"holds bitsandbytes' codes, and {runtime} reads them in no artifact of its own"
-        raise BadInput(str(checkpoint), what, "carry NF4 to onnxruntime; torch and vllm read the folder itself")
+        raise BadInput(str(checkpoint), what, "carry NF4 to onnxruntime; torch, vllm and triton read the folder itself")
     write = partial(write_nf4, bitsandbytes.read_nf4(checkpoint)) if nf4 else partial(write_integers, *read(checkpoint), runtime)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bridge.") as scratch:
@@ -115,7 +116,7 @@ def write_integers(found: Mapping[str, Grouped], form: LinearFormat, runtime: st
     return len(found)
 
 
-def write_nf4(found: Mapping[str, bitsandbytes.NF4], plain: Path, source: Path, out: Path) -> int:
+def write_nf4(found: Mapping[str, NF4], plain: Path, source: Path, out: Path) -> int:
     from . import onnx
 
     given = {name: partial(bitsandbytes.in_rows, linear, name) for name, linear in found.items()}

@@ -1,4 +1,5 @@
-"""transformers with our Triton kernels swapped in: compressed-tensors linears, a static quantized cache, CUDA graphs in decode.
+"""transformers with our Triton kernels swapped in: linears of compressed-tensors and bitsandbytes, a static quantized cache, CUDA
+graphs in decode.
 
 Options `kvint8`, `kvint4`, `kvfp8`, `kvturbo` choose the cache; without one it is 16 bits wide, read by torch's attention.
 Needs an NVIDIA GPU. Never run on one: what holds is what the interpreter shows on tiny models, which is no speed.
@@ -49,11 +50,14 @@ def unreadable(path: str | None, options: tuple[str, ...], isa: tuple[str, ...])
         return None
     if not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
-    return triton_modules.refusal(quantization(path))
+    try:
+        return triton_modules.refusal(quantization(path))
+    except ValueError as error:
+        return f"{path}/config.json is not JSON: {error}"
 
 
 def unchecked(kernels: list[str]) -> str | None:
-    """None where `advisor selfcheck` found these kernels right on this GPU, and not slower everywhere."""
+    """None where `advisor selfcheck` found these kernels right on this GPU, and not slower at every size."""
     from quantadvisor.kernels import gpu_timing, selfcheck_record
 
     return selfcheck_record.refusal(gpu_timing.gpu_name(), kernels, gpu_timing.versions())

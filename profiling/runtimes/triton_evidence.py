@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from . import torch_cuda
 
-LINEAR = frozenset({"w4a16_kernel", "w8a16_kernel", "w8a8_kernel"})
+LINEAR = frozenset({"w4a16_kernel", "w8a16_kernel", "w8a8_kernel", "codebook_kernel", "llm_int8_kernel"})
 """Kernels that multiply quantized weights."""
 INTERPRETED = "in triton's interpreter: CPU times, which say nothing of a GPU"
 UNSEEN = "the profiler showed no kernel on the GPU: linears, attention and cache are not taken apart"

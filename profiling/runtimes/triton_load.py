@@ -1,4 +1,4 @@
-"""A checkpoint as a transformers model on our Triton kernels: compressed-tensors linears and attention swapped in."""
+"""A checkpoint as a transformers model on our Triton kernels: quantized linears and attention swapped in."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def swapped(path: str, device: str) -> Any:
     packed = None
     if stored.get("format") == "pack-quantized":
         packed = triton_modules.packing(next(iter(stored["config_groups"].values()))["weights"])
-    for name in sorted(one.removesuffix(".weight_scale") for one in state if one.endswith(".weight_scale")):
-        own = {key.rsplit(".", 1)[1]: state.pop(key).to(device) for key in list(state) if key.rsplit(".", 1)[0] == name}
+    for name in sorted(one.removesuffix(mark) for one in state for mark in triton_modules.MARKS if one.endswith(mark)):
+        own = {key.removeprefix(f"{name}."): state.pop(key).to(device) for key in list(state) if key.startswith(f"{name}.")}
         bias = own.pop("bias", None)
         parent, _, last = name.rpartition(".")
-        made = triton_modules.linear_of(own, packed, None if bias is None else bias.to(dtype))
+        made = triton_modules.linear_of(own, packed, None if bias is None else bias.to(dtype), dtype)
         setattr(model.get_submodule(parent), last, made)
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantadvisor.advisor import first_contact
-from quantadvisor.advisor.first_contact import check_kernels, cited, kernels_of, proven
+from quantadvisor.advisor.first_contact import check_kernels, cited, kernels_of, products, proven
 from quantadvisor.documents import Device, Gpu, KernelCheck, SelfCheck
 from quantadvisor.documents.selfcheck import RuntimeCheck
 from quantadvisor.kernels import gpu_timing
@@ -39,6 +39,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("fp8-bf16", ("fp8",)),
         ("w4-g64-bf16", ("w4a16-g64-asymmetric",)),
         ("w8-g64-bf16", ("w8a16-g64",)),
+        ("nf4-b64-bf16", ("codebook-nf4",)),
+        ("w8a8-outlier-fp16", ("llm-int8",)),
         ("bf16-kv4-turbo", ("decode-attention-turbo",)),
         ("w8a8-bf16-kvf8-unit", ("w8a8", "decode-attention-fp8")),
     ],
@@ -50,6 +52,7 @@ def test_kernels_of_a_scheme(name: str, kernels: tuple[str, ...]) -> None:
 def test_what_the_catalogue_cites_can_be_checked() -> None:
     assert cited()
     assert cited() <= set(COMPILED)
+    assert set(products()) | {"llm-int8"} == {kernel for kernel in cited() if not kernel.startswith("decode-attention-")}
 
 
 def test_only_what_is_cited_is_checked_and_once(asked: Path) -> None:

@@ -165,7 +165,7 @@ def test_what_marlin_is_called_with_is_what_vllm_has() -> None:
         and isinstance(node.func.value, ast.Name)
         and node.func.value.id in ("marlin_utils", "_custom_ops")
     ]
-    assert len(called) == 7
+    assert len(called) == 8
     for node in called:
         assert isinstance(node.func, ast.Attribute)
         accepted = known[node.func.attr]

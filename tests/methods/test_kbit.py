@@ -70,6 +70,15 @@ def test_refusals_say_that_no_kernel_reads_them(llama: Path, tokens: np.ndarray,
     assert scheme("nf4-b64-kv8").quantizes_cache
 
 
+def test_our_kernel_reads_whole_blocks_of_each_row(llama: Path, tmp_path: Path) -> None:
+    """bitsandbytes' blocks are flat; torch reads them over the ends of rows too."""
+    assert kbit.refuse(llama, scheme("nf4-b64-bf16"), "triton") is None
+    config = json.loads((llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    assert "groups of 64 do not divide intermediate_size = 96" in str(kbit.refuse(tmp_path, scheme("nf4-b64-bf16"), "triton"))
+    assert kbit.refuse(tmp_path, scheme("nf4-b64-bf16"), "torch") is None
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -125,7 +134,7 @@ def test_on_torch_it_is_a_folder_of_bitsandbytes(name: str, llama: Path, tokens:
         np.testing.assert_allclose(
             w, simulated[linear], rtol=2e-3, atol=1e-7, err_msg=linear
         )  # scales in the middle fall to either
-    assert "read by torch only" in str(kbit.refuse(llama, scheme(name), "onnxruntime"))
+    assert "read by torch and triton only" in str(kbit.refuse(llama, scheme(name), "onnxruntime"))
     assert "codebook" in str(kbit.refuse(llama, scheme("nf4-b64"), "torch"))
     assert "bitsandbytes holds" in str(kbit.refuse(llama, scheme("int4-b64-bf16"), "torch"))
 

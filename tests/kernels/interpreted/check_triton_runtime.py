@@ -8,6 +8,7 @@ kernels may be off by twice that. A wrong kernel is off by the logits' own size.
 import json
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from transformers import (
 from quantadvisor.documents import Figure
 from quantadvisor.kernels import rivals, triton_modules, triton_products, turbo_tables
 from quantadvisor.kernels import triton_decode_attention as kernel
-from quantadvisor.methods import fp8, rtn
-from quantadvisor.methods.formats import compressed
+from quantadvisor.methods import fp8, kbit, llm_int8, rtn
+from quantadvisor.methods.formats import bridges, compressed
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import triton_complete
 from quantadvisor.profiling.runtimes import triton as runtime
@@ -201,6 +202,72 @@ def test_what_our_methods_write_is_read(folders: dict[str, Path], tmp_path: Path
     tolerance = 2.0**-4 if method is fp8 else 0.0  # x is rounded to E4M3: half of 2^-3 of each product at most
     allowed = 2.0**-8 * true.abs() + (tolerance + 1e-5) * (x.float().abs() @ w.abs().T)
     assert ((found - true).abs() <= allowed).all()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose rows are whole blocks of 64; two channels of the first layer reach LLM.int8()'s threshold."""
+    torch.manual_seed(1)
+    sizes = SMALL | {"intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 64}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(0, 0.7 if "embed" in name else 0.125)
+    model.model.layers[0].input_layernorm.weight.data[[3, 40]] = 12.0
+    model.save_pretrained(folder := tmp_path_factory.mktemp("wide"))
+    return folder
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize(
+    ("method", "name", "kernel"),
+    [
+        (kbit, "nf4-b64-bf16", "codebook_kernel"),
+        (kbit, "nf4-b64-dq-bf16", "codebook_kernel"),
+        (llm_int8, "w8a8-outlier-fp16", "llm_int8_kernel"),
+    ],
+    ids=["nf4", "double", "int8"],
+)
+def test_folders_of_bitsandbytes_are_as_near_as_its_own_kernels(
+    wide: Path, tmp_path: Path, method: Any, name: str, kernel: str
+) -> None:
+    """Against float32 on the stored numbers, which for INT8 rounds activations as the format says."""
+    folder, tokens = tmp_path / "out", [5]
+    assert method.refuse(wide, scheme(name), "triton") is None
+    method.apply(wide, scheme(name), "triton", np.zeros((1, 4), np.int64), folder)
+    assert runtime.unreadable(str(folder), (), ()) is None
+    session = runtime.TritonSession(str(folder), (), 1, "cpu")
+    found = [session.prefill(PROMPT, 16)[0], *(session.decode(np.array([[one]]))[0] for one in tokens)]
+    bridges.dequantized(folder, tmp_path / "plain")
+    oracle = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32).eval()
+    loud = []
+
+    def rounded(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        loud.append(int((given[0].abs() >= llm_int8.THRESHOLD).flatten(0, -2).any(0).sum()))
+        return (llm_int8.rounded(given[0]),)
+
+    for path, module in oracle.named_modules():
+        if method is llm_int8 and path.endswith("_proj"):
+            module.register_forward_pre_hook(rounded)
+    exact = decoded(oracle, DynamicCache(), tokens)
+    theirs = decoded(AutoModelForCausalLM.from_pretrained(folder).eval(), DynamicCache(), tokens)
+    for ours, their, true in zip(found, theirs, exact, strict=True):
+        off, allowed = np.linalg.norm(ours - true), np.linalg.norm(their - true)
+        assert off <= 2 * allowed, f"{off / np.linalg.norm(true):.4f} of the logits; bitsandbytes {allowed / np.linalg.norm(true):.4f}"
+        assert allowed < 0.2 * np.linalg.norm(true)
+    assert method is kbit or max(loud) >= 1
+    seen = session.operators(PROMPT, batch=None)["decode"]
+    assert {one["name"]: one["count"] for one in seen["operators"]}[kernel] == seen["quantized_linears"] == 14
+    for path, linear in session.model.named_modules():
+        if hasattr(linear, "dense"):
+            assert torch.equal(linear.dense(), oracle.get_submodule(path).weight.to(torch.bfloat16))
+
+
+def test_blocks_over_the_ends_of_rows_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Rows of 96 in blocks of 64, which bitsandbytes writes and torch reads."""
+    kbit.apply(folders["base"], scheme("nf4-b64-bf16"), "torch", np.zeros((1, 4), np.int64), tmp_path / "out")
+    with pytest.raises(ValueError, match="NF4 in blocks of 64 over rows of 96"):
+        swapped(str(tmp_path / "out"), "cpu")
 
 
 def test_a_sixteen_bit_cache_too(folders: dict[str, Path]) -> None:

@@ -10,6 +10,7 @@ import torch
 from quantadvisor.documents import KernelCheck, SelfCheck
 from quantadvisor.kernels import gpu_timing, selfcheck_record
 from quantadvisor.kernels.triton_modules import needed, refusal, unpacked
+from quantadvisor.methods.formats.bitsandbytes import settings
 from quantadvisor.methods.formats.compressed import FP8, W8A8
 from quantadvisor.profiling.runtimes import triton
 
@@ -19,6 +20,9 @@ PACKED: dict[str, Any] = {
     "format": "pack-quantized",
     "config_groups": {"group_0": {"weights": {"num_bits": 4, "symmetric": True, "strategy": "group", "group_size": 64}}},
 }
+
+
+BITS, INT8 = settings("nf4", double=True), settings("int8", double=False)
 
 
 def weights(**change: Any) -> dict[str, Any]:
@@ -61,7 +65,10 @@ def test_options_that_it_does_not_have(options: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"quant_method": "gptq"}, "reads compressed-tensors"),
+        ({"quant_method": "gptq"}, "reads compressed-tensors and bitsandbytes: advisor convert"),
+        (BITS | {"bnb_4bit_quant_type": "fp4"}, "bitsandbytes' fp4"),
+        (BITS | {"bnb_4bit_quant_storage": "bfloat16"}, "NF4 in bytes is read"),
+        (INT8 | {"llm_int8_threshold": 4.0}, "outliers from 4 on; our kernel takes them from 6"),
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
         (W8A8 | {"config_groups": {"group_0": {"weights": {"num_bits": 8, "symmetric": False}}}}, "asymmetric 8-bit"),
         (weights(num_bits=8, symmetric=False), "asymmetric 8-bit"),
@@ -84,12 +91,15 @@ def test_checkpoints_with_one() -> None:
     assert refusal(W8A8) is None
     assert refusal(FP8) is None
     assert refusal(PACKED) is refusal(weights(symmetric=False)) is None
+    assert refusal(BITS) is refusal(INT8) is None
     assert refusal(weights(num_bits=8)) is refusal(weights(num_bits=8, strategy="channel", group_size=None)) is None
 
 
 def test_the_kernels_that_must_have_passed() -> None:
     assert needed(FP8, ("kvturbo",)) == ["fp8", "decode-attention-turbo"]
     assert needed(PACKED, ()) == ["w4a16-g64"]
+    assert needed(BITS, ("kvint8",)) == ["codebook-nf4", "decode-attention-int8"]
+    assert needed(INT8, ()) == ["llm-int8"]
     assert needed(weights(symmetric=False), ()) == ["w4a16-g64-asymmetric"]
     assert needed(weights(num_bits=8), ()) == ["w8a16-g64"]
     assert needed(weights(num_bits=8, strategy="channel"), ()) == ["w8a16"]
