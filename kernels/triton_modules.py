@@ -1,7 +1,7 @@
 """The Triton kernels as transformers takes them: linears of a quantized checkpoint, an attention, a static cache.
 
 `linear_of` reads compressed-tensors, `int-quantized` (W8A8), `float-quantized` (FP8 W8A8) and `pack-quantized` (4 bits in groups;
-8 in groups or per channel, symmetric), and bitsandbytes' NF4 and INT8 (LLM.int8()).
+8 in groups or per channel, symmetric), GPTQ's INT4, and bitsandbytes' NF4 and INT8 (LLM.int8()).
 `Layer` is one layer of a transformers `Cache`: buffers for `capacity` tokens, written at `Places`, which live on the device, so
 that a CUDA graph of a decode step holds. A first prefill attends its own fresh keys; all else reads what is stored.
 `attention` is registered with transformers' AttentionInterface under NAME. Nothing of this ever ran on a GPU.
@@ -24,22 +24,21 @@ NAME = "quantadvisor_triton"
 CACHES = {"kvint8": "int8", "kvint4": "int4", "kvfp8": "fp8", "kvturbo": "turbo"}
 """Option -> format of the cache; none of them: 16 bits."""
 SCHEMES = ("int-quantized", "float-quantized", "pack-quantized")
-BITSANDBYTES = "bitsandbytes"
-MARKS = (".weight_scale", ".SCB", ".weight.quant_map")
-"""Ends of the names of tensors that quantized linears alone have: compressed-tensors, bitsandbytes' INT8 and 4 bits."""
+BITSANDBYTES, GPTQ = "bitsandbytes", "gptq"
+MARKS = (".weight_scale", ".qweight", ".SCB", ".weight.quant_map")
+"""Ends of the names of tensors that quantized linears alone have: compressed-tensors, GPTQ, bitsandbytes' INT8 and 4 bits."""
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why a checkpoint with that `quantization_config` has no kernel here; None: it has. An empty one is 16 bits."""
     if not config:
         return None
-    if config.get("quant_method") == BITSANDBYTES:
-        return unreadable(config)
-    if config.get("quant_method") != "compressed-tensors":
-        return (
-            f"quantized by {config.get('quant_method')!r}; the triton runtime reads compressed-tensors and bitsandbytes:"
-            " advisor convert carries integers of GPTQ and AWQ there"
-        )
+    method = config.get("quant_method")
+    if method in UNREADABLE:
+        return UNREADABLE[method](config)
+    if method != "compressed-tensors":
+        mend = ": advisor convert FOLDER --format gptq" if method == "awq" else ""
+        return f"quantized by {method!r}; the triton runtime reads compressed-tensors, {' and '.join(UNREADABLE)}{mend}"
     if config.get("format") not in SCHEMES:
         return f"compressed-tensors format {config.get('format')!r}; the triton runtime reads {', '.join(SCHEMES)}"
     groups = list(config.get("config_groups", {}).values())
@@ -74,8 +73,14 @@ def unpackable(weights: Mapping[str, Any]) -> str | None:
     return None
 
 
-def unreadable(config: Mapping[str, Any]) -> str | None:
-    """Why there is no kernel for a checkpoint of bitsandbytes."""
+def gptq_unreadable(config: Mapping[str, Any]) -> str | None:
+    bits, group = config.get("bits"), config.get("group_size")
+    if config.get("desc_act"):
+        return "columns in act-order; our kernel takes groups of neighbours"
+    return None if bits == 4 and group in (32, 64, 128) else f"{bits} bits in groups of {group}; INT4 in 32, 64 or 128 is read"
+
+
+def bitsandbytes_unreadable(config: Mapping[str, Any]) -> str | None:
     if config.get("load_in_8bit"):
         from .triton_llm_int8 import THRESHOLD
 
@@ -85,11 +90,20 @@ def unreadable(config: Mapping[str, Any]) -> str | None:
     return None if (kind, storage) == ("nf4", "uint8") else f"bitsandbytes' {kind} in {storage}; NF4 in bytes is read, and INT8"
 
 
+UNREADABLE: Mapping[Any, Callable[[Mapping[str, Any]], str | None]] = {
+    GPTQ: gptq_unreadable,
+    BITSANDBYTES: bitsandbytes_unreadable,
+}
+"""quant_method -> why one of its checkpoints has no kernel here."""
+
+
 def needed(config: Mapping[str, Any], options: tuple[str, ...]) -> list[str]:
     """Names, as `triton_subjects.py` has them, of the kernels that a checkpoint and a cache take."""
     found = [f"decode-attention-{CACHES[one]}" for one in options]
     if config.get("quant_method") == BITSANDBYTES:
         return [LLM_INT8 if config.get("load_in_8bit") else NF4, *found]
+    if config.get("quant_method") == GPTQ:
+        return [int4(config["group_size"], symmetric=bool(config.get("sym"))), *found]
     if config.get("format") == "pack-quantized":
         weights = [one["weights"] for one in config["config_groups"].values()]
         kinds = {f"{weight_only(*packing(one))}{'' if one.get('symmetric', True) else '-asymmetric'}" for one in weights}
@@ -104,6 +118,10 @@ LLM_INT8, NF4 = "llm-int8", "codebook-nf4"
 def weight_only(bits: int, group: int) -> str:
     """The kernel's name in `advisor selfcheck`."""
     return f"w{bits}a16-g{group}" if group else f"w{bits}a16"
+
+
+def int4(group: int, *, symmetric: bool) -> str:
+    return f"{weight_only(4, group)}{'' if symmetric else '-asymmetric'}"
 
 
 @dataclass(frozen=True)
@@ -123,9 +141,9 @@ class Made:
     """INT4 as stored, for a package that takes it."""
 
 
-def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bias: Tensor | None, dtype: Any) -> Any:
-    """tensors: of one linear, by their names behind its own in compressed-tensors (weight or weight_packed, weight_scale, where
-    they are asymmetric weight_zero_point) or bitsandbytes; `packed`: their `packing`, None where they are not; `dtype`: the model's."""
+def linear_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any], bias: Tensor | None, dtype: Any) -> Any:
+    """tensors: of one linear, by their names behind its own; `config`: the checkpoint's `quantization_config`, which `refusal`
+    passes; `dtype`: the model's. ValueError for what only the tensors show to have no kernel."""
     import torch
 
     class Linear(torch.nn.Module):  # type: ignore[misc, unused-ignore]
@@ -148,19 +166,19 @@ def linear_of(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, bia
             y = y.reshape(*x.shape[:-1], y.shape[-1])
             return y if bias is None else y + bias
 
-    return Linear(_made(tensors, packed, dtype))
+    return Linear(_made(tensors, config, dtype))
 
 
-def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, dtype: Any) -> Made:
+def _made(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: Any) -> Made:
     import torch
 
-    from . import triton_w4a16, triton_w8a8, triton_w8a16
+    from . import triton_w8a8, triton_w8a16
 
-    if "SCB" in tensors:
-        return _llm_int8(tensors)
-    if bitsandbytes_nf4.STATE in tensors:
-        return _nf4(tensors, dtype)
-    if packed is None:
+    if config["quant_method"] == BITSANDBYTES:
+        return _llm_int8(tensors) if config.get("load_in_8bit") else _nf4(tensors, dtype)
+    if config["quant_method"] == GPTQ:
+        return _int4(gptq_integers(tensors, config), dtype)
+    if config["format"] != "pack-quantized":
         weight = tensors["weight"].contiguous()
         row_scales = tensors["weight_scale"].float().reshape(-1).contiguous()
         kind = "w8a8" if weight.dtype == torch.int8 else "fp8"
@@ -169,24 +187,56 @@ def _made(tensors: Mapping[str, Tensor], packed: tuple[int, int] | None, dtype: 
             kind, kind, tuple(weight.shape), (kind, *weight.shape),
             lambda: (weight.float() * row_scales[:, None]).to(torch.bfloat16),
         )  # fmt: skip
-    bits, group = packed
+    bits, group = packing(next(iter(config["config_groups"].values()))["weights"])
     codes, scales = unpacked(tensors["weight_packed"], bits), tensors["weight_scale"]
-    words = tensors.get("weight_zero_point")
-    zeros = None if words is None else unpacked(words.T)[:, : len(codes)].T.contiguous()
-    name = f"{weight_only(bits, group)}{'' if zeros is None else '-asymmetric'}"
     if bits == 8:
-        codes = codes[:, : int(tensors["weight_shape"][1])]
-        signed, columns = (codes.to(torch.int16) - 128).to(torch.int8).contiguous(), scales.T.to(dtype).contiguous()
+        codes, name = codes[:, : int(tensors["weight_shape"][1])], weight_only(bits, group)
+        signed, columns = (codes.to(torch.int16) - 128).to(torch.int8).contiguous(), exactly(scales, dtype).T.contiguous()
         return Made(
             lambda x: triton_w8a16.w8a16(x, signed, columns, group),
             "w8a16", name, tuple(signed.shape), (f"w8a16-g{group}", *signed.shape), lambda: spread(signed.float(), scales, group),
         )  # fmt: skip
-    w, rows, zero_rows = triton_w4a16.pack(codes, scales.to(dtype), zeros, group)
-    integers = Integers(codes, scales, zeros, group)
+    words = tensors.get("weight_zero_point")
+    zeros = None if words is None else unpacked(words.T)[:, : len(codes)].T.contiguous()
+    return _int4(Integers(codes, scales, zeros, group), dtype)
+
+
+def _int4(given: Integers, dtype: Any) -> Made:
+    import torch
+
+    from . import triton_w4a16
+
+    w, rows, zeros = triton_w4a16.pack(given.codes, exactly(given.scales, dtype), given.zeros, given.group)
+    (n, k), name = given.codes.shape, int4(given.group, symmetric=given.zeros is None)
     return Made(
-        lambda x: triton_w4a16.w4a16(x, w, rows, zero_rows, group),
-        "w4a16", name, tuple(codes.shape), (f"w4a16-g{group}", *codes.shape), lambda: integers.values().to(torch.bfloat16), integers,
+        lambda x: triton_w4a16.w4a16(x, w, rows, zeros, given.group),
+        "w4a16", name, (n, k), (f"w4a16-g{given.group}", n, k), lambda: given.values().to(torch.bfloat16), given,
     )  # fmt: skip
+
+
+def exactly(scales: Tensor, dtype: Any) -> Tensor:
+    """In the model's type, as kernels are compiled, unless that would round them: they read any."""
+    import torch
+
+    same = scales.to(dtype)
+    return same if torch.equal(same.to(scales.dtype), scales) else scales
+
+
+def gptq_integers(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Integers:
+    """GPTQ's INT4, as methods/formats/gptq.py has its layout; ValueError for act-order, and zero points other than 8 where the
+    checkpoint says that it is symmetric."""
+    import torch
+
+    group = int(config["group_size"])
+    codes, zeros = unpacked(tensors["qweight"].T), unpacked(tensors["qzeros"])[:, : tensors["qweight"].shape[1]].T
+    if (config.get("checkpoint_format") or config.get("format")) != "gptq_v2":
+        zeros = (zeros + 1) & 15
+    places = tensors.get("g_idx")
+    if places is not None and not torch.equal(places.long(), torch.arange(codes.shape[1], device=codes.device) // group):
+        raise ValueError("GPTQ with columns in act-order; groups of neighbours are read")
+    if config.get("sym") and not bool((zeros == 8).all()):
+        raise ValueError("GPTQ that says it is symmetric, with zero points other than 8")
+    return Integers(codes, tensors["scales"].T.contiguous(), None if config.get("sym") else zeros.contiguous(), group)
 
 
 def _llm_int8(tensors: Mapping[str, Tensor]) -> Made:

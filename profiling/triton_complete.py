@@ -30,7 +30,7 @@ def completion(session: Any, prompt: Sequence[int], most: int, end: int | None) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="triton_complete", description="A greedy completion by the triton runtime.")
-    parser.add_argument("folder", help="a Hugging Face folder in 16 bits, compressed-tensors or bitsandbytes")
+    parser.add_argument("folder", help="a Hugging Face folder in 16 bits, or of compressed-tensors, GPTQ or bitsandbytes")
     parser.add_argument("prompt")
     parser.add_argument("--cache", default="", help="kvint8, kvint4, kvfp8 or kvturbo; without it 16 bits")
     parser.add_argument("--tokens", type=int, default=12, help="at most")

@@ -1,5 +1,5 @@
-"""transformers with our Triton kernels swapped in: linears of compressed-tensors and bitsandbytes, a static quantized cache, CUDA
-graphs in decode.
+"""transformers with our Triton kernels swapped in: linears of compressed-tensors, GPTQ and bitsandbytes, a static quantized
+cache, CUDA graphs in decode.
 
 Options `kvint8`, `kvint4`, `kvfp8`, `kvturbo` choose the cache; without one it is 16 bits wide, read by torch's attention.
 Needs an NVIDIA GPU. Never run on one: what holds is what the interpreter shows on tiny models, which is no speed.

@@ -36,14 +36,11 @@ def swapped(path: str, device: str) -> Any:
     state: dict[str, Any] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
         state |= load_file(file)
-    packed = None
-    if stored.get("format") == "pack-quantized":
-        packed = triton_modules.packing(next(iter(stored["config_groups"].values()))["weights"])
     for name in sorted(one.removesuffix(mark) for one in state for mark in triton_modules.MARKS if one.endswith(mark)):
         own = {key.removeprefix(f"{name}."): state.pop(key).to(device) for key in list(state) if key.startswith(f"{name}.")}
         bias = own.pop("bias", None)
         parent, _, last = name.rpartition(".")
-        made = triton_modules.linear_of(own, packed, None if bias is None else bias.to(dtype), dtype)
+        made = triton_modules.linear_of(own, stored, None if bias is None else bias.to(dtype), dtype)
         setattr(model.get_submodule(parent), last, made)
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()

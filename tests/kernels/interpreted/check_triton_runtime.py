@@ -8,7 +8,6 @@ kernels may be off by twice that. A wrong kernel is off by the logits' own size.
 import json
 import shutil
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from quantadvisor.documents import Figure
 from quantadvisor.kernels import rivals, triton_modules, triton_products, turbo_tables
 from quantadvisor.kernels import triton_decode_attention as kernel
 from quantadvisor.methods import fp8, kbit, llm_int8, rtn
-from quantadvisor.methods.formats import bridges, compressed
+from quantadvisor.methods.affine import Grouped, dequantize_groups
+from quantadvisor.methods.formats import bridges, compressed, gptq
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import triton_complete
 from quantadvisor.profiling.runtimes import triton as runtime
@@ -218,7 +218,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize(
     ("method", "name", "kernel"),
     [
@@ -261,6 +260,37 @@ def test_folders_of_bitsandbytes_are_as_near_as_its_own_kernels(
     for path, linear in session.model.named_modules():
         if hasattr(linear, "dense"):
             assert torch.equal(linear.dense(), oracle.get_submodule(path).weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_folders_of_gptq_are_read(wide: Path, tmp_path: Path, symmetric: bool) -> None:
+    """v1 and v2, in float16: each linear against float32 on the integers that the method's own reader finds."""
+    given: dict[str, Any] = {}
+    for name, value in load_file(wide / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            made = integers_of(value.numpy(), 64, symmetric)
+            given[name.removesuffix(".weight")] = lambda made=made: made
+    gptq.write(wide, tmp_path / "out", given, (4, 64, symmetric))
+    assert runtime.unreadable(str(tmp_path / "out"), (), ()) is None
+    model = swapped(str(tmp_path / "out"), "cpu")
+    assert model.dtype == torch.float16
+    for name, linear in gptq.read(tmp_path / "out")[0].items():
+        ours = model.get_submodule(name)
+        assert ours.name == ("w4a16-g64" if symmetric else "w4a16-g64-asymmetric")
+        w = torch.from_numpy(dequantize_groups(linear.codes, linear.scales, linear.zeros, 64)).double()
+        x = torch.linspace(-1, 1, 3 * w.shape[1]).reshape(3, -1).to(torch.float16)
+        true, sizes = x.double() @ w.T, x.double().abs() @ w.abs().T
+        assert ((ours(x).double() - true).abs() <= 2.0**-11 * true.abs() + (w.shape[1] + 4) * 2.0**-24 * sizes + 2.0**-25).all()
+
+
+def integers_of(w: np.ndarray[Any, Any], group: int, symmetric: bool) -> Grouped:
+    """w: [N, K] to the nearest of 16 steps in each group; zero points 8, or what the least weight asks for."""
+    blocks = w.reshape(len(w), -1, group)
+    low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+    scales = (np.abs(blocks).max(-1) / 7 if symmetric else (high - low) / 15).astype(np.float16).astype(np.float32)
+    zeros = np.full(scales.shape, 8, np.uint8) if symmetric else np.clip(np.rint(-low / scales), 0, 15).astype(np.uint8)
+    codes = np.clip(np.rint(blocks / scales[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
+    return Grouped(codes.reshape(w.shape), scales, zeros)
 
 
 def test_blocks_over_the_ends_of_rows_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ PACKED: dict[str, Any] = {
 }
 
 
+GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False}
 BITS, INT8 = settings("nf4", double=True), settings("int8", double=False)
 
 
@@ -65,7 +66,11 @@ def test_options_that_it_does_not_have(options: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"quant_method": "gptq"}, "reads compressed-tensors and bitsandbytes: advisor convert"),
+        ({"quant_method": "awq"}, "reads compressed-tensors, gptq and bitsandbytes: advisor convert FOLDER --format gptq"),
+        ({"quant_method": "hqq"}, "quantized by 'hqq'"),
+        (GPTQ | {"desc_act": True}, "act-order"),
+        (GPTQ | {"bits": 8}, "8 bits in groups of 64"),
+        (GPTQ | {"group_size": -1}, "groups of -1"),
         (BITS | {"bnb_4bit_quant_type": "fp4"}, "bitsandbytes' fp4"),
         (BITS | {"bnb_4bit_quant_storage": "bfloat16"}, "NF4 in bytes is read"),
         (INT8 | {"llm_int8_threshold": 4.0}, "outliers from 4 on; our kernel takes them from 6"),
@@ -91,7 +96,7 @@ def test_checkpoints_with_one() -> None:
     assert refusal(W8A8) is None
     assert refusal(FP8) is None
     assert refusal(PACKED) is refusal(weights(symmetric=False)) is None
-    assert refusal(BITS) is refusal(INT8) is None
+    assert refusal(BITS) is refusal(INT8) is refusal(GPTQ) is None
     assert refusal(weights(num_bits=8)) is refusal(weights(num_bits=8, strategy="channel", group_size=None)) is None
 
 
@@ -100,6 +105,8 @@ def test_the_kernels_that_must_have_passed() -> None:
     assert needed(PACKED, ()) == ["w4a16-g64"]
     assert needed(BITS, ("kvint8",)) == ["codebook-nf4", "decode-attention-int8"]
     assert needed(INT8, ()) == ["llm-int8"]
+    assert needed(GPTQ, ()) == ["w4a16-g64"]
+    assert needed(GPTQ | {"sym": False}, ()) == ["w4a16-g64-asymmetric"]
     assert needed(weights(symmetric=False), ()) == ["w4a16-g64-asymmetric"]
     assert needed(weights(num_bits=8), ()) == ["w8a16-g64"]
     assert needed(weights(num_bits=8, strategy="channel"), ()) == ["w8a16"]
