@@ -171,7 +171,9 @@ class GpuHome:
         kernel, shape, packages = point.kernel, point.shape, self._packages
         if rival := rival_of(kernel):
             packages = packages | timing_cache.versions(rival.package, interpreter_of(rival.package))
-        return timing_cache.place(self.cache, self.device, f"gpu-{kernel.name}", packages, kernel.option, point.m, shape.n, shape.k)
+        return timing_cache.place(
+            self.cache, self.device, f"gpu-{kernel.name}", packages, kernel.option, point.m, shape.n, shape.k
+        )
 
 
 def rival_of(kernel: Kernel) -> Rival | None:

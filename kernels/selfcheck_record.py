@@ -50,9 +50,7 @@ def known(device: str, versions: dict[str, str]) -> SelfCheck | None:
     return found if found.versions == versions else None
 
 
-def refusal(
-    device: str, kernels: Iterable[str], versions: dict[str, str], rows: Collection[int] | None = None
-) -> str | None:
+def refusal(device: str, kernels: Iterable[str], versions: dict[str, str], rows: Collection[int] | None = None) -> str | None:
     """Why none of these kernels may be picked on the device for products of so many `rows`; None where all passed, with these
     versions. Without `rows`: what is wrong, or slower at every size, may be picked nowhere."""
     try:

@@ -23,7 +23,12 @@ VLLM = next(one for one in RIVALS["w4a16"] if one.name == MARLIN)
 TORCHAO = next(one for one in RIVALS["w4a16"] if one.package == "torchao")
 OURS = Figure(median=4e-6, low=4e-6, high=4e-6, kind="measured")
 CHECK = KernelCheck(
-    name="w4a16-g64", shape="M 16, N 64, K 32", right=True, times_s={"triton": OURS}, refused={MARLIN: "not here"}, fastest="triton"
+    name="w4a16-g64",
+    shape="M 16, N 64, K 32",
+    right=True,
+    times_s={"triton": OURS},
+    refused={MARLIN: "not here"},
+    fastest="triton",
 )
 
 

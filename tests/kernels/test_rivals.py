@@ -171,7 +171,15 @@ def test_what_marlin_is_called_with_is_what_vllm_has() -> None:
         accepted = known[node.func.attr]
         assert len(node.args) <= len(accepted)
         assert {one.arg for one in node.keywords} <= set(accepted), node.func.attr
-    product = {"weight", "weight_scale", "weight_zp", "workspace", "wtype", "output_size_per_partition", "input_size_per_partition"}
+    product = {
+        "weight",
+        "weight_scale",
+        "weight_zp",
+        "workspace",
+        "wtype",
+        "output_size_per_partition",
+        "input_size_per_partition",
+    }
     assert product < set(known["apply_gptq_marlin_linear"])
     assert known["apply_gptq_marlin_linear"][0] == "input"
 

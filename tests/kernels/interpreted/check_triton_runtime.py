@@ -252,7 +252,9 @@ def test_folders_of_bitsandbytes_are_as_near_as_its_own_kernels(
     theirs = decoded(AutoModelForCausalLM.from_pretrained(folder).eval(), DynamicCache(), tokens)
     for ours, their, true in zip(found, theirs, exact, strict=True):
         off, allowed = np.linalg.norm(ours - true), np.linalg.norm(their - true)
-        assert off <= 2 * allowed, f"{off / np.linalg.norm(true):.4f} of the logits; bitsandbytes {allowed / np.linalg.norm(true):.4f}"
+        assert off <= 2 * allowed, (
+            f"{off / np.linalg.norm(true):.4f} of the logits; bitsandbytes {allowed / np.linalg.norm(true):.4f}"
+        )
         assert allowed < 0.2 * np.linalg.norm(true)
     assert method is kbit or max(loud) >= 1
     seen = session.operators(PROMPT, batch=None)["decode"]
