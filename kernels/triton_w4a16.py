@@ -84,6 +84,8 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> tup
 
 EXCEPTIONS: dict[tuple[int, int, int], Tile] = {
     (64, 32, 89): Tile(m=64, n=128, k=32, warps=8, stages=2),
+    (64, 128, 80): Tile(m=32, n=64, k=128, warps=8, stages=2),
+    (64, 128, 120): Tile(m=32, n=64, k=128, warps=8, stages=2),
 }
 """(rows, group, sm) whose usual tile spills or asks for too much: what compiles there without."""
 

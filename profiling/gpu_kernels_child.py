@@ -27,8 +27,8 @@ WARM_S = 0.05
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    others, package = bool(request.get("rivals")), request.get("package")
-    ready, without = calls(request["probe"], tuple(request["sizes"]), others=others, package=package)
+    sizes, package = tuple(request["sizes"]), request.get("package")
+    ready, without = calls(request["probe"], sizes, others=bool(request.get("rivals")), package=package)
     with nvml.watching(visible_gpu()) as seen:
         samples, refused = gpu_timing.interleaved(ready, ROUNDS, WARM_S)
     if refused and not samples:

@@ -61,7 +61,7 @@ def test_what_is_slower_at_some_sizes_is_not_picked_there() -> None:
     assert "slower" in str(refusal(GPU, ["decode-attention-int4"], VERSIONS, [1]))
 
 
-@pytest.mark.parametrize("speeds", product(["faster", "tied", "slower", None], repeat=3))
+@pytest.mark.parametrize("speeds", list(product(["faster", "tied", "slower", None], repeat=3)))
 def test_exit_code_and_choice_agree(speeds: tuple[Any, ...]) -> None:
     """Selfcheck fails exactly where there is a number of rows at which the kernel is not picked."""
     checks = [check("w8a8", shape=f"M {m}, N 8, K 8", speed=speed) for m, speed in zip((1, 16, 512), speeds, strict=True)]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from quantadvisor.documents import BadInput
+from quantadvisor.kernels.bitsandbytes_nf4 import STATE, restored
 from quantadvisor.methods.formats import bitsandbytes as ours
 
 from .integers import rounded_model
@@ -39,7 +40,7 @@ def test_golden_double_quantization() -> None:
     stored = ours.stored_nf4(torch.randn(64, 256).numpy())
     assert stored["weight.absmax"][:8].tolist() == [216, 109, 43, 41, 48, 237, 245, 216]
     assert stored["weight.nested_absmax"][0] == pytest.approx(1.72534823, rel=1e-6)  # the mean is summed in another order
-    assert b'"nested_offset": 2.6179' in bytes(stored[ours.STATE])
+    assert b'"nested_offset": 2.6179' in bytes(stored[STATE])
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -54,7 +55,7 @@ def test_like_the_library_bit_for_bit(double: bool, shape: tuple[int, int]) -> N
     assert set(mine) == set(theirs)
     for key in ("weight", "weight.quant_map", *(() if double else ("weight.absmax",))):
         np.testing.assert_array_equal(mine[key], theirs[key].numpy(), err_msg=key)
-    a, b = ours.restored_nf4(mine), ours.restored_nf4({key: value.numpy() for key, value in theirs.items()})
+    a, b = restored(mine), restored({key: value.numpy() for key, value in theirs.items()})
     np.testing.assert_array_equal(a.codes, b.codes)
     exact = np.abs(w.numpy().reshape(-1, 64)).max(1)
     if double:  # the library's CPU code takes the second nearest of the 256 values now and then: ours is never further off
@@ -85,7 +86,7 @@ def test_a_folder_comes_back_as_what_was_rounded(kind: str, double: bool, llama:
         if kind == "int8":
             assert np.abs(w - exact).max() <= np.abs(exact).max() / 253
         else:
-            want = ours.weights_of(ours.restored_nf4(ours.stored_nf4(exact, double)))
+            want = ours.weights_of(restored(ours.stored_nf4(exact, double)))
             np.testing.assert_array_equal(w, want)
 
 
