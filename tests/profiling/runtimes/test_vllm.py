@@ -238,7 +238,7 @@ class TestVllm:
     @pytest.mark.skipif(runtime.int4_refusal(describe_device().isa) is not None, reason="no AVX-512")
     @pytest.mark.parametrize("layout", ["gptq", "awq"])
     def test_the_same_integers_in_other_layouts_run_as_int4(self, layout: str, folders: dict[str, Path], tmp_path: Path) -> None:
-        """Their linears have no scheme, but a method whose kernel is named; the log-probabilities are those of compressed-tensors.
+        """Their linears have no scheme, but a method whose kernel is named; log-probabilities are those of compressed-tensors.
         vLLM reads symmetric integers alone in GPTQ's."""
         packed = folders["w4"]
         if layout == "gptq":
