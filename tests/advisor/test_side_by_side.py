@@ -16,7 +16,7 @@ from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import BadInput, Checkpoint, Explanation, Gpu
 
 from .documents import figure, workload
-from .test_checkpoint import products_folder
+from .test_checkpoint import openvino_folder, products_folder
 from .test_device_choice import plant
 
 SPEC = """schema: quantadvisor/workload/1
@@ -89,7 +89,7 @@ H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, compute_capabili
         ("auto", None, ("cuda", "onnxruntime+cuda")),
         ("cuda:0", "onnxruntime", ("cuda", "onnxruntime+cuda")),
         ("cuda:0", "onnxruntime+cuda", ("cuda", "onnxruntime+cuda")),
-        ("auto", "onnxruntime-genai", ("cpu", "onnxruntime-genai")),
+        ("auto", "onnxruntime-genai", ("cuda", "onnxruntime-genai+cuda")),
         ("cpu", None, ("cpu", None)),
     ],
 )
@@ -100,8 +100,17 @@ def test_the_device_of_the_workload_is_where_it_is_explained(
     given = str(products_folder(tmp_path / "m", 127))
     where, there = place_of(given, place, workload(device=device))
     assert (where.kind, there) == found
-    with pytest.raises(BadInput, match="onnxruntime-genai does not run on NVIDIA H100"):
-        place_of(given, "onnxruntime-genai", workload(device="cuda:0"))
+
+
+def test_a_runtime_without_a_path_to_the_gpu_explains_on_the_cpu_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, H100, able=("onnxruntime",))
+    given = str(openvino_folder(tmp_path / "m", "u4"))
+    where, there = place_of(given, "openvino+f32", workload(device="auto"))
+    assert (where.kind, there) == ("cpu", "openvino+f32")
+    with pytest.raises(BadInput, match=r"openvino\+f32 does not run on NVIDIA H100"):
+        place_of(given, "openvino+f32", workload(device="cuda:0"))
 
 
 def test_a_gpu_s_explanation_rests_on_its_roofs_and_the_interpreters_asked_for(
