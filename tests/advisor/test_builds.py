@@ -74,15 +74,15 @@ def apply(*inputs, **more):
         kept = bytearray(b"x") * (2 << 30)
         time.sleep(600)
     if fault == "large":
+        again = (out.parent / "seen").exists()
+        (out.parent / "seen").touch()
         kept = bytearray(b"x") * (800 << 20)
-        if not (out.parent / "seen").exists():
-            (out.parent / "seen").touch()
-            time.sleep(600)
+        time.sleep(0 if again else 600)
     if fault == "small":
         kept = bytearray(b"x") * (500 << 20)
         while not (out.parent / "seen").exists():
             time.sleep(0.1)
-        time.sleep(3)
+        time.sleep(5)
     return real(*inputs, **more)
 
 
