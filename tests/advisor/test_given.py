@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,15 @@ from quantadvisor.advisor.context import Context
 from quantadvisor.advisor.prove import run_trials
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import SourceCheckpoint
+from quantadvisor.methods.affine import quantize_groups
+from quantadvisor.methods.formats import bridges
+from quantadvisor.methods.formats import gptq as formats_gptq
+from quantadvisor.methods.formats.huggingface import linear_weights
+from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
+from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.inventory import inventory_from_config
 
 from ..methods.conftest import write_llama
@@ -48,24 +55,62 @@ def fp8(model: Path, out: Path) -> Path:
     return out
 
 
+def compressed(model: Path, out: Path) -> Path:
+    method("rtn").apply(model, scheme("w4-g64-bf16"), "vllm", TOKENS, out)
+    return out
+
+
+def awq(model: Path, out: Path) -> Path:
+    bridges.convert(compressed(model, out.with_name("packed")), "awq", out)
+    return out
+
+
+def gptq(model: Path, out: Path) -> Path:
+    """Symmetric, as vLLM reads them."""
+    names = linear_weights(model, json.loads((model / "config.json").read_text()))
+    given = {name: partial(lambda read: quantize_groups(read(), *SYMMETRIC), read) for name, read in names.items()}
+    formats_gptq.write(model, out, given, SYMMETRIC)
+    return out
+
+
+SYMMETRIC = LinearFormat(4, 64, True)
+LLAMA = ["llama.cpp", "llama.cpp+fa", "llama.cpp+plain", "llama.cpp+fa+plain"]
+VLLM = 9
+"""vLLM holds q, k and v in one, gate and up too; lm_head is the ninth of two layers."""
+
+
 @pytest.mark.parametrize(
-    ("package", "make", "places", "linears"),
+    ("runtime", "package", "make", "places", "linears"),
     [
-        ("onnxruntime_genai", onnx, ["onnxruntime", "onnxruntime-genai"], (FUSED, FUSED)),
-        ("bitsandbytes", bitsandbytes, ["torch"], (LINEARS, LINEARS - 1)),
-        ("accelerate", fp8, ["torch"], (LINEARS, 0)),  # transformers expands it on a CPU: it loads, and runs unquantized
-        ("llama_cpp", gguf, ["llama.cpp", "llama.cpp+fa", "llama.cpp+plain", "llama.cpp+fa+plain"], (LINEARS, LINEARS)),
+        ("onnxruntime", "onnxruntime_genai", onnx, ["onnxruntime", "onnxruntime-genai"], (FUSED, FUSED)),
+        ("torch", "bitsandbytes", bitsandbytes, ["torch"], (LINEARS, LINEARS - 1)),
+        ("torch", "accelerate", fp8, ["torch"], (LINEARS, 0)),  # transformers expands it on a CPU: it loads, and runs unquantized
+        ("torch", "compressed_tensors", compressed, ["torch"], (LINEARS, 0)),  # likewise
+        (
+            "llama.cpp",
+            "llama_cpp",
+            gguf,
+            ["llama.cpp", "llama.cpp+fa", "llama.cpp+plain", "llama.cpp+fa+plain"],
+            (LINEARS, LINEARS),
+        ),
+        ("vllm", "", compressed, ["vllm"], (VLLM, VLLM - 1)),
+        ("vllm", "", awq, ["vllm"], (VLLM, VLLM - 1)),
+        ("vllm", "", gptq, ["vllm"], (VLLM, VLLM - 1)),
     ],
 )
 def test_a_checkpoint_is_measured_and_scored_as_it_is(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    runtime: str,
     package: str,
     make: Callable[[Path, Path], Path],
     places: list[str],
     linears: tuple[int, int],
 ) -> None:
-    pytest.importorskip(package, reason=f"{package} is not in this environment")
+    if package:
+        pytest.importorskip(package, reason=f"{package} is not in this environment")
+    if reason := refusal(runtime, interpreter_of(runtime), None, (), ()):
+        pytest.skip(reason)
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
     hf = write_llama(tmp_path / "hf", hidden_size=128, intermediate_size=384, num_key_value_heads=4, max_position_embeddings=1024)
     mine = make(hf, tmp_path / "mine")
