@@ -164,7 +164,8 @@ def test_a_gpu_offers_its_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "dynamic_int8-w8a8-bf16@triton", "fp8-fp8-bf16@vllm+cuda", "kv_fp8-bf16-kvf8-unit@vllm+cuda",
         "kv_int8-q8_0-kv8@llama.cpp+cuda+fa", "turboquant-bf16-kv4-turbo@triton", "turboquant-bf16-kv4-turbo@vllm+cuda",
         "none-fp16@onnxruntime-genai+cuda", "rtn-w4-g64@onnxruntime-genai+cuda", "kbit-nf4-b64-bf16@torch+cuda",
-        "llm_int8-w8a8-outlier-fp16@torch+cuda", "smoothquant-w8a8-static@onnxruntime+tensorrt", "kv_int8-fp32-kv8@onnxruntime+cuda",
+        "llm_int8-w8a8-outlier-fp16@torch+cuda", "smoothquant-w8a8-static@onnxruntime+tensorrt",
+        "kv_int8-fp32-kv8@onnxruntime+cuda",
     ):  # fmt: skip
         assert found[name].refused is None, found[name].refused
 
