@@ -263,8 +263,12 @@ def no_arithmetic(made: Scheme, device: Device) -> str | None:
 
 def no_kernel_of_vllm(made: Scheme, name: str, device: Device) -> str | None:
     """Why vLLM's CPU build has no product of a scheme on this CPU: before there is a folder, which would say it."""
-    plain_int4 = made.weights is not None and made.weights.number == "int" and made.weights.bits == 4 and made.activations is None
-    return vllm.int4_refusal(device.isa) if name == "vllm" and device.kind == "cpu" and plain_int4 else None
+    weights_alone = made.weights is not None and made.weights.number == "int" and made.activations is None
+    if name != "vllm" or device.kind != "cpu" or not weights_alone or made.weights is None:
+        return None
+    if made.weights.bits != 4:
+        return f"vLLM's CPU build multiplies weights alone in 4 bits only, not in {made.weights.bits:g}"
+    return vllm.int4_refusal(device.isa)
 
 
 def recipe(method_name: str, wanted: Scheme, runtime_name: str) -> tuple[str, Scheme]:

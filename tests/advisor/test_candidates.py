@@ -222,6 +222,7 @@ def test_int4_on_vllm_needs_more_than_avx2(isa: tuple[str, ...], refused: bool) 
     reason = "vLLM's INT4 product on a CPU needs AVX-512 (its library for AVX2 has none)" if refused else None
     assert no_kernel_of_vllm(scheme("w4-g64-bf16"), "vllm", here) == reason
     assert no_kernel_of_vllm(scheme("w8a8-bf16"), "vllm", here) is None
+    assert "in 4 bits only, not in 8" in str(no_kernel_of_vllm(scheme("w8-g64-bf16"), "vllm", here))
     assert no_kernel_of_vllm(scheme("w4-g64-bf16"), "torch", here) is None
 
 
