@@ -74,10 +74,11 @@ def test_a_sample_compiles_to_the_golden_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.runtime  # five minutes: with the heavy runtimes, before `make test`
-def test_everything_compiles_to_the_golden_code(tmp_path: Path) -> None:
-    done = compiled(tmp_path)
+def test_everything_that_is_launched_compiles_to_the_golden_code(tmp_path: Path) -> None:
+    """What is only tried is compared by `python -m quantadvisor.kernels.triton_compile`, two minutes more."""
+    done = compiled(tmp_path, "--only", f"^(?!{TRIED})")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert f"{len(EVERY)} compilations" in done.stdout
+    assert f"{len(KERNELS)} compilations" in done.stdout
 
 
 @pytest.mark.runtime
