@@ -217,7 +217,7 @@ PLANTED = {
         place="llama.cpp+plain", package="llama_cpp",
     ),
     "llama.cpp without flash attention": Planted(
-        "attention", "llama.cpp+fa", make("gguf", "q8_0", "llama.cpp"), (2048, 500, 1), place="llama.cpp+plain",
+        "attention", "llama.cpp+fa", make("gguf", "q8_0", "llama.cpp"), (4096, 500, 1), place="llama.cpp+plain",
         package="llama_cpp",
     ),
 }  # fmt: skip

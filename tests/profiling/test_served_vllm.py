@@ -12,7 +12,7 @@ from quantadvisor.methods.formats import compressed
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
-from quantadvisor.profiling.served_quality import pool_tokens, server_scores
+from quantadvisor.profiling.served_quality import cache_config, pool_tokens, server_scores
 
 from ..kernels.test_guardian import alive
 from ..methods.conftest import torch_logits, write_llama
@@ -42,7 +42,7 @@ def test_a_real_server_is_timed_judged_and_ended(tmp_path: Path) -> None:
         seen = served.generate(np.zeros((2, 32), np.int64), 5)
         server.go_on()  # it is paused after a round
         scores = server_scores(served.asked, windows, tmp_path / "reference.npy")
-        held = pool_tokens(served.asked)
+        held = pool_tokens(cache_config(served.asked))
     assert not any(map(alive, processes))
     assert seen.ttft_s > 0
     assert len(seen.itl_s) == 2 * 2 * 4  # users x turns x gaps
