@@ -141,10 +141,8 @@ GPU_CATALOGUE = (
     Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
     Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
     Entry("rtn", "w8-g64-bf16", "weights", ("vllm+cuda", "triton")),
-    Entry("kbit", "nf4-b64-bf16", "weights", ("triton",)),
     Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("smoothquant", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
-    Entry("llm_int8", "w8a8-outlier-fp16", "activations", ("triton",)),
     Entry("fp8", "fp8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("kbit", "nf4-b64-bf16", "weights", ("torch+cuda", "triton")),
     Entry("llm_int8", "w8a8-outlier-fp16", "activations", ("torch+cuda", "triton")),
@@ -263,11 +261,11 @@ def no_arithmetic(made: Scheme, device: Device) -> str | None:
 
 def no_kernel_of_vllm(made: Scheme, name: str, device: Device) -> str | None:
     """Why vLLM's CPU build has no product of a scheme on this CPU: before there is a folder, which would say it."""
-    weights_alone = made.weights is not None and made.weights.number == "int" and made.activations is None
-    if name != "vllm" or device.kind != "cpu" or not weights_alone or made.weights is None:
+    weights = made.weights
+    if name != "vllm" or device.kind != "cpu" or weights is None or weights.number != "int" or made.activations is not None:
         return None
-    if made.weights.bits != 4:
-        return f"vLLM's CPU build multiplies weights alone in 4 bits only, not in {made.weights.bits:g}"
+    if weights.bits != 4:
+        return f"vLLM's CPU build multiplies weights alone in 4 bits only, not in {weights.bits:g}"
     return vllm.int4_refusal(device.isa)
 
 

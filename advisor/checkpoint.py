@@ -49,7 +49,7 @@ def inspect(path: str, place: str | None, isa: tuple[str, ...], pythons: Mapping
     the interpreter that was asked for (`pythons`: by runtime)."""
     made = described(path)
     name, options = runtime_for(made.format, place, path)
-    python = (pythons or {}).get(name) or interpreter_of(name)
+    python = interpreter_of(name, (pythons or {}).get(name))
     refused = refusal(name, python, made.path, options, isa) or crash(made.scheme, name, options, isa, python)
     if refused:
         raise BadInput(path, f"cannot run on {name}: {refused}", "see advisor runtimes")

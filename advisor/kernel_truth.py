@@ -95,7 +95,7 @@ def standing(timing: KernelTiming) -> str:
 
 def interpreters(asked: Mapping[str, str]) -> dict[str, str]:
     """The interpreter of every probed runtime, as it was `asked` for: probes run where their runtime lives."""
-    return {runtime: asked.get(runtime) or interpreter_of(runtime) for runtime in {probe.runtime for probe in PROBES.values()}}
+    return {runtime: interpreter_of(runtime, asked.get(runtime)) for runtime in {probe.runtime for probe in PROBES.values()}}
 
 
 def probes_here(device: Device, pythons: Mapping[str, str] = {}) -> tuple[ProbeHere, ...]:

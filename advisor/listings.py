@@ -85,7 +85,7 @@ def methods(model: str | None) -> Listing:
 
 
 def kernels(asked: Asked, budget_s: float, progress: Progress, device_name: str = "auto") -> Listing:
-    pythons = {name: asked.pythons.get(name) or interpreter_of(name) for name in ("triton", "torch")}
+    pythons = {name: interpreter_of(name, asked.pythons.get(name)) for name in ("triton", "torch")}
     device = named_device(device_name, lambda gpu: usable(gpu, pythons), "--device")
     if asked.model is None:
         found = kernel_truth.KernelTruth(device=device.name, probes=kernel_truth.probes_here(device, asked.pythons))

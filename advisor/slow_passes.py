@@ -149,7 +149,7 @@ def contrasts_here(
 
 def kept_file(cache: Path, pair: Rivals, device: Device, sizes: object, pythons: Mapping[str, str]) -> Path:
     name = split(pair.ours)[0]
-    packages = versions(name, pythons.get(name) or interpreter_of(name))
+    packages = versions(name, interpreter_of(name, pythons.get(name)))
     identity = [FORMAT, *pair, device.fingerprint, device.threads, packages, sizes, TOKENS, ROWS, CHUNK, CHUNKED_ROWS]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return cache / f"{pair.ours}-{digest[:20]}.json"
@@ -220,7 +220,7 @@ class Workshop:
             raise CandidateFailed(reason)
         pool = pool_bytes(self.inventory, asked, runtime, TOKENS + STEPS, ROWS)
         options = (*session_options(runtime, options_of(name), asked), *([f"{POOL}{pool}"] if pool else ()))
-        python = self.pythons.get(runtime) or interpreter_of(runtime)
+        python = interpreter_of(runtime, self.pythons.get(runtime))
         return RunningWorker(runtime_file(runtime), out, options, self.device.threads, python=python)
 
     def beside(self, pair: Rivals) -> tuple[Contrast, ...]:

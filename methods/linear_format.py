@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from quantadvisor.documents.errors import BadInput
+from quantadvisor.kernels.ggml_types import BLOCK
 
 
 class LinearFormat(NamedTuple):
@@ -26,7 +27,6 @@ DIVIDED = ("awq", "compressed-tensors", "openvino", "llama.cpp")
 """Whose groups divide a row; in the others the last one may be short."""
 LEAST_BLOCK = 16
 """Of MatMulNBits, whose block sizes are powers of two (docs/ContribOperators.md of microsoft/onnxruntime)."""
-GGUF_BLOCK = 32
 OTHERWISE = "quantize the model itself for it"
 
 
@@ -59,7 +59,7 @@ def check(form: LinearFormat, target: str, widths: Iterable[int] = ()) -> None:
         return
     if target == "onnxruntime" and (group < LEAST_BLOCK or group & (group - 1)):
         raise BadInput("weights", f"blocks of MatMulNBits are powers of two from {LEAST_BLOCK} on, not {group}", OTHERWISE)
-    if target == "llama.cpp" and group % GGUF_BLOCK:
-        raise BadInput("weights", f"blocks of GGUF hold {GGUF_BLOCK} weights, which do not divide groups of {group}", OTHERWISE)
+    if target == "llama.cpp" and group % BLOCK:
+        raise BadInput("weights", f"blocks of GGUF hold {BLOCK} weights, which do not divide groups of {group}", OTHERWISE)
     if target in DIVIDED and (odd := sorted(width for width in widths if width % group)):
         raise BadInput("weights", f"groups of {target} divide a row, and {group} does not divide {odd[0]}", OTHERWISE)

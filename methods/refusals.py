@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
+from quantadvisor.kernels.machine import usable_memory
 
 ONNX = ("onnxruntime", "onnxruntime-genai")
 """Both read one folder format."""
@@ -121,10 +122,7 @@ def free_memory() -> int:
     """Bytes that can be allocated without pushing anything out, or the limit of the cgroup where that is less."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else ""
-    return min(free, int(text)) if text.isdigit() else free
+    return min(int(psutil.virtual_memory().available), usable_memory())
 
 
 READS = "transformers reads"

@@ -156,7 +156,9 @@ def test_a_gpu_offers_its_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Every runtime with the option that means the GPU, or triton; every baseline, scheme and cache of a GPU."""
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
     monkeypatch.setattr(candidates, "refusal", lambda *_: None)
-    found = {c.name: c for c in enumerate_candidates(workload(), tmp_path, on("9.0"))}
+    listed = enumerate_candidates(workload(), tmp_path, on("9.0"))
+    found = {c.name: c for c in listed}
+    assert len(found) == len(listed), "each once"
     assert all(c.runtime == "triton" or {"cuda", "tensorrt"} & set(c.options) for c in found.values())
     for name in (
         "none-bf16@torch+cuda", "none-fp16@vllm+cuda", "none-fp32@onnxruntime+cuda", "none-fp32@onnxruntime+tensorrt",
