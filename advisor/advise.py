@@ -25,7 +25,7 @@ from .predict import (
     users_within,
 )
 from .prove import memory_limit
-from .risk import not_searched
+from .risk import coarser_of, not_searched
 
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
@@ -62,19 +62,25 @@ def without_failed(
 def exclude_by_quality(
     candidates: Sequence[Candidate], simulated: Mapping[str, Quality], workload: Workload
 ) -> tuple[Candidate, ...]:
-    """Candidates whose simulated quality breaks the budget with its whole interval are excluded, and searches that start too
-    far from it."""
-    result = []
+    """Candidates whose simulated quality breaks the budget with its whole interval are excluded, searches that start too far
+    from it, and what is finer than it asks for."""
+    result, lone = [], {c.name for c in standing_alone(candidates)}
     for candidate in candidates:
         quality = simulated.get(f"{candidate.method}-{candidate.scheme.name}")
         reason = budget_breach(quality, workload) if quality and budget_breach(at_best(quality), workload) else None
         if quality and reason:
             reason = f"{reason} (fake quantization, {quality.tokens} tokens)"
-        reason = reason or not_searched(candidate.method, candidate.scheme, simulated, workload.quality.kl_mean_max)
+        reason = reason or not_searched(candidate.method, candidate.scheme, simulated, workload, candidate.name in lone)
         if candidate.refused is None and candidate.excluded is None and reason:
             candidate = candidate.model_copy(update={"excluded": reason})
         result.append(candidate)
     return tuple(result)
+
+
+def standing_alone(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no coarser one stands before at their place: it is not listed there, or refused."""
+    here = {(f"{c.method}-{c.scheme.name}", c.runtime, c.options) for c in candidates if c.refused is None}
+    return [c for c in candidates if (coarser_of(f"{c.method}-{c.scheme.name}"), c.runtime, c.options) not in here]
 
 
 def at_best(quality: Quality) -> Quality:
@@ -266,7 +272,8 @@ def shrinks_more_for_nothing(candidate: Candidate, order: Sequence[Candidate], w
 
 def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
     """The unmeasured candidate that is predicted to beat the best feasible measured one, or to tie it and win the tie by
-    better quality, if any: the best predicted of a method and scheme that was not measured on any runtime."""
+    better quality, if any: the best predicted of a method and scheme that was not measured on any runtime. Who lost by what was
+    measured of it outdoes nobody any more."""
     order = ranked(candidates, workload)
     open_ = [c for c in candidates if not c.measured and not c.refused and not c.excluded and c.predicted]
     open_ = [c for c in open_ if c.predicted and c.predicted.objective is not None]
@@ -277,6 +284,7 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
     assert measured
     seen = {c.name.split("@")[0] for c in candidates if c.measured}
     known = [c for c in candidates if c.predicted and c.predicted.objective is not None]
+    rivals = [c for c in known if not c.measured or c in order]
     wins, ties = (measured.median * factor for factor in ((TIE, 1 / TIE) if maximised(workload) else (1 / TIE, TIE)))
     kl = order[0].quality.kl.mean if order[0].quality else 0.0
     return [
@@ -285,7 +293,7 @@ def overlooked(candidates: Sequence[Candidate], workload: Workload) -> list[Cand
         if c.name.split("@")[0] not in seen
         and better(objective(c), ties if expected_kl(c) < kl else wins, workload)
         and not shrinks_more_for_nothing(c, known, workload)
-        and not outdone(c, known)
+        and not outdone(c, rivals)
     ][:1]
 
 

@@ -7,7 +7,9 @@ runtimes read: gptq, awq and compressed-tensors hold the same integers, and the 
 from __future__ import annotations
 
 import math
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
     from .builds import Built
 
-SAMPLES = 128
 RUNTIME_OF = {
     "gptq": "torch", "awq": "torch", "bitsandbytes": "torch", "compressed-tensors": "vllm", "gguf": "llama.cpp",
     "onnx": "onnxruntime", "openvino": "openvino",
@@ -46,7 +47,9 @@ def apply(
     runtime: Runtime = None,
     format: Format = None,
     calibration: Annotated[Path | None, typer.Option("--calibration", help="text to calibrate on; else the built-in one")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="of 128 tokens each, of the calibration text", min=1)] = SAMPLES,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="of 128 tokens each, of the calibration text; else 128 or fewer", min=1)
+    ] = None,
     train_s: Annotated[float, typer.Option("--train-s", help="seconds that a method which trains may take", min=0.0)] = 0.0,
     as_json: Json = False,
     quiet: Silent = False,
@@ -127,10 +130,11 @@ def check_new(out: Path) -> None:
 
 
 def made_by(folder: Path, method_name: str, wanted: Scheme, runtime: str, format: str | None, out: Path, text: Path | None,
-            samples: int, train_s: float, progress: Progress) -> Built:  # fmt: skip
+            samples: int | None, train_s: float, progress: Progress) -> Built:  # fmt: skip
     """The artifact in `out`, built in a child process; BadInput with the reason where it could not be."""
     import numpy as np
 
+    from quantadvisor.documents.workload import Calibration
     from quantadvisor.methods.formats import bridges, huggingface
     from quantadvisor.methods.refusals import READS
     from quantadvisor.methods.registry import method
@@ -143,12 +147,12 @@ def made_by(folder: Path, method_name: str, wanted: Scheme, runtime: str, format
     refused = method(method_name).refuse(folder, wanted, runtime)
     if refused and not refused.startswith(READS):
         raise BadInput(name, refused, "see advisor methods")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".apply.") as scratch:
-        tokens = Path(scratch) / "calibration.npy"
-        np.save(tokens, calibration_tokens(folder, samples, CALIBRATION_LENGTH, text, None)[0])
-        build = Build(method=method_name, scheme=wanted, runtime=runtime, model_folder=folder, out=Path(scratch) / name,
-                      calibration=tokens, apply_s=math.inf, train_s=train_s)  # fmt: skip
+    with scratch_beside(out) as scratch:
+        tokens = scratch / "calibration.npy"
+        np.save(tokens, calibration_tokens(folder, Calibration(samples=samples).drawn, CALIBRATION_LENGTH, text, None)[0])
+        build = Build(method=method_name, scheme=wanted, runtime=runtime, model_folder=folder, out=scratch / name,
+                      calibration=tokens, samples=samples, apply_s=math.inf, train_s=train_s)  # fmt: skip
+        shutil.rmtree(build.out, ignore_errors=True)  # whole, but never handed over: nothing tells of which settings it is
         made = build_all([build], progress.say, processes=1)[build.out]
         if made.failed:
             raise BadInput(f"{name} for {runtime}", made.failed, "see advisor methods")
@@ -159,6 +163,23 @@ def made_by(folder: Path, method_name: str, wanted: Scheme, runtime: str, format
         else:
             made = made.model_copy(update={"notes": (*made.notes, *bridges.convert(build.out, format, out))})
     return made.model_copy(update={"out": out, "bytes": folder_bytes(out)})
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A folder to build in. An interruption leaves it, and what the method kept in it (methods/kept.py), for the same command to
+    go on from; so does a failure where anything is kept."""
+    from quantadvisor.methods.formats.folders import PARTIAL
+
+    folder = out.parent / f".{out.name}{PARTIAL}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except Exception:
+        if not any(folder.glob(".*.kept-*/*")):
+            shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
 
 
 def tell(made: Built, as_json: bool, quiet: bool) -> None:

@@ -27,6 +27,7 @@ from quantadvisor.documents.workload import Budget
 from quantadvisor.kernels.answering import serve
 from quantadvisor.kernels.machine import process_memory, usable_cores
 from quantadvisor.kernels.processes import ProbeProcess
+from quantadvisor.methods.formats.folders import remove_partial
 
 CHILD = Path(__file__)
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -41,6 +42,8 @@ class Build(Document):
     model_folder: Path
     out: Path
     calibration: Path
+    samples: int | None = None
+    """Of the calibration, that a method reads which would take fewer by itself; None: as many as it does."""
     base: Path | None = None
     """The fp32 export of the same model for the same runtime, where there is one; of a cache's build the folder below it."""
     below: Build | None = None
@@ -93,6 +96,7 @@ class Running:
     heard: str = ""
 
     def __post_init__(self) -> None:
+        remove_partial(self.build.out)
         self.until = time.monotonic() + self.build.apply_s + self.build.train_s
         with suppress(CandidateFailed):  # of one that is gone already `result` tells the reason
             self.process.send({"probe": "build", "build": self.build.model_dump(mode="json")})
@@ -105,6 +109,7 @@ class Running:
             late = "; a larger budget.apply_s gives it more" if time.monotonic() > self.until else ""
             answer = {"failed": f"{error}{late}"}
             progress_file(self.build.out).unlink(missing_ok=True)
+            remove_partial(self.build.out)
         return None if answer is None else Built.model_validate({"out": self.build.out, **answer})
 
     def tell(self, say: Callable[[str], None]) -> None:
@@ -247,8 +252,8 @@ def make(build: Build, calibration: Any) -> tuple[str, ...]:
 
 
 def applied(build: Build, calibration: Any) -> tuple[str, ...]:
-    """The method's own work; one that trains gets its budget, one that takes long a file to say its progress in, one that weighs
-    widths what they take."""
+    """The method's own work; one that trains gets its budget, one that takes long a file to say its progress in, one that reads
+    few samples by itself as many as the user wants, one that weighs widths what they take."""
     from quantadvisor.methods.registry import method, trains
 
     inputs = (build.model_folder, build.scheme, build.runtime, calibration, build.out)
@@ -259,8 +264,11 @@ def applied(build: Build, calibration: Any) -> tuple[str, ...]:
             raise CandidateFailed(f"{build.method} trains, and budget.train_s is 0")
         more["train_s"] = build.train_s
     place = progress_file(build.out)
-    if "say" in inspect.signature(apply).parameters:
+    known = inspect.signature(apply).parameters
+    if "say" in known:
         more["say"] = partial(write_text, place)
+    if "samples" in known:
+        more["samples"] = build.samples
     try:
         notes: tuple[str, ...] = apply(*inputs, base=build.base, **more)
     finally:

@@ -63,12 +63,18 @@ CATALOGUE = (
     Entry("none", "fp32", "none", ("torch", "torch+compile", *ONNX, *OPENVINO)),
     Entry("rtn", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w8-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("rtn", "w8-g32", "weights", (*ONNX, *OPENVINO)),
     Entry("rtn", "w3-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("gptq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("awq", "w4-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("gptq", "w8-g64", "weights", (*ONNX, *OPENVINO)),
+    Entry("gptq", "w4-g32", "weights", (*ONNX, *OPENVINO)),
+    Entry("awq", "w4-g32", "weights", (*ONNX, *OPENVINO)),
     Entry("lkd", "w4-g64", "weights", (*ONNX, *OPENVINO)),
     Entry("gptq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
     Entry("awq", "w4-g64-bf16", "weights", (*COMPRESSED, "torch")),
+    Entry("gptq", "w4-g32-bf16", "weights", (*COMPRESSED, "torch")),
+    Entry("awq", "w4-g32-bf16", "weights", (*COMPRESSED, "torch")),
     Entry("obq", "w4-g64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64", "weights", ("onnxruntime", "openvino+f32")),
     Entry("kbit", "nf4-b64-bf16", "weights", ("torch",)),
@@ -83,6 +89,7 @@ CATALOGUE = (
     Entry("dynamic_int8", "w8a8-tensor", "activations", ("onnxruntime",)),
     Entry("dynamic_int8", "w8a8-bf16", "activations", COMPRESSED),
     Entry("static_int8", "w8a8-static", "activations", ("onnxruntime", *OPENVINO)),
+    Entry("static_int8", "w8a8-static-mse", "activations", ("onnxruntime", *OPENVINO)),
     Entry("static_int8", "w8a8-static-npu", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8", "activations", ONNX),
     Entry("smoothquant", "w7a8", "activations", ONNX),
@@ -90,10 +97,16 @@ CATALOGUE = (
     Entry("smoothquant", "w8a8-static", "activations", ("onnxruntime", *OPENVINO)),
     Entry("smoothquant", "w8a8-static-npu", "activations", ("onnxruntime",)),
     Entry("smoothquant", "w8a8-bf16", "activations", COMPRESSED),
+    Entry("smoothquant_gptq", "w8a8", "activations", ONNX),
+    Entry("smoothquant_gptq", "w8a8-bf16", "activations", COMPRESSED),
     Entry("gguf", "q8_0", "weights", LLAMA_WEIGHTS),
     Entry("gguf", "q4_0", "weights", LLAMA_WEIGHTS),
     Entry("gguf", "q4_k", "weights", LLAMA_WEIGHTS),
     Entry("gguf_imatrix", "q4_0", "weights", LLAMA_WEIGHTS),
+    Entry("gguf", "q5_k", "weights", LLAMA_WEIGHTS),
+    Entry("gguf", "q6_k", "weights", LLAMA_WEIGHTS),
+    Entry("gguf_imatrix", "q4_k", "weights", LLAMA_WEIGHTS),
+    Entry("gguf_imatrix", "q5_k", "weights", LLAMA_WEIGHTS),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+fa", "llama.cpp+fa+plain")),
     Entry("kv_int8", "w8-g64-kv8", "kv_cache", ("onnxruntime", *OPENVINO)),
@@ -113,6 +126,7 @@ CATALOGUE = (
     Entry("fpq_activations", "w4a8-fp", "activations", SIMULATED),
     Entry("kivi", "fp32-kv4-kivi", "kv_cache", SIMULATED),
     Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm",)),
+    Entry("kv_fp8", "bf16-kvf8", "kv_cache", ("vllm",)),
     Entry("kv_fp8", "fp32-kvf8", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv2.5-turbo", "kv_cache", SIMULATED),
     Entry("turboquant", "fp32-kv4-turbo", "kv_cache", SIMULATED),
@@ -133,25 +147,41 @@ GPU_CATALOGUE = (
     Entry("rtn", "w8-g64", "weights", ONNX_CUDA),
     Entry("gptq", "w4-g64", "weights", ONNX_CUDA),
     Entry("awq", "w4-g64", "weights", ONNX_CUDA),
+    Entry("rtn", "w8-g32", "weights", ONNX_CUDA),
+    Entry("gptq", "w8-g64", "weights", ONNX_CUDA),
+    Entry("gptq", "w4-g32", "weights", ONNX_CUDA),
+    Entry("awq", "w4-g32", "weights", ONNX_CUDA),
     Entry("dynamic_int8", "w8a8", "activations", ("onnxruntime+cuda",)),
     Entry("static_int8", "w8a8-static", "activations", ("onnxruntime+cuda", "onnxruntime+tensorrt")),
+    Entry("static_int8", "w8a8-static-mse", "activations", ("onnxruntime+cuda", "onnxruntime+tensorrt")),
     Entry("smoothquant", "w8a8-static", "activations", ("onnxruntime+cuda", "onnxruntime+tensorrt")),
     Entry("kv_int8", "fp32-kv8", "kv_cache", ("onnxruntime+cuda",)),
     Entry("rtn", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda")),
     Entry("gptq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
     Entry("awq", "w4-g64-bf16", "weights", ("vllm+cuda", "torch+cuda", "triton")),
+    Entry("gptq", "w4-g32-bf16", "weights", ("vllm+cuda", "torch+cuda")),
+    Entry("awq", "w4-g32-bf16", "weights", ("vllm+cuda", "torch+cuda")),
     Entry("rtn", "w8-g64-bf16", "weights", ("vllm+cuda", "triton")),
     Entry("dynamic_int8", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("smoothquant", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
+    Entry("smoothquant_gptq", "w8a8-bf16", "activations", ("vllm+cuda", "triton")),
     Entry("fp8", "fp8-bf16", "activations", ("vllm+cuda", "triton")),
+    Entry("fp8", "fp8-tensor-bf16", "activations", ("vllm+cuda",)),
+    Entry("fp8", "fp8-static-bf16", "activations", ("vllm+cuda",)),
+    Entry("fp8", "fp8-block-bf16", "activations", ("vllm+cuda",)),
     Entry("kbit", "nf4-b64-bf16", "weights", ("torch+cuda", "triton")),
     Entry("llm_int8", "w8a8-outlier-fp16", "activations", ("torch+cuda", "triton")),
     Entry("gguf", "q8_0", "weights", LLAMA_GPU),
     Entry("gguf", "q4_0", "weights", LLAMA_GPU),
     Entry("gguf", "q4_k", "weights", LLAMA_GPU),
     Entry("gguf_imatrix", "q4_0", "weights", LLAMA_GPU),
+    Entry("gguf", "q5_k", "weights", LLAMA_GPU),
+    Entry("gguf", "q6_k", "weights", LLAMA_GPU),
+    Entry("gguf_imatrix", "q4_k", "weights", LLAMA_GPU),
+    Entry("gguf_imatrix", "q5_k", "weights", LLAMA_GPU),
     Entry("kv_int8", "q8_0-kv8", "kv_cache", ("llama.cpp+cuda+fa",)),
     Entry("kv_fp8", "bf16-kvf8-unit", "kv_cache", ("vllm+cuda",)),
+    Entry("kv_fp8", "bf16-kvf8", "kv_cache", ("vllm+cuda",)),
     Entry("turboquant", "bf16-kv4-turbo", "kv_cache", ("vllm+cuda",)),
     *TRITON_CACHES,
 )
@@ -162,6 +192,8 @@ FIRST_FP8, FIRST_BF16 = 89, 80
 
 
 GIVEN_SERVER = "given-server"
+UNKNOWN = Scheme(name="unknown", compute="bf16")
+"""Of what cannot be read: a server's artifact, a file that no runtime here reads."""
 
 
 def candidate_name(method_name: str, scheme_name: str, runtime_name: str, options: Sequence[str] = ()) -> str:
@@ -260,8 +292,12 @@ def no_arithmetic(made: Scheme, device: Device) -> str | None:
 
 
 def no_kernel_of_vllm(made: Scheme, name: str, device: Device) -> str | None:
-    """Why vLLM's CPU build has no product of a scheme on this CPU: before there is a folder, which would say it."""
+    """Why vLLM's CPU build has no product of a scheme on this CPU, or no such cache: before there is a folder, which would say
+    it."""
     weights = made.weights
+    float_cache = name == "vllm" and device.kind == "cpu" and made.keys is not None and made.keys.number == "float"
+    if float_cache and (refused := vllm.fp8_cache_refusal(device.isa)):
+        return refused
     if name != "vllm" or device.kind != "cpu" or weights is None or weights.number != "int" or made.activations is not None:
         return None
     if weights.bits != 4:

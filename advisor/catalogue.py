@@ -1,7 +1,8 @@
 """What exists here, as documents: runtimes, methods and devices, each ready or refused with its reason. Prints nothing.
 
-Without a model, a nominal Llama answers: one whose sizes every group divides. With one, its own config does, and what
-loads but is slow (`slow_paths.py`) is said to be: from kernel timings, not believed.
+Without a model, a nominal Llama answers: one whose sizes every group divides; then nothing is timed, and nothing quantized is
+called ready. With one, its own config does, and what loads but is slow (`slow_paths.py`) is said to be: from kernel timings,
+not believed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ WRITERS = {
 }
 """Packages that writing a format takes, and the extra that brings each."""
 Refuse = Callable[[Path, Scheme, str], str | None]
+UNTIMED = "loads; --model M times it"
 NO_GPU_PATH = "no path to an NVIDIA GPU"
 NEVER_ON_GPU = "its GPU path has never run on a GPU: advisor selfcheck there"
 
@@ -54,7 +56,7 @@ class SchemeHere(OpenDocument):
     """Loads, but was timed no faster than what is unquantized on the same runtime, or slower than with another option: its
     kernels (slow_paths.py) or its whole passes (slow_passes.py)."""
     untimed: str | None = None
-    """Loads, but what it quantizes was not timed, where a model was given: whether that is fast is not known."""
+    """Loads, but what it quantizes was not timed: whether that is fast is not known."""
 
     @property
     def status(self) -> str:
@@ -125,9 +127,7 @@ def scheme_here(one: Candidate, kernels: Sequence[KernelTiming], probes: Probes 
     """Whether a candidate loads here, by what is known without timings and, where there are some, by them."""
     if refused := one.refused or crash(one, kernels):
         return SchemeHere(name=one.name, refused=refused)
-    if probes is None:
-        return SchemeHere(name=one.name, slow=slow_pass(one.name, passes))
-    linears = slow_path(one.scheme, one.runtime, one.options, probes)
+    linears = slow_path(one.scheme, one.runtime, one.options, probes) if probes else None
     return SchemeHere(
         name=one.name,
         slow="; ".join(filter(None, (linears, slow_pass(one.name, passes)))) or None,
@@ -135,12 +135,15 @@ def scheme_here(one: Candidate, kernels: Sequence[KernelTiming], probes: Probes 
     )
 
 
-def untimed_of(one: Candidate, probes: Probes, passes: Sequence[Contrast]) -> str | None:
+def untimed_of(one: Candidate, probes: Probes | None, passes: Sequence[Contrast]) -> str | None:
     """What a candidate quantizes and nobody timed: its linears, or attention over its cache."""
+    if one.target == "none" or (one.target == "kv_cache" and any(one.name in (pair.ours, pair.theirs) for pair in passes)):
+        return None
+    if probes is None:
+        return UNTIMED
     if one.target == "kv_cache":
-        seen = any(one.name in (pair.ours, pair.theirs) for pair in passes)
-        return None if seen else "its passes were not set beside those with a plain cache"
-    return untimed(one.scheme, one.runtime, one.options, probes) if one.target != "none" else None
+        return "its passes were not set beside those with a plain cache"
+    return untimed(one.scheme, one.runtime, one.options, probes)
 
 
 def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:

@@ -18,12 +18,15 @@ from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.runtimes import nvidia
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
-from .candidates import asked_runtimes, needless, places_on
+from .candidates import UNKNOWN, asked_runtimes, needless, places_on
 from .stored_gguf import gguf_in, of_gguf
 from .stored_graphs import of_onnx, of_openvino, saturation_notes
 from .stored_transformers import of_transformers
 from .stored_words import GIVE
 
+FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml", "transformers": "config.json"}
+"""Format -> the file by which a folder of it is known."""
+WORDS = {"onnx": "ONNX", "openvino": "OpenVINO IR", "transformers": "Hugging Face folder", "gguf": "GGUF"}
 RUNTIMES_OF = {
     "onnx": ("onnxruntime", "onnxruntime-genai"),
     "openvino": ("openvino",),
@@ -68,18 +71,34 @@ def described(path: str) -> Checkpoint:
     given = Path(path).expanduser()
     if not given.exists():
         raise BadInput(path, "no such file or folder", GIVE)
-    found = gguf_in(given)
-    if found is not None and not (given / "config.json").is_file():
+    if is_engine(given):
+        raise BadInput(path, "is a TensorRT engine, read by TensorRT-LLM only, no runtime here", "name what it was built from")
+    kind, found = kind_of(given), gguf_in(given)
+    if kind == "gguf" and found is not None:
         return Checkpoint(path=str(found), format="gguf", runtime="llama.cpp", **of_gguf(found))
-    if not given.is_dir():
-        raise BadInput(path, "is neither a folder nor a GGUF file", GIVE)
-    if (given / "model.onnx").is_file():
+    if kind == "onnx":
         return Checkpoint(path=str(given), format="onnx", runtime="onnxruntime", **of_onnx(given))
-    if (given / "openvino_model.xml").is_file():
+    if kind == "openvino":
         return Checkpoint(path=str(given), format="openvino", runtime="openvino", options=("f32",), **of_openvino(given))
-    if (given / "config.json").is_file():
+    if kind == "transformers":
         return Checkpoint(path=str(given), format="transformers", runtime="torch", **of_transformers(given))
-    raise BadInput(path, "holds no model.onnx, openvino_model.xml, config.json or .gguf", GIVE)
+    if given.is_dir():
+        raise BadInput(path, "holds no model.onnx, openvino_model.xml or config.json, and no single .gguf", GIVE)
+    raise BadInput(path, "is neither a folder nor a GGUF file", GIVE)
+
+
+def kind_of(given: Path) -> str | None:
+    """The format, by the files that are there; None where it is none of ours."""
+    if gguf_in(given) is not None and not (given / FILES["transformers"]).is_file():
+        return "gguf"
+    return next((kind for kind, file in FILES.items() if (given / file).is_file()), None)
+
+
+def is_engine(given: Path) -> bool:
+    """A TensorRT engine, or TensorRT-LLM's folder of them, whose config.json is its own."""
+    if given.is_file():
+        return given.suffix.lower() in (".engine", ".plan")
+    return any(given.glob("*.engine")) and not any(given.glob("*.safetensors"))
 
 
 def place_on_gpu(kind: str, place: str | None, device: Device) -> str | None:
@@ -93,17 +112,27 @@ def place_on_gpu(kind: str, place: str | None, device: Device) -> str | None:
 
 
 def existing_checkpoints(workload: Workload, inventory: Inventory, device: Device) -> tuple[Candidate, ...]:
-    """`checkpoints:` of the spec as candidates of method `given`, on every runtime asked for that reads their format."""
+    """`checkpoints:` of the spec as candidates of method `given`, on every runtime asked for that reads their format; one that is
+    refused, of what none of them reads. BadInput where nothing is there, or the checkpoint is another model's."""
     found: list[Candidate] = []
     asked = asked_runtimes(workload)
     for path in workload.checkpoints:
-        checkpoint = described(path)
+        try:
+            checkpoint = described(path)
+        except BadInput as error:
+            if not Path(path).expanduser().exists():
+                raise
+            found.append(as_candidate(path, UNKNOWN, first_place(path, device), str(error)))
+            continue
         check_same_model(checkpoint, inventory, workload.model)
+        places = [place for place in places_on(device, PLACES[checkpoint.format]) if place.split("+")[0] in asked]
+        if not places:
+            refused = unread(checkpoint.format, tuple(asked), device)
+            found.append(as_candidate(checkpoint.path, checkpoint.scheme, first_place(checkpoint.path, device), refused))
         notes = saturation_notes(Path(checkpoint.path)) if device.kind == "cpu" else ()
         found += [
-            given(checkpoint, place, device.isa, asked[name]).model_copy(update={"notes": notes})
-            for place in places_on(device, PLACES[checkpoint.format])
-            if (name := place.split("+")[0]) in asked
+            given(checkpoint, place, device.isa, asked[place.split("+")[0]]).model_copy(update={"notes": notes})
+            for place in places
         ]
     names = [candidate.name for candidate in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -111,18 +140,42 @@ def existing_checkpoints(workload: Workload, inventory: Inventory, device: Devic
     return tuple(found)
 
 
+def first_place(path: str, device: Device) -> str:
+    """Where what is read nowhere here is listed: the first place of its format, on a GPU there where it has one."""
+    there = Path(path).expanduser()
+    if is_engine(there):
+        return "tensorrt-llm"
+    kind = kind_of(there)
+    return "unknown" if kind is None else (*places_on(device, PLACES[kind]), *PLACES[kind])[0]
+
+
+def unread(kind: str, asked: tuple[str, ...], device: Device) -> str:
+    """Why no runtime that is asked for reads the format, and what to do about it."""
+    readers = RUNTIMES_OF[kind]
+    reads = f"{WORDS[kind]}, read by {', '.join(readers)} only"
+    if not places_on(device, PLACES[kind]):
+        return f"{reads}, not on a GPU: set device: cpu"
+    return f"{reads}; runtimes: names {', '.join(asked) or 'servers alone'}: add {readers[0]} there"
+
+
 def given(checkpoint: Checkpoint, place: str, isa: tuple[str, ...], python: str) -> Candidate:
     made = checkpoint.scheme
     name, *options = place.split("+")
+    refused = refusal(name, python, checkpoint.path, tuple(options), isa) or crash(made, name, tuple(options), isa, python)
+    one = as_candidate(checkpoint.path, made, place, refused)
+    return one.model_copy(update={"excluded": needless(one, isa, python)})
+
+
+def as_candidate(path: str, made: Scheme, place: str, refused: str | None) -> Candidate:
+    name, *options = place.split("+")
     cache_only = made.quantizes_cache and made.weights is None
     target: Target = "activations" if made.activations else "weights" if made.weights else "kv_cache" if cache_only else "none"
-    called = re.sub(r"[^\w.-]+", "-", Path(checkpoint.path).resolve().name.removesuffix(".gguf"))
-    refused = refusal(name, python, checkpoint.path, tuple(options), isa) or crash(made, name, tuple(options), isa, python)
-    one = Candidate(
+    there = Path(path).expanduser().resolve()
+    called = re.sub(r"[^\w.-]+", "-", there.name.removesuffix(".gguf"))
+    return Candidate(
         name=f"given-{called}@{place}", method="given", scheme=made, runtime=name, options=tuple(options), target=target,
-        checkpoint=str(Path(checkpoint.path).resolve()), refused=refused,
+        checkpoint=str(there), refused=refused,
     )  # fmt: skip
-    return one.model_copy(update={"excluded": needless(one, isa, python)})
 
 
 def runtime_for(kind: str, place: str | None, path: str) -> tuple[str, tuple[str, ...]]:

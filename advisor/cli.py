@@ -303,6 +303,8 @@ def show(results: Results, out: Path, as_json: bool, quiet: bool) -> None:
         print(results.model_dump_json(by_alias=True))
     elif not quiet:
         lines = [escape(line) for line in verdict_lines(results)]
+        for note in results.device.notes:
+            console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
         for line in results.extra.get("not_acted_on", ()):
             console.print(f"[yellow]declared but not used yet[/yellow] {escape(line)}", soft_wrap=True)
         console.print(verdict_panel(results, [*lines, "", f"report: {escape(str((out / 'report.html').resolve()))}"]))
@@ -314,7 +316,7 @@ def fail(error: BaseException) -> int:
         console.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True)
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        console.print("[yellow]interrupted[/yellow] the same command with --resume continues here", soft_wrap=True)
+        console.print("[yellow]interrupted[/yellow] the same command continues here, that of a run with --resume", soft_wrap=True)
         return INTERRUPTED
     handle, name = tempfile.mkstemp(prefix="quantadvisor-trace-", suffix=".txt")
     with os.fdopen(handle, "w") as file:

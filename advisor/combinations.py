@@ -4,6 +4,9 @@ Where only one of them binds, the other's rounding costs quality for nothing, an
 product that nobody can measure. So both are predicted alone, and the winners are joined where both bind. A combination's times
 and memory are those of its weights, plus what its cache was predicted to change where nothing else differs. Its quality is not
 added up from the parts: it is measured, like that of any candidate.
+
+Weights and activations are joined by a method that is listed as such (`smoothquant_gptq`): its products, and so its times, are
+those of its activations' method at the same place, which alone goes first. `risk.not_searched` says where that one will do.
 """
 
 from __future__ import annotations

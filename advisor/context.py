@@ -88,7 +88,7 @@ class Context:
         """int64 [samples, CALIBRATION_LENGTH]."""
         texts = self.workload.calibration.text, self.workload.quality.text
         mine, judged = (Path(text) if text else None for text in texts)
-        return calibration_tokens(self.model_folder, self.workload.calibration.samples, CALIBRATION_LENGTH, mine, judged)[0]
+        return calibration_tokens(self.model_folder, self.workload.calibration.drawn, CALIBRATION_LENGTH, mine, judged)[0]
 
     @cached_property
     def prompts(self) -> np.ndarray:
@@ -126,7 +126,7 @@ class Context:
 
     def weights_build(self, method: str, scheme: Scheme, runtime: str, ghost: bool) -> Build:
         """The build of an artifact with a plain cache."""
-        samples = self.workload.calibration.samples
+        samples = self.workload.calibration.drawn
         if ghost:
             method = ghost_method(method, scheme)
             samples = samples if method in OWN_CHANNELS else GHOST_SAMPLES
@@ -143,6 +143,7 @@ class Context:
             model_folder=self.model_folder,
             out=out,
             calibration=self.calibration_file(samples),
+            samples=None if ghost else self.workload.calibration.samples,
             base=base,
             apply_s=self.workload.budget.apply_s,
             train_s=self.workload.budget.train_s,
@@ -172,7 +173,7 @@ class Context:
             runtime=candidate.runtime,
             model_folder=self.model_folder,
             out=self.out / "work" / f"{candidate.name.split('@')[0]}@{export_format(candidate.runtime)}",
-            calibration=self.calibration_file(self.workload.calibration.samples),
+            calibration=self.calibration_file(self.workload.calibration.drawn),
             base=Path(candidate.checkpoint),
             apply_s=self.workload.budget.apply_s,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from quantadvisor.documents import BadInput, Device, Workload
 from quantadvisor.profiling import nvml
@@ -14,16 +14,17 @@ from .candidates import asked_runtimes, cannot_run
 
 
 def chosen_device(workload: Workload) -> Device:
-    return named_device(workload.device, lambda device: usable(device, asked_runtimes(workload)), "device")
+    return named_device(workload.device, asked_runtimes(workload), "device")
 
 
-def named_device(name: str, useful: Callable[[Device], bool], where: str) -> Device:
-    """`auto`: the first GPU where it is `useful`, else the CPU. BadInput at `where` for a `cuda:N` that is not here."""
+def named_device(name: str, runtimes: Mapping[str, str], where: str) -> Device:
+    """`auto`: the first GPU where one of the runtimes (each with its interpreter) can compute, else the CPU, with the reasons
+    as its note. BadInput at `where` for a `cuda:N` that is not here."""
     host, named = describe_device(), re.fullmatch(r"cuda(?::(\d+))?", name)
     if name == "cpu":
         return host
     if name == "auto":
-        return on_gpu(host, 0) if host.gpus and useful(on_gpu(host, 0)) else host
+        return first_gpu(host, runtimes) if host.gpus else host
     if named is None:
         raise BadInput(where, f"{name!r} is no device", "use auto, cpu, or cuda:0 for the first GPU")
     number = int(named[1] or 0)
@@ -32,9 +33,19 @@ def named_device(name: str, useful: Callable[[Device], bool], where: str) -> Dev
     return on_gpu(host, number)
 
 
-def usable(device: Device, runtimes: Mapping[str, str]) -> bool:
-    """Can one of the runtimes (each with its interpreter) compute there?"""
-    return any(cannot_run(name, python, device) is None for name, python in runtimes.items())
+def first_gpu(host: Device, runtimes: Mapping[str, str]) -> Device:
+    gpu, reasons = on_gpu(host, 0), dict[str, list[str]]()
+    for name, python in runtimes.items():
+        reason = cannot_run(name, python, gpu)
+        if reason is None:
+            return gpu
+        reasons.setdefault(reason, []).append(name)
+    why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return unused(host, gpu, why) if why else host  # servers alone are asked for
+
+
+def unused(host: Device, gpu: Device, why: str) -> Device:
+    return host.model_copy(update={"notes": (f"device: auto leaves {gpu.name} unused: {why}",)})
 
 
 def missing(host: Device) -> str:

@@ -11,6 +11,8 @@ gap from there to what is measured is the sum of named causes, phase by phase an
     the rest    launches and framework, unless operators run there that the unquantized model does not have, or weights were
                 expanded to floats before they ran: a fallback
 
+Where a profiler tells no times of a model's linears (ONNX Runtime's on a GPU), all of it would be *the rest*: no cause is named.
+
 Roofline: arithmetic at the measured peak of the number type, or reading the weights once, the longer one. What the
 unquantized kernel loses against its roof, the quantized one is allowed to lose too.
 """
@@ -28,7 +30,6 @@ from quantadvisor.documents import (
     Format,
     Inventory,
     Observation,
-    OperatorCount,
     Operators,
     Peaks,
     PhaseTime,
@@ -42,13 +43,14 @@ from quantadvisor.kernels.problem import matrix_bytes
 from quantadvisor.profiling.ledger import plain_cache_bytes
 
 from .diagnose import phase_sizes
-from .mends import change_for, evidence_for, verdict_for
+from .mends import NOTHING_TOLD, change_for, evidence_for, verdict_for
 
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 NO_GAP = 0.05
 """Part of the measured time below which nothing is left to explain."""
 FLAT_ROWS = 16
 """Rows of the activation matrix below which reading the weights binds, where no peaks were measured."""
+NOTHING_TO_MEND = "nothing to mend: it is as fast as its format can make it"
 SCALE_BYTES = 4
 SLOW_ATTENTION = 8.0
 """Times the roof of reading the cache beyond which a decode step's attention is slow itself, not bound by that reading."""
@@ -64,7 +66,8 @@ class Ratios(NamedTuple):
 
 
 class Apart(NamedTuple):
-    """One phase: seconds by cause, what came out better than hoped (≤ 0), its times, and the tensor that binds instead."""
+    """One phase: seconds by cause, what came out better than hoped (≤ 0), its times, and the tensor that binds instead. Causes
+    and gain are 0 where its times are not told."""
 
     causes: Mapping[Cause, float]
     gained_s: float
@@ -99,12 +102,11 @@ def explain(
         for phase, rows in phase_sizes(workload).items()
     }
     prefill, decode = apart["prefill"], apart["decode"]
-    request = StepTimes.model_validate(
-        {name: getattr(prefill.times, name) + steps * getattr(decode.times, name) for name in StepTimes.model_fields}
-    )
+    request = together(prefill.times, decode.times, steps)
+    told = request.attainable_s is not None
     gap = request.measured_s - request.hoped_s
     causes = []
-    for cause in CAUSES:
+    for cause in CAUSES if told else ():
         first, rest = prefill.causes[cause], steps * decode.causes[cause]
         if first + rest > 0:
             at: Literal["prefill", "decode"] = "prefill" if first >= rest else "decode"
@@ -120,7 +122,9 @@ def explain(
                 )
             )
     causes.sort(key=lambda found: -found.seconds)
-    largest = causes[0] if causes and gap > NO_GAP * request.measured_s else None
+    large = gap > NO_GAP * request.measured_s
+    largest = causes[0] if causes and large else None
+    untold = large and not told
     speedup = request.unquantized_s / request.measured_s
     return Explanation(
         workload=workload,
@@ -128,16 +132,16 @@ def explain(
         against=unquantized.name,
         hoped_factor=1 / hoped,
         speedup=speedup,
-        attainable_speedup=request.unquantized_s / request.attainable_s,
+        attainable_speedup=None if request.attainable_s is None else request.unquantized_s / request.attainable_s,
         request=request,
         prefill=prefill.times,
         decode=decode.times,
         gap_s=gap,
-        gained_s=prefill.gained_s + steps * decode.gained_s,
+        gained_s=prefill.gained_s + steps * decode.gained_s if told else 0.0,
         causes=tuple(causes),
         largest=largest.cause if largest else None,
-        verdict=verdict_for(largest, speedup, 1 / hoped),
-        change=largest.change if largest else "nothing to mend: it is as fast as its format can make it",
+        verdict=verdict_for(largest, speedup, 1 / hoped, untold),
+        change=largest.change if largest else NOTHING_TOLD if untold else NOTHING_TO_MEND,
         quantized=quantized,
         unquantized=unquantized,
         notes=notes,
@@ -152,6 +156,10 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     their_rows: Operators = getattr(unquantized, f"{phase}_operators")
     found: dict[Cause, float] = dict.fromkeys(CAUSES, 0.0)
     gained = 0.0
+    whole, wish, spent = sum(theirs.values()), hoped * sum(theirs.values()), sum(ours.values())
+    if checkpoint.linears and not (ours["linears"] and theirs["linears"]):
+        times = StepTimes(unquantized_s=whole, hoped_s=wish, attainable_s=None, measured_s=spent)
+        return Apart(found, gained, times, "none")
 
     attainable = max(hoped, ratios.linears)
     limit: Cause = "wrong_phase" if phase == "prefill" else "wrong_tensor"
@@ -190,14 +198,21 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     found["launches_and_framework"] += max(0.0, excess) - added
     gained += min(0.0, excess)
 
-    whole, wish = sum(theirs.values()), hoped * sum(theirs.values())
     times = StepTimes(
         unquantized_s=whole,
         hoped_s=wish,
         attainable_s=attainable * theirs["linears"] + attention_left(phase, checkpoint) * theirs["attention"] + theirs["other"],
-        measured_s=sum(ours.values()),
+        measured_s=spent,
     )
     return Apart(found, gained, times, binds)
+
+
+def together(prefill: StepTimes, decode: StepTimes, steps: int) -> StepTimes:
+    """Of one request: the prefill and its decode steps."""
+    ends = {name: (getattr(prefill, name), getattr(decode, name)) for name in StepTimes.model_fields}
+    return StepTimes.model_validate(
+        {name: None if None in (first, step) else first + steps * step for name, (first, step) in ends.items()}
+    )
 
 
 def expanded(checkpoint: Checkpoint, rows: Operators) -> bool:
@@ -219,22 +234,18 @@ def linears_apart(checkpoint: Checkpoint, rows: Operators, linears_s: float) -> 
 
     An unquantized operator for weights that the file does hold quantized is a fallback, and not counted here.
     """
-    timed = [row for row in rows.operators if row.time_s and (row.linear or between_linears(row))]
+    timed = [row for row in rows.operators if row.time_s and (row.linear or row.rounds)]
     total = sum(row.time_s or 0.0 for row in timed)
     if not total:
         return 0.0, 0.0
-    ran = rows.linears - rows.quantized_linears
+    plain_rows = [row for row in timed if row.linear and not row.quantized]
+    ran = max(rows.linears - rows.quantized_linears, sum(row.count for row in plain_rows))  # some after weights were expanded
     stored = checkpoint.linears - checkpoint.stored_quantized
-    plain = sum(row.time_s or 0.0 for row in timed if row.linear and not row.quantized)
+    plain = sum(row.time_s or 0.0 for row in plain_rows)
     left = plain * min(1.0, stored / ran) if ran else 0.0
     between = sum(row.time_s or 0.0 for row in timed if not row.linear)
     rounding = between if checkpoint.scheme.activations is not None else 0.0
     return linears_s * left / total, linears_s * rounding / total
-
-
-def between_linears(row: OperatorCount) -> bool:
-    """ONNX Runtime's operators between linears, which its runtime file counts to the linears' time."""
-    return row.name.lower().endswith("quantizelinear")
 
 
 def added_s(ours: Operators, theirs: Operators) -> float:
@@ -244,7 +255,7 @@ def added_s(ours: Operators, theirs: Operators) -> float:
         before[row.name] = before.get(row.name, 0) + row.count
     total, seen = 0.0, dict.fromkeys(before, 0)
     for row in ours.operators:
-        if row.linear or "attention" in row.name.lower() or between_linears(row) or not row.count:
+        if row.linear or "attention" in row.name.lower() or row.rounds or not row.count:
             continue
         allowed = max(0, before[row.name] - seen[row.name])
         seen[row.name] += row.count

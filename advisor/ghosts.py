@@ -40,7 +40,7 @@ def ghost_of(
 def ghost_method(method: str, scheme: Scheme) -> str:
     """Random weights need no search: the operators are those of plain rounding. LLM.int8() keeps its second product: over the
     outlier channels of the model itself, found as for the artifact."""
-    if method in ("smoothquant", "rotation", "llm_qat") and scheme.activations is not None:
+    if method in ("smoothquant", "smoothquant_gptq", "rotation", "llm_qat") and scheme.activations is not None:
         return "dynamic_int8" if scheme.activations.dynamic else "static_int8"
     if method in ("gptq", "awq", "obq", "lkd", "gptq_lora"):
         return "rtn"

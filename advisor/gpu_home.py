@@ -26,13 +26,12 @@ from quantadvisor.kernels.rivals import Rival, rivals_of
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import gpu_kernels_child
-from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.gpu_kernels_child import OURS, PLAIN
 from quantadvisor.profiling.gpus import environment
 
 from .candidates import no_arithmetic
 from .first_contact import TRITON, cleared, products
-from .rival_homes import RivalHomes, apart, missing
+from .rival_homes import RivalHomes, apart, home_of, missing
 
 CHILD = Path(gpu_kernels_child.__file__)
 POINT_LIMIT_S = 60.0
@@ -63,31 +62,35 @@ class Contender:
         return self.number
 
 
-def contenders(kinds: Mapping[str, Scheme], refused: Mapping[str, str | None] = MappingProxyType({})) -> Iterator[Kernel]:
+def contenders(
+    kinds: Mapping[str, Scheme],
+    refused: Mapping[str, str | None] = MappingProxyType({}),
+    pythons: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Kernel]:
     """cuBLAS in 16 bits, and of each kind (a kernel's name in `advisor selfcheck` -> a scheme that takes it) ours, unless it is
-    `refused`, and the packages'."""
+    `refused`, and the packages', in the interpreters that were asked for (`pythons`: by runtime)."""
     yield Kernel(PLAIN, Contender(BF16, "torch"), CUBLAS)
     for kind, made in kinds.items():
         number = NUMBERS.get(kind, "bf16")
         yield Kernel(kind, Contender(made, TRITON, number, refused.get(kind)), OURS)
         for rival in rivals_of(kind):
-            own = rival if apart(rival) else None
-            yield Kernel(kind, Contender(made, rival.package, number, missing(rival), own), rival.name)
+            own = rival if apart(rival, pythons) else None
+            yield Kernel(kind, Contender(made, rival.package, number, missing(rival, pythons), own), rival.name)
 
 
-def all_contenders(device: Device) -> tuple[Kernel, ...]:
+def all_contenders(device: Device, pythons: Mapping[str, str] = MappingProxyType({})) -> tuple[Kernel, ...]:
     """Of every quantized product that a candidate takes, ours as far as `advisor selfcheck` clears it on the device."""
     kinds = products()
-    return tuple(contenders(kinds, {kind: cleared((kind,), device) for kind in kinds}))
+    return tuple(contenders(kinds, {kind: cleared((kind,), device) for kind in kinds}, pythons))
 
 
 class GpuHome:
     """The GPU's process, what it said, how often each kind of kernels ended it, and who could be timed at which M."""
 
-    def __init__(self, device: Device, cache: Path) -> None:
-        self.device, self.cache = device, cache
+    def __init__(self, device: Device, cache: Path, pythons: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.device, self.cache, self.pythons = device, cache, pythons
         self.process = ProbeProcess(device.threads, CHILD, environment=environment(device))
-        self.rivals = RivalHomes(device.threads, environment(device))
+        self.rivals = RivalHomes(device.threads, environment(device), pythons)
         self._packages = triton_products.versions()
         self._said: dict[tuple[Rival | None, str, int, int, int], Mapping[str, Any]] = {}
         self._deaths: Counter[str] = Counter()
@@ -170,7 +173,7 @@ class GpuHome:
     def _place(self, point: Point) -> Path:
         kernel, shape, packages = point.kernel, point.shape, self._packages
         if rival := rival_of(kernel):
-            packages = packages | timing_cache.versions(rival.package, interpreter_of(rival.package))
+            packages = packages | timing_cache.versions(rival.package, home_of(rival, self.pythons))
         return timing_cache.place(
             self.cache, self.device, f"gpu-{kernel.name}", packages, kernel.option, point.m, shape.n, shape.k
         )

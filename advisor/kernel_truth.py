@@ -110,7 +110,7 @@ def probes_here(device: Device, pythons: Mapping[str, str] = {}) -> tuple[ProbeH
                 what=f"a kernel of {kernel.runtime}",
                 refused=kernel.probe.refuse(device, Point(kernel, ANY_SHAPE, 1).problem),
             )
-            for kernel in all_contenders(device)
+            for kernel in all_contenders(device, pythons)
         )
     lives = interpreters(pythons)
     return tuple(
@@ -138,7 +138,7 @@ def time_kernels(
     ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
     if device.kind == "cuda":
         device = with_peaks(device)
-        timings = on_a_gpu(inventory, device, ms, cache, deadline, progress)
+        timings = on_a_gpu(inventory, device, ms, cache, deadline, progress, pythons)
     else:
         device = device.model_copy(update={"peaks": kept_peaks(device, cache)})
         timings = probe_kernels(
@@ -162,12 +162,13 @@ def time_kernels(
 
 
 def on_a_gpu(
-    inventory: Inventory, device: Device, ms: Sequence[int], cache: Path, deadline: float, progress: Progress | None
-) -> tuple[KernelTiming, ...]:
+    inventory: Inventory, device: Device, ms: Sequence[int], cache: Path, deadline: float, progress: Progress | None,
+    pythons: Mapping[str, str],
+) -> tuple[KernelTiming, ...]:  # fmt: skip
     """All contenders at every (N, K) and M, as the probes of a CPU are swept. Never run on a GPU."""
-    home = GpuHome(device, cache)
+    home = GpuHome(device, cache, pythons)
     with home:
-        return probe_in(all_contenders(device), home, inventory.linears, ms, deadline, progress)
+        return probe_in(all_contenders(device, pythons), home, inventory.linears, ms, deadline, progress)
 
 
 def truth(shapes: Iterable[LinearShape], timings: Sequence[KernelTiming], ms: Sequence[int]) -> tuple[ShapeTruth, ...]:

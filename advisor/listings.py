@@ -20,7 +20,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from . import catalogue, kernel_truth, tables
 from .candidates import asked_runtimes
 from .context import cache_folder
-from .device_choice import named_device, usable
+from .device_choice import named_device
 from .model_source import resolve_model
 from .slow_passes import contrasts_here
 from .slow_paths import PHASES
@@ -86,7 +86,9 @@ def methods(model: str | None) -> Listing:
 
 def kernels(asked: Asked, budget_s: float, progress: Progress, device_name: str = "auto") -> Listing:
     pythons = {name: interpreter_of(name, asked.pythons.get(name)) for name in ("triton", "torch")}
-    device = named_device(device_name, lambda gpu: usable(gpu, pythons), "--device")
+    device = named_device(device_name, pythons, "--device")
+    for note in device.notes:
+        progress.say(note)
     if asked.model is None:
         found = kernel_truth.KernelTruth(device=device.name, probes=kernel_truth.probes_here(device, asked.pythons))
     else:

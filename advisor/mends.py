@@ -19,7 +19,11 @@ TITLES: dict[Cause, str] = {
     "wrong_phase": "the wrong phase",
     "wrong_tensor": "the wrong tensor",
 }
+UNTOLD = "this runtime's profiler tells no times of operators here, so the gap cannot be taken apart"
+NOTHING_TOLD = "none can be named without those times"
 SHOWN = 3
+MUCH_ROUNDING = 0.15
+"""Of a pass's operators: more than this between the products is named."""
 FAST_BUFFERS = ("CPU_REPACK", "AMX", "CPU_KLEIDIAI")
 """llama.cpp's buffers of weights in a layout that its fast kernels read."""
 
@@ -110,7 +114,8 @@ def evidence_for(
     if cause == "activation_quantization":
         before = {row.name: row.count for row in operators_of(unquantized, phase).operators}
         added = [row for row in rows.operators if not row.linear and row.count > before.get(row.name, 0)]
-        return f"operators of {step} that only the quantized model runs: {seen(added)}"
+        words = [f"operators of {step} that only the quantized model runs: {seen(added)}", rounding_said(rows.rounding_share)]
+        return "; ".join(filter(None, words))
     if cause == "layers_left_unquantized":
         plain = [row for row in rows.operators if row.linear and not row.quantized]
         left = checkpoint.linears - checkpoint.stored_quantized
@@ -132,9 +137,16 @@ def evidence_for(
     )
 
 
-def verdict_for(largest: CauseTime | None, speedup: float, hoped_factor: float) -> str:
-    """One sentence."""
+def rounding_said(share: float) -> str | None:
+    """What operators that only round take of a pass's operators, where that is much."""
+    return f"QuantizeLinear and DequantizeLinear take {share:.0%} of its time" if share > MUCH_ROUNDING else None
+
+
+def verdict_for(largest: CauseTime | None, speedup: float, hoped_factor: float, untold: bool) -> str:
+    """One sentence; `untold`: there is a gap, and no times to take it apart by."""
     speed = f"{speedup:.2f}x as fast as unquantized, hoped for {hoped_factor:.1f}x"
+    if untold:
+        return f"{speed}; {UNTOLD}"
     if largest is None:
         return f"{speed}: nothing is in its way"
     return f"{speed}; the largest reason is {TITLES[largest.cause]} ({largest.share:.0%} of the gap)"

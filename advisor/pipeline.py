@@ -34,7 +34,7 @@ from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
 
 from . import prove, regret, survey
-from .advise import Advice, First, advise, exclude_by_quality, ghosts_to_run, overlooked, without_failed
+from .advise import Advice, First, advise, exclude_by_quality, ghosts_to_run, overlooked, standing_alone, without_failed
 from .boundaries import boundaries
 from .candidates import asked_runtimes, baseline_name, catalogue_of, check_runtimes, enumerate_candidates
 from .checkpoint import existing_checkpoints
@@ -108,6 +108,8 @@ class Run:
         writable(out)
         with progress.stage("Device"):
             device = chosen_device(workload)
+            for note in device.notes:
+                progress.say(note)
         if device.kind == "cuda":
             with progress.stage("Triton kernels on this GPU"):
                 check_kernels(workload, device, progress.say)
@@ -210,16 +212,17 @@ def load_model(workload: Workload, progress: Progress) -> Model:
 
 def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
     """Fake-quantized quality per method and scheme; for the built-in model also RTN INT4 before it was taken off its grid."""
-    pairs = [(c.method, c.scheme) for c in candidates if c.refused is None and c.excluded is None]
-    chosen = schemes_at_risk(pairs)
+    open_ = [c for c in candidates if c.refused is None and c.excluded is None]
+    chosen = schemes_at_risk([(c.method, c.scheme) for c in open_])
+    alone = frozenset(f"{c.method}-{c.scheme.name}" for c in standing_alone(open_))
     windows = context.windows(SIMULATED_TOKENS)
     assert windows.shape[1] == WINDOW
     reference = survey.make_reference(context)
     name = context.evaluation[1].name
     context.progress.say(f"fake quantization of {len(chosen)} schemes on {windows.size} tokens")
     workload = context.workload
-    calibration = context.calibration_file(workload.calibration.samples)
-    jobs = [Job(context.model_folder, chosen, calibration, workload.quality.kl_mean_max)]
+    calibration = context.calibration_file(workload.calibration.drawn)
+    jobs = [Job(context.model_folder, chosen, calibration, workload, alone=alone)]
     if context.source.reparametrised and "rtn-w4-g64" in chosen:
         from .builtin_model import builtin_original
 

@@ -25,7 +25,8 @@ from . import step_time
 
 
 def kernel_class(scheme: Scheme) -> str:
-    """Which family of probed kernels computes the scheme's linears."""
+    """Which family of probed kernels computes the scheme's linears. Groups of 32 have that of groups of 64, which alone is
+    probed: a prediction too good by the scales that they read beside, and measured before it can win."""
     if scheme.activations is not None:
         if scheme.activations.number == "float":
             return "fp8"
@@ -104,6 +105,9 @@ class Probes:
         for one in kernels:
             key = (one.runtime, one.option, kernel_class(one.scheme))
             self.sources[key] = certain((one.source, self.sources.get(key, "measured")))
+        self.rounding = {
+            (one.runtime, one.option, kernel_class(one.scheme), one.n, one.k, one.m): one.rounding_share for one in kernels
+        }
         self.inventory = inventory
         self.eight_bit_share = eight_bit_share
 
@@ -116,6 +120,16 @@ class Probes:
         kind = kernel_class(scheme)
         head = scheme.compute if scheme.lm_head is None else f"w{scheme.lm_head.bits:g}"
         return self._sum(kind, head, runtime, options, m, head_m)
+
+    def rounding_share(self, scheme: Scheme, place: tuple[str, str], m: int) -> float:
+        """Of the time of all linears but the head at `m` rows, that of operators between them which only round."""
+        kind, total, rounding = kernel_class(scheme), 0.0, 0.0
+        for shape in (shape for shape in self.inventory.linears if not shape.lm_head):
+            curve = (*place, kind, shape.n, shape.k)
+            seconds = shape.count * (at(self.curves[curve], m) or 0.0) if curve in self.curves else 0.0
+            total += seconds
+            rounding += seconds * (self.rounding.get((*curve, m)) or 0.0)
+        return rounding / total if total else 0.0
 
     def places(self) -> tuple[tuple[str, str], ...]:
         """(runtime, option) of which some kernel was timed."""

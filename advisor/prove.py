@@ -28,6 +28,7 @@ from quantadvisor.documents import (
 from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import (
+    UNTOLD,
     Round,
     clear_losers,
     interleave,
@@ -257,11 +258,11 @@ def evidence(
     notes: list[str] = list(built.notes) if built else []
     spent = shared_s + (built.seconds if built else 0.0)
     say = context.progress.say
-    if isinstance(session, Served) and candidate.url:
-        found, seen, remarks = evidence_of(context, candidate, session)
-        seconds = spent + time.monotonic() - started
-        return Trial(name=candidate.name, rounds=tuple(rounds), users=found, quality=seen, notes=tuple(remarks), seconds=seconds)
     try:
+        if isinstance(session, Served) and candidate.url:
+            found, seen, remarks = evidence_of(context, candidate, session)
+            done = {"rounds": tuple(rounds), "users": found, "quality": seen, "notes": tuple(remarks)}
+            return Trial(name=candidate.name, seconds=spent + time.monotonic() - started, **done)
         with reading(context, candidate, session) as worker:
             if isinstance(session, Served):
                 notes.append(IN_A_WORKER)
@@ -269,6 +270,7 @@ def evidence(
                 row_s = float(np.median([r.ttft_s for r in rounds])) / context.workload.traffic.concurrency
                 ratio = linear_check(worker, context.prompts, row_s)
                 notes.append(f"TTFT is modelled as rows x one row: a prefill of two rows took {ratio:.2f}x of twice one row's")
+                notes += [UNTOLD] if rounds[0].gpu and rounds[0].request_j is None else []
             found = users(context, candidate, rounds, notes)
             say(f"{candidate.name}: quality")
             quality = quality_of_candidate(context, candidate, worker)
@@ -330,8 +332,10 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
 def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker, most: int = EVALUATION_TOKENS) -> Quality:
     """Through the runtime, with a passkey for a quantized cache; on up to `most` tokens while the interval straddles the
     budget. A quantized cache is scored in chunks, so that later ones really read it."""
+    from quantadvisor.profiling import tasks
+
     _, text = context.evaluation
-    chunk = CHUNK if candidate.scheme.quantizes_cache else None
+    chunk, task_chunk = (CHUNK, tasks.CHUNK) if candidate.scheme.quantizes_cache else (None, None)
     most = min(most, context.windows(MOST_EVALUATION_TOKENS).size)
     scores: list[np.ndarray] = []
     start, end = 0, EVALUATION_TOKENS
@@ -345,16 +349,17 @@ def quality_of_candidate(context: Context, candidate: Candidate, worker: Running
         found = passkey_found(worker, *context.passkey())
         reference = None if found else reference_finds(context)
         quality = quality.model_copy(update={"passkey_found": found, "passkey_reference_found": reference})
-    return quality.model_copy(update={"tasks": tuple(task_scores(context, worker))})
+    return quality.model_copy(update={"tasks": tuple(task_scores(context, worker, task_chunk))})
 
 
-def task_scores(context: Context, worker: RunningWorker) -> Iterator[TaskScore]:
-    """The workload's tasks through the runtime, each paired with the fp32 model's answers; none by default."""
+def task_scores(context: Context, worker: RunningWorker, chunk: int | None) -> Iterator[TaskScore]:
+    """The workload's tasks through the runtime, `chunk` tokens a pass, each paired with the fp32 model's answers; none by
+    default."""
     from quantadvisor.profiling.tasks import answers, paired
 
     for file, budget in context.workload.quality.tasks.items():
         context.progress.say(f"{budget.items} items of {file}")
-        metric, mine = answers(worker, context.model_folder, Path(file), budget.items)
+        metric, mine = answers(worker, context.model_folder, Path(file), budget.items, chunk)
         yield paired(file, metric, mine, reference_answers(context, Path(file), budget.items))
 
 
@@ -366,7 +371,7 @@ def reference_answers(context: Context, file: Path, items: int) -> dict[int, flo
     path = context.model_cache / f"task-{digest}-{items}.json"
     if not path.exists():
         with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
-            _, found = answers(worker, context.model_folder, file, items)
+            _, found = answers(worker, context.model_folder, file, items, None)
         write_text(path, json.dumps(found))
     return {int(item): score for item, score in json.loads(path.read_text()).items()}
 

@@ -9,6 +9,7 @@ from quantadvisor.documents import Candidate, Diagnosis, LedgerRow, PhaseTime, Q
 from quantadvisor.profiling.quality import budget_breach
 
 from .decide import targets_of, words
+from .mends import rounding_said
 
 QUANTIZED_SHARE = 0.9
 
@@ -74,7 +75,9 @@ def operator_ran(choice: Candidate) -> Question:
     if found is None:
         return Question(id="operator", answer=False, evidence="no operator evidence")
     top = ", ".join(f"{row.count} {row.name}" + (f" ({row.precision})" if row.precision else "") for row in found.operators[:4])
-    notes = f" {'; '.join(found.notes)}" if found.notes else ""
+    prefill = rounding_said(choice.prefill_operators.rounding_share) if choice.prefill_operators else None
+    said_too = (*found.notes, *([f"prefill: {prefill}"] if prefill else ()))
+    notes = f" {'; '.join(said_too)}" if said_too else ""
     if choice.target == "none":
         return Question(id="operator", answer=True, evidence=f"nothing is quantized; a decode step ran {top}.{notes}")
     share = found.quantized_share

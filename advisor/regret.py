@@ -77,8 +77,9 @@ def able(context: Context, candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def in_order(candidates: Sequence[Candidate], measured: set[str], workload: Workload) -> list[Candidate]:
-    """Those not measured yet: what may beat the choice, then the best of each method and scheme without a measurement (so
-    that the report shows why each would have been wrong), then the rest; by prediction within each."""
+    """Those not measured yet: what may beat the choice, by its prediction or because it has none, then the best of each method
+    and scheme without a measurement (so that the report shows why each would have been wrong), then the rest; by prediction
+    within each."""
     order = sorted(candidates, key=lambda c: predicted_rank(c, workload))
     reference = objective_predicted(order[0]) if order else None
     seen = {c.name.split("@")[0] for c in order if c.name in measured}
@@ -87,7 +88,7 @@ def in_order(candidates: Sequence[Candidate], measured: set[str], workload: Work
     rest: list[Candidate] = []
     for candidate in (c for c in order if c.name not in measured):
         what, value = candidate.name.split("@")[0], objective_predicted(candidate)
-        if candidate.excluded is None and value and reference and max(value, reference) <= NEAR * min(value, reference):
+        if candidate.excluded is None and (value is None or near_to(value, reference)):
             near.append(candidate)
             seen.add(what)
         elif what not in seen:
@@ -96,6 +97,10 @@ def in_order(candidates: Sequence[Candidate], measured: set[str], workload: Work
         else:
             rest.append(candidate)
     return near + shown + rest
+
+
+def near_to(value: float, reference: float | None) -> bool:
+    return bool(value and reference and max(value, reference) <= NEAR * min(value, reference))
 
 
 def objective_predicted(candidate: Candidate) -> float | None:

@@ -4,44 +4,70 @@ Weights are rounded to the scheme's grid and put back; activations are rounded o
 values on their way out of the cache. Methods that say how they round (`fake`, see `methods/fake.py`) or which weights they
 find (`rounded`) are asked; those that only round are rounded here, weights by the very function that makes their integers.
 What a runtime adds beside (its own accumulation, an 8-bit head) is not simulated: the applied artifact is scored for real.
-A scheme whose simulation fails, or gives numbers that are not finite, is a reason, and the others go on.
+A scheme whose simulation fails, or gives numbers that are not finite, is a reason, and the others go on. Started by path, this
+file is the child:
+
+    in   {"job": Job, "windows": file, "reference": file, "text": name}
+    out  Outcome, or {"nothing": reason}
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from quantadvisor.documents import AdvisorError, CandidateFailed, Quality, Scheme
-from quantadvisor.kernels.guardian import die_with_parent
+from quantadvisor.advisor.builds import quiet
+from quantadvisor.documents import AdvisorError, CandidateFailed, Document, Quality, Scheme, Workload
+from quantadvisor.kernels.answering import serve
+from quantadvisor.kernels.machine import usable_cores
+from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.methods.affine import nearest
 from quantadvisor.methods.fake import Fake, Forward, applied, channel_peaks, linears, with_weights
 from quantadvisor.methods.grids import affine, symmetric
 from quantadvisor.methods.layerwise import evenly
 from quantadvisor.methods.observe import load
 from quantadvisor.methods.registry import METHODS, method, trains
+from quantadvisor.methods.schemes import scheme as scheme_named
 from quantadvisor.methods.training import Limits
-from quantadvisor.profiling.quality import quality_of
+from quantadvisor.profiling.quality import budget_breach, quality_of, straddles
 from quantadvisor.profiling.worker import BLOCK
 
-from .builds import OFFLINE
-
+CHILD = Path(__file__)
 SMOOTHING = (0.5, 0.8)
 """SmoothQuant's exponents that are tried, the same for every linear; the method itself searches one for each tensor."""
 PLAIN = ("rtn", "dynamic_int8", "smoothquant")
 """Methods that only round to the integers of the scheme."""
-SEARCHED = {"gptq": "rtn", "awq": "rtn", "lkd": "rtn", "gguf_imatrix": "gguf", "llm_qat": "dynamic_int8"}
+SEARCHED = {
+    "gptq": "rtn", "awq": "rtn", "lkd": "rtn", "gguf_imatrix": "gguf", "llm_qat": "dynamic_int8",
+    "smoothquant_gptq": "smoothquant",
+}  # fmt: skip
 """Methods that search or train where another one only rounds: they go through the whole model, layer by layer."""
+FINER = MappingProxyType({
+    "smoothquant_gptq-w8a8": "smoothquant-w8a8",
+    "static_int8-w8a8-static-mse": "static_int8-w8a8-static",
+    "rtn-w8-g32": "rtn-w8-g64",
+    "gptq-w8-g64": "rtn-w8-g64",
+    "gptq-w4-g32": "gptq-w4-g64",
+    "awq-w4-g32": "awq-w4-g64",
+    "gguf-q5_k": "gguf-q4_k",
+    "gguf-q6_k": "gguf-q5_k",
+    "gguf_imatrix-q4_k": "gguf-q4_k",
+    "gguf_imatrix-q5_k": "gguf_imatrix-q4_k",
+})  # fmt: skip
+"""`method-scheme` that costs more bytes or a longer search -> the coarser one that it stands behind, likewise with -bf16: it is
+worth its time only where that one alone may not hold the budget."""
 SEARCH_SAMPLES, CALIBRATION_SAMPLES = 16, 8
 """Of the calibration: what searches get, and fixed ranges; fewer than for the artifact, so that both come out a bit worse."""
+RESERVE = 2.0
+"""What the runtime adds beside may make of a simulated KL (SmolLM2-135M, SmoothQuant in ONNX Runtime: 0.0121 of 0.0086)."""
 REACH = 5.0
 """A search is simulated where plain rounding has at most this many times the KL of the budget. On SmolLM2-135M GPTQ leaves
 0.21 of the KL of rounding to nearest at 4 bits in groups of 64 (0.137 of 0.645, in ONNX Runtime: docs/log.md), the
@@ -50,14 +76,16 @@ most that a search was seen to take off."""
 
 class Job(NamedTuple):
     """Schemes by `method-scheme` to simulate on the model of one folder. `calibration`: int64 [samples, length] in a file,
-    for all but PLAIN. `kl_budget`: nats a token, from which follows which searches are worth their time."""
+    for all but PLAIN. `workload`: from its quality budget follows which searches are worth their time; None: all are."""
 
     model_folder: Path
     schemes: Mapping[str, Scheme]
     calibration: Path | None = None
-    kl_budget: float | None = None
+    workload: Workload | None = None
     train_s: float = 0.0
     """What each method that trains may take."""
+    alone: frozenset[str] = frozenset()
+    """`method-scheme` of FINER that are listed somewhere without their coarser one: simulated in any case."""
 
 
 class Scores(NamedTuple):
@@ -69,40 +97,42 @@ class Scores(NamedTuple):
     nothing: str | None = None
 
 
-class Outcome(NamedTuple):
+class Outcome(Document):
     """`Scores` as qualities."""
 
-    quality: dict[str, Quality]
-    failed: dict[str, str]
+    quality: dict[str, Quality] = {}
+    failed: dict[str, str] = {}
     nothing: str | None = None
+
+
+JOB = TypeAdapter(Job)
 
 
 def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[Outcome]:
     """What came of each job; windows int64 [W, S], `reference` holds their fp32 log-probabilities first. One child process does
-    them all."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
-        done = [pool.submit(simulate, job, windows, reference) for job in jobs]
-        return [outcome(each, text) for each in done]
+    them all, but for one that follows another's death."""
+    threads = usable_cores()
+    with (
+        tempfile.TemporaryDirectory(prefix="quantadvisor-") as folder,
+        ProbeProcess(threads, CHILD, environment=quiet(threads)) as process,
+    ):
+        np.save(Path(folder) / "windows.npy", windows)
+        shared = {"windows": f"{folder}/windows.npy", "reference": str(reference), "text": text}
+        return [outcome(process, {"probe": "the simulation", "job": JOB.dump_python(job, mode="json"), **shared}) for job in jobs]
 
 
-def quiet_child() -> None:
-    """The child prints nothing, loads nothing from a hub and dies with its parent."""
-    parent = multiprocessing.parent_process()
-    assert parent and parent.pid
-    die_with_parent(parent.pid)
-    os.environ |= OFFLINE
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-
-
-def outcome(done: Future[Scores], text: str) -> Outcome:
+def outcome(process: ProbeProcess, request: Mapping[str, object]) -> Outcome:
     try:
-        found, failed, nothing = done.result()
-    except BrokenProcessPool:
-        return Outcome({}, {}, "the process that simulates died (out of memory?)")
-    return Outcome({name: quality_of(rows, text, simulated=True) for name, rows in found.items()}, failed, nothing)
+        return Outcome.model_validate(process.ask(request, math.inf))
+    except CandidateFailed as error:
+        return Outcome(nothing=str(error))
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """In the child."""
+    scores = simulate(JOB.validate_python(request["job"]), np.load(request["windows"]), Path(request["reference"]))
+    quality = {name: quality_of(rows, request["text"], simulated=True) for name, rows in scores.found.items()}
+    return Outcome(quality=quality, failed=scores.failed, nothing=scores.nothing).model_dump(mode="json")
 
 
 def in_a_line(error: Exception) -> str:
@@ -127,9 +157,11 @@ def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> Scores:
     done: dict[Any, np.ndarray] = {}
 
     def simulated(name: str, scheme: Scheme) -> np.ndarray:
-        """Plain grids of the same numbers are scored once, whatever the schemes' names."""
-        plain = name.removesuffix(f"-{scheme.name}") in PLAIN
-        key = (scheme.weights, scheme.activations, exponents(name)) if plain else name
+        """Plain grids of the same numbers are scored once, whatever the schemes' names, and so is what a search finds on them."""
+        method_name = name.removesuffix(f"-{scheme.name}")
+        numbers = (scheme.weights, scheme.activations, scheme.keys, scheme.values)
+        searched = (method_name, *numbers) if method_name in SEARCHED else name
+        key = (*numbers, exponents(name)) if method_name in PLAIN else searched
         if key not in done:
             found = []
             for fake in fakes_of(model, name, scheme, job, windows):
@@ -138,14 +170,16 @@ def simulated_scores(job: Job, windows: np.ndarray, reference: Path) -> Scores:
             done[key] = of_least_kl(found)
         return done[key]
 
-    scores = Scores({}, {})
-    for name, scheme in sorted(job.schemes.items(), key=lambda each: plain_of(*each) is not None):
-        plain = scores.found.get(plain_of(name, scheme) or "")
-        if plain is None or within_reach(float(plain[1].mean()), job.kl_budget):
-            try:
-                scores.found[name] = simulated(name, scheme)
-            except Exception as error:  # as of a build: whatever a method raises is the reason against its candidate
-                scores.failed[name] = in_a_line(error)
+    scores, known = Scores({}, {}), dict[str, Quality]()
+    for name, scheme in sorted(job.schemes.items(), key=lambda each: depth(*each)):
+        method_name = name.removesuffix(f"-{scheme.name}")
+        if job.workload and not_searched(method_name, scheme, known, job.workload, name in job.alone):
+            continue
+        try:
+            scores.found[name] = simulated(name, scheme)
+            known[name] = quality_of(scores.found[name], "", simulated=True)
+        except Exception as error:  # as of a build: whatever a method raises is the reason against its candidate
+            scores.failed[name] = in_a_line(error)
     return scores
 
 
@@ -163,10 +197,6 @@ def plain_of(name: str, scheme: Scheme) -> str | None:
     plain = SEARCHED.get(name.removesuffix(f"-{scheme.name}"))
     alike = scheme.name.removesuffix("-bf16") if scheme.activations is None else scheme.name
     return f"{plain}-{alike}" if plain else None
-
-
-def within_reach(plain_kl: float, kl_budget: float | None) -> bool:
-    return kl_budget is None or plain_kl <= REACH * kl_budget
 
 
 def fake_of(method_name: str, model_folder: Path, train_s: float = 0.0) -> Callable[[Any, Scheme, np.ndarray], Fake] | None:
@@ -201,7 +231,7 @@ def fakes_of(model: Any, name: str, scheme: Scheme, job: Job, windows: np.ndarra
 
 
 def exponents(name: str) -> tuple[float, ...]:
-    return SMOOTHING if name.startswith("smoothquant") else ()
+    return SMOOTHING if name.startswith("smoothquant-") else ()
 
 
 def plain_fake(model: Any, scheme: Scheme) -> Fake:
@@ -273,13 +303,70 @@ def schemes_at_risk(pairs: Sequence[tuple[str, Scheme]], trained: bool = False) 
     return {f"{name}-{scheme.name}": scheme for name, scheme in pairs if known(name, scheme)}
 
 
-def not_searched(method_name: str, scheme: Scheme, simulated: Mapping[str, Quality], kl_budget: float | None) -> str | None:
-    """Why a search was not even simulated; None where it was, or where nothing speaks against it."""
+def coarser_of(name: str) -> str | None:
+    """What a `method-scheme` of FINER stands behind, in the same float type."""
+    stem = name.removesuffix("-bf16")
+    found = FINER.get(stem)
+    return f"{found}{name[len(stem) :]}" if found else None
+
+
+def depth(name: str, scheme: Scheme) -> int:
+    """How many simulations one after the other decide whether `method-scheme` is simulated."""
+    coarser = coarser_of(name)
+    return max(int(plain_of(name, scheme) is not None), 1 + depth(coarser, of_name(coarser)[1]) if coarser else 0)
+
+
+def of_name(name: str) -> tuple[str, Scheme]:
+    """Method and scheme of a `method-scheme`."""
+    method_name, _, stem = name.partition("-")
+    return method_name, scheme_named(stem)
+
+
+def not_searched(
+    method_name: str, scheme: Scheme, simulated: Mapping[str, Quality], workload: Workload, alone: bool = False
+) -> str | None:
+    """Why a candidate is not even simulated: what it starts from is out of a search's reach, or the coarser one that it stands
+    behind (unless it is there `alone`) needs nothing finer, or is not simulated for such a reason itself. None where nothing
+    speaks against it."""
     name = f"{method_name}-{scheme.name}"
-    plain = plain_of(name, scheme)
-    if plain is None or name in simulated or plain not in simulated:
+    if name not in simulated and (reason := out_of_reach(plain_of(name, scheme), simulated, workload)):
+        return reason
+    coarser = None if alone else coarser_of(name)
+    if coarser is None:
         return None
-    kl = simulated[plain].kl.mean
-    if within_reach(kl, kl_budget):
+    before, known = of_name(coarser), simulated.get(coarser)
+    if reason := not_searched(*before, simulated, workload):
+        return reason
+    if known is None:
         return None
-    return f"{plain} has mean KL {kl:.3g}, over {REACH:g} times the budget of {kl_budget:g}: no search takes off that much"
+    same_bits = scheme.weights and before[1].weights and scheme.weights.bits == before[1].weights.bits
+    if name not in simulated and same_bits and (reason := out_of_reach(coarser, simulated, workload)):
+        return reason
+    if not well_inside(known, workload):
+        return None
+    found = f"mean KL {known.kl.mean:.3g} [{known.kl.low:.3g}, {known.kl.high:.3g}], simulated"
+    return f"{coarser} alone is well inside the budget ({found}): nothing finer is needed"
+
+
+def out_of_reach(plain: str | None, simulated: Mapping[str, Quality], workload: Workload) -> str | None:
+    """Why nothing in the bits of `plain` can hold the budget; None where something may, or that one was not simulated."""
+    budget, quality = workload.quality.kl_mean_max, simulated.get(plain) if plain else None
+    if quality is None or budget is None or quality.kl.mean <= REACH * budget:
+        return None
+    far = f"{plain} has mean KL {quality.kl.mean:.3g}, over {REACH:g} times the budget of {budget:g}"
+    return f"{far}: no search takes off that much, nor do smaller groups"
+
+
+def well_inside(quality: Quality, workload: Workload) -> bool:
+    """Does a simulation hold the budget even with RESERVE?"""
+    budget = workload.quality.kl_mean_max
+    inside = budget is None or RESERVE * quality.kl.high <= budget
+    return inside and not (budget_breach(quality, workload) or straddles(quality, workload))
+
+
+def main() -> None:
+    serve(answer, "nothing")
+
+
+if __name__ == "__main__":
+    main()

@@ -24,20 +24,25 @@ LIMIT_S = 300.0
 """The first answer waits for the package's import."""
 
 
-def apart(rival: Rival) -> bool:
+def home_of(rival: Rival, pythons: Mapping[str, str]) -> str:
+    """The interpreter that its package lives in: the one asked for its runtime (`pythons`: by runtime), or ours for it."""
+    return interpreter_of(rival.package, pythons.get(rival.package))
+
+
+def apart(rival: Rival, pythons: Mapping[str, str] = {}) -> bool:
     """Does its package live in another interpreter than ours?"""
-    return interpreter_of(rival.package) != sys.executable
+    return home_of(rival, pythons) != sys.executable
 
 
-def missing(rival: Rival) -> str | None:
-    return rivals.missing(rival, interpreter_of(rival.package))
+def missing(rival: Rival, pythons: Mapping[str, str] = {}) -> str | None:
+    return rivals.missing(rival, home_of(rival, pythons))
 
 
 class RivalHomes:
     """A process for each such package, started when it is first asked."""
 
-    def __init__(self, threads: int, environment: Mapping[str, str] | None = None) -> None:
-        self._threads, self._environment = threads, environment
+    def __init__(self, threads: int, environment: Mapping[str, str] | None = None, pythons: Mapping[str, str] = {}) -> None:
+        self._threads, self._environment, self._pythons = threads, environment, pythons
         self._processes: dict[str, ProbeProcess] = {}
         self._given_up: dict[str, str] = {}
         self._stack = ExitStack()
@@ -51,10 +56,10 @@ class RivalHomes:
     def ask(self, rival: Rival, kernel: str, sizes: tuple[int, int, int]) -> Mapping[str, Any]:
         """The answer of `gpu_kernels_child` on the rival's package beside the 16-bit product, at (M, N, K) of a kernel by its
         name in `advisor selfcheck`; {"refused": reason} where it has none. A package that ended its process is asked no more."""
-        if reason := self._given_up.get(rival.package) or missing(rival):
+        if reason := self._given_up.get(rival.package) or missing(rival, self._pythons):
             return {"refused": reason}
         if rival.package not in self._processes:
-            made = ProbeProcess(self._threads, CHILD, interpreter_of(rival.package), self._environment)
+            made = ProbeProcess(self._threads, CHILD, home_of(rival, self._pythons), self._environment)
             self._processes[rival.package] = self._stack.enter_context(made)
         request = {"probe": kernel, "sizes": sizes, "rivals": True, "package": rival.package}
         try:

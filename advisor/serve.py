@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from quantadvisor.documents import Artifact, Candidate, CandidateFailed, Serve
+from quantadvisor.kernels import triton_modules
 from quantadvisor.kernels.processes import run
 from quantadvisor.methods.formats.folders import link_or_copy
 from quantadvisor.methods.formats.huggingface import settings_of
@@ -86,7 +87,8 @@ HUGGING_FACE = {
     "fp8": ("FP8", ("torch", "vllm")),
     "compressed-tensors": ("compressed-tensors", ("vllm", "torch")),
 }
-"""quant_method of a Hugging Face folder -> (its format, who loads it beside the runtime that was chosen)."""
+"""quant_method of a Hugging Face folder -> (its format, who loads it beside the runtime that was chosen, and triton where that
+has a kernel for it)."""
 
 
 def continued(folder: Path, worker: RunningWorker) -> str:
@@ -143,9 +145,11 @@ def loaders_of(kind: str, folder: Path, runtime: str) -> tuple[str, tuple[str, .
     """(format of the artifact in words, the runtimes that load it, the chosen one first)."""
     if kind in FORMATS:
         return FORMATS[kind], SERVERS[kind]
-    stored = settings_of(folder).get("quant_method", "")
+    settings = settings_of(folder)
+    stored = settings.get("quant_method", "")
     called, servers = HUGGING_FACE.get(stored, (stored, ()))
-    return called, tuple(dict.fromkeys((runtime, *servers)))
+    kernels = () if triton_modules.refusal(settings) else ("triton",)
+    return called, tuple(dict.fromkeys((runtime, *servers, *kernels)))
 
 
 def options_for(server: str, choice: Candidate) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 
-from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Scheme, Workload
+from quantadvisor.documents import Candidate, CandidateFailed, Figure, Quality, RuntimeChoice, Workload
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import interpreter_of
@@ -21,16 +21,15 @@ from quantadvisor.profiling.quality import quality_of
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Launch, OwnServer, Served, free_port
 from quantadvisor.profiling.served_quality import LOWER_BOUND, cache_config, pool_tokens, says_passkey, server_scores
-from quantadvisor.profiling.server import RunningServer
+from quantadvisor.profiling.server import RunningServer, Stalled
 from quantadvisor.profiling.text import text_encoder
 
-from .candidates import GIVEN_SERVER
+from .candidates import GIVEN_SERVER, UNKNOWN
 from .context import EVALUATION_TOKENS, Context
 from .survey import make_reference, reference_finds
 
 SERVING = ("vllm",)
 """Runtimes whose server is started here where the spec names them; `runtimes: auto` runs their engine in a worker."""
-UNKNOWN = Scheme(name="unknown", compute="bf16")
 START_LIMIT_S = 600.0
 IN_A_WORKER = "timed through a server of its own; quality and operators of the same artifact in the same engine, in a worker"
 UNSEEN = "what the server runs cannot be seen through HTTP: its operators are unknown"
@@ -96,7 +95,8 @@ def session_with(context: Context, candidate: Candidate) -> Served:
 
 
 def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple[Figure | None, Quality | None, list[str]]:
-    """Users whose whole contexts its cache holds, and its quality, where it tells them; and what it does not."""
+    """Users whose whole contexts its cache holds, and its quality, where it tells them; and what it does not.
+    CandidateFailed where it does not answer in time."""
     notes = [UNSEEN, *served.asked.notes]
     cache = cache_config(served.asked)
     held = pool_tokens(cache)
@@ -109,6 +109,8 @@ def evidence_of(context: Context, candidate: Candidate, served: Served) -> tuple
     try:
         scores = server_scores(served.asked, context.windows(EVALUATION_TOKENS), make_reference(context))
         quality, more = with_passkey(context, served.asked, quality_of(scores, f"{text.name} ({text.licence})"), cache)
+    except Stalled as error:
+        raise CandidateFailed(f"while its quality was scored: {error}") from None
     except CandidateFailed as error:
         return users, None, [*notes, f"its quality is not known, so it is not chosen: {error}"]
     return users, quality, [*notes, *more, LOWER_BOUND, *([TASKS_UNASKED] if context.workload.quality.tasks else [])]

@@ -35,8 +35,9 @@ from .builds import build_all
 from .candidates import asked_runtimes, candidate_name
 from .checkpoint import check_quantized, check_same_model, described, inspect, place_on_gpu
 from .context import Context
-from .device_choice import chosen_device
+from .device_choice import chosen_device, unused
 from .explain import explain, number_of, plain_bytes, roof_of_linears
+from .mends import UNTOLD
 from .pipeline import load_model
 from .prove import start_workers
 from .stages import Progress
@@ -53,6 +54,8 @@ def explain_checkpoint(path: str, workload: Workload, place: str | None, progres
     """Inspect, measure beside the unquantized model, take apart."""
     with progress.stage("Checkpoint"):
         device, place = place_of(path, place, workload)
+        for note in device.notes:
+            progress.say(note)
         checkpoint = inspect(path, place, device.isa, asked_runtimes(workload))
         check_quantized(checkpoint)
     with progress.stage("Model"):
@@ -64,6 +67,7 @@ def explain_checkpoint(path: str, workload: Workload, place: str | None, progres
         context = Context(workload, device, model.inventory, model.source, model.folder, Path(scratch), progress)
         with progress.stage("The checkpoint beside the unquantized model"):
             quantized, unquantized, notes = observe_both(context, checkpoint, peaks)
+    notes += device.notes
     notes += saturation_notes(Path(checkpoint.path)) if device.kind == "cpu" else ()
     return explain(checkpoint, quantized, unquantized, workload, model.inventory, peaks, notes)
 
@@ -78,10 +82,10 @@ def place_of(path: str, place: str | None, workload: Workload) -> tuple[Device, 
     there = place_on_gpu(made.format, place, device)
     if there is not None:
         return device, there
+    why = f"{place or f'a checkpoint in {made.format} format'} does not run on {device.name} here"
     if workload.device != "auto":
-        what = place or f"a checkpoint in {made.format} format"
-        raise BadInput("device", f"{what} does not run on {device.name} here", "use device: cpu, or another --runtime")
-    return chosen_device(workload.model_copy(update={"device": "cpu"})), place
+        raise BadInput("device", why, "use device: cpu, or another --runtime")
+    return unused(chosen_device(workload.model_copy(update={"device": "cpu"})), device, why), place
 
 
 def observe_both(
@@ -226,6 +230,8 @@ def modelled(
     for phase, rows in (("prefill", traffic.prompt_length * traffic.concurrency), ("decode", traffic.concurrency)):
         ours: PhaseTime = getattr(quantized, phase)
         roof = roof_of_linears(inventory, Scheme(name="plain"), peaks, rows, traffic.concurrency, plain, number_of(None, plain))
+        if not ours.linears_s:
+            raise BadInput(checkpoint.path, f"its unquantized model cannot run, and {UNTOLD}")
         if roof is None:
             raise BadInput(checkpoint.path, "its unquantized model cannot run, and the device's roofs are unknown")
         wall = ours.wall_s.median - ours.linears_s + roof

@@ -13,6 +13,7 @@ from quantadvisor.documents import Scheme
 from quantadvisor.kernels.registry import PROBES, TRAPS
 from quantadvisor.methods.schemes import scheme
 
+from .mends import rounding_said
 from .predict import Probes, family, kernel_family
 
 PHASES = (("decode", 1), ("prefill", 1024))
@@ -27,7 +28,8 @@ TRAP_PLACES = {(PROBES[name].runtime, option) for name in TRAPS for option in PR
 
 
 def slow_path(made: Scheme, runtime: str, options: Sequence[str], probes: Probes) -> str | None:
-    """Where a quantized scheme's linears were timed no faster than unquantized ones, or slower than with another option."""
+    """Where a quantized scheme's linears were timed no faster than unquantized ones, or slower than with another option, or spend
+    much of their time in operators that only round."""
     if made.weights is None and made.activations is None:
         return None
     place = kernel_family(runtime, options)
@@ -61,6 +63,8 @@ def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
         words.append(f"{_named(best, here)} is {avoiding[best]:.2f}x faster")
     elif words:
         words.append("no other kernel of as many bits was timed faster")
+    if said := rounding_said(probes.rounding_share(made, here, m)):
+        words.append(said)
     return ", ".join(words) or None
 
 
@@ -70,10 +74,13 @@ def _layers_s(made: Scheme, place: Place, m: int, probes: Probes) -> float | Non
 
 
 def _unquantized_s(compute: str, place: Place, m: int, probes: Probes) -> float | None:
-    """In the scheme's own float type where that was timed, and with the same option."""
-    places = dict.fromkeys((place, (place[0], "")))
-    found = (_layers_s(scheme(name), one, m, probes) for one in places for name in (compute, "fp32", "bf16"))
-    return next((seconds for seconds in found if seconds is not None), None)
+    """In the fastest float type that was timed there, the scheme's own among them: who quantizes could have run any. With
+    the same option where something was timed with it."""
+    for one in dict.fromkeys((place, (place[0], ""))):
+        found = [_layers_s(scheme(name), one, m, probes) for name in (compute, "fp32", "bf16")]
+        if timed := [seconds for seconds in found if seconds is not None]:
+            return min(timed)
+    return None
 
 
 def _named(place: Place, here: Place) -> str:

@@ -66,8 +66,9 @@ def beyond_exact(folder: Path) -> int:
 
 
 REORDERED, FLOAT_ZEROS = "g_idx (act-order)", "zero points in float"
+OVERRIDABLE = "the weights among the graph's inputs (keep_initializers_as_inputs)"
 """Inputs with which MatMulNBits does not pack its weights for a fast kernel: it dequantizes all of them at each call (PrePack in
-onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc)."""
+onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc). A weight that a caller may replace is not packed by any operator."""
 
 
 def of_onnx(folder: Path) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def of_onnx(folder: Path) -> dict[str, Any]:
     import onnx
 
     constant = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    given = {value.name for value in graph.input}
     makers = {name: node for node in graph.node for name in node.output}
 
     def of_weights(name: str) -> bool:
@@ -102,6 +104,7 @@ def of_onnx(folder: Path) -> dict[str, Any]:
             levels.add(numbers.get("accuracy_level", 0))
             zeros, order = [*node.input[3:5], "", ""][:2]
             unpacked |= {REORDERED} if order else set()
+            unpacked |= {OVERRIDABLE} if node.input[1] in given else set()
             unpacked |= {FLOAT_ZEROS} if constant.get(zeros, onnx.TensorProto.UINT8) != onnx.TensorProto.UINT8 else set()
         elif node.op_type in INTEGER_LINEARS:
             low = True

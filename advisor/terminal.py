@@ -66,7 +66,7 @@ def explanation_panel(found: Explanation) -> Panel:
         times.add_column(column, justify="right" if column else "left")
     for name, step in (("request", found.request), ("prefill", found.prefill), ("decode step", found.decode)):
         shown = (step.unquantized_s, step.hoped_s, step.attainable_s, step.measured_s)
-        times.add_row(name, *(f"{seconds * 1e3:,.4g} ms" for seconds in shown))
+        times.add_row(name, *("not known" if seconds is None else f"{seconds * 1e3:,.4g} ms" for seconds in shown))
     causes = Table(box=None, pad_edge=False)
     for column in ("share of the gap", "cause", "what was seen"):
         causes.add_column(column)

@@ -41,6 +41,7 @@ SHARE, LEAST, MOST = 0.05, 0.045, 0.055
 MOST_FALSE_ALARMS, LEAST_CAUGHT, MOST_INCONCLUSIVE, MOST_MEDIAN_S = 1, 38, 0.1, 90.0
 CODE = (
     *(f"advisor/gate_{name}.py" for name in ("anomalies", "blocks", "exact", "inspect", "live", "rule", "times", "watch")),
+    "profiling/energy.py",
     "profiling/measure.py",
     "profiling/memory.py",
     "profiling/worker.py",

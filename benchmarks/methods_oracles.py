@@ -6,7 +6,6 @@ code of the methods and of their tests. One that was skipped is asked again each
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -14,11 +13,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from methods_rows import Known, Verdict, append
+from methods_rows import ROOT, Known, Verdict, append, digest_of
 
 from quantadvisor.methods.registry import METHODS
 
-ROOT = Path(__file__).resolve().parent.parent
 TESTS = "tests/methods/"
 ORACLES: dict[str, tuple[str, str]] = {
     "none": ("transformers", "test_methods.py::test_torch_folders"),
@@ -35,6 +33,10 @@ ORACLES: dict[str, tuple[str, str]] = {
     ),
     "static_int8": ("onnxruntime's calibrators", "test_clipping.py::test_entropy_like_onnxruntime"),
     "smoothquant": ("the paper's worked example", "test_smoothquant.py::test_golden_of_the_paper"),
+    "smoothquant_gptq": (
+        "SmoothQuant's own folder, code by code, under a diagonal Hessian",
+        "test_smoothquant_gptq.py::test_under_a_diagonal_hessian_the_codes_are_smoothquants",
+    ),
     "gguf": ("the gguf package", "test_gguf.py::test_what_is_simulated_is_what_the_gguf_package_rounds"),
     "gguf_imatrix": (
         "llama.cpp's quantizer",
@@ -65,10 +67,10 @@ ORACLES: dict[str, tuple[str, str]] = {
 AGREES, SKIPPED = "agrees", "skipped here: "
 
 
-def fill(known: Known, kept: Path) -> None:
-    """Verdicts on the code as it is, into `known` and the file."""
+def fill(known: Known, kept: Path, redo: bool = False) -> None:
+    """Verdicts on the code as it is, into `known` and the file. `redo`: those that are known are asked for again."""
     code = code_digest()
-    asked = {name: ORACLES[name] for name in METHODS if name in ORACLES and is_open(known.verdicts.get(name), code)}
+    asked = {name: ORACLES[name] for name in METHODS if name in ORACLES and (redo or is_open(known.verdicts.get(name), code))}
     for name, verdict in verdicts(asked).items() if asked else ():
         record = Verdict(name=name, test=ORACLES[name][1], code=code, verdict=verdict)
         known.add(record)
@@ -80,11 +82,8 @@ def is_open(known: Verdict | None, code: str) -> bool:
 
 
 def code_digest() -> str:
-    """Of methods/ and of its tests: the first 12 digits of a SHA-256."""
-    found = hashlib.sha256()
-    for path in sorted([*(ROOT / "methods").rglob("*.py"), *(ROOT / "tests" / "methods").rglob("*.py")]):
-        found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:12]
+    """Of methods/ and of its tests."""
+    return digest_of([*(ROOT / "methods").rglob("*.py"), *(ROOT / "tests" / "methods").rglob("*.py")])
 
 
 def verdicts(named: Mapping[str, tuple[str, str]]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -11,8 +12,9 @@ from methods_calibration import section as calibration_section
 from methods_distortion import Distortion
 from methods_distortion import section as distortion_section
 from methods_encoder import section
+from methods_obq import section as greedy_section
 from methods_oracles import ORACLES, TESTS
-from methods_rows import Known, Row, Speed, Verdict
+from methods_rows import Known, Row, Speed, Verdict, twins
 
 from quantadvisor.advisor.context import EVALUATION_TOKENS, Context
 from quantadvisor.documents import Figure, Interval, Inventory
@@ -46,6 +48,7 @@ EXPECTED = (
     Order("the same at W4A8", "fpq_activations-w4a8-fp", "fpq_activations-w4a8-fp-minmax", ROUNDED_BIASES),
     Order("LLM.int8() below per-tensor W8A8", "llm_int8-w8a8-outlier", "dynamic_int8-w8a8-tensor"),
     Order("SmoothQuant below per-tensor W8A8", "smoothquant-w8a8-tensor", "dynamic_int8-w8a8-tensor"),
+    Order("GPTQ's weights below nearest ones under SmoothQuant", "smoothquant_gptq-w8a8", "smoothquant-w8a8"),
     Order("8 bits of weight below 7 in W8A8", "dynamic_int8-w8a8", "dynamic_int8-w7a8", SATURATED),
     Order("a rotation below plain rounding at W4A4", "rotation-w4a4", "dynamic_int8-w4a4"),
     Order("quantiles below integers at 4 bits", "kbit-quantile4-b64", "kbit-int4-b64"),
@@ -86,6 +89,8 @@ def page(known: Known, context: Context, wanted: Sequence[str], code: str, turne
     )
     if known.samples:
         parts.append("## How many calibration samples, simulated\n\n" + calibration_section(known.samples))
+    if known.greedy:
+        parts.append("## OBQ beside GPTQ\n\n" + greedy_section(known.greedy))
     if turned:
         parts.append("## TurboQuant's distortions, and the paper's\n\n" + distortion_section(turned))
     if missing := [row for row in rows if row.kind in ("refused", "failed")]:
@@ -106,7 +111,8 @@ def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, wan
     return (
         "# Every method, measured\n\n"
         f"Written by `make methods` on {date.today().isoformat()}: {len(rows)} of {wanted} rows ({counted or 'none yet'}),"
-        f" {len(speeds)} of {sum(map(can_be_timed, rows))} timed. SmolLM2-135M ({rows[0].model if rows else '-'}); quality"
+        f" {len({one.name for one in speeds.values()})} of {sum(map(can_be_timed, rows))} timed, {len(speeds)} with those of the"
+        f" same operators and sizes. SmolLM2-135M ({rows[0].model if rows else '-'}); quality"
         f" against its fp32 logits on {EVALUATION_TOKENS:,} tokens of {text.name} ({text.licence}), intervals 95 %. Made on"
         f" {'; '.join(machines) or '-'}. Speeds: {timed or 'none yet'}.\n\n"
         "How to read it. Choose by size and by KL, the mean distance of the next token's distribution from the fp32 model's;"
@@ -114,7 +120,8 @@ def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, wan
         f" small and nearer to the model, and its KL is below {USELESS:g}.\n\n"
         "*measured*: the artifact was built and ran in the runtime named; *int* counts the linears that ran as quantized"
         " operators. *decode* and *prefill* are the unquantized model's time in the same runtime over this one's (above 1:"
-        " faster), 128 tokens in and 32 out, in turns, on an idle machine. *simulated*: fake quantization in fp32, since no"
+        " faster), 128 tokens in and 32 out, in turns, on an idle machine; rows of the same operators and sizes as one that was"
+        " timed have its times, with its name. *simulated*: fake quantization in fp32, since no"
         " runtime here has the kernel; bytes are arithmetic, there is nothing to time, and searches calibrate on 16 samples"
         " instead of 64. *apply*: CPU seconds of all threads together and peak memory, without the export that all rows of"
         " a runtime share. Rotations and scales that AWQ or SmoothQuant move gain a part of what they gain here because the"
@@ -127,13 +134,16 @@ def can_be_timed(row: Row) -> bool:
 
 
 def speeds_of_one_machine(known: Known, fingerprint: str) -> dict[str, Speed]:
-    """By name, of the rows as they are: of this machine, or of that which timed most where this one timed none."""
+    """By name, of the rows as they are: of this machine, or of that which timed most where this one timed none. A row that was
+    not timed has the speed of one of the same operators and sizes."""
     by_device: dict[str, dict[str, Speed]] = {}
     for (name, device), speed in known.speeds.items():
         row = known.rows.get(name)
         if row is not None and row.place == speed.place:
             by_device.setdefault(device, {})[name] = speed
-    return by_device.get(fingerprint) or max(by_device.values(), key=len, default={})
+    own = by_device.get(fingerprint) or max(by_device.values(), key=len, default={})
+    alike = {row.name: [own[twin] for twin in twins(row, known.rows) if twin in own] for row in known.rows.values()}
+    return {name: found[0] for name, found in alike.items() if found} | own
 
 
 TITLES = {"none": "Unquantized", "weights": "Weights", "activations": "Weights and activations", "kv_cache": "KV cache"}
@@ -168,7 +178,17 @@ def table(rows: Mapping[str, Row], sizes: Mapping[str, Size], speeds: Mapping[st
     best = undominated([rows[name] for name in sizes], sizes)
     for name in sorted(sizes, key=lambda name: (-sizes[name].share, kl_of(rows[name]))):
         lines.append(line(rows[name], sizes[name], speeds.get(name), name in best))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + as_made(rows[name] for name in sizes)
+
+
+NOTE = 200
+"""Characters of a note that are shown: a mixture's names each of its linears."""
+
+
+def as_made(rows: Iterable[Row]) -> str:
+    """What the name of a row does not tell: types that a format took instead, steps that a budget ended, what calibrated."""
+    lines = [f"- `{row.name}`: {textwrap.shorten('; '.join(row.notes), NOTE)}" for row in rows if row.notes]
+    return "\nAs they were made:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def kl_of(row: Row) -> float:
@@ -210,7 +230,8 @@ def times(row: Row, speed: Speed | None) -> tuple[str, str]:
         return "not timed yet", "not timed yet"
     if speed.reason:
         return f"failed: {speed.reason}", ""
-    return ratio(speed.decode), ratio(speed.prefill)
+    whose = "" if speed.name == row.name else f", `{speed.name}`'s"
+    return ratio(speed.decode) + whose, ratio(speed.prefill) + whose
 
 
 def cell(text: str | None) -> str:

@@ -8,13 +8,17 @@ fresh checkout goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from quantadvisor.documents import Device, Figure, Interval, OpenDocument, Quality, write_text
+from quantadvisor.methods.schemes import scheme
+
+ROOT = Path(__file__).resolve().parent.parent
 
 Kind = Literal["measured", "simulated", "refused", "failed"]
 
@@ -66,7 +70,8 @@ class Speed(OpenDocument):
 
 
 class EncoderRow(OpenDocument):
-    """One method x scheme on the encoder: `distance` 1 - cosine, `top1` 0..1, over the texts."""
+    """One method x scheme on the encoder: `distance` 1 - cosine, `top1` 0..1, over the texts. What it stores and what applying it
+    costs is as in Row."""
 
     record: Literal["encoder"] = "encoder"
     model: str
@@ -74,6 +79,10 @@ class EncoderRow(OpenDocument):
     target: str
     distance: Interval
     top1: float
+    bytes: int | None = None
+    plain_bytes: int | None = None
+    apply_cpu_s: float | None = None
+    apply_peak_bytes: int | None = None
     seconds: float
 
 
@@ -88,6 +97,23 @@ class Samples(OpenDocument):
     length: int
     kl: Interval
     apply_cpu_s: float
+    code: str = ""
+    """Digest of the method's code; "" of records from before there was one."""
+
+
+class Greedy(OpenDocument):
+    """Of one linear: what share of w^T H w is left as error in so many of its rows, by method."""
+
+    record: Literal["greedy"] = "greedy"
+    model: str
+    name: str
+    scheme: str
+    rows: int
+    rtn: float
+    gptq: float
+    obq: float
+    code: str = ""
+    """Digest of the methods' code; "" of records from before there was one."""
 
 
 class Verdict(OpenDocument):
@@ -100,7 +126,7 @@ class Verdict(OpenDocument):
     verdict: str
 
 
-Record = Row | Speed | EncoderRow | Samples | Verdict
+Record = Row | Speed | EncoderRow | Samples | Greedy | Verdict
 RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="record")])
 
 
@@ -111,6 +137,7 @@ class Known(NamedTuple):
     speeds: dict[tuple[str, str], Speed]
     encoder: dict[str, EncoderRow]
     samples: dict[tuple[str, int], Samples]
+    greedy: dict[str, Greedy]
     verdicts: dict[str, Verdict]
 
     def add(self, record: Record) -> None:
@@ -122,13 +149,38 @@ class Known(NamedTuple):
             self.encoder[record.name] = record
         elif isinstance(record, Samples):
             self.samples[record.name, record.samples] = record
+        elif isinstance(record, Greedy):
+            self.greedy[record.name] = record
         else:
             self.verdicts[record.name] = record
 
 
+ALIKE = 0.005
+"""Part by which bytes of one graph differ: what a file is called is stored in it."""
+
+
+def twins(row: Row, rows: Mapping[str, Row]) -> list[str]:
+    """Names of other measured rows of the same operators and sizes, whose weights alone are others: the same format in the same
+    runtime, as many quantized linears, as many bytes. Their times are the same."""
+    return [
+        other.name
+        for other in rows.values()
+        if other.name != row.name and other.kind == row.kind == "measured" and form(other) == form(row) and same_size(other, row)
+    ]
+
+
+def form(row: Row) -> tuple[object, ...]:
+    return row.place, row.quantized_linears, row.linears, scheme(row.scheme).model_dump_json(exclude={"name"})
+
+
+def same_size(one: Row, other: Row) -> bool:
+    a, b = one.bytes or 0, other.bytes or 0
+    return abs(a - b) <= ALIKE * min(a, b)
+
+
 def read(paths: Iterable[Path], model: str, text: str) -> Known:
     """Records of this model and text, later files and lines over earlier ones; a line cut short is passed over."""
-    known = Known({}, {}, {}, {}, {})
+    known = Known({}, {}, {}, {}, {}, {})
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
@@ -141,6 +193,19 @@ def read(paths: Iterable[Path], model: str, text: str) -> Known:
     return known
 
 
+def digest_of(paths: Iterable[Path]) -> str:
+    """Of files of this checkout and their names: the first 12 digits of a SHA-256."""
+    found = hashlib.sha256()
+    for path in sorted(paths):
+        found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def code_of(*modules: str) -> str:
+    """Digest of modules of methods/."""
+    return digest_of(ROOT / "methods" / f"{name}.py" for name in modules)
+
+
 def append(path: Path, record: Record) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(as_line(record))
@@ -149,7 +214,7 @@ def append(path: Path, record: Record) -> None:
 def write(path: Path, known: Known) -> None:
     """One line each, in an order that does not depend on when they were measured."""
     records = [*known.rows.values(), *known.speeds.values(), *known.encoder.values(), *known.samples.values()]
-    records += known.verdicts.values()
+    records += [*known.greedy.values(), *known.verdicts.values()]
     write_text(path, "".join(map(as_line, records)))
 
 

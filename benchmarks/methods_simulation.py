@@ -7,6 +7,7 @@ methods round lazily (activations, caches) falls to the scoring, as it does in a
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,8 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantadvisor.advisor.risk import Job, fakes_of, of_least_kl, quiet_child, score
+from quantadvisor.advisor.builds import OFFLINE
+from quantadvisor.advisor.risk import Job, fakes_of, of_least_kl, score
 from quantadvisor.documents import Scheme
+from quantadvisor.kernels.guardian import die_with_parent
 
 
 class Simulation(NamedTuple):
@@ -41,6 +44,17 @@ def simulator() -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=quiet_child) as pool:
         yield pool
+
+
+def quiet_child() -> None:
+    """The child prints nothing, loads nothing from a hub and dies with its parent."""
+    parent = multiprocessing.parent_process()
+    assert parent and parent.pid
+    die_with_parent(parent.pid)
+    os.environ |= OFFLINE
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
 
 
 @cache

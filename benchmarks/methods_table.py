@@ -5,8 +5,8 @@
 A row (bytes, quality, operators, what applying costs) does not depend on what else the machine does; the speeds of a
 measured row do. With `--quality-only` rows are made and nothing is timed: for a machine that is busy. A run without it
 times what has no speed on this machine yet, and makes only the rows that are missing. Names limit it to methods, to
-`method-scheme`, to `minilm` (the encoder), to `samples` (how many of calibration matter) or to `oracles`. Rows that cost
-little come first.
+`method-scheme`, to `minilm` (the encoder), to `samples` (how many of calibration matter), to `greedy` (OBQ on a few rows) or
+to `oracles`. Rows that cost little come first.
 
 What is known is kept in OUT/rows.jsonl as soon as it is, and beside the page (docs/methods.jsonl), from which a fresh
 checkout goes on. A row that fails is kept with its reason. One that was simulated or refused is made again once a runtime
@@ -28,10 +28,11 @@ from pathlib import Path
 
 import methods_calibration
 import methods_encoder
+import methods_obq
 import methods_oracles
 from methods_distortion import distortions
 from methods_page import page
-from methods_rows import Known, Row, Speed, append, machine_of, read, write
+from methods_rows import Known, Row, Speed, append, machine_of, read, twins, write
 from methods_simulation import simulate, simulator
 from methods_speeds import plain_of, speed_of
 
@@ -57,12 +58,12 @@ MODEL = "builtin:smollm2-135m"
 PLACES = ("onnxruntime", "openvino+f32", "llama.cpp", "vllm", "torch")
 """Runtimes by preference: the first that can run a scheme runs its row."""
 TRAFFIC = Traffic(prompt_tokens=128, output_tokens=32, concurrency=1)
-TRAIN_S = 600.0
+TRAIN_S = 240.0
 """What each method that trains may take."""
 KEPT_S = 60.0
 """An artifact that took more CPU seconds to make is kept until it is timed."""
-ENCODER, SAMPLES, ORACLES = "minilm", "samples", "oracles"
-"""What names the encoder's rows, the numbers of calibration samples, and the oracles' verdicts."""
+ENCODER, SAMPLES, GREEDY, ORACLES = "minilm", "samples", "greedy", "oracles"
+"""What names the encoder's rows, the numbers of calibration samples, OBQ's rows of weights, and the oracles' verdicts."""
 GUESS_S = 60.0
 """Of a row where none is known yet."""
 
@@ -86,11 +87,13 @@ def main() -> None:
         with simulator() as pool:
             fill(context, known, asked, kept, pool)
     if not asked.only_page and (not asked.names or ENCODER in asked.names):
-        methods_encoder.fill(known, kept)
+        methods_encoder.fill(known, kept, asked.redo)
     if not asked.only_page and (not asked.names or SAMPLES in asked.names):
-        methods_calibration.fill(context, text_of(context), known, kept)
+        methods_calibration.fill(context, text_of(context), known, kept, asked.redo)
+    if not asked.only_page and (not asked.names or GREEDY in asked.names):
+        methods_obq.fill(context, known, kept, asked.redo)
     if not asked.only_page and (not asked.names or ORACLES in asked.names):
-        methods_oracles.fill(known, kept)
+        methods_oracles.fill(known, kept, asked.redo)
     names = [f"{m}-{s.name}" for m, s in wanted(())]
     known = known._replace(rows={name: known.rows[name] for name in names if name in known.rows})
     write(beside, known)
@@ -125,11 +128,12 @@ def row_due(context: Context, known: Known, method_name: str, made: Scheme, aske
 
 
 def speed_due(context: Context, known: Known, name: str, asked: argparse.Namespace) -> bool:
-    row = known.rows.get(name)
-    timed = known.speeds.get((name, context.device.fingerprint))
+    """Not timed here, nor a row of the same operators and sizes."""
+    row, here = known.rows.get(name), context.device.fingerprint
     if asked.quality_only or row is None or row.kind != "measured" or row.target == "none":
         return False
-    return timed is None or (asked.redo_failed and timed.reason is not None)
+    found = [known.speeds[one, here] for one in (name, *twins(row, known.rows)) if (one, here) in known.speeds]
+    return not found or (asked.redo_failed and all(speed.reason is not None for speed in found))
 
 
 def visit(context: Context, known: Known, method_name: str, made: Scheme, asked: argparse.Namespace,
@@ -174,7 +178,7 @@ def in_short(record: Row | Speed) -> str:
 def wanted(names: Sequence[str]) -> list[tuple[str, Scheme]]:
     """Every method and scheme, or those of some methods or `method-scheme` names."""
     found = [(name, made) for name in METHODS for made in method(name).schemes()]
-    unknown = set(names) - {ENCODER, SAMPLES, ORACLES} - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
+    unknown = set(names) - {ENCODER, SAMPLES, GREEDY, ORACLES} - {m for m, _ in found} - {f"{m}-{s.name}" for m, s in found}
     if unknown:
         raise SystemExit(f"no method or method-scheme named {sorted(unknown)[0]!r}; methods: {', '.join(METHODS)}")
     return [(m, s) for m, s in found if not names or m in names or f"{m}-{s.name}" in names]
@@ -277,7 +281,7 @@ def place_name(one: Candidate) -> str:
 def simulated(context: Context, made: Scheme, row: Row, pool: ProcessPoolExecutor) -> Row:
     """Fake quantization."""
     work = context.workload
-    calibration = context.calibration_file(work.calibration.samples)
+    calibration = context.calibration_file(work.calibration.drawn)
     job = Job(context.model_folder, {row.name: made}, calibration, train_s=work.budget.train_s)
     windows, reference = context.windows(EVALUATION_TOKENS), make_reference(context)
     found = pool.submit(simulate, job, row.name, made, windows, reference).result()

@@ -109,7 +109,8 @@ class Home:
     def _timing(self, point: Point, found: dict[str, Any]) -> KernelTiming:
         time_s = timed_figure(found["samples"], point)
         share = roofline_share(self.device, point, time_s.median)
-        return point.timing(time_s=time_s, operator=str(found["operator"]), roofline_share=share)
+        rounding = found.get("rounding_share")
+        return point.timing(time_s=time_s, operator=str(found["operator"]), roofline_share=share, rounding_share=rounding)
 
     def _died(self, point: Point, words: str) -> None:
         kernel = point.kernel.name, point.kernel.option

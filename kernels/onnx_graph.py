@@ -113,7 +113,11 @@ def prepare(shape: Problem, nodes_of: Nodes) -> Prepared:
 
         return Bound(call=call, output=lambda: given[1].numpy())
 
-    return Prepared(bind=bind, operator=lambda: executed(shape, nodes_of))
+    return Prepared(
+        bind=bind,
+        operator=lambda: executed(shape, nodes_of),
+        rounding_share=lambda m: rounding_share(replace(shape, m=m), nodes_of),
+    )
 
 
 def _copies(shape: Problem, nodes_of: Nodes, copies: int) -> tuple[bytes, dict[str, Array]]:
@@ -130,16 +134,32 @@ def _copies(shape: Problem, nodes_of: Nodes, copies: int) -> tuple[bytes, dict[s
 
 def executed(shape: Problem, nodes_of: Nodes) -> str:
     """Operators that one run of one copy executes, from ONNX Runtime's own profile; of a head, 2,048 rows will do."""
+    return "+".join(dict.fromkeys(name for name, _ in profiled(replace(shape, m=1, n=min(shape.n, 2048)), nodes_of)))
+
+
+def rounding_share(shape: Problem, nodes_of: Nodes) -> float | None:
+    """Of a warm run's kernels, the time of QuantizeLinear and DequantizeLinear, 0..1; None where neither runs."""
+    ran = profiled(shape, nodes_of, runs=2)
+    ran = ran[len(ran) // 2 :]
+    rounding = [seconds for name, seconds in ran if name.lower().endswith("quantizelinear")]
+    return sum(rounding) / sum(seconds for _, seconds in ran) if rounding else None
+
+
+def profiled(shape: Problem, nodes_of: Nodes, runs: int = 1) -> list[tuple[str, float]]:
+    """(operator, seconds) of each node of one copy, in the order in which they ran."""
     import tempfile
 
-    shape = replace(shape, m=1, n=min(shape.n, 2048))
     with tempfile.TemporaryDirectory() as folder:
         model, constants = _copies(shape, nodes_of, 1)
         session = session_of(model, constants, shape.threads, profile=str(Path(folder) / "profile"))
-        session.run(None, {"x": inputs(shape.m, shape.k)})
+        for _ in range(runs):
+            session.run(None, {"x": inputs(shape.m, shape.k)})
         events = json.loads(Path(session.end_profiling()).read_text())
-    names = [event["args"]["op_name"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
-    return "+".join(dict.fromkeys(names))
+    return [
+        (event["args"]["op_name"], event["dur"] / 1e6)
+        for event in events
+        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time")
+    ]
 
 
 def nbits_nodes(bits: int, accuracy_level: int = 4) -> Nodes:

@@ -3,7 +3,7 @@
     in   {"import": module}
     out  {}
     in   {"probe", "option", "threads", "m", "shapes": [{"n", "k", "copies"}], "cold", "flush_bytes", "rounds", "limit_s"}
-    out  {"timings": [{"samples": [seconds per product], "operator": str}, ...]} or {"refused": reason}
+    out  {"timings": [{"samples": [seconds per product], "operator": str, "rounding_share": float}, ...]} or {"refused": reason}
 
 The shapes take turns; with `cold` each runs once a round, and `flush_bytes` more are read before each round. Weights stay in
 place until another kernel is asked for. What libraries print goes to standard error. The end of standard input ends the process.
@@ -74,6 +74,9 @@ class Bench:
             self.operators[place] = self.prepared[problem].operator()
         return self.operators[place]
 
+    def rounding_share(self, problem: Problem, m: int) -> float | None:
+        return self.prepared[problem].rounding_share(m) if "QuantizeLinear" in self.operator(problem) else None
+
 
 def time_probe(request: dict[str, Any], bench: Bench) -> dict[str, Any]:
     bench.turn_to((request["probe"], request["option"]))
@@ -93,7 +96,11 @@ def time_probe(request: dict[str, Any], bench: Bench) -> dict[str, Any]:
     )
     return {
         "timings": [
-            {"samples": [sample / problem.copies for sample in found], "operator": bench.operator(problem)}
+            {
+                "samples": [sample / problem.copies for sample in found],
+                "operator": bench.operator(problem),
+                "rounding_share": bench.rounding_share(problem, request["m"]),
+            }
             for problem, found in zip(problems, samples, strict=True)
         ]
     }

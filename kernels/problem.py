@@ -58,6 +58,8 @@ class Prepared:
     """x: float32 [M, K] → the kernel on it."""
     operator: Callable[[], str] = lambda: ""
     """What really ran, in the runtime's own words; ask after a call."""
+    rounding_share: Callable[[int], float | None] = lambda m: None
+    """Of the time at `m` rows, that of operators which only round; None where none runs."""
 
 
 class TimedKernel(Protocol):

@@ -17,7 +17,7 @@ from quantadvisor.documents import CandidateFailed, Device, KernelTiming
 
 from .processes import run
 
-FORMAT = 3
+FORMAT = 4
 LIMIT_S = 60.0
 """An answer of another interpreter."""
 PACKAGES = {

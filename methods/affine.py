@@ -127,6 +127,11 @@ def quantize_channels(w: Floats, most: int = 127) -> tuple[NDArray[np.int8], Flo
     return np.rint(w / scale[:, None]).astype(np.int8), scale
 
 
+def signed_channels(given: Grouped) -> tuple[NDArray[np.int8], Floats]:
+    """Integers of 8 bits about 128, a row one group: int8 codes [N, K] about 0 and scales [N]."""
+    return (given.codes ^ np.uint8(128)).view(np.int8), given.scales[:, 0]
+
+
 def refuse_not_finite(*bounds: Floats | float, name: str = "weights") -> None:
     """A NaN or an infinity among weights is in the extremes of its group, and would be in every logit."""
     if not all(np.isfinite(bound).all() for bound in bounds):

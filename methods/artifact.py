@@ -1,7 +1,9 @@
 """The steps that methods share when they write: find or make the fp32 base, hand over integers, put a cache on top.
 
-A folder appears whole or not at all. A method that goes layer by layer, or trains, keeps what it has beside it (`kept.py`) and
-goes on from there; one that makes a single pass over the weights keeps nothing, and an interrupted run of it begins again.
+A folder appears whole or not at all. A method that looks at calibration samples, layer by layer or one sample after the other,
+to round or only to look, or that trains, keeps what it has beside it (`kept.py`) and goes on from there. One that goes layer by
+layer runs them again without what they had brought, and not at all where nothing is left to look for; one that makes a single
+pass over the weights keeps nothing, and an interrupted run of it begins again.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped
+from .kept import kept_beside, resumed, stamps
 from .refusals import COMPRESSED, HALF, ONNX, config
 from .rescale import Pair, Scale
 from .schemes import group_format
+from .training import Say, silent
 
 Given = Mapping[str, Callable[[], Grouped]]
 """linear -> a function that brings its integers, which were chosen already"""
@@ -59,16 +63,24 @@ def format_of(runtime: str) -> Any:
     return import_module(f"{__package__}.formats.{names[runtime]}")
 
 
-def write_cache(weights: Path, scheme: Scheme, calibration: NDArray[int64], out: Path) -> tuple[str, ...]:
-    """The ONNX folder `weights`, whatever is in it, with the integer cache of a scheme. Its scales come from the keys and values
+def write_cache(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, base: Path | None,
+                say: Say = silent) -> tuple[str, ...]:  # fmt: skip
+    """The ONNX folder `base`, whatever is in it, with the integer cache of a scheme. Its scales come from the keys and values
     that this very folder computes: a method may have moved scales through v_proj (SmoothQuant W8A8 on SmolLM2-135M, 1,024
     tokens: KL 0.0119, with an INT8 cache 0.0140, and 0.117 with scales of the fp32 model). Returns notes."""
     from .formats import onnx
+    from .observe import samples_read
 
     assert scheme.keys is not None
     seen, bits = calibration[:CACHE_SAMPLES], int(scheme.keys.bits)
-    onnx.quantize_cache(weights, out, onnx.calibrate_cache(weights, seen), bits)
-    return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {tokens_read(seen, calibration)}",)
+    of_base = stamps(base, "*") if base else "its own export"
+    with (
+        base_folder(model_folder, runtime, out, base) as source,
+        kept_beside(out, model_folder, seen, f"cache of {of_base}") as kept,
+    ):
+        known = resumed(samples_read(kept), "samples")
+        onnx.quantize_cache(source, out, onnx.calibrate_cache(source, seen, say, kept), bits)
+    return (f"INT{bits} cache: one scale per channel (keys: per rotary pair), from {tokens_read(seen, calibration)}", *known)
 
 
 def write_grouped(model_folder: Path, base: Path, scheme: Scheme, runtime: str, out: Path, given: Given,

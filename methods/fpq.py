@@ -23,9 +23,10 @@ from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats
+from .layerwise import gram_of
 from .refusals import not_offered
 from .schemes import scheme as scheme_named
-from .stream import stream
+from .stream import Parts, stream
 
 NAME = "fpq"
 TARGET: Target = "weights"
@@ -56,8 +57,9 @@ def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> 
     assert scheme.weights is not None
     bits, result = int(scheme.weights.bits), dict[str, Floats]()
 
-    def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> None:
-        gram = x.T @ x / np.float32(len(x))
+    def visit(targets: tuple[str, ...], x: Parts, weights: list[Floats]) -> None:
+        square, count = gram_of(x)
+        gram = square / np.float32(count)
         for name, w in zip(targets, weights, strict=True):
             result[name], _ = search(w, gram, bits)
 

@@ -11,7 +11,9 @@ FACTORS are tried on the largest value itself, once each for weights and for act
 
 Simulated on SmolLM2-135M, KL with formats searched: W4A4 min-max 5.9, with shifts 2.5, with factors too 2.7; W4A8 0.92, 1.2,
 1.4. The shifts are what helps at 4 bits. At 8 they hurt: a rounded bias clips up to 0.7 of a channel's largest value, and
-the few huge values that attention rests on must not be clipped where everything else is fine.
+the few huge values that attention rests on must not be clipped where everything else is fine. Three rounds of weights and
+activations in turn, each under the other's rounding, with factors up to 1.4, left W4A4 a KL of 4.6 where one leaves 2.3: every
+layer's error is less, by outputs that shrink, and that adds up.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
@@ -32,12 +35,13 @@ from .schemes import scheme as named
 
 NAME = "fpq_activations"
 TARGET: Target = "activations"
-COST = "one forward pass of the calibration samples; formats and shifts of every linear searched on 64 tokens of the first"
+COST = "one forward pass of the calibration samples; formats and shifts of every linear searched on 64 tokens of them"
 FORMATS = {4: ((3, 0), (2, 1), (1, 2)), 8: ((5, 2), (4, 3), (3, 4), (2, 5))}
 """Bits -> (exponent, mantissa) of the formats that are searched; a sign takes the last bit."""
 FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 TOKENS, ROWS = 64, 96
-"""Tokens of the first calibration sample, and output channels, that a search measures errors on; bounds are of all samples."""
+"""Tokens of the calibration, and output channels, that a search measures errors on; bounds are of all tokens."""
+GOLDEN = 0.6180339887498949
 REASON = "a real exponent bias per channel is no operand of any kernel here; OCP's fixed-bias FP4 would be another format"
 MISSING = dict.fromkeys(("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"), REASON)
 
@@ -99,11 +103,19 @@ def searched(model: Any, bits: tuple[int, int], run: Callable[[], None], factors
     )
 
 
+def places(tokens: int) -> NDArray[int64]:
+    """TOKENS of so many, in order, or all: those where multiples of the golden ratio lie lowest between integers. They are evenly
+    spread at no even step, which could fall on the same place of every sample; of more tokens, some are the same."""
+    heights = (np.arange(tokens) + 0.5) * GOLDEN % 1
+    return np.sort(np.argsort(heights, kind="stable")[:TOKENS])
+
+
 def observed(layers: Mapping[str, Any], run: Callable[[], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(inputs [T, K] of the first forward pass, T at most TOKENS; largest values [K] of all) of every linear."""
+    """(inputs [T, K] at the `places` of all forward passes together, largest values [K] of all) of every linear."""
     import torch
 
     seen: dict[str, Any] = {}
+    counts = dict.fromkeys(layers, 0)
     peaks: dict[str, Any] = {}
 
     def watch(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
@@ -111,8 +123,11 @@ def observed(layers: Mapping[str, Any], run: Callable[[], None]) -> tuple[dict[s
             rows = args[0].detach().flatten(0, -2)
             bound = rows.abs().amax(0)
             peaks[name] = torch.maximum(peaks[name], bound) if name in peaks else bound
-            if name not in seen:
-                seen[name] = rows[:: max(1, len(rows) // TOKENS)][:TOKENS].clone()
+            start = counts[name]
+            counts[name] += len(rows)
+            had, now = places(start), places(counts[name])
+            new = rows[now[now >= start] - start]
+            seen[name] = torch.cat([seen[name][np.isin(had, now)], new]) if name in seen else new
 
         return hook
 

@@ -26,12 +26,12 @@ from . import layerwise
 from .affine import Codes, Floats, Grouped, group_grid, in_groups, rounded_groups
 from .layerwise import Square, damped
 from .linear_format import LinearFormat
-from .schemes import scheme as scheme_named
+from .schemes import EVEN, named
 from .training import Say, silent
 
 NAME = "gptq"
 TARGET: Target = "weights"
-COST = "one forward pass of 64 calibration samples, layer by layer, and K^3 + N K^2 operations a linear"
+COST = "one pass of 64 calibration samples or the spec's number, layer by layer, and K^3 + N K^2 operations a linear"
 DAMPING = 0.01
 BLOCK = 16
 """Columns that correct each other one by one; corrections between more of them are matrix products (section 3.3, step 2)."""
@@ -42,7 +42,8 @@ SETTINGS = "GPTQ: act-order, static groups, MSE grid, damping 0.01"
 
 
 def schemes() -> tuple[Scheme, ...]:
-    return tuple(scheme_named(name) for name in ("w4-g32", "w4-g64", "w4-g128", "w3-g64", "w8-g64", "w4-g32-bf16", "w4-g64-bf16"))
+    half = (f"{name}-bf16" for name in ("w4-g32", "w4-g64", *EVEN))
+    return named("w4-g32", "w4-g64", "w4-g128", *EVEN, "w3-g64", "w8-g64", *half)
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
@@ -50,8 +51,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
-    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS, say)
+          base: Path | None = None, say: Say = silent, samples: int | None = None) -> tuple[str, ...]:  # fmt: skip
+    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS, say, samples)
 
 
 def rounded(model_folder: Path, scheme: Scheme, calibration: NDArray[int64]) -> dict[str, Floats]:

@@ -41,10 +41,19 @@ def key(model_folder: Path, calibration: NDArray[int64], settings: str) -> str:
     digest = hashlib.sha256(settings.encode())
     digest.update(str(calibration.shape).encode() + np.ascontiguousarray(calibration).tobytes())
     digest.update((Path(model_folder) / "config.json").read_bytes())
-    for path in sorted(Path(model_folder).glob("*.safetensors")):
-        known = path.stat()
-        digest.update(f"{path.name} {known.st_size} {known.st_mtime_ns}".encode())
+    digest.update(stamps(model_folder, "*.safetensors").encode())
     return digest.hexdigest()[:16]
+
+
+def stamps(folder: Path, pattern: str) -> str:
+    """Names, sizes and times of files."""
+    found = [(path.name, path.stat()) for path in sorted(Path(folder).glob(pattern))]
+    return "".join(f"{name} {known.st_size} {known.st_mtime_ns}" for name, known in found)
+
+
+def resumed(found: int, what: str = "linears") -> tuple[str, ...]:
+    """The note of a run that found so many there."""
+    return (f"{found} {what} taken from an interrupted run",) if found else ()
 
 
 class Folder(MutableMapping[str, Arrays]):

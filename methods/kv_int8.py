@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
-from .artifact import base_folder, write_cache
+from .artifact import write_cache
 from .refusals import ONNX, not_offered
 from .schemes import scheme as named
+from .training import Say, silent
 
 NAME = "kv_int8"
 TARGET: Target = "kv_cache"
@@ -33,7 +34,6 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None) -> tuple[str, ...]:  # fmt: skip
+          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
     """`base`: the folder that gets the cache, its weights in whatever format."""
-    with base_folder(model_folder, runtime, out, base) as source:
-        return write_cache(source, scheme, calibration, out)
+    return write_cache(model_folder, scheme, runtime, calibration, out, base, say)

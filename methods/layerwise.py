@@ -19,16 +19,16 @@ from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, Grouped, dequantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
-from .kept import Arrays, kept_beside
+from .kept import Arrays, kept_beside, resumed
 from .linear_format import LinearFormat
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, width_missing
 from .rescale import mapping_missing
 from .schemes import group_format
-from .stream import stream
+from .stream import Parts, stream
 from .training import Say, silent
 
 SAMPLES = 64
-"""Calibration samples that Hessians come from."""
+"""Calibration samples that Hessians come from, where the user does not say how many."""
 STRIP = 384
 """Columns of a Gram matrix that are computed together."""
 RUNTIMES = (*ONNX, "openvino", *HALF)
@@ -67,15 +67,19 @@ def round_all(model_folder: Path, tokens: NDArray[int64], grid: LinearFormat, so
               kept: MutableMapping[str, Arrays], say: Say = silent) -> None:  # fmt: skip
     """Integers of every linear of the decoder into `kept`; what is there already is taken, not computed."""
 
-    def visit(targets: tuple[str, ...], x: Floats, weights: list[Floats]) -> list[Floats]:
+    def visit(targets: tuple[str, ...], x: Parts, weights: list[Floats]) -> list[Floats]:
         if any(name not in kept for name in targets):
-            whole = solved(solve, targets, np.concatenate(weights), hessian(x), grid)
-            ends = np.cumsum([len(w) for w in weights])[:-1]
-            for name, *parts in zip(targets, *(np.split(each, ends) for each in whole), strict=True):
-                kept[name] = Grouped(*parts)._asdict()
+            keep(kept, targets, weights, solved(solve, targets, np.concatenate(weights), hessian(x), grid))
         return [dequantize_groups(*loaded(kept, name), grid.group) for name in targets]
 
     stream(model_folder, tokens, visit, say)
+
+
+def keep(kept: MutableMapping[str, Arrays], targets: tuple[str, ...], weights: list[Floats], whole: Grouped) -> None:
+    """Integers of the weights of all targets, one above the other, cut into those of each."""
+    ends = np.cumsum([len(w) for w in weights])[:-1]
+    for name, *parts in zip(targets, *(np.split(each, ends) for each in whole), strict=True):
+        kept[name] = Grouped(*parts)._asdict()
 
 
 def loaded(kept: Mapping[str, Arrays], name: str) -> Grouped:
@@ -90,9 +94,20 @@ def solved(solve: Solve, targets: tuple[str, ...], w: Floats, h: Square, grid: L
         raise CandidateFailed(f"the Hessian of {targets[0]} is not positive definite, damped as it is") from None
 
 
-def hessian(x: Floats) -> Square:
+def hessian(x: Parts) -> Square:
     """x: [T, K] -> 2 / T x^T x, the Hessian of the mean square error of x w^T in any row of w."""
-    return gram(x).astype(float64) * (2 / len(x))
+    square, count = gram_of(x)
+    return square.astype(float64) * (2 / count)
+
+
+def gram_of(x: Parts) -> tuple[Floats, int]:
+    """x: [T, K] -> (x^T x [K, K], T)"""
+    square, count = None, 0
+    for part in x:
+        square = gram(part) if square is None else np.add(square, gram(part), out=square)
+        count += len(part)
+    assert square is not None
+    return square, count
 
 
 def gram(x: Floats) -> Floats:
@@ -125,10 +140,10 @@ def damped(h: Square, damping: float) -> Square:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, base: Path | None,
-          solve: Solve, settings: str, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
+          solve: Solve, settings: str, say: Say = silent, samples: int | None = None) -> tuple[str, ...]:  # fmt: skip
     """The artifact, resumable linear by linear; `settings` names the method and all that its result depends on. `say` is told
-    how far it is."""
-    tokens = evenly(calibration, SAMPLES)
+    how far it is. `samples`: as many as the user wants Hessians from."""
+    tokens = evenly(calibration, samples or SAMPLES)
     with (
         base_folder(model_folder, runtime, out, base) as source,
         kept_beside(out, model_folder, tokens, f"{settings} {scheme.name}") as kept,
@@ -137,9 +152,8 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         round_all(model_folder, tokens, grid_of(scheme), solve, kept, say)
         given = {name: partial(loaded, kept, name) for name in kept}
         write_grouped(model_folder, source, scheme, runtime, out, given)
-    resumed = (f"{found} linears taken from an interrupted run",) if found else ()
     how = f"{settings}; Hessians from {tokens_read(tokens, calibration)}"
-    return (how, *padding(model_folder, scheme, runtime), *resumed)
+    return (how, *padding(model_folder, scheme, runtime), *resumed(found))
 
 
 def rounded(model_folder: Path, scheme: Scheme, tokens: NDArray[int64], solve: Solve) -> dict[str, Floats]:

@@ -22,8 +22,10 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from . import refusals
+from .affine import Floats
 from .artifact import base_folder, tokens_read
 from .fake import Fake
+from .kept import Arrays, Kept, kept_beside, resumed
 from .refusals import ONNX, config, not_bitsandbytes, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as named
@@ -61,26 +63,36 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     from .formats import onnx
 
     tokens = calibration[:SAMPLES]
-    found = outlier_channels(model_folder, tokens, say)
-    with base_folder(model_folder, runtime, out, base) as source:
+    with (
+        base_folder(model_folder, runtime, out, base) as source,
+        kept_beside(out, model_folder, tokens, f"{NAME} {scheme.name}") as kept,
+    ):
+        known = resumed(len(kept), "tensors")
+        found = outlier_channels(model_folder, tokens, say, kept)
         onnx.quantize_w8a8_outliers(source, out, found)
-    return (note(found, tokens_read(tokens, calibration)),)
+    return (note(found, tokens_read(tokens, calibration)), *known)
 
 
-def outlier_channels(model_folder: Path, tokens: NDArray[int64], say: Say = silent) -> dict[str, NDArray[int64]]:
-    """Channels that reach the threshold, ascending, by every linear that reads them."""
-    from .observe import observe
+def outlier_channels(
+    model_folder: Path, tokens: NDArray[int64], say: Say = silent, kept: Kept | None = None
+) -> dict[str, NDArray[int64]]:
+    """Channels that reach the threshold, ascending, by every linear that reads them. `kept`: those of each tensor, found here or
+    by an interrupted run."""
+    from .observe import gather
     from .stream import layer_by_layer
 
+    kept = {} if kept is None else kept
     groups = {pair.targets[0]: pair.targets for pair in pairs(config(model_folder))}
-    peaks: dict[str, NDArray[np.float32]] = {}
 
-    def widen(name: str, x: NDArray[np.float32]) -> None:
-        bound = np.abs(x).max(axis=0)
-        peaks[name] = np.maximum(peaks[name], bound) if name in peaks else bound
+    def widen(before: Floats | None, x: Floats) -> Floats:
+        bound: Floats = np.abs(x).max(axis=0)
+        return bound if before is None else np.maximum(before, bound)
 
-    observe(layer_by_layer(model_folder, say), tokens, dict.fromkeys(groups, widen))
-    return {reader: np.flatnonzero(peaks[name] >= THRESHOLD) for name, readers in groups.items() for reader in readers}
+    def loud(_: str, peaks: Floats) -> Arrays:
+        return {"channels": np.flatnonzero(peaks >= THRESHOLD)}
+
+    gather(layer_by_layer(model_folder, say), tokens, groups, widen, loud, kept)
+    return {reader: kept[name]["channels"] for name, readers in groups.items() for reader in readers}
 
 
 def note(found: dict[str, NDArray[int64]], read: str) -> str:

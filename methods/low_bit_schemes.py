@@ -1,7 +1,7 @@
 """Names of schemes that round activations or the cache in rarer ways, and what they stand for. Pure.
 
     fp8, fp8-e5m2         8-bit float weights per channel, activations per token (methods/fp8.py; -tensor, -static, -block)
-    fp8-bf16              fp8 with everything else in bfloat16: compressed-tensors
+    fp8-bf16              fp8 with everything else in bfloat16: compressed-tensors (also -tensor-bf16, -static-bf16, -block-bf16)
     w8a8-outlier          INT8 but for the channels that hold outliers (LLM.int8())
     w8a8-outlier-fp16     the same with everything else in float16: bitsandbytes
     w4a8-g64, w8a8-g64    integer weights in groups, INT8 activations per token (ZeroQuant)
@@ -29,7 +29,7 @@ from quantadvisor.documents.scheme import Format, Scheme
 Kind = Literal["int", "float", "codebook"]
 Granularity = Literal["tensor", "channel", "group", "token", "block"]
 
-FLOAT8 = re.compile(r"fp8(?P<kind>-tensor|-static|-block|-e5m2|-bf16)?")
+FLOAT8 = re.compile(r"fp8(?:(?P<kind>-tensor|-static|-block)?(?P<half>-bf16)?|-e5m2)")
 INTEGER = re.compile(
     r"w(?P<w>[48])a(?P<a>[48])(?P<kind>-outlier(?:-fp16)?|-fp(?:-minmax)?|-g(?P<group>\d+)|-static-entropy|-static-percentile|-static-mse)?"
 )
@@ -44,7 +44,7 @@ CACHE_GROUP = 32
 def activations(name: str) -> Scheme | None:
     """The scheme of a name without a cache; None where it is none of these."""
     if found := FLOAT8.fullmatch(name):
-        return float8(name, found["kind"])
+        return float8(name, found["kind"], "bf16" if found["half"] else "fp32")
     found = INTEGER.fullmatch(name)
     if found is None or (found["kind"] is None and (found["w"], found["a"]) == ("8", "8")):
         return None
@@ -63,7 +63,7 @@ def activations(name: str) -> Scheme | None:
     return Scheme(name=name, compute=half, weights=weights, activations=tokens, embeddings=head, lm_head=head)
 
 
-def float8(name: str, kind: str | None) -> Scheme:
+def float8(name: str, kind: str | None, half: Literal["fp32", "bf16"]) -> Scheme:
     one: Granularity = "tensor" if kind in ("-tensor", "-static") else "channel"
     weights = form("float", 8, "block", BLOCK) if kind == "-block" else form("float", 8, one)
     inputs: dict[str | None, Format] = {
@@ -72,7 +72,6 @@ def float8(name: str, kind: str | None) -> Scheme:
         "-block": form("float", 8, "group", BLOCK, dynamic=True),
     }
     tokens = form("float", 8, "token", dynamic=True)
-    half: Literal["fp32", "bf16"] = "bf16" if kind == "-bf16" else "fp32"
     return Scheme(name=name, compute=half, weights=weights, activations=inputs.get(kind) or tokens)
 
 

@@ -29,6 +29,7 @@ from quantadvisor.documents.scheme import Scheme
 
 from .affine import Floats, nearest
 from .artifact import base_folder
+from .kept import Arrays, Kept, kept_beside, resumed
 from .knapsack import cheapest, within
 from .linear_format import LinearFormat
 from .refusals import ONNX, config, memory_missing, not_offered, padding
@@ -90,10 +91,14 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     assert scheme.weights.group_size is not None
     from .formats import onnx
 
-    group = scheme.weights.group_size
-    with base_folder(model_folder, runtime, out, base) as source:
+    group, tokens = scheme.weights.group_size, calibration[:1, :TOKENS]
+    with (
+        base_folder(model_folder, runtime, out, base) as source,
+        kept_beside(out, model_folder, tokens, f"{NAME} {scheme.name}") as kept,
+    ):
+        known = resumed(len(kept))
         names = onnx.linear_names(source)
-        measured = sensitivities(model_folder, calibration[:1, :TOKENS], group, names, say)
+        measured = sensitivities(model_folder, tokens, group, names, say, kept)
         costs = costs_of(measured, group, {} if most_bytes is not None else linear_s or {})
         if most_s is not None and costs.unit != "s":
             reason = "some linear was not timed in 4 and 8 bits, so that seconds cannot bound them"
@@ -102,34 +107,45 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         eight, four = LinearFormat(8, group, True), LinearFormat(4, group, False)
         plan = {name: eight if name in wide or name == "lm_head" else four for name in names}
         onnx.quantize_weights(source, out, plan, accuracy_level)
-    return (note(measured, wide, costs), *padding(model_folder, scheme, runtime))
+    return (note(measured, wide, costs), *padding(model_folder, scheme, runtime), *known)
 
 
 def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...],
-                  say: Say = silent) -> list[Sensitivity]:  # fmt: skip
+                  say: Say = silent, kept: Kept | None = None) -> list[Sensitivity]:  # fmt: skip
     """One per linear of the graph, `lm_head` excepted; q, k and v count as one where the graph fuses them. `say` is told after
-    every layer that the gradients came to, the last one first, how far it is."""
+    every layer that the gradients came to, the last one first, how far it is. `kept`: what is found of each linear of the model,
+    and what an interrupted run had found."""
     from .formats.onnx import onnx_linear
     from .observe import load, observe_gradients, weight
 
-    model = load(model_folder)
-    found: dict[str, list[float]] = {name: [0.0, 0.0] for name in names}
-    shapes: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in names}
+    kept = {} if kept is None else kept
+    targets = [target for pair in pairs(config(model_folder)) for target in pair.targets]
+    begun: dict[str, list[list[float]]] = {name: [] for name in targets if name not in kept}
+    layers, judged = int(config(model_folder)["num_hidden_layers"]), itertools.count(1)
+    step = counted(layers, say, "judged", passes=len(tokens))
 
     def measure(name: str, x: Floats, gradient: Floats) -> None:
-        w = weight(model, name)
-        costs = [predicted_kl(x, w, gradient, group, *form) / len(tokens) for form in ((4, False), (8, True))]
-        place = onnx_linear(name, names)
-        found[place] = [old + new for old, new in zip(found[place], costs, strict=True)]
-        shapes[place][name] = (w.shape[0], w.shape[1])
+        if name in begun:
+            w = weight(model, name)
+            begun[name].append([predicted_kl(x, w, gradient, group, *form) for form in ((4, False), (8, True))])
+            if len(begun[name]) == len(tokens):
+                kept[name] = {"kl": np.mean(begun.pop(name), axis=0), "shape": np.array(w.shape)}
         if next(judged) % (len(targets) // layers) == 0:
             step()
 
-    targets = [target for pair in pairs(config(model_folder)) for target in pair.targets]
-    layers, judged = int(config(model_folder)["num_hidden_layers"]), itertools.count(1)
-    step = counted(layers, say, "judged", passes=len(tokens))
-    observe_gradients(model, tokens, dict.fromkeys(targets, measure))
-    return [Sensitivity(name, at4, at8, tuple(shapes[name].values())) for name, (at4, at8) in found.items() if shapes[name]]
+    if begun:
+        model = load(model_folder)
+        observe_gradients(model, tokens, dict.fromkeys(targets, measure))
+    parts: dict[str, list[str]] = {name: [] for name in names}
+    for target in targets:
+        parts[onnx_linear(target, names)].append(target)
+    return [of_parts(name, [kept[target] for target in fused]) for name, fused in parts.items() if fused]
+
+
+def of_parts(name: str, parts: Sequence[Arrays]) -> Sensitivity:
+    """Of the linears that the graph fuses in one."""
+    at4, at8 = (sum(float(part["kl"][width]) for part in parts) for width in (0, 1))
+    return Sensitivity(name, at4, at8, tuple((int(part["shape"][0]), int(part["shape"][1])) for part in parts))
 
 
 def predicted_kl(x: Floats, w: Floats, gradient: Floats, group: int, bits: int, symmetric: bool) -> float:

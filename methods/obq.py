@@ -2,8 +2,9 @@
 
 Of the weights of a row not yet rounded, the one is taken whose rounding costs least, (w_q - quant(w_q))^2 / [H^-1]_qq,
 and all others are moved to where the row's output error is least again: by -(w_q - quant(w_q)) / [H^-1]_qq H^-1[:, q].
-Then q leaves the inverse. A row of K weights takes K^3 operations, and every row has an inverse of its own: this is for
-small models, and for judging GPTQ. (Rounding every weight greedily is no optimum either: on average GPTQ is as good.)
+Then q leaves the inverse. Outliers, weights that have moved off their grid (rounding them costs more than half a step), are
+taken as soon as there are any, before others move them further off (the same section). A row of K weights takes K^3
+operations, and every row has an inverse of its own: this is for small models, and for judging GPTQ.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from .training import Say, silent
 
 NAME = "obq"
 TARGET: Target = "weights"
-COST = "one forward pass of 64 calibration samples, layer by layer, and N K^3 operations a linear: small models only"
+COST = "one pass of 64 calibration samples or the spec's number, layer by layer, and N K^3 operations a linear: small models only"
 MOST_OPERATIONS = 1e11
 TIMED_WIDTH = 512
 """Width of the rank-one update that is timed here for the estimate of a refusal: an inverse that no near cache holds."""
-SETTINGS = "OBQ: greedy order, MSE grid, damping 0.01"
+OFF_GRID = 0.5 + 1e-9
+"""Steps from the nearest integer of the grid: half a step is the most within it, but for a float's last digits."""
+SETTINGS = "OBQ: greedy order, outliers first, MSE grid, damping 0.01"
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -80,8 +83,8 @@ def operations(found: dict[str, int]) -> float:
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
-          base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
-    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS, say)
+          base: Path | None = None, say: Say = silent, samples: int | None = None) -> tuple[str, ...]:  # fmt: skip
+    return layerwise.apply(model_folder, scheme, runtime, calibration, out, base, solve, SETTINGS, say, samples)
 
 
 def solve(w: Floats, h: Square, grid: LinearFormat) -> Grouped:
@@ -104,9 +107,10 @@ def greedy(row: Floats, inverse: Square, scales: NDArray[np.floating], zeros: ND
     for turn in range(len(w)):
         nearest = np.clip(np.rint(w / scales) + middle, 0, top)
         error = w - (nearest - middle) * scales
-        diagonal = np.diagonal(inverse)
+        outliers = left & (np.abs(error) > OFF_GRID * scales)
+        some = outliers if outliers.any() else left
         cost = np.full(len(w), np.inf)
-        cost[left] = error[left] ** 2 / diagonal[left]
+        cost[some] = error[some] ** 2 / np.diagonal(inverse)[some]
         q = int(cost.argmin())
         codes[q], order[turn], left[q] = nearest[q], q, False
         direction = inverse[:, q] / inverse[q, q]

@@ -6,11 +6,11 @@ Linears that read the same tensor (q, k, v; gate, up) form one group and are sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy import int64
@@ -18,14 +18,22 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 
+from .kept import Arrays, Kept
 from .refusals import check_memory
+from .stream import counted, in_parts, put
+from .training import Say, silent
 
 SAMPLES = 8
 """Samples of one forward pass: wide enough for the matrix products, small enough for the activations."""
 
+SEEN = "samples"
+"""What `gather_samples` keeps its arrays under."""
+
 Floats = NDArray[np.float32]
 See = Callable[[str, Floats], None]
 """(linear that stands for its group, inputs [tokens, K])"""
+
+Found = TypeVar("Found")
 
 SeeBoth = Callable[[str, Floats, Floats], None]
 """(linear, inputs [tokens, K], gradients at its outputs [tokens, N])"""
@@ -80,18 +88,52 @@ def observe(model: Any, tokens: NDArray[int64], see: Mapping[str, See]) -> None:
             handle.remove()
 
 
+def gather(model: Any, tokens: NDArray[int64], names: Iterable[str], add: Callable[[Found | None, Floats], Found],
+           finish: Callable[[str, Found], Arrays], kept: Kept) -> None:  # fmt: skip
+    """`kept[name]`: what `add` makes of the inputs of a linear, SAMPLES samples at a time (None: nothing yet), and `finish` of
+    that in the end, with the weights that read them in memory. What is kept already is not looked for; where all is, no pass is
+    made."""
+    batches = -(-len(tokens) // SAMPLES)
+    begun: dict[str, tuple[int, Found | None]] = {name: (0, None) for name in names if name not in kept}
+
+    def see(name: str, x: Floats) -> None:
+        count, before = begun.pop(name)
+        found = add(before, x)
+        if count + 1 < batches:
+            begun[name] = count + 1, found
+        else:
+            kept[name] = finish(name, found)
+
+    if begun:
+        observe(model, tokens, dict.fromkeys(begun, see))
+
+
+def gather_samples(tokens: NDArray[int64], begin: Arrays, add: Callable[[Arrays, NDArray[int64]], Arrays], kept: Kept,
+                   say: Say = silent) -> Arrays:  # fmt: skip
+    """What `add` makes of `begin` and one sample of tokens [samples, length] after the other, kept after each, when `say` is told
+    how far it is."""
+    found, read = dict(kept.get(SEEN, begin)), samples_read(kept)
+    step = counted(len(tokens), say, "read", what="sample", first=read)
+    for number, sample in enumerate(tokens[read:], read + 1):
+        found = add(found, sample)
+        kept[SEEN] = found | {"read": np.array([number])}
+        step()
+    return found
+
+
+def samples_read(kept: Kept) -> int:
+    """How many of them an interrupted run had read."""
+    return int(kept[SEEN]["read"][0]) if SEEN in kept else 0
+
+
 @contextmanager
 def few_at_a_time(layers: Sequence[Any]) -> Iterator[None]:
     """While it is entered, SAMPLES of the samples that a layer is given go through it at a time: the sums of `observe` on a
     whole model, to the bit."""
 
     def forward(original: Callable[..., Any], hidden: Any, attention_mask: Any = None, **more: Any) -> Any:
-        parts = hidden.split(SAMPLES)
-        each_its_own = attention_mask is not None and len(attention_mask) == len(hidden) > 1
-        masks = attention_mask.split(SAMPLES) if each_its_own else [attention_mask] * len(parts)
-        for rows, mask in zip(parts, masks, strict=True):
-            made = original(rows, attention_mask=mask, **more)
-            rows.copy_(made[0] if isinstance(made, tuple) else made)
+        for rows, mask in in_parts(hidden, attention_mask, SAMPLES):
+            put(rows, original(rows, attention_mask=mask, **more))
         return hidden
 
     for layer in layers:

@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "dynamic_int8": "quantadvisor.methods.dynamic_int8",
     "static_int8": "quantadvisor.methods.static_int8",
     "smoothquant": "quantadvisor.methods.smoothquant",
+    "smoothquant_gptq": "quantadvisor.methods.smoothquant_gptq",
     "gguf": "quantadvisor.methods.gguf",
     "gguf_imatrix": "quantadvisor.methods.gguf_imatrix",
     "kv_int8": "quantadvisor.methods.kv_int8",
@@ -47,8 +48,8 @@ METHODS: dict[str, str] = {
 
 class Method(Protocol):
     """What a module in this folder offers; see docs/architecture.md. Where COST begins with "training", `apply` also takes
-    `train_s`, the seconds that it may train. That of a method which takes long has `say`, which is told how far it is. One of
-    `advisor/context.py:WEIGHING` takes `linear_s`."""
+    `train_s`, the seconds that it may train. That of a method which takes long has `say`, which is told how far it is. One
+    that reads few samples by itself has `samples`, the user's number. One of `advisor/context.py:WEIGHING` takes `linear_s`."""
 
     NAME: str
     TARGET: Target

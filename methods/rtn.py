@@ -23,7 +23,7 @@ from .artifact import base_folder, write_grouped
 from .linear_format import LinearFormat
 from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, width_missing
 from .rescale import mapping_missing
-from .schemes import group_format, named
+from .schemes import EVEN, group_format, named
 from .schemes import scheme as scheme_named
 
 __all__ = ["NAME", "TARGET", "apply", "dequantize_groups", "quantize_groups", "refuse", "schemes"]
@@ -36,8 +36,8 @@ RUNTIMES = (*ONNX, "openvino", *HALF)
 
 def schemes() -> tuple[Scheme, ...]:
     other = (scheme_named(f"w{bits}-g64") for bits in (2, 3, 5, 6, 7))
-    half = (scheme_named(f"{name}-bf16") for name in ("w4-g32", "w4-g64", "w8-g64"))
-    return (*named("w4-g32", "w4-g64", "w8-g32", "w8-g64"), *other, *half)
+    half = (scheme_named(f"{name}-bf16") for name in ("w4-g32", "w4-g64", "w8-g64", *EVEN))
+    return (*named("w4-g32", "w4-g64", "w4-g128", *EVEN, "w8-g32", "w8-g64"), *other, *half)
 
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:

@@ -2,6 +2,7 @@
 
     fp32, bf16, fp16  float weights of that type
     w4-g64, w8-g32  group-wise integer weights: 4 bit asymmetric, 8 bit symmetric
+    w4-g128-sym     4 bit symmetric, codes about 8: what vLLM's fast kernels and GPTQ's checkpoints take (W4A16); 2 to 7 bits
     w4-g64-bf16     the same with everything else in 16 bit, lm_head and embeddings too: compressed-tensors, GPTQ's layout
     w4w8-g64        4 or 8 bit, chosen per linear by its sensitivity
     w8a8            int8 weights per channel, int8 activations at run time, one scale per token
@@ -40,9 +41,11 @@ from .linear_format import LinearFormat
 HEAD_GROUP = 64
 MIXED_BITS = 7.0
 """Bits a weight before sensitivities are known: 70 to 80 % of SmolLM2-135M's weights come out in 8 bit."""
+EVEN = ("w4-g64-sym", "w4-g128-sym")
+"""Symmetric 4-bit groups, which every method of integers in groups offers, with -bf16 too."""
 
 PATTERN = re.compile(
-    r"(?P<float>fp32|bf16|fp16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static-npu|-static|-bf16)?|(?P<reduced>w7a8)|q(?P<blocks>[45]_[01]|8_0)"
+    r"(?P<float>fp32|bf16|fp16)|w(?P<bits>[2-8]|4w8)-g(?P<group>\d+)(?P<even>-sym)?(?P<half>-bf16)?|w8a8(?P<range>-tensor|-static-npu|-static|-bf16)?|(?P<reduced>w7a8)|q(?P<blocks>[45]_[01]|8_0)"
     r"|q(?P<super>[2-6])_k|wfp(?P<row>[468])"
     r"|(?P<type>(?:int|nf|quantile|dynamic)(?P<wide>[3-8])|e(?P<e>[1-5])m(?P<m>[0-6]))-b(?P<block>\d+)(?P<centred>-c)?(?P<doubled>-dq)?"
     r"(?:-p(?P<percent>\d+))?(?P<narrow>-bf16)?"
@@ -59,7 +62,7 @@ def scheme(name: str) -> Scheme:
     if made := low_bit_schemes.activations(name):
         return made
     found = PATTERN.fullmatch(name)
-    if not found:
+    if not found or (found["even"] and found["bits"] in ("8", "4w8")):  # symmetric by their plain name, at least in part
         raise ValueError(f"scheme {name!r} is unknown; forms are fp32, bf16, w4-g64, w4w8-g64, w8a8 and …-kv8")
     if found["float"]:
         floats: dict[str, Literal["fp32", "bf16", "fp16"]] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
@@ -77,7 +80,7 @@ def scheme(name: str) -> Scheme:
         group = int(found["group"])
         bits = MIXED_BITS if found["bits"] == "4w8" else float(found["bits"])
         head = integer(8, "group", group)
-        weights = integer(bits, "group", group, symmetric=bits == 8)
+        weights = integer(bits, "group", group, symmetric=bits == 8 or bool(found["even"]))
         if found["half"]:
             return Scheme(name=name, compute="bf16", weights=weights)
         return Scheme(name=name, weights=weights, embeddings=head, lm_head=head)

@@ -32,6 +32,7 @@ from .affine import Floats, affine_grid, quantize
 from .artifact import base_folder
 from .clipping import Clip, limits
 from .fake import Fake
+from .kept import Arrays, Kept, kept_beside, resumed
 from .refusals import config, not_offered
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as scheme_named
@@ -43,7 +44,7 @@ RUNTIMES = ("openvino", "onnxruntime")
 NPU = "w8a8-static-npu"
 COST = "one forward pass of the calibration samples for the ranges, and one pass over the weights"
 CLIPPED_SAMPLES = 32
-"""Calibration samples on which clipping is judged, on about KEPT_VALUES values of each tensor and batch."""
+"""Calibration samples on which clipping is judged, on about KEPT_VALUES values of each tensor and batch of eight."""
 KEPT_VALUES = 1 << 13
 WORDS: dict[Clip, str] = {
     "minmax": "the extremes", "percentile": "99.99 %", "entropy": "the least divergence", "mse": "the least mean square error",
@@ -59,6 +60,14 @@ class Sample(NamedTuple):
 
     values: Floats
     counts: NDArray[int64]
+
+
+class Seen(NamedTuple):
+    """Of a tensor that linears read: its least and its largest value, zero among them, and what clipping is judged on."""
+
+    low: float
+    high: float
+    parts: list[Sample]
 
 
 Range = tuple[tuple[str, ...], float, float]
@@ -88,16 +97,23 @@ def not_for_npus(scheme: Scheme, runtime: str) -> str | None:
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,
           base: Path | None = None, say: Say = silent) -> tuple[str, ...]:  # fmt: skip
+    from .observe import samples_read
     from .stream import layer_by_layer
 
     clip = clip_of(scheme)
-    with base_folder(model_folder, runtime, out, base) as source:
+    note = f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens"
+    with (
+        base_folder(model_folder, runtime, out, base) as source,
+        kept_beside(out, model_folder, calibration, f"{NAME} {scheme.name}") as kept,
+    ):
         if scheme.name == NPU:
             from .formats import onnx
 
-            onnx.quantize_integer_w8a8(source, out, calibration)
-            return (INTEGERS, f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens")
-        found = ranges(layer_by_layer(model_folder, say, passes=1 if clip == "minmax" else 2), calibration, clip)
+            known = resumed(samples_read(kept), "samples")
+            onnx.quantize_integer_w8a8(source, out, calibration, say=say, kept=kept)
+            return (INTEGERS, note, *known)
+        known = resumed(len(kept), "tensors")
+        found = ranges(layer_by_layer(model_folder, say), calibration, clip, kept)
         if runtime == "openvino":
             from .formats import openvino
 
@@ -106,40 +122,35 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
             from .formats import onnx
 
             onnx.quantize_static_w8a8(source, out, found)
-    return (f"static activation ranges: {WORDS[clip]} of {calibration.size} calibration tokens",)
+    return (note, *known)
 
 
-def ranges(model: Any, calibration: NDArray[int64], clip: Clip = "minmax") -> list[Range]:
+def ranges(model: Any, calibration: NDArray[int64], clip: Clip = "minmax", kept: Kept | None = None) -> list[Range]:
     """The range of every tensor that linears read, over calibration int64 [samples, length]; clipped ranges never go
-    beyond the extremes."""
-    from .observe import observe
+    beyond the extremes. `kept`: what is found of each, and what an interrupted run had found."""
+    from .observe import SAMPLES, gather
 
+    kept = {} if kept is None else kept
     groups = {pair.targets[0]: pair.targets for pair in pairs(model.config.to_dict())}
-    low, high = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
+    sampled = 0 if clip == "minmax" else CLIPPED_SAMPLES // SAMPLES
 
-    def widen(name: str, x: Floats) -> None:
-        low[name] = min(low[name], float(np.min(x)))
-        high[name] = max(high[name], float(np.max(x)))
+    def widen(before: Seen | None, x: Floats) -> Seen:
+        low, high, parts = before or Seen(0.0, 0.0, [])
+        if len(parts) < sampled:
+            parts.append(sample_of(x))
+        return Seen(min(low, float(np.min(x))), max(high, float(np.max(x))), parts)
 
-    observe(model, calibration, dict.fromkeys(groups, widen))
-    if clip != "minmax":
-        for name, (x, counts) in sampled(model, calibration[:CLIPPED_SAMPLES], groups).items():
+    def settle(_: str, seen: Seen) -> Arrays:
+        low, high, parts = seen
+        if parts:
+            x, counts = map(np.concatenate, zip(*parts, strict=True))
             a, b = limits(x, clip, counts=counts)
-            low[name], high[name] = max(low[name], a), min(high[name], b)
-    return [(readers, low[name], high[name]) for name, readers in groups.items()]
+            low, high = max(low, a), min(high, b)
+        return {"range": np.array([low, high])}
 
-
-def sampled(model: Any, calibration: NDArray[int64], names: Iterable[str]) -> dict[str, Sample]:
-    """{linear: a sample of the values it reads}: the loudest of each batch, and of the others some, evenly spaced."""
-    from .observe import observe
-
-    seen: dict[str, list[Sample]] = {name: [] for name in names}
-
-    def keep(name: str, x: Floats) -> None:
-        seen[name].append(sample_of(x))
-
-    observe(model, calibration, dict.fromkeys(seen, keep))
-    return {name: Sample(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in seen.items()}
+    gather(model, calibration, groups, widen, settle, kept)
+    found = {name: kept[name]["range"] for name in groups}
+    return [(readers, float(found[name][0]), float(found[name][1])) for name, readers in groups.items()]
 
 
 def sample_of(x: Floats) -> Sample:
@@ -165,11 +176,15 @@ def stride(size: int, channels: int) -> int:
 
 
 def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
+    return on_ranges(model, ranges(model, calibration, clip_of(scheme)))
+
+
+def on_ranges(model: Any, found: Iterable[Range]) -> Fake:
+    """Every linear with INT8 weights per channel and INT8 inputs in its range."""
     import torch
 
     from .grids import symmetric
 
-    found = ranges(model, calibration, clip_of(scheme))
     grids = {name: affine_grid(np.float32(low), np.float32(high), 0, 255)  # type: ignore[arg-type]  # scalars broadcast
              for readers, low, high in found for name in readers}  # fmt: skip
 

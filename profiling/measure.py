@@ -5,7 +5,7 @@ first token (it includes the others' prefill), ITL the gaps after it, TPOT their
 
 Where the batch's prompts exceed PREFILL_TOKENS_MEASURED, one row is prefilled for real, its cache is copied into every
 row (recorded keys and values), decode is timed, and TTFT is that row's time times the rows: *modelled*, after a check
-that two rows take twice the time of one.
+that two rows take twice the time of one. So is a request's energy: that row's prefill, and tokens of the timed steps.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from .memory import PROCESS
 from .nvml import Summary
 from .rapl import counters, joules_between
 from .served import Served
-from .workers import RunningWorker, Steady
+from .workers import RunningWorker, Spent, Steady
 
 PREFILL_TOKENS_MEASURED = 16_384
 CPU_ENERGY = "RAPL, all CPU packages"
+LEAST_BOARD_S = 1.0
+"""Ten times the 100 ms between two readings of an A100's or H100's power (arXiv:2312.02741): they do not tell the energy of
+less."""
+UNTOLD = f"its energy is not told: what is shorter than {LEAST_BOARD_S:.0f} s is lost between the readings of NVML"
 RECORDED_STEPS = 6
 ENOUGH_ROUNDS = 3
 MOST_TRIES = 6
@@ -46,6 +50,8 @@ class Round(Document):
     served: bool = False
     request_j: Finite | None = None
     """Energy per request, joules; None where it cannot be read, or is not of a whole request here."""
+    token_j: Finite | None = None
+    """Of `request_j` per output token; where caches are recorded, of decode steps alone per token, measured."""
     energy_from: str = CPU_ENERGY
     memory_from: str = PROCESS
     gpu: Summary | None = None
@@ -79,8 +85,10 @@ def run_round(
         if not steady.rows_equal:
             raise CandidateFailed("rows with the same recorded cache decode to different tokens")
         ttft_s = steady.prefill_row_s * traffic.concurrency
+        request_j, token_j = recorded_energy(steady, traffic)
         return Round(
             ttft_s=ttft_s, itl_s=tuple(steady.itl_s[1:]), peak_bytes=steady.peak_bytes, block=block, recorded=True,
+            request_j=request_j, token_j=token_j, energy_from=energy(steady.decode.cpu_j, steady.decode.gpu)[1],
             memory_from=steady.memory_from, gpu=steady.gpu,
         )  # fmt: skip
     tokens = output_tokens or traffic.output_length
@@ -90,11 +98,27 @@ def run_round(
     served = isinstance(worker, Served)
     requests = worker.requests(len(prompts)) if isinstance(worker, Served) else len(prompts)
     whole = tokens == traffic.output_length and not (isinstance(worker, Served) and worker.own is None)
+    request_j = spent / requests if spent is not None and whole else None
     return Round(
         ttft_s=made.ttft_s, itl_s=tuple(made.itl_s), peak_bytes=made.peak_bytes, block=block, served=served,
-        request_j=spent / requests if spent is not None and whole else None,
+        request_j=request_j, token_j=None if request_j is None else request_j / tokens,
         energy_from=energy_from, memory_from=made.memory_from, gpu=made.gpu,
     )  # fmt: skip
+
+
+def recorded_energy(steady: Steady, traffic: Traffic) -> tuple[float | None, float | None]:
+    """Joules of a request and of a token in decode. A request: the prefill of its row, and the tokens after the first."""
+    row_j, decode_j = told_energy(steady.prefill_row), told_energy(steady.decode)
+    tokens = traffic.concurrency * (len(steady.itl_s) - 1)
+    if decode_j is None or not tokens:
+        return None, None
+    token_j = decode_j / tokens
+    return (None if row_j is None else row_j + (traffic.output_length - 1) * token_j), token_j
+
+
+def told_energy(part: Spent) -> float | None:
+    """Joules; None where the GPU's are lost between two readings."""
+    return None if part.gpu and part.gpu.seconds < LEAST_BOARD_S else energy(part.cpu_j, part.gpu)[0]
 
 
 def energy(cpu_j: float | None, gpu: Summary | None) -> tuple[float | None, str]:
@@ -217,7 +241,9 @@ def measured_from_rounds(
     numbers = [value for value in values if value is not None]
     objective = of_rounds(rounds, numbers, kind, workload.objective) if numbers else max_concurrency
     joules = [r.request_j for r in rounds if r.request_j is not None]
-    tokens_j = [one / workload.traffic.output_length for one in joules]
+    tokens_j = [r.token_j for r in rounds if r.token_j is not None]
+    energy_from = rounds[0].energy_from
+    row_j, step_j = (", one row's prefill and its tokens", ", decode steps alone") if rounds[0].recorded else ("", "")
     state = state_of([r.gpu for r in rounds])
     gaps = "; ".join(filter(None, ["mean gap per round", clocks(state)]))
     return Measured(
@@ -226,8 +252,8 @@ def measured_from_rounds(
         peak_bytes=figure([float(peak)], "measured", peak_source) if peak else None,
         max_concurrency=max_concurrency,
         load_s=figure(list(load_s), "measured", loading) if load_s else None,
-        request_j=figure(joules, "measured", rounds[0].energy_from) if joules else None,
-        token_j=figure(tokens_j, "measured", rounds[0].energy_from) if joules else None,
+        request_j=figure(joules, kind, energy_from + row_j) if joules else None,
+        token_j=figure(tokens_j, "measured", energy_from + step_j) if tokens_j else None,
         gpu=state,
         objective=objective,
     )

@@ -187,7 +187,8 @@ class Served:
         of time as a RunningWorker's: of the allowance the start of our server is a part."""
         self.own = server if isinstance(server, OwnServer) else None
         self.url = self.own.url if self.own else str(server)
-        self.asked, self.tokenizer = RunningServer(self.url, 1, model, seed=0, side=""), tokenizer
+        self.asked = RunningServer(self.url, 1, model, seed=0, side="", allowance=allowance)
+        self.tokenizer = tokenizer
         self.generator = LoadGenerator(python, self.own, time_limit_s, allowance)
         self._seed = SystemRandom().randrange(1 << 30)
 
@@ -200,7 +201,7 @@ class Served:
             with self.generator.allowance.spending():
                 if self.own:
                     self.own.__enter__()
-                self.asked.ready()
+            self.asked.ready()
             self.loaded = Loaded(load_s=self.own.load_s if self.own else 0.0, base_bytes=0, loaded_bytes=0)
             self.run(1, 16, 2)
         except BaseException:

@@ -18,7 +18,7 @@ import numpy as np
 
 from quantadvisor.documents import CandidateFailed
 
-from .server import LONGEST_S, RunningServer
+from .server import LONGEST_S, RunningServer, Stalled
 
 MOST_LIKELY = 20
 LOWER_BOUND = f"its KL is a lower bound: over the server's {MOST_LIKELY} most likely tokens, all others as one"
@@ -27,7 +27,7 @@ LOWER_BOUND = f"its KL is a lower bound: over the server's {MOST_LIKELY} most li
 def server_scores(server: RunningServer, windows: np.ndarray, reference: Path) -> np.ndarray:
     """float64 [3, W * (S - 1)]: negative log-likelihood, KL (see above) and top-1 agreement of int64 [W, S] against the fp32
     log-probabilities float16 [W * S, V] of `reference`. A window's last position is not told. CandidateFailed where it
-    does not tell any."""
+    does not tell any, Stalled where it does not answer in time."""
     expected = np.load(reference, mmap_mode="r")
     many, length = windows.shape
     columns = []
@@ -47,6 +47,8 @@ def told_of(server: RunningServer, tokens: Sequence[int]) -> list[dict[int, floa
     try:
         told = server.post(asked)["choices"][0].get("prompt_logprobs")
         found = [{int(token): float(one["logprob"]) for token, one in row.items()} for row in (told or [])[1:]]
+    except Stalled:
+        raise
     except CandidateFailed as error:
         raise CandidateFailed(f"its log-probabilities cannot be had: {error}") from None
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
@@ -78,6 +80,8 @@ def says_passkey(server: RunningServer, prompt: np.ndarray, answer: str, tokens:
     asked = {"prompt": prompt.tolist(), "max_tokens": tokens, "temperature": 0}
     try:
         said = server.post(asked, stall_s=LONGEST_S)["choices"][0]["text"]
+    except Stalled:
+        raise
     except CandidateFailed as error:
         raise CandidateFailed(f"the passkey at the declared context cannot be asked: {error}") from None
     except (KeyError, IndexError, TypeError):

@@ -10,11 +10,15 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import math
 import random
+import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -24,7 +28,7 @@ import numpy as np
 from quantadvisor.documents import BadInput, CandidateFailed
 
 from .text import builtin_paragraphs
-from .workers import Generated
+from .workers import Allowance, Generated
 
 STALL_S = 60.0
 """Nothing for so long: the server has stopped answering."""
@@ -39,6 +43,7 @@ GREETING = "Good morning. I hope that this finds you well, and that you will ans
 """The first request. Not of one token: vLLM 0.32's attention on a CPU uses AMX tiles without asking the kernel for them, and
 dies of SIGILL unless a product of several rows, whose library does ask, came before (seen on tiny models)."""
 UNKNOWN_HERE = (404, 405)
+ANSWER = "an answer of the server's"
 
 
 class Stream(NamedTuple):
@@ -62,16 +67,23 @@ class HttpError(CandidateFailed):
         self.status = status
 
 
+class Stalled(CandidateFailed):
+    """It does not answer in time, whatever it is asked."""
+
+
 class RunningServer:
     """The client of one server; what it learns about it (endpoint, model, words of a prompt) stays when it is left."""
 
     pid = 0
     """Its processes are not ours to watch."""
 
-    def __init__(self, url: str, prompt_tokens: int, model: str, *, seed: int, side: str, stall_s: float = STALL_S) -> None:
-        """`seed` gives both sides of a gate the same texts, `side` different beginnings."""
+    def __init__(
+        self, url: str, prompt_tokens: int, model: str, *, seed: int, side: str, stall_s: float = STALL_S,
+        allowance: Allowance | None = None,
+    ) -> None:  # fmt: skip
+        """`seed` gives both sides of a gate the same texts, `side` different beginnings; `allowance`: of all that it is asked."""
         parts = split_url(url)
-        self.url, self.stall_s = url, stall_s
+        self.url, self.stall_s, self.allowance = url, stall_s, allowance or Allowance()
         self.root = f"{parts.scheme}://{parts.netloc}"
         self.https, self.host, self.path = parts.scheme == "https", parts.netloc, parts.path.rstrip("/")
         self.prompt_tokens, self.model = prompt_tokens, model
@@ -137,23 +149,40 @@ class RunningServer:
 
     def _stream(self, endpoint: Endpoint, prompt: str, output_tokens: int) -> Stream:
         body = self._body(endpoint, prompt, output_tokens) | {"stream": True} | self.options
-        connection = self._connect()
-        try:
+        with self._asking("stopped answering", self.stall_s) as connection:
             return read_stream(connection, endpoint, json.dumps(body).encode())
-        except TimeoutError:
-            raise CandidateFailed(f"stopped answering: nothing for {self.stall_s:g} s") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise CandidateFailed(f"stopped answering: {reason(error)}") from None
-        finally:
-            connection.close()
 
     def _body(self, endpoint: Endpoint, prompt: str, output_tokens: int) -> dict[str, Any]:
         asked = {"messages": [{"role": "user", "content": prompt}]} if endpoint.chat else {"prompt": prompt}
         return {"model": self.model, "max_tokens": output_tokens, "temperature": 0} | asked
 
-    def _connect(self, stall_s: float | None = None) -> http.client.HTTPConnection:
+    @contextmanager
+    def _asking(self, failed: str, stall_s: float) -> Iterator[http.client.HTTPConnection]:
+        """A connection for one request. It is cut when its candidate's time is over: to whom a byte comes now and then, nothing
+        stalls. `failed`: what to say of it where there is no answer."""
+        left_s = self.allowance.left_s
+        if left_s <= 0:
+            raise Stalled(self.allowance.over(ANSWER))
+        try:
+            with self.allowance.spending():
+                connection = self._connect(min(stall_s, left_s))
+                try:
+                    with cut(connection, left_s):
+                        yield connection
+                finally:
+                    connection.close()
+        except (CandidateFailed, OSError, http.client.HTTPException, ValueError) as error:
+            if self.allowance.left_s <= 0:
+                raise Stalled(self.allowance.over(ANSWER)) from None
+            if isinstance(error, CandidateFailed):
+                raise
+            if isinstance(error, TimeoutError):
+                raise Stalled(f"{failed}: nothing for {stall_s:g} s") from None
+            raise CandidateFailed(f"{failed}: {reason(error)}") from None
+
+    def _connect(self, stall_s: float) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self.https else http.client.HTTPConnection
-        connection = kind(self.host, timeout=stall_s or self.stall_s)
+        connection = kind(self.host, timeout=stall_s)
         try:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
@@ -227,17 +256,30 @@ class RunningServer:
 
     def _ask(self, method: str, path: str, body: bytes | None, read: Callable[[str], Any] = json.loads,
              stall_s: float | None = None) -> Any:  # fmt: skip
-        connection = self._connect(stall_s)
-        try:
+        with self._asking("does not answer", stall_s or self.stall_s) as connection:
             connection.request(method, path, body, {"Accept": "application/json", "Content-Type": "application/json"})
             with connection.getresponse() as response:
                 return read(checked(response))
-        except TimeoutError:
-            raise CandidateFailed(f"does not answer: nothing for {stall_s or self.stall_s:g} s") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise CandidateFailed(f"does not answer: {reason(error)}") from None
-        finally:
-            connection.close()
+
+
+@contextmanager
+def cut(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
+    """Who reads from the connection gets nothing more after so many seconds; math.inf: never."""
+
+    def end(line: socket.socket = connection.sock) -> None:  # a response may have taken it from the connection by then
+        with suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)
+
+    if math.isinf(seconds):
+        yield
+        return
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def split_url(url: str) -> Any:

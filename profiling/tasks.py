@@ -2,8 +2,8 @@
 
 A task is a YAML file of the harness whose data lie in local files (`dataset_path: json`). The same items are asked of the
 fp32 model and of the candidate, so that the drop is a mean of differences of pairs: its interval leaves out how hard the
-items are. Log-likelihoods come from one prefill, in float16 as workers write them (steps of 0.004 at -5): of a quantized cache
-they show nothing, what is generated does.
+items are. Log-likelihoods are in float16 as workers write them (steps of 0.004 at -5). Those of a quantized cache come in
+passes of CHUNK tokens, each of which reads what the ones before it have stored: in one pass not every runtime reads it.
 
 The harness (EleutherAI/lm-evaluation-harness) is the extra `tasks`; only `answers` imports it.
 """
@@ -26,18 +26,21 @@ RESAMPLES = 2000
 METRICS = ("acc", "exact_match", "acc_norm")
 """Scores of one item that are read, the first that a task has."""
 MOST_NEW_TOKENS = 64
+CHUNK = 16
+"""Tokens a pass of a quantized cache: items are short, and what the first pass says reads no cache."""
 
 
 class Asked(Protocol):
     """What of a running worker is needed."""
 
-    def write_reference(self, windows: np.ndarray, out: Path) -> None: ...
+    def write_reference(self, windows: np.ndarray, out: Path, chunk: int | None) -> None: ...
 
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Any: ...
 
 
-def answers(worker: Asked, tokenizer_folder: Path, task_file: Path, items: int) -> tuple[str, dict[int, float]]:
-    """(metric, item -> its score 0..1) of the first `items` of a task."""
+def answers(worker: Asked, tokenizer_folder: Path, task_file: Path, items: int,
+            chunk: int | None) -> tuple[str, dict[int, float]]:  # fmt: skip
+    """(metric, item -> its score 0..1) of the first `items` of a task; `chunk`: tokens a pass, None for all at once."""
     import lm_eval
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
@@ -47,7 +50,7 @@ def answers(worker: Asked, tokenizer_folder: Path, task_file: Path, items: int) 
 
     class Runtime(LM):  # type: ignore[misc]  # lm_eval is not typed here
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-            return [likelihood(worker, prefix, encode, *request.args) for request in requests]
+            return [likelihood(worker, prefix, encode, chunk, *request.args) for request in requests]
 
         def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
             raise BadInput(str(task_file), "asks for the likelihood of whole texts", "quality.kl_mean_max covers that")
@@ -80,7 +83,8 @@ def task_name(task_file: Path) -> str:
     return found[1]
 
 
-def likelihood(worker: Asked, prefix: list[int], encode: Any, context: str, continuation: str) -> tuple[float, bool]:
+def likelihood(worker: Asked, prefix: list[int], encode: Any, chunk: int | None, context: str,
+               continuation: str) -> tuple[float, bool]:  # fmt: skip
     """(log p(continuation | context), is it what greedy decoding would say). Spaces before it belong to the continuation."""
     spaces = len(context) - len(context.rstrip())
     if spaces:
@@ -89,7 +93,7 @@ def likelihood(worker: Asked, prefix: list[int], encode: Any, context: str, cont
     tokens = np.array([*prefix, *whole], np.int64)
     first = max(1, len(prefix) + start)  # nothing comes before the very first token: it has no likelihood
     with tempfile.TemporaryDirectory(prefix="quantadvisor-task-") as scratch:
-        worker.write_reference(tokens[None], Path(scratch) / "logs.npy")
+        worker.write_reference(tokens[None], Path(scratch) / "logs.npy", chunk)
         logs = np.load(Path(scratch) / "logs.npy", mmap_mode="r")[first - 1 : -1].astype(np.float32)
     asked = tokens[first:]
     return float(logs[np.arange(len(asked)), asked].sum()), bool((logs.argmax(-1) == asked).all())

@@ -8,7 +8,8 @@ Requests (`op`), each answered by `{"ok": true, ...}` or `{"ok": false, "error":
     imports   runtime_file                                -> (the runtime's libraries are imported)
     load      path, options, threads                      -> load_s, base_bytes, loaded_bytes, memory_from; closes what was loaded
     generate  tokens [B, S], output_tokens                -> ttft_s, itl_s[output_tokens - 1], peak_bytes, generated [B][n], ...
-    steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal, ...
+    steady    tokens [1, S], batch, steps                 -> prefill_row_s, itl_s[steps], peak_bytes, rows_equal, prefill_row,
+                                                             decode (the energy of that, and of all steps but the first), ...
     chunked   tokens [B, S], chunk                        -> seconds of a prefill in chunks, each after the one before
     reference tokens [W, S], out                          -> log-probabilities float16 [W * S, V] written to `out`
     score     tokens [W, S], reference, chunk, out        -> nll, kl, top1 per token, float64 [3, W * S], written to `out`
@@ -44,7 +45,7 @@ def load_file(path: str | Path) -> Any:
     return importlib.import_module(f"{package.__name__}.{file.stem}")
 
 
-memory = load_file(Path(__file__).with_name("memory.py"))
+energy, memory = (load_file(Path(__file__).with_name(name)) for name in ("energy.py", "memory.py"))
 
 
 class Worker:
@@ -92,10 +93,8 @@ class Worker:
             ttft_s = time.perf_counter() - start
             generated, itl_s = [token], []
             for _ in range(output_tokens - 1):
-                start = time.perf_counter()
-                logits = self.session.decode(token)
-                token = logits.argmax(-1)[:, None].astype(np.int64)
-                itl_s.append(time.perf_counter() - start)
+                logits, token, seconds = self.step(token)
+                itl_s.append(seconds)
                 generated.append(token)
         check_finite(logits)
         rows = np.concatenate(generated, 1).tolist()
@@ -107,20 +106,33 @@ class Worker:
 
         prompt = np.load(tokens)
         with self.memory.watching():
-            start = time.perf_counter()
-            logits = self.session.prefill(prompt[:1], prompt.shape[1] + steps)
-            prefill_row_s = time.perf_counter() - start
-            self.session.fill(batch, prompt.shape[1] + steps)
-            token = np.repeat(logits.argmax(-1)[:, None].astype(np.int64), batch, 0)
-            itl_s = []
-            for _ in range(steps):
+            with self.metering() as prefill_row:
                 start = time.perf_counter()
-                logits = self.session.decode(token)
-                token = logits.argmax(-1)[:, None].astype(np.int64)
-                itl_s.append(time.perf_counter() - start)
+                logits = self.session.prefill(prompt[:1], prompt.shape[1] + steps)
+                prefill_row_s = time.perf_counter() - start
+            self.session.fill(batch, prompt.shape[1] + steps)
+            logits, token, first_s = self.step(np.repeat(logits.argmax(-1)[:, None].astype(np.int64), batch, 0))
+            itl_s = [first_s]
+            with self.metering() as decode:
+                for _ in range(steps - 1):
+                    logits, token, seconds = self.step(token)
+                    itl_s.append(seconds)
         check_finite(logits)
         equal = bool((token == token[:1]).all())
-        return {"prefill_row_s": prefill_row_s, "itl_s": itl_s, "rows_equal": equal, **self.spent()}
+        energies = {"prefill_row": prefill_row, "decode": decode}
+        return {"prefill_row_s": prefill_row_s, "itl_s": itl_s, "rows_equal": equal, **energies, **self.spent()}
+
+    def step(self, token: Any) -> tuple[Any, Any, float]:
+        """Logits and next token, int64 [B, 1], after that token of every row, and the seconds that it took."""
+        import numpy as np
+
+        start = time.perf_counter()
+        logits = self.session.decode(token)
+        following = logits.argmax(-1)[:, None].astype(np.int64)
+        return logits, following, time.perf_counter() - start
+
+    def metering(self) -> Any:
+        return energy.metering(self.memory.nvml, self.memory.which)
 
     def chunked(self, tokens: str, chunk: int) -> dict[str, Any]:
         import numpy as np
@@ -138,14 +150,14 @@ class Worker:
         """Memory so far, who told it, and what the GPU did during the request."""
         return {"peak_bytes": self.memory.used()[1], "memory_from": self.memory.source, "gpu": self.memory.record()}
 
-    def reference(self, tokens: str, out: str) -> dict[str, Any]:
+    def reference(self, tokens: str, out: str, chunk: int | None) -> dict[str, Any]:
         import numpy as np
 
         windows = np.load(tokens)
         store = None
         at = 0
         for window in windows:
-            for _, logits in blocks(self.session.score(window, None)):
+            for _, logits in blocks(self.session.score(window, chunk)):
                 if store is None:
                     shape = (windows.size, logits.shape[1])
                     store = np.lib.format.open_memmap(out, "w+", np.float16, shape)

@@ -61,11 +61,22 @@ class Generated(Reply):
     """What the GPU did meanwhile; None on a CPU."""
 
 
+class Spent(Reply):
+    """Energy of a part of a request: joules of the CPU packages (RAPL), and what the GPU did; None where it cannot be read."""
+
+    cpu_j: Finite | None = None
+    gpu: Summary | None = None
+
+
 class Steady(Reply):
+    """`prefill_row`: of the prefill of the one row; `decode`: of the steps after the first, which warms up."""
+
     prefill_row_s: Finite
     itl_s: list[Finite]
     peak_bytes: int
     rows_equal: bool
+    prefill_row: Spent = Spent()
+    decode: Spent = Spent()
     memory_from: str = PROCESS
     gpu: Summary | None = None
 
@@ -114,6 +125,10 @@ class Allowance:
             yield
         finally:
             self.left_s -= time.monotonic() - began
+
+    def over(self, what: str) -> str:
+        """What to say of `what`, which they were not enough for."""
+        return f"{what} was not done when the {self.seconds:.0f} s of one candidate were over; {self.mend}"
 
 
 class RunningWorker:
@@ -192,9 +207,10 @@ class RunningWorker:
         """Seconds of a prefill of int64 [B, S], `chunk` tokens of every row at a time; of runtimes whose session has `append`."""
         return self._read(Chunked, self.ask("chunked", tokens=self._array(tokens), chunk=chunk)).seconds
 
-    def write_reference(self, windows: np.ndarray, out: Path) -> None:
-        """Log-probabilities of every position of int64 [W, S], float16 [W * S, V], to `out`."""
-        self.ask("reference", tokens=self._array(windows), out=str(out))
+    def write_reference(self, windows: np.ndarray, out: Path, chunk: int | None = None) -> None:
+        """Log-probabilities of every position of int64 [W, S], float16 [W * S, V], to `out`; `chunk` tokens a pass, each of
+        which reads the cache of those before (None: a window in one)."""
+        self.ask("reference", tokens=self._array(windows), out=str(out), chunk=chunk)
 
     def score(self, windows: np.ndarray, reference: Path, chunk: int | None) -> np.ndarray:
         """float64 [3, W * S]: negative log-likelihood (NaN at a window's last token), KL, top-1 agreement."""
@@ -262,9 +278,7 @@ class RunningWorker:
         return line
 
     def _late(self, op: str, for_good: bool) -> str:
-        if for_good:
-            return f"{op} was not done when the {self.allowance.seconds:.0f} s of one candidate were over; {self.allowance.mend}"
-        return f"no answer to {op} within {self.time_limit_s:.0f} s"
+        return self.allowance.over(op) if for_good else f"no answer to {op} within {self.time_limit_s:.0f} s"
 
     def _check_memory(self, op: str) -> None:
         if reason := self._process.outgrown(self.memory_limit_bytes):

@@ -38,6 +38,7 @@ METHODS = {
     "gguf": "llama.cpp's own rounding",
     "gguf_imatrix": "llama.cpp's own rounding, inputs weighed",
     "smoothquant": "SmoothQuant",
+    "smoothquant_gptq": "SmoothQuant with GPTQ's weights",
     "gptq": "GPTQ",
     "awq": "AWQ",
     "obq": "OBQ",

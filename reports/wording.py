@@ -291,6 +291,7 @@ def environment(results: Results) -> list[tuple[str, str]]:
         ("Instruction sets", ", ".join(device.isa) or units.ABSENT),
     ]
     rows += [("GPU", f"{gpu.name}, {units.size(gpu.memory_bytes)}, driver {gpu.driver or '?'}") for gpu in device.gpus]
+    rows += [("Note", note) for note in device.notes]
     peaks = device.peaks or results.profile.device.peaks
     if peaks is not None:
         read = peaks.read_bytes_per_s

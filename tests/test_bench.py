@@ -6,6 +6,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from quantadvisor.documents import Candidate, Predicted, Regret
+
+from .advisor.documents import candidate, workload
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -45,3 +49,55 @@ def test_a_probe_that_left_points_out_is_not_in_time(
     ((_, _, seen, found),) = bench.kernel_probe(bench.Probing(cold_s=cold_s, cached_s=cached_s, untimed=untimed))
     assert f"{untimed} points not reached" in seen
     assert found is holds
+
+
+def left(name: str, objective: float | None, excluded: str | None = None) -> Candidate:
+    guess = None if objective is None else Predicted(objective=objective)
+    return candidate(name, 1.0).model_copy(update={"predicted": guess, "excluded": excluded, "measured": None})
+
+
+@pytest.mark.parametrize(
+    ("objective", "predicted", "excluded", "counts", "holds"),
+    [
+        ("latency", 0.5, None, (1, 0, 0), False),
+        ("latency", 1.29, None, (1, 0, 0), False),
+        ("latency", 1.31, None, (0, 0, 0), True),
+        ("latency", None, None, (0, 1, 0), False),
+        ("latency", 0.5, "over the budget", (0, 0, 1), True),
+        ("throughput", 0.5, None, (0, 0, 0), True),
+        ("throughput", 0.78, None, (1, 0, 0), False),
+        ("throughput", 5.0, None, (1, 0, 0), False),
+    ],
+)
+def test_regret_holds_only_where_nothing_left_may_be_the_best(
+    bench: ModuleType, objective: str, predicted: float | None, excluded: str | None, counts: tuple[int, ...], holds: bool
+) -> None:
+    others = [left("rtn-w8-g64@onnxruntime", predicted, excluded), candidate("rtn-w4-g64@onnxruntime", 1.0)]
+    found = {"best": others[1].name, "advised": others[1].name, "not_measured": (others[0].name,), "ratio": 0.0}
+    measured = Regret(advised_objective=1.0, best_objective=1.0, low=0.0, high=0.04, measuring_share=0.1, **found)
+    results = SimpleNamespace(regret=measured, candidates=others, workload=workload(objective=objective))
+    ((_, _, seen, passed),) = bench.regret({"chat": results})
+    near, open_, out = counts
+    assert f"1 not reached: {near} predicted within 1.3x of the best, {open_} without a prediction, {out} predicted" in seen
+    assert passed is holds
+
+
+def test_predictions_are_set_beside_predictions(bench: ModuleType) -> None:
+    """The best took 1.0 where 0.7 was predicted: one of 0.95 is not near it."""
+    best = candidate("rtn-w4-g64@onnxruntime", 1.0).model_copy(update={"predicted": Predicted(objective=0.7)})
+    far, near = left("rtn-w8-g64@onnxruntime", 0.95), left("none-fp32@onnxruntime", 0.9)
+    measured = Regret(best=best.name, advised=best.name, advised_objective=1.0, best_objective=1.0, ratio=0.0, low=0.0, high=0.0,
+                      measuring_share=0.1, not_measured=(far.name, near.name))  # fmt: skip
+    assert bench.unreached(measured, [best, far, near], False) == (2, 1, 0, 0)
+
+
+@pytest.mark.parametrize(("ratio", "holds"), [(0.05, True), (0.051, False)])
+def test_regret_with_everything_measured_is_its_ratio(bench: ModuleType, ratio: float, holds: bool) -> None:
+    measured = Regret(
+        best="a", advised="b", advised_objective=1.0, best_objective=1.0, ratio=ratio, low=0.0, high=0.1, measuring_share=0.1
+    )
+    ((_, _, seen, passed),) = bench.regret({"chat": SimpleNamespace(regret=measured, candidates=[], workload=workload())})
+    assert seen.endswith("all measured")
+    assert passed is holds
+    ((_, _, seen, passed),) = bench.regret({"chat": SimpleNamespace(regret=None)})
+    assert (seen, passed) == ("not measured", False)

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 
 from quantadvisor.advisor.builtin_model import BUILTIN_SHA256
@@ -18,6 +19,8 @@ from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import bytes_of_weights
+
+from .methods.conftest import write_llama
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,9 +34,12 @@ def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "methods_page",
         "methods_distortion",
         "methods_encoder",
+        "methods_encoder_fakes",
         "methods_rows",
+        "methods_calibration",
         "methods_simulation",
         "methods_speeds",
+        "methods_obq",
         "methods_oracles",
     ):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -65,11 +71,12 @@ SMOLLM2 = inventory_from_config({
 })  # fmt: skip
 WANTED = ("rtn-w4-g64", "kbit-nf4-b64", "obq-w4-g64", "gptq-w4-g64")
 ENCODED = {"model": "e", "name": "rtn-w8-g64", "target": "weights", "distance": {"mean": 0.001, "low": 0, "high": 0.002},
-           "top1": 1, "seconds": 1}  # fmt: skip
+           "top1": 1, "bytes": 25_000_000, "plain_bytes": 100_000_000, "apply_cpu_s": 2.5, "apply_peak_bytes": 300_000_000,
+           "seconds": 1}  # fmt: skip
 
 
 def known(table: ModuleType, *records: Any) -> Any:
-    found = table.Known({}, {}, {}, {}, {})
+    found = table.Known({}, {}, {}, {}, {}, {})
     for record in records:
         found.add(record)
     return found
@@ -110,6 +117,66 @@ def test_samples_make_a_line_a_method_and_a_column_a_size(table: ModuleType) -> 
         "| `gptq-w4-g64` | 0.5000 [0.5000, 0.5000], 9 s | 0.2500 [0.2500, 0.2500], 9 s |",
         "| `fpq-e2m1` |  | 2.0000 [2.0000, 2.0000], 9 s |",
     ]  # fmt: skip
+
+
+def test_numbers_of_samples_are_due_again_when_asked_for_or_the_code_changed(table: ModuleType) -> None:
+    rows, made = sys.modules["methods_rows"], sys.modules["methods_calibration"]
+    found = known(table)
+    for name, kind, size in made.due(found):
+        code = "older" if name == "static_int8" else rows.code_of(*made.CODE[name])
+        found.add(rows.Samples(model="m", text="t", name=f"{name}-{kind}", samples=size, length=8, apply_cpu_s=1, code=code,
+                               kl={"mean": 1, "low": 1, "high": 1}))  # fmt: skip
+    assert len(found.samples) == len(made.due(found, redo=True)) == len(made.SIZES) * len(made.METHODS)
+    assert made.due(found) == [("static_int8", "w8a8-static", size) for size in made.SIZES]
+    assert rows.code_of("obq") != rows.code_of("gptq")
+
+
+def test_redo_reaches_all_that_can_be_named(table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(source=SimpleNamespace(sha256="m" * 64))
+    monkeypatch.setattr(table, "context_of", lambda *_, **__: context)
+    monkeypatch.setattr(table, "text_of", lambda _: "t")
+    monkeypatch.setattr(table, "page", lambda *_: "")
+    told: list[tuple[str, bool]] = []
+    for module in ("encoder", "calibration", "obq", "oracles"):
+        fill = sys.modules[f"methods_{module}"]
+        monkeypatch.setattr(fill, "fill", lambda *given, module=module: told.append((module, given[-1])))
+    names = (table.ENCODER, table.SAMPLES, table.GREEDY, table.ORACLES)
+    place = ["--out", str(tmp_path), "--page", str(tmp_path / "page.md")]
+    monkeypatch.setattr(sys, "argv", ["methods_table.py", "--redo", *names, *place])
+    table.main()
+    assert told == [(module, True) for module in ("encoder", "calibration", "obq", "oracles")]
+
+
+def test_obq_is_set_beside_gptq_on_a_few_rows_of_some_layers(table: ModuleType, tmp_path: Path) -> None:
+    """Of the test model: one record a linear, made once unless asked for again or the code changed; both below RTN, whose ranges
+    are not searched either."""
+    made = sys.modules["methods_obq"]
+    calibration, llama = tmp_path / "calibration.npy", write_llama(tmp_path / "hf")
+    np.save(calibration, np.random.default_rng(0).integers(3, 250, (8, 32)))
+    context = SimpleNamespace(
+        inventory=SimpleNamespace(layers=2), model_folder=llama, source=SimpleNamespace(sha256="m" * 64),
+        calibration_file=lambda _: calibration,
+    )  # fmt: skip
+    found = known(table)
+    made.fill(context, found, tmp_path / "rows.jsonl")
+    assert len(found.greedy) == 14
+    for better in ("gptq", "obq"):
+        assert np.median([getattr(one, better) / one.rtn for one in found.greedy.values()]) < 1
+    made.fill(context, found, tmp_path / "rows.jsonl")
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 14
+    made.fill(context, found, tmp_path / "rows.jsonl", redo=True)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 28
+    for name in list(found.greedy)[:2]:
+        found.greedy[name] = found.greedy[name].model_copy(update={"code": "older"})
+    made.fill(context, found, tmp_path / "rows.jsonl")
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 30
+    assert "4 rows in each of 14 linears of SmolLM2-135M (w4-g64)" in made.section(found.greedy)
+
+
+def test_the_share_of_error_is_the_quadratic_form(table: ModuleType) -> None:
+    w, h = np.array([[2.0, 1.0]], np.float32), np.array([[1.0, 0.5], [0.5, 1.0]])
+    rounded = np.array([[1.0, 1.0]], np.float32)
+    assert sys.modules["methods_obq"].share(w, rounded, h) == pytest.approx(1 / 7)
 
 
 def test_records_come_back_the_newest_of_each_and_a_cut_line_is_passed_over(table: ModuleType, tmp_path: Path) -> None:
@@ -287,7 +354,7 @@ def test_the_page_names_the_class_and_the_reason(table: ModuleType, written: Cal
             planted(table, "obq", "w4-g64", 0.2, kind="refused", quality=None, reason="46 hours | at least")]  # fmt: skip
     text = written(*rows, encoder.EncoderRow.model_validate(ENCODED))
     assert "3 of 4 rows (1 measured, 1 simulated, 1 refused), 0 of 1 timed" in text
-    assert "| `rtn-w8-g64` | weights | 0.00100 [0.00000, 0.00200] | 1.000 |" in text
+    assert "| `rtn-w8-g64` | weights | 25.0 | 0.25 | 0.00100 [0.00000, 0.00200] | 1.000 | 2.5 | 0.30 |" in text
     assert "| **`rtn-w4-g64`** | measured | onnxruntime | 100 | 0.25 |" in text
     assert "| `kbit-nf4-b64` | simulated |" in text
     assert "- `obq-w4-g64` refused: 46 hours \\| at least" in text
@@ -333,6 +400,53 @@ def test_the_encoder_is_in_the_package_that_make_installs(table: ModuleType) -> 
         assert set(encoder.FILES) <= set(shipped.namelist())
 
 
+def test_a_row_of_the_encoder_has_bytes_and_what_applying_cost(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a tiny BERT: linears in codes, scales and zeros, embeddings, norms and biases in float32."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import BertConfig, BertModel
+
+    encoder = sys.modules["methods_encoder"]
+    hidden, wide, layers, words, places = 64, 128, 2, 50, 128
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": 4, "vocab_size": words, "max_position_embeddings": places}
+    BertModel(BertConfig(hidden_size=hidden, intermediate_size=wide, type_vocab_size=2, **sizes)).save_pretrained(tmp_path)
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(encoder, "builtin_paragraphs", lambda _: [" ".join(f"w{i + j}" for j in range(9)) for i in range(8)])
+    made = encoder.fakes
+    wanted = ("rtn-w4-g64", "dynamic_int8-w8a8")
+    monkeypatch.setattr(encoder, "fakes", lambda *given: {name: made(*given)[name] for name in wanted})
+    four, eight = encoder.rows(tmp_path, "digest", ())
+    shapes = [(hidden, hidden)] * 4 * layers + [(wide, hidden), (hidden, wide)] * layers + [(hidden, hidden)]  # the pooler's
+    others = (words + places + 2) * hidden + 2 * hidden * (1 + 2 * layers) + sum(n for n, _ in shapes)
+    assert four.plain_bytes == eight.plain_bytes == 4 * (others + sum(n * k for n, k in shapes))
+    assert eight.bytes == 4 * others + sum(n * k + 4 * n for n, k in shapes)
+    assert four.bytes == 4 * others + sum(n * k // 2 + n * k // 64 * 4 + n * k // 64 // 2 for n, k in shapes)
+    assert all(row.apply_cpu_s > 0 and row.apply_peak_bytes > 0 for row in (four, eight))
+
+
+def test_rows_of_the_encoder_without_what_applying_cost_are_made_again(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = sys.modules["methods_encoder"]
+    with ZipFile(tmp_path / "model.zip", "w") as shipped:
+        for name in encoder.FILES:
+            shipped.writestr(name, "")
+    monkeypatch.setattr(encoder, "archive", lambda: tmp_path / "model.zip")
+    monkeypatch.setattr(encoder, "digest_of", lambda _: "e")
+    left: list[set[str]] = []
+    monkeypatch.setattr(encoder, "rows", lambda _, digest, rows: left.append(set(rows)) or ())
+    whole = encoder.EncoderRow.model_validate(ENCODED)
+    old = whole.model_copy(update={"name": "rtn-w4-g64", "apply_cpu_s": None})
+    other = whole.model_copy(update={"name": "rtn-w3-g64", "model": "another"})
+    encoder.fill(known(table, whole, old, other), tmp_path / "kept")
+    assert left == [{"rtn-w8-g64"}]
+
+
 def test_the_page_says_why_there_is_no_encoder(table: ModuleType, written: Callable[..., str],
                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     encoder = sys.modules["methods_encoder"]
@@ -340,6 +454,30 @@ def test_the_page_says_why_there_is_no_encoder(table: ModuleType, written: Calla
     assert f"the package {encoder.PACKAGE} is not installed" in written()
     monkeypatch.setattr(encoder, "archive", lambda: Path("model.zip"))
     assert "No rows: not measured yet." in written()
+
+
+def test_rows_of_the_same_operators_and_sizes_share_their_times(table: ModuleType, written: Callable[..., str]) -> None:
+    """GPTQ's integers and static ranges of another clip run as plain ones do; adapters beside, or another runtime, do not."""
+    same = {"bytes": 97_718_031, "quantized_linears": 151, "linears": 151}
+    rows = [
+        planted(table, "rtn", "w4-g64", 0.6, **same),
+        planted(table, "gptq", "w4-g64", 0.1, **same | {"bytes": 97_718_021}),
+        planted(table, "gptq_lora", "w4-g64", 0.1, **same | {"bytes": 140_800_524}),
+        planted(table, "awq", "w4-g64", 0.1, **same, place="openvino+f32"),
+        planted(table, "static_int8", "w8a8-static", 0.7, **same),
+        planted(table, "static_int8", "w8a8-static-mse", 0.5, **same),
+    ]
+    by_name = {row.name: row for row in rows}
+    alike = {name: sys.modules["methods_rows"].twins(row, by_name) for name, row in by_name.items()}
+    assert {name: found for name, found in alike.items() if found} == {
+        "rtn-w4-g64": ["gptq-w4-g64"],
+        "gptq-w4-g64": ["rtn-w4-g64"],
+        "static_int8-w8a8-static": ["static_int8-w8a8-static-mse"],
+        "static_int8-w8a8-static-mse": ["static_int8-w8a8-static"],
+    }
+    text = written(*rows, timed(table, "rtn-w4-g64", "here", 2.0))
+    assert "1 of 6 timed, 2 with those of the same operators" in text
+    assert text.count("2.00x") == 4 and text.count(", `rtn-w4-g64`'s") == 2
 
 
 def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str]) -> None:
@@ -423,3 +561,5 @@ def test_an_oracle_is_asked_again_when_the_code_changed_or_it_was_skipped(
     monkeypatch.setattr(oracles, "code_digest", lambda: "new code")
     oracles.fill(again, kept)
     assert asked[len(METHODS) + 1 :] == list(METHODS)
+    oracles.fill(again, kept, redo=True)
+    assert asked[2 * len(METHODS) + 1 :] == list(METHODS)

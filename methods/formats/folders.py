@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARTIAL = ".partial"
+
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, named `out` only once the block ends without an exception; else it is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=PARTIAL))
     try:
         yield work
         os.chmod(work, 0o755)
@@ -24,6 +26,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def remove_partial(out: Path) -> None:
+    """What a killed process left of `out`. Nobody may be writing it."""
+    for left in out.parent.glob(f".{out.name}.*{PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ max|k| over short samples is too small for the slow pairs, which have hardly tur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 
+from ..kept import Arrays, Kept
+from ..observe import gather_samples
+from ..training import Say, silent
 from .folders import link_or_copy, new_folder
 from .onnx_base import DATA, MODEL, SCORING, edit_config, load_graph, save_graphs
 
@@ -31,25 +34,31 @@ K_SCALE = 12
 """Index of GroupQueryAttention's input k_scale; v_scale follows."""
 
 
-def calibrate_cache(base: Path, tokens: NDArray[np.int64]) -> Bounds:
-    """Bounds per channel over tokens: [samples, length]; each sample is one prefill of the fp32 folder."""
+def calibrate_cache(base: Path, tokens: NDArray[np.int64], say: Say = silent, kept: Kept | None = None) -> Bounds:
+    """Bounds per channel over tokens: [samples, length]; each sample is one prefill of the fp32 folder, after which `say` is
+    told how far it is. `kept`: what was found so far, and what an interrupted run had found."""
     import onnxruntime as ort
 
+    nodes = load_graph(base).graph.node
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not any(node.op_type == "MatMulNBits" for node in load_graph(base).graph.node):  # packed, it rounds activations too
+    if not any(node.op_type == "MatMulNBits" for node in nodes):  # packed, it rounds activations too
         options.add_session_config_entry("session.disable_prepacking", "1")  # float weights stay mapped, none is copied
     session = ort.InferenceSession(str(base / MODEL), options, providers=["CPUExecutionProvider"])
     empty = empty_cache(session, base)
     presents = {name: name.replace("past_key_values", "present") for name in empty}
-    bound = {name: np.zeros(cache.shape[1] * cache.shape[3], np.float32) for name, cache in empty.items()}
-    turned = rotary(base)
-    for sample in tokens:
-        feeds = {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64), **empty}
+    zeros = {name: np.zeros(cache.shape[1] * cache.shape[3], np.float32) for name, cache in empty.items()}
+    turned = rotary(nodes, _head_size(base))
+
+    def widen(bound: Arrays, sample: NDArray[np.int64]) -> Arrays:
+        feeds, wider = {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64), **empty}, Arrays()
         for name, cache in zip(empty, session.run(list(presents.values()), feeds), strict=True):
             sizes = pair_norms(cache[0], *turned) if name.endswith(".key") else np.abs(cache[0])
-            np.maximum(bound[name], sizes.max(axis=1).reshape(-1), out=bound[name])
-    return {name: np.where(most > 0, most, 1).astype(np.float32) for name, most in bound.items()}
+            wider[name] = np.maximum(bound[name], sizes.max(axis=1).reshape(-1))
+        return wider
+
+    bound = gather_samples(tokens, zeros, widen, {} if kept is None else kept, say)
+    return {name: np.where(bound[name] > 0, bound[name], 1).astype(np.float32) for name in empty}
 
 
 def empty_cache(session: Any, folder: Path) -> dict[str, NDArray[np.float32]]:
@@ -58,12 +67,12 @@ def empty_cache(session: Any, folder: Path) -> dict[str, NDArray[np.float32]]:
     return {value.name: np.zeros((1, value.shape[1], 0, _head_size(folder)), np.float32) for value in past}
 
 
-def rotary(folder: Path) -> tuple[int, bool]:
-    """(channels of a head that the graph's attention turns, whether pairs are neighbours); 0 where it turns none."""
-    for node in load_graph(folder).graph.node:
+def rotary(nodes: Iterable[Any], head_size: int) -> tuple[int, bool]:
+    """(channels of a head that attention among `nodes` turns, whether pairs are neighbours); 0 where it turns none."""
+    for node in nodes:
         if node.op_type == ATTENTION:
             found = {attribute.name: attribute.i for attribute in node.attribute}
-            turned = found.get("rotary_embedding_dim") or _head_size(folder)
+            turned = found.get("rotary_embedding_dim") or head_size
             return (turned if found.get("do_rotary") else 0), bool(found.get("rotary_interleaved"))
     return 0, False
 

@@ -32,6 +32,9 @@ from numpy.typing import NDArray
 
 from quantadvisor.kernels.saturation import saturates
 
+from ..kept import Arrays, Kept
+from ..observe import gather_samples
+from ..training import Say, silent
 from .onnx_base import HIDDEN, SCORING, Factors, Rewrite, load_graph
 from .onnx_cache import empty_cache
 
@@ -45,9 +48,11 @@ ROUNDED = ("MatMul", "Add", "Mul", "Sigmoid", "Gather", "Transpose", *NORMS)
 """Operators that get integers on both sides, where they have floats."""
 
 
-def quantize_integer_w8a8(base: Path, out: Path, tokens: NDArray[np.int64], factors: Factors | None = None) -> None:
-    """`tokens` int64 [samples, length]: the ranges are the extremes that each tensor reaches in their prefills. `factors` are
-    multiplied in first. Weights take 7 bits where this CPU's sums of 8 saturate."""
+def quantize_integer_w8a8(base: Path, out: Path, tokens: NDArray[np.int64], factors: Factors | None = None,
+                          say: Say = silent, kept: Kept | None = None) -> None:  # fmt: skip
+    """`tokens` int64 [samples, length]: the ranges are the extremes that each tensor reaches in their prefills, after each of
+    which `say` is told how far it is. `factors` are multiplied in first. Weights take 7 bits where this CPU's sums of 8
+    saturate. `kept`: the ranges so far, and what an interrupted run had found."""
     import onnx
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,7 @@ def quantize_integer_w8a8(base: Path, out: Path, tokens: NDArray[np.int64], fact
         with Rewrite(base, plain, factors):
             pass
         typed(plain)
-        write_qdq(plain / SCORING, made, tensor_ranges(plain, tokens))
+        write_qdq(plain / SCORING, made, tensor_ranges(plain, tokens, say, kept))
         quantized = onnx.load(made)
     with Rewrite(base, out) as edit:
         edit.old.clear()
@@ -75,7 +80,7 @@ def typed(folder: Path) -> None:
     (folder / SCORING).write_bytes(graph.SerializeToString())
 
 
-def tensor_ranges(folder: Path, tokens: NDArray[np.int64]) -> Ranges:
+def tensor_ranges(folder: Path, tokens: NDArray[np.int64], say: Say = silent, kept: Kept | None = None) -> Ranges:
     """The least and the largest value of every float tensor beside the operators of ROUNDED, zero among them; each sample is
     one prefill."""
     import onnx
@@ -94,12 +99,15 @@ def tensor_ranges(folder: Path, tokens: NDArray[np.int64]) -> Ranges:
             graph.graph.output.append(onnx.helper.make_tensor_value_info(f"{kind} {name}", onnx.TensorProto.FLOAT, []))
     (folder / "seen.onnx").write_bytes(graph.SerializeToString())
     session = ort.InferenceSession(str(folder / "seen.onnx"), providers=["CPUExecutionProvider"])
-    empty, bounds = empty_cache(session, folder), np.zeros((2, len(names)), np.float32)
-    for sample in tokens:
+    empty, zeros = empty_cache(session, folder), np.zeros(len(names), np.float32)
+
+    def widen(bounds: Arrays, sample: NDArray[np.int64]) -> Arrays:
         fed = {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64), **empty}
         low, high = np.array(session.run(None, fed), np.float32).reshape(2, -1)
-        bounds = np.stack([np.minimum(bounds[0], low), np.maximum(bounds[1], high)])
-    return {name: (low, high) for name, low, high in zip(names, *bounds, strict=True)}
+        return {"low": np.minimum(bounds["low"], low), "high": np.maximum(bounds["high"], high)}
+
+    found = gather_samples(tokens, {"low": zeros, "high": zeros}, widen, {} if kept is None else kept, say)
+    return {name: (low, high) for name, low, high in zip(names, found["low"], found["high"], strict=True)}
 
 
 def write_qdq(source: Path, made: Path, ranges: Ranges) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.errors import BadInput, CandidateFailed
 from quantadvisor.kernels.packing import pack_nbits, unpack_nbits
 from quantadvisor.kernels.saturation import saturates
-from quantadvisor.methods.affine import Codes, Floats, Grouped, quantize_channels, quantize_groups
+from quantadvisor.methods.affine import Codes, Floats, Grouped, quantize_channels, quantize_groups, signed_channels
 from quantadvisor.methods.linear_format import HEAD, LinearFormat, check
 
 from .onnx_adapters import Adapter, put_beside
@@ -47,9 +47,11 @@ def quantize_weights(base: Path, out: Path, plan: Mapping[str, LinearFormat], ac
 
 
 def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None, per_token: bool = False,
-                          head: LinearFormat = HEAD, bits: int = 8) -> None:  # fmt: skip
+                          head: LinearFormat = HEAD, bits: int = 8,
+                          given: Mapping[str, Callable[[], Grouped]] | None = None) -> None:  # fmt: skip
     """Layers: integer weights per channel of `bits` bits (8, or per token 7), activations rounded at run time. lm_head:
-    MatMulNBits, in the format `head`.
+    MatMulNBits, in the format `head`. `given` brings the integers of linears that a method has rounded, 8 bits about 128 with
+    one scale a row; the others are rounded to nearest.
 
     `per_token` False writes what `onnxruntime.quantization.quantize_dynamic` writes: DynamicQuantizeLinear, ONE range
     per activation tensor, so a long prompt with one outlier token rounds all its tokens coarsely. ONNX Runtime fuses it
@@ -58,12 +60,13 @@ def quantize_dynamic_w8a8(base: Path, out: Path, factors: Factors | None = None,
     with Rewrite(base, out, factors) as edit:
         shared: dict[str, tuple[str, str, str]] = {}
         for name, node in linears(edit.model).items():
+            bring = (given or {}).get(name)
             if name == "lm_head":
                 group_linear(edit, node, head, 4)
             elif per_token:
-                token_linear(edit, node, shared, bits)
+                token_linear(edit, node, shared, bits, bring() if bring else None)
             else:
-                tensor_linear(edit, node, shared)
+                tensor_linear(edit, node, shared, bring() if bring else None)
 
 
 def group_linear(edit: Rewrite, node: Any, chosen: LinearFormat, accuracy_level: int,
@@ -182,7 +185,8 @@ def share_embedding(edit: Rewrite, table: list[Any], names: list[str], shape: tu
     return replace(edit, [flip, gather], nodes)
 
 
-def tensor_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]]) -> None:
+def tensor_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]],
+                  given: Grouped | None = None) -> None:  # fmt: skip
     """MatMul -> DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Mul; linears with the same input share the first."""
     import onnx
 
@@ -192,7 +196,7 @@ def tensor_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, st
         shared[source] = (f"{source}_quantized", f"{source}_scale", f"{source}_zero")
         nodes.append(make("DynamicQuantizeLinear", [source], list(shared[source]), name=f"{source}_quantize"))
     codes, scale, zero = shared[source]
-    weight, weight_scale, weight_zero = channel_weight(edit, node)
+    weight, weight_scale, weight_zero = channel_weight(edit, node, given=given)
     nodes += [
         make("MatMulInteger", [codes, weight, zero, weight_zero], [f"{name}_int32"], name=f"{name}_quant"),
         make("Cast", [f"{name}_int32"], [f"{name}_float"], name=f"{name}_cast", to=onnx.TensorProto.FLOAT),
@@ -202,7 +206,8 @@ def tensor_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, st
     replace(edit, [node], nodes)
 
 
-def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]], bits: int = 8) -> None:
+def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str]], bits: int = 8,
+                 given: Grouped | None = None) -> None:  # fmt: skip
     """MatMul -> per-token scale, QuantizeLinear with scale 1, MatMulIntegerToFloat, Mul by the tokens' scales."""
     import onnx
 
@@ -227,7 +232,7 @@ def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str
             make("QuantizeLinear", [part["unit"], one, middle], [part["codes"]], name=f"{source}_codes"),
         ]
     codes, scale, zero = shared[source]
-    weight, weight_scale, weight_zero = channel_weight(edit, node, bits)
+    weight, weight_scale, weight_zero = channel_weight(edit, node, bits, given)
     nodes += [
         make("MatMulIntegerToFloat", [codes, weight, one, weight_scale, zero, weight_zero], [f"{name}_unscaled"],
              name=f"{name}_quant", domain=MICROSOFT),
@@ -236,12 +241,14 @@ def token_linear(edit: Rewrite, node: Any, shared: dict[str, tuple[str, str, str
     replace(edit, [node], nodes)
 
 
-def channel_weight(edit: Rewrite, node: Any, bits: int = 8) -> tuple[str, str, str]:
+def channel_weight(edit: Rewrite, node: Any, bits: int = 8, given: Grouped | None = None) -> tuple[str, str, str]:
     """Codes [K, N] of so many bits, scales [N] and zeros [N] of a MatMul's weight: names of the three tensors. The codes are
     int8 about 0; of 8 bits uint8 about 128 where products with such int8 saturate (`kernels/saturation.py`)."""
     weight = node.input[1]
-    value = edit.tensor(weight)
-    codes, scales = quantize_channels(np.ascontiguousarray(value.T), 2 ** (bits - 1) - 1)
+    if given is None:
+        codes, scales = quantize_channels(np.ascontiguousarray(edit.tensor(weight).T), 2 ** (bits - 1) - 1)
+    else:
+        codes, scales = signed_channels(given)
     edit.drop(weight)
     zero: NDArray[Any] = np.zeros(len(scales), np.int8)
     if bits == 8 and saturates():

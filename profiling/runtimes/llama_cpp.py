@@ -30,6 +30,8 @@ CUDA_BUILD = (
     "CMAKE_ARGS='-DGGML_CUDA=ON -DGGML_NATIVE=ON' pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
 )
 OFFLOADS = "import llama_cpp; print('offloads', llama_cpp.llama_supports_gpu_offload())"
+OFFLOADS_S = 45.0
+"""For that answer; less than another environment has for a whole refusal."""
 RUNTIME_LIBRARY = b"libcudart.so."
 ONE_GPU = 0
 """LLAMA_SPLIT_MODE_NONE: the whole model on `main_gpu`."""
@@ -75,7 +77,11 @@ def no_offload() -> str | None:
         return f"llama.cpp is built without CUDA: {CUDA_BUILD}"
     if reason := nvidia.refusal("llama.cpp", cuda_linked(libraries[0]), CUDA_BUILD):
         return reason
-    said = subprocess.run([sys.executable, "-P", "-c", OFFLOADS], capture_output=True, text=True, check=False)
+    asked = [sys.executable, "-P", "-c", OFFLOADS]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=OFFLOADS_S)
+    except subprocess.TimeoutExpired:
+        return f"llama.cpp does not say within {OFFLOADS_S:g} s whether it can offload to a GPU (llama_supports_gpu_offload)"
     if "offloads True" in said.stdout:
         return None
     lines = [line for line in said.stderr.splitlines() if line.strip()]

@@ -37,6 +37,8 @@ LINEARS = (
 QUANTIZED = ("MatMulNBits", "MatMulBnb4", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
 BESIDE = ("_lora_A", "_lora_B", "_outlier_product")
 """Nodes whose float product is added to a quantized one, by the method: time of linears, but none of the model's linears."""
+ROUNDING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+"""Operators between the products that only round, or undo it: static QDQ was seen to spend a third of its time in them."""
 OPTIMIZED = "optimized.onnx"
 TOKENS_PER_PASS = 8192
 """A larger batch is prefilled row group by row group: bounds the activations, as a scheduler does."""
@@ -269,8 +271,7 @@ def phase_of_runs(runs: list[list[dict[str, Any]]], repeats: int, walls: list[fl
         row = rows.setdefault((name, provider), new | {"linear": linear, "quantized": name in QUANTIZED})
         row["count"] += 1
         row["time_s"] += seconds
-        helper = name in ("DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")
-        part = "linears_s" if product or helper else "attention_s" if "Attention" in name else "other_s"
+        part = "linears_s" if product or name in ROUNDING else "attention_s" if "Attention" in name else "other_s"
         parts[part] += seconds
     forwards = max(1, len(runs))
     for row in rows.values():
@@ -282,6 +283,14 @@ def phase_of_runs(runs: list[list[dict[str, Any]]], repeats: int, walls: list[fl
         "quantized_linears": sum(row["count"] for row in linears if row["quantized"]),
         "wall_s": sorted(walls)[len(walls) // 2],
         "walls_s": walls,
-        "notes": [],
+        "notes": rounding_notes(list(rows.values())),
         **parts,
     }
+
+
+def rounding_notes(rows: list[dict[str, Any]]) -> list[str]:
+    """The share of a pass's operators' time that ROUNDING takes, where any of it runs."""
+    total = sum(row["time_s"] for row in rows)
+    shares = {row["name"]: row["time_s"] / total for row in rows if row["name"] in ROUNDING and total}
+    parts = " and ".join(f"{name} {share:.1%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
+    return [f"of the operators' time {parts}"] if parts else []

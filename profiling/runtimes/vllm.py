@@ -58,10 +58,12 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
         return nvidia.refusal("this vLLM", built_for, FOR_CUDA, without=FOR_CPU) or turbo_refusal(options)
     if built_for is not None:
         return f"this vLLM is built for CUDA {built_for} and has no CPU path: add the option cuda, or {FOR_CPU}"
-    if FP8_CACHE in options and (reason := fp8_cache_refusal(isa)):
+    if (FP8_CACHE in options or (path is not None and has_cache_scales(Path(path)))) and (reason := fp8_cache_refusal(isa)):
         return reason
     if TURBO_CACHE in options:
         return "vLLM's attention on a CPU reads no TurboQuant cache: it is one of a GPU (option cuda)"
+    if path is not None and (reason := fp8_refusal(Path(path), isa)):
+        return reason
     return int4_refusal(isa) if path is not None and 4 in weight_bits(Path(path)) else None
 
 
@@ -95,6 +97,25 @@ def weight_bits(folder: Path) -> set[int]:
     said = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
     groups = [one.get("weights") or {} for one in (said.get("config_groups") or {}).values()]
     return {int(bits) for bits in (said.get("bits"), *(one.get("num_bits") for one in groups)) if bits}
+
+
+def fp8_refusal(folder: Path, isa: tuple[str, ...]) -> str | None:
+    """vLLM 0.32 on a CPU (seen): scales of rows and tokens run, by torch._scaled_mm; squares need AMX. Weights with one scale it
+    rounds again where it joins q, k and v (w8a8_utils.py:requantize_with_max_scale), by an operator that its CPU build lacks."""
+    said = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    groups = said.get("config_groups", {}).values() if said.get("format") == "float-quantized" else ()
+    scaled = {group["weights"]["strategy"] for group in groups}
+    if "tensor" in scaled:
+        return "vLLM's CPU build cannot join FP8 weights that have one scale each: it lacks static_scaled_fp8_quant"
+    if "block" in scaled and not any(flag.startswith("amx") for flag in isa):
+        return "vLLM's product of FP8 weights in blocks on a CPU needs AMX"
+    return None
+
+
+def has_cache_scales(folder: Path) -> bool:
+    """Does a folder bring scales of an FP8 cache? vLLM then stores one without being asked."""
+    said = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    return bool(said.get("kv_cache_scheme"))
 
 
 def on_gpu(options: tuple[str, ...]) -> bool:

@@ -51,6 +51,8 @@ class Planted:
     model: str = "small"
     place: str = "onnxruntime"
     package: str = "onnxruntime_genai"
+    seen: str = ""
+    """What the evidence must name."""
     absent: Callable[[], str | None] = lambda: None
     """Why the cause cannot be planted on this CPU."""
 
@@ -113,6 +115,17 @@ def float_zeros(edit: Rewrite, node: Any) -> None:
     zeros = np.stack([zeros & 15, zeros >> 4], -1).reshape(sizes["N"], -1)[:, :blocks]
     edit.drop(node.input[3])
     node.input[3] = edit.add(f"{node.name}_zeros", zeros.reshape(-1).astype(np.float32))
+
+
+def overridable(edit: Rewrite, node: Any) -> None:
+    """The weight as an input of the graph with a default, as exporters write it for old readers: a caller might replace it. Of
+    attention's linears, whose calls then take many times what a whole layer does."""
+    import onnx
+
+    if "/attn/" not in node.name:
+        return
+    codes = np.asarray(edit.tensor(node.input[1]))
+    edit.model.graph.input.append(onnx.helper.make_tensor_value_info(node.input[1], onnx.TensorProto.UINT8, codes.shape))
 
 
 def static_qdq(model: Path, base: Path, out: Path) -> None:
@@ -189,8 +202,16 @@ PLANTED = {
     "ONNX Runtime INT4 with zero points in float": Planted(
         "fallback_or_slow_kernel", "without zero points in float", edited(float_zeros), SHORT
     ),
+    "ONNX Runtime INT4 with its weights among the inputs": Planted(
+        "fallback_or_slow_kernel", "without the weights among the graph's inputs", edited(overridable), SHORT
+    ),
+    "ONNX Runtime INT8 without accuracy_level": Planted(
+        "fallback_or_slow_kernel", "accuracy_level 4", make("rtn", "w8-g64", accuracy_level=0), SHORT
+    ),
     "MatMulNBits at large M": Planted("wrong_phase", "w8a8", make("rtn", "w8-g64", accuracy_level=0), (512, 1, 1)),
-    "static QDQ in DequantizeLinear": Planted("activation_quantization", "float", static_qdq, PROMPT, "flat"),
+    "static QDQ in DequantizeLinear": Planted(
+        "activation_quantization", "float", static_qdq, PROMPT, "flat", seen="QuantizeLinear and DequantizeLinear take"
+    ),
     "activations rounded by operators of their own": Planted(
         "activation_quantization", "float", make("dynamic_int8", "w7a8"), PROMPT, "flat"
     ),

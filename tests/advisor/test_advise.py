@@ -65,6 +65,8 @@ def test_what_is_predicted_to_tie_with_the_best_measured_is_measured_too() -> No
     smoothed, turned = predicted("smoothquant-w8a8@onnxruntime", 1.5, 0.01), predicted("rotation-w8a8@onnxruntime", 1.4, 0.02)
     assert overlooked([held, turned], workload()) == [turned]
     assert overlooked([held, turned, smoothed], workload()) == [smoothed]  # the same kernels, better quality
+    lost = candidate(smoothed.name, 1.4, kl=0.06).model_copy(update={"predicted": smoothed.predicted})  # over the budget of 0.05
+    assert overlooked([held, turned, lost], workload()) == [turned]
 
 
 def test_a_simulation_excludes_only_with_its_whole_interval() -> None:

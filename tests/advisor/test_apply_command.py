@@ -15,6 +15,7 @@ from quantadvisor.advisor.builds import Build, Built
 from quantadvisor.advisor.cli import app
 from quantadvisor.documents import BadInput
 from quantadvisor.methods.formats import awq, bitsandbytes, bridges, gptq, pack_quantized
+from quantadvisor.methods.kept import Folder
 from quantadvisor.methods.registry import method
 
 from ..methods.conftest import write_llama
@@ -48,6 +49,39 @@ def advisor(*arguments: object) -> dict:
     if done.exception:
         raise done.exception
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("samples", "taken"), [(2, "5 linears taken"), (3, "")])
+def test_the_same_command_goes_on_after_an_interruption(
+    samples: int, taken: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at a layer, as by Ctrl-C: five linears are kept; another number of samples begins anew. Nothing is left behind."""
+    command = ("apply", llama, "--method", "gptq", "--scheme", "w4-g32-bf16", "--format", "gptq")
+    whole = advisor(*command, "--samples", samples, "--out", tmp_path / "whole")
+    store, stored = Folder.__setitem__, []
+
+    def interrupted(*given: object) -> None:
+        if len(stored) == 5:
+            raise KeyboardInterrupt
+        stored.append(given[1])
+        store(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "__setitem__", interrupted)
+        stopped = CliRunner().invoke(app, [*map(str, command), "--samples", "2", "--out", str(tmp_path / "out")])
+    assert stopped.exit_code == 130 and not (tmp_path / "out").exists()
+    made = advisor(*command, "--samples", samples, "--out", tmp_path / "out")
+    assert made["notes"] == [*whole["notes"], *([f"{taken} from an interrupted run"] if taken else [])]
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    assert {path.name for path in tmp_path.iterdir()} <= {"whole", "out", "cache"}
+
+
+def test_a_failure_that_keeps_nothing_leaves_nothing(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="has zero points"), apply_command.scratch_beside(tmp_path / "out") as scratch:
+        (scratch / "calibration.npy").touch()
+        raise BadInput("model.layers.0", "has zero points", "")
+    assert not any(tmp_path.iterdir())
 
 
 READERS = {"gptq": gptq, "awq": awq, "compressed-tensors": pack_quantized}

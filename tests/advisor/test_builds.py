@@ -56,6 +56,7 @@ import os, signal, time
 from pathlib import Path
 from quantadvisor.advisor import builds
 from quantadvisor.methods import none
+from quantadvisor.methods.formats.folders import new_folder
 
 real = none.apply
 
@@ -64,7 +65,9 @@ def apply(*inputs, **more):
     out = inputs[-1]
     fault = out.name
     if fault == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
+        with new_folder(out) as work:
+            (work / "half").touch()
+            os.kill(os.getpid(), signal.SIGSEGV)
     if fault == "exit":
         os._exit(3)
     if fault == "hang":
@@ -124,6 +127,7 @@ def test_a_build_that_dies_hangs_or_takes_too_much_fails_alone(planted: Callable
         "exit": "its process died at its build (exit status 3)",
         "hang": "no answer within 6 s; a larger budget.apply_s gives it more",
     }
+    assert not list(tmp_path.glob(".*.partial"))
     for name in ("whole", "last"):
         assert done[tmp_path / name].bytes > (tmp_path / name / "model.safetensors").stat().st_size > 0
 
@@ -195,10 +199,23 @@ def test_what_weighs_widths_gets_the_kernels_times(tmp_path: Path, monkeypatch: 
 
 def test_what_goes_layer_by_layer_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not train is heard too; what takes no `say` is not given one."""
-    from quantadvisor.methods import awq, gguf_imatrix, gptq, layerwise, llm_int8, obq, rtn, smoothquant, static_int8
+    from quantadvisor.methods import (
+        awq,
+        gguf_imatrix,
+        gptq,
+        kv_int4,
+        kv_int8,
+        layerwise,
+        llm_int8,
+        obq,
+        rtn,
+        smoothquant,
+        smoothquant_gptq,
+        static_int8,
+    )
 
     def stand_in(*inputs: object) -> tuple[str, ...]:
-        inputs[-1]("layer 1 of 2 done, 3 s left")  # type: ignore[operator]
+        inputs[-2]("layer 1 of 2 done, 3 s left")  # type: ignore[operator]
         return (str(builds.said(build)),)
 
     build = Build(method="gptq", scheme=scheme("w4-g64"), runtime="onnxruntime", model_folder=tmp_path, out=tmp_path / "out",
@@ -206,7 +223,7 @@ def test_what_goes_layer_by_layer_says_how_far_it_is(tmp_path: Path, monkeypatch
     monkeypatch.setattr(layerwise, "apply", stand_in)
     for module in (gptq, obq):
         assert builds.make(build.model_copy(update={"method": module.NAME}), None) == ("out: layer 1 of 2 done, 3 s left",)
-    for module in (awq, gguf_imatrix, llm_int8, smoothquant, static_int8):
+    for module in (awq, gguf_imatrix, kv_int4, kv_int8, llm_int8, smoothquant, smoothquant_gptq, static_int8):
         assert "say" in inspect.signature(module.apply).parameters
     assert builds.said(build) is None
     monkeypatch.setattr(rtn, "apply", lambda *inputs, base: ("rounded",))

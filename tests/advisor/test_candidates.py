@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import candidates
+from quantadvisor.advisor.advise import exclude_by_quality, standing_alone
 from quantadvisor.advisor.builds import Build, build_all
 from quantadvisor.advisor.candidates import enumerate_candidates, no_kernel_of_vllm, recipe, session_options, untrained
 from quantadvisor.advisor.catalogue import NOMINAL
 from quantadvisor.advisor.checkpoint import PLACES
 from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import kernel_class
-from quantadvisor.advisor.risk import schemes_at_risk
-from quantadvisor.documents import BadInput, Device, Gpu
+from quantadvisor.advisor.risk import FINER, coarser_of, schemes_at_risk
+from quantadvisor.documents import BadInput, Device, Gpu, Interval, Quality
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods import awq
 from quantadvisor.methods.registry import METHODS, method, trains
@@ -164,6 +165,7 @@ def test_a_gpu_offers_its_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "none-bf16@torch+cuda", "none-fp16@vllm+cuda", "none-fp32@onnxruntime+cuda", "none-fp32@onnxruntime+tensorrt",
         "none-bf16@llama.cpp+cuda", "none-bf16@triton", "gptq-w4-g64-bf16@vllm+cuda", "rtn-w8-g64-bf16@vllm+cuda",
         "dynamic_int8-w8a8-bf16@triton", "fp8-fp8-bf16@vllm+cuda", "kv_fp8-bf16-kvf8-unit@vllm+cuda",
+        "kv_fp8-bf16-kvf8@vllm+cuda",
         "kv_int8-q8_0-kv8@llama.cpp+cuda+fa", "turboquant-bf16-kv4-turbo@triton", "turboquant-bf16-kv4-turbo@vllm+cuda",
         "none-fp16@onnxruntime-genai+cuda", "rtn-w4-g64@onnxruntime-genai+cuda", "kbit-nf4-b64-bf16@torch+cuda",
         "llm_int8-w8a8-outlier-fp16@torch+cuda", "smoothquant-w8a8-static@onnxruntime+tensorrt",
@@ -226,6 +228,9 @@ def test_int4_on_vllm_needs_more_than_avx2(isa: tuple[str, ...], refused: bool) 
     assert no_kernel_of_vllm(scheme("w8a8-bf16"), "vllm", here) is None
     assert "in 4 bits only, not in 8" in str(no_kernel_of_vllm(scheme("w8-g64-bf16"), "vllm", here))
     assert no_kernel_of_vllm(scheme("w4-g64-bf16"), "torch", here) is None
+    for cache in ("bf16-kvf8", "bf16-kvf8-unit", "w8a8-bf16-kvf8-unit"):
+        assert ("FP8 cache on a CPU needs" in str(no_kernel_of_vllm(scheme(cache), "vllm", here))) == refused
+    assert (no_kernel_of_vllm(scheme("w4-g64-bf16-kvf8-unit"), "vllm", here) is not None) == refused
 
 
 def test_torch_compile_is_a_candidate_where_the_spec_names_it(tmp_path: Path) -> None:
@@ -243,3 +248,37 @@ def test_torch_compile_is_a_candidate_where_the_spec_names_it(tmp_path: Path) ->
     for wrong in ({"name": "torch", "options": ["cuda"]}, {"name": "vllm", "options": ["compile"]}):
         with pytest.raises(BadInput, match="is none to be asked for"):
             offered(runtimes=[wrong])
+
+
+def test_finer_ones_are_listed_where_the_coarser_ones_are(tmp_path: Path) -> None:
+    """Every row of the table, in both catalogues, at places of what it stands behind; alone where that one is refused."""
+    for catalogue in (candidates.CATALOGUE, candidates.GPU_CATALOGUE):
+        places = {f"{entry.method}-{entry.scheme}": set(entry.runtimes) for entry in catalogue}
+        finer = [name for name in places if coarser_of(name)]
+        assert {name.removesuffix("-bf16") for name in finer} >= set(FINER) - {"smoothquant_gptq-w8a8"}
+        for name in finer:
+            assert places[name] <= places[str(coarser_of(name))], name
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    listed = enumerate_candidates(workload(runtimes=["onnxruntime"]), tmp_path, PLAIN)
+    finer, coarser = (next(c for c in listed if c.name == f"awq-w4-{group}@onnxruntime") for group in ("g32", "g64"))
+    assert finer.refused is None is coarser.refused
+    assert finer not in standing_alone(listed)
+    without = [c.model_copy(update={"refused": "planted"}) if c is coarser else c for c in listed]
+    assert finer in standing_alone(without)
+    assert kernel_class(finer.scheme) == kernel_class(coarser.scheme)
+
+
+def test_a_finer_one_is_excluded_where_the_coarser_one_holds(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    asked = workload(runtimes=["onnxruntime"], quality={"kl_mean_max": 0.05})
+    listed = enumerate_candidates(asked, tmp_path, PLAIN)
+    names = ("rtn-w8-g64@onnxruntime", "rtn-w8-g32@onnxruntime", "gptq-w8-g64@onnxruntime")
+
+    def open_(mean: float) -> set[str]:
+        kl, top1 = (Interval(mean=m, low=m * 0.9, high=m * 1.1) for m in (mean, 0.9))
+        known = Quality(perplexity=20.0, kl=kl, top1=top1, tokens=512, text="t", simulated=True)
+        return {c.name for c in exclude_by_quality(listed, {"rtn-w8-g64": known}, asked) if c.excluded is None} & set(names)
+
+    assert open_(0.01) == {names[0]}
+    assert open_(0.045) == set(names)
+    assert open_(0.06) == set(names[1:])

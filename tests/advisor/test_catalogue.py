@@ -66,7 +66,16 @@ def test_a_slow_path_is_measured_not_believed() -> None:
     unknown = schemes["kbit-nf4-b64@onnxruntime"]
     assert (unknown.status, unknown.untimed) == ("not timed", "its linears were not timed in decode and prefill")
     assert schemes["kv_int8-fp32-kv8@onnxruntime"].status == "not timed"
-    assert "not timed" not in {one.status for here in runtimes_here(PLAIN) for one in here.schemes}
+
+
+def test_without_timings_nothing_quantized_is_called_ready() -> None:
+    pytest.importorskip("onnxruntime")
+    found = runtimes_here(PLAIN)
+    loads = [one for here in found for one in here.schemes if one.refused is None]
+    assert {one.name.partition("-")[0] for one in loads if one.status == "ready"} == {"none"}
+    assert {(one.status, one.untimed) for one in loads if one.status != "ready"} == {("not timed", "loads; --model M times it")}
+    (row,) = [str(cell) for cell in runtimes_table(found).columns[-1].cells if "kv_int8-fp32-kv8@onnxruntime" in str(cell)]
+    assert row.endswith(": loads; --model M times it")
 
 
 def test_a_spec_says_which_runtimes_and_where_they_live(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from quantadvisor.advisor.checkpoint import (
 from quantadvisor.advisor.stored_transformers import of_quantization_config
 from quantadvisor.documents import BadInput, Checkpoint, Device, Inventory
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.reports.markdown import render_markdown
 
+from ..reports import sample
 from .documents import workload
 from .test_diagnose import INVENTORY
 
@@ -393,7 +395,56 @@ def test_checkpoints_of_the_spec_compete_on_every_runtime_that_reads_them(tmp_pa
     assert (one.method, one.target, one.checkpoint, one.refused) == ("given", "weights", mine, None)
     assert "bf16" in (found["given-theirs@openvino+bf16"].refused or "")
     only = workload(checkpoints=[mine, theirs], runtimes=["openvino"])
-    assert {c.runtime for c in existing_checkpoints(only, inventory, DEVICE)} == {"openvino"}
+    refused = {c.name: c.refused for c in existing_checkpoints(only, inventory, DEVICE)}
+    assert list(refused) == ["given-my-int4@onnxruntime", "given-theirs@openvino+f32", "given-theirs@openvino+bf16"]
+    assert refused["given-my-int4@onnxruntime"] == (
+        "ONNX, read by onnxruntime, onnxruntime-genai only; runtimes: names openvino: add onnxruntime there"
+    )
+    assert refused["given-theirs@openvino+f32"] is None
+
+
+def test_what_no_runtime_asked_for_reads_is_refused_with_its_reason(tmp_path: Path) -> None:
+    gguf = str(gguf_file(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": "F16", "token_embd.weight": "F16"}))
+    inventory = INVENTORY.model_copy(update={"layers": 1, "vocabulary": 64})
+    (found,) = existing_checkpoints(workload(checkpoints=[gguf], runtimes=["onnxruntime"]), inventory, DEVICE)
+    assert (found.name, found.runtime, found.checkpoint) == ("given-m@llama.cpp", "llama.cpp", gguf)
+    assert found.refused == "GGUF, read by llama.cpp only; runtimes: names onnxruntime: add llama.cpp there"
+    theirs = str(openvino_folder(tmp_path / "theirs", "i8"))
+    gpu = DEVICE.model_copy(update={"kind": "cuda"})
+    inventory = INVENTORY.model_copy(update={"vocabulary": 256})
+    (found,) = existing_checkpoints(workload(checkpoints=[theirs]), inventory, gpu)
+    assert (found.name, found.refused) == (
+        "given-theirs@openvino+f32", "OpenVINO IR, read by openvino only, not on a GPU: set device: cpu",
+    )  # fmt: skip
+
+
+def test_what_no_runtime_here_reads_is_refused_and_the_others_compete(tmp_path: Path) -> None:
+    """Engines, formats that are not understood, shards, torn files: each in the list with its reason, and nothing raised."""
+    pytest.importorskip("onnxruntime")
+    for name in ("engine", "aqlm", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "engine" / "config.json").write_text(json.dumps({"pretrained_config": {}, "build_config": {}}))
+    (tmp_path / "engine" / "rank0.engine").write_bytes(b"x")
+    (tmp_path / "aqlm" / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "aqlm"}}))
+    gguf_file(tmp_path / "m-00001-of-00002.gguf", {"blk.0.ffn_up.weight": "F16", "token_embd.weight": "F16"})
+    (tmp_path / "m.plan").write_bytes(b"x")
+    onnx_folder(tmp_path / "mine", 4, head=False)
+    names = ("engine", "m.plan", "aqlm", "m-00001-of-00002.gguf", "empty", "mine")
+    asked = workload(checkpoints=[str(tmp_path / name) for name in names], runtimes=["onnxruntime"])
+    found = existing_checkpoints(asked, INVENTORY.model_copy(update={"vocabulary": 256}), DEVICE)
+    said = {one.name: one.refused for one in found}
+    assert list(said) == [
+        "given-engine@tensorrt-llm", "given-m.plan@tensorrt-llm", "given-aqlm@torch", "given-m-00001-of-00002@llama.cpp",
+        "given-empty@unknown", "given-mine@onnxruntime",
+    ]  # fmt: skip
+    *reasons, none = said.values()
+    words = ("read by TensorRT-LLM only", "TensorRT engine", "'aqlm' says nothing about bits", "gguf-split --merge", "holds no")
+    assert none is None
+    assert [word in str(reason) for word, reason in zip(words, reasons, strict=True)] == [True] * 5
+    assert {one.method for one in found} == {"given"}
+    results = sample.complete()
+    told = render_markdown([results.model_copy(update={"candidates": (*results.candidates, *found)})])
+    assert "given-engine@tensorrt-llm" in told and "read by TensorRT-LLM only" in told
 
 
 def test_a_checkpoint_of_another_model_or_none_at_all_is_bad_input(tmp_path: Path) -> None:

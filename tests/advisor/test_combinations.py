@@ -1,4 +1,4 @@
-"""Weights and cache chosen apart: who is joined on planted predictions, and what a joined artifact holds and does."""
+"""Weights, activations and cache chosen apart: who is joined on planted predictions, what a joined artifact holds and does."""
 
 from __future__ import annotations
 
@@ -16,25 +16,38 @@ import pytest
 from quantadvisor.advisor import advise as advising
 from quantadvisor.advisor import combinations as joining
 from quantadvisor.advisor import prove
-from quantadvisor.advisor.advise import advise, within_limits
+from quantadvisor.advisor.advise import (
+    advise,
+    closest,
+    exclude_by_quality,
+    ghosts_to_run,
+    predicted_candidate,
+    within_limits,
+)
 from quantadvisor.advisor.builds import build_all, make
 from quantadvisor.advisor.candidates import Entry, candidate, enumerate_candidates, recipe
 from quantadvisor.advisor.catalogue import NOMINAL
 from quantadvisor.advisor.combinations import BINDS, added, both_bind, chosen_apart, combinations
 from quantadvisor.advisor.context import Context
+from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import Probes
+from quantadvisor.advisor.risk import RESERVE, Job, schemes_at_risk, score, simulate
 from quantadvisor.advisor.stages import Quiet
-from quantadvisor.documents import Candidate, Predicted, Shares, SourceCheckpoint
+from quantadvisor.documents import Candidate, Interval, Predicted, Quality, Shares, SourceCheckpoint
+from quantadvisor.methods.fake import applied
+from quantadvisor.methods.observe import load
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.measure import objective_value
+from quantadvisor.profiling.quality import quality_of
 
 from ..methods.conftest import session, write_llama
 from .documents import candidate as planted
 from .documents import workload
 from .test_diagnose import INVENTORY
+from .test_predict import ghost, kernels
 
 BOTH = Shares(weights=0.5, activations=0.1, kv_cache=0.3, other=0.1)
 PLACES = ("onnxruntime", "openvino+f32", "openvino+bf16", "llama.cpp+fa")
@@ -134,9 +147,11 @@ def test_at_most_three_become_candidates_and_their_breaches_are_said(places: Con
 
 
 def test_every_weight_of_a_runtime_that_has_the_cache_goes_under_it(tmp_path: Path) -> None:
-    """Not one is refused for its cache; what is refused is so without it too."""
+    """Not one is refused for its cache; what is refused is so without it too. (On a CPU that ends at AVX2 vLLM has no FP8 cache
+    for any weights.)"""
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
-    device = describe_device()
+    here = describe_device()
+    device = here.model_copy(update={"isa": tuple({*here.isa, "avx512f"})})
     work = workload(runtimes=["onnxruntime", "openvino", "vllm", "triton"], budget={"train_s": 1})
     seen = set()
     for one in enumerate_candidates(work, tmp_path, device):
@@ -148,8 +163,94 @@ def test_every_weight_of_a_runtime_that_has_the_cache_goes_under_it(tmp_path: Pa
         assert both.refused == one.refused, both.name
         assert recipe(both.method, both.scheme, both.runtime) == (one.method, one.scheme)
         seen |= {(one.method, one.runtime)} if one.refused is None else set()
-    assert {(name, "onnxruntime") for name in ("gptq", "awq", "smoothquant", "mixed", "llm_int8", "rotation")} <= seen
+    assert {
+        (name, "onnxruntime") for name in ("gptq", "awq", "smoothquant", "smoothquant_gptq", "mixed", "llm_int8", "rotation")
+    } <= seen
     assert ("gptq", "openvino") in seen
+
+
+def simulated(low: float, mean: float, high: float, top1: float = 0.9) -> Quality:
+    kl, agreement = Interval(mean=mean, low=low, high=high), Interval(mean=top1, low=top1 - 0.01, high=top1 + 0.01)
+    return Quality(perplexity=20.0, kl=kl, top1=agreement, tokens=512, text="planted", simulated=True)
+
+
+@pytest.mark.parametrize("place", ["w8a8@onnxruntime", "w8a8@onnxruntime-genai", "w8a8-bf16@vllm"])
+@pytest.mark.parametrize(
+    ("alone", "joined", "excluded"),
+    [
+        (simulated(0.01, 0.012, 0.014), None, (None, "-{} alone is well inside the budget (mean KL 0.012 [0.01, 0.014], sim")),
+        (simulated(0.02, 0.026, 0.03), None, (None, None)),
+        (simulated(0.03, 0.04, 0.06), simulated(0.02, 0.03, 0.04), (None, None)),
+        (simulated(0.04, 0.06, 0.07), simulated(0.02, 0.03, 0.04), (None, None)),
+        (simulated(0.06, 0.07, 0.08), simulated(0.03, 0.04, 0.06), ("KL 0.07 is over", None)),
+        (simulated(0.06, 0.07, 0.08), simulated(0.051, 0.06, 0.07), ("KL 0.07 is over", "KL 0.06 is over")),
+        (simulated(0.2, 0.3, 0.4), None, ("KL 0.3 is over", "-{} has mean KL 0.3, over 5 times")),
+        (simulated(0.01, 0.012, 0.014, top1=0.805), None, (None, None)),
+        (None, None, (None, None)),
+    ],
+)  # fmt: skip
+def test_weights_join_activations_where_these_alone_may_not_hold(
+    place: str, alone: Quality | None, joined: Quality | None, excluded: tuple[str | None, str | None]
+) -> None:
+    """SmoothQuant alone well inside, inside, across, and over the budget of 0.05 or 0.8; over five times; and not simulated."""
+    name = place.partition("@")[0]
+    found = {f"smoothquant-{name}": alone, f"smoothquant_gptq-{name}": joined}
+    both = [planted(f"{method}-{place}", 1.0, target="activations") for method in ("smoothquant", "smoothquant_gptq")]
+    asked = workload(quality={"kl_mean_max": 0.05, "top1_agreement_min": 0.8})
+    judged = exclude_by_quality(both, {key: one for key, one in found.items() if one}, asked)
+    for one, reason in zip(judged, excluded, strict=True):
+        assert (one.excluded is None) == (reason is None), one.excluded
+        assert reason is None or reason.format(name) in str(one.excluded)
+
+
+def test_what_is_joined_is_simulated_only_where_it_may_become_a_candidate(tmp_path: Path) -> None:
+    """In the process that simulates too; and once for both float types that its integers go into."""
+    from quantadvisor.methods import smoothquant_gptq
+
+    from ..methods.conftest import torch_logits
+
+    folder = write_llama(tmp_path / "hf")
+    windows, calibration = (np.random.default_rng(seed).integers(3, 256, (2, 32)).astype(np.int64) for seed in (0, 1))
+    np.save(tmp_path / "reference.npy", np.concatenate([torch_logits(folder, row) for row in windows]))
+    np.save(tmp_path / "calibration.npy", calibration)
+    names = [(method, name) for method in ("smoothquant_gptq", "smoothquant") for name in ("w8a8", "w8a8-bf16")]
+    chosen = schemes_at_risk([(method, scheme(name)) for method, name in names])
+    assert set(chosen) == {f"{method}-{name}" for method, name in names}
+
+    def found(budget: float) -> dict[str, np.ndarray]:
+        asked = workload(quality={"kl_mean_max": budget})
+        return simulate(Job(folder, chosen, tmp_path / "calibration.npy", asked), windows, tmp_path / "reference.npy").found
+
+    alone = {"smoothquant-w8a8", "smoothquant-w8a8-bf16"}
+    kl = quality_of(found(1.0)["smoothquant-w8a8"], "t", simulated=True).kl
+    assert set(found(kl.high * RESERVE * 1.01)) == alone
+    assert set(found(kl.high * RESERVE * 0.99)) == set(chosen)
+    assert set(found(kl.mean / 5.01)) == alone
+    at_risk = found(kl.mean)
+    assert set(at_risk) == set(chosen)
+    assert at_risk["smoothquant_gptq-w8a8"] is at_risk["smoothquant_gptq-w8a8-bf16"]
+    with applied(smoothquant_gptq.fake(load(folder), scheme("w8a8"), calibration)) as logits:
+        own = score(logits, windows, np.load(tmp_path / "reference.npy"))
+    np.testing.assert_allclose(at_risk["smoothquant_gptq-w8a8"][1], own[1], rtol=1e-6)
+    assert at_risk["smoothquant_gptq-w8a8"][1].mean() != at_risk["smoothquant-w8a8"][1].mean()
+
+
+def test_weights_joined_to_activations_have_their_times_and_need_no_ghost_of_their_own(places: Context) -> None:
+    """Of both that one is measured whose simulated quality is better."""
+    names = [f"{method}-w8a8@onnxruntime" for method in ("smoothquant", "smoothquant_gptq")]
+    alone, joined = (planted(name, 1.0, target="activations").model_copy(update={"measured": None}) for name in names)
+    probes = Probes(kernels(), INVENTORY, 0.5)
+    assert [one.name for one in ghosts_to_run([alone, joined], probes, places.workload, False)] == [alone.name]
+    assert ghost_method("smoothquant_gptq", joined.scheme) == ghost_method("smoothquant", alone.scheme) == "dynamic_int8"
+    found = {"smoothquant-w8a8": simulated(0.04, 0.045, 0.06), "smoothquant_gptq-w8a8": simulated(0.02, 0.03, 0.04)}
+    schemes, ran = {"w8a8": alone.scheme}, ghost().model_copy(update={"scheme": "w8a8"})
+    first, second = (predicted_candidate(places, one, [ran], probes, schemes, found, lambda _: None) for one in (alone, joined))
+    assert first.predicted and second.predicted and first.predicted.objective
+    assert (first.predicted.ttft_s, first.predicted.tpot_s, first.predicted.peak_bytes) == (
+        second.predicted.ttft_s, second.predicted.tpot_s, second.predicted.peak_bytes,
+    )  # fmt: skip
+    assert second.predicted.kl == 0.03
+    assert closest([first, second], places.workload) == [second]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +300,9 @@ def scales_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: onnx.numpy_helper.to_array(one) for name, one in found if name.endswith(("k_scale", "v_scale"))}
 
 
-@pytest.mark.parametrize(("method", "name"), [("gptq", "w4-g64"), ("awq", "w4-g64"), ("smoothquant", "w8a8")])
+@pytest.mark.parametrize(
+    ("method", "name"), [("gptq", "w4-g64"), ("awq", "w4-g64"), ("smoothquant", "w8a8"), ("smoothquant_gptq", "w8a8")]
+)
 @pytest.mark.parametrize(("end", "top"), [("-kv8", 127), ("-kv4", 7)])
 def test_weights_are_those_of_the_method_alone_and_the_cache_that_of_its_keys_and_values(
     method: str, name: str, end: str, top: int, built_in: Context

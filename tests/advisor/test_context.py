@@ -56,6 +56,20 @@ def test_the_times_of_the_kernels_reach_the_build_of_a_mixture(tmp_path: Path, m
     assert run.context.build("rtn", scheme("w4-g64"), "onnxruntime").linear_s == {}
 
 
+@pytest.mark.parametrize(("spec", "drawn", "told"), [({}, 128, None), ({"samples": 128}, 128, 128), ({"samples": 256}, 256, 256)])
+def test_the_number_of_samples_of_the_spec_reaches_the_build(
+    spec: dict[str, int], drawn: int, told: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the spec leaves open stays open: each method then takes its own number of the 128."""
+    tokens = np.arange(256 * 4).reshape(256, 4)
+    monkeypatch.setattr("quantadvisor.advisor.context.calibration_tokens", lambda _, samples, *__: (tokens[:samples], None))
+    context = replace(context_in(tmp_path / "out"), workload=workload(calibration=spec))
+    (tmp_path / "out" / "work" / "calibration-128.npy").unlink()
+    build = context.build("gptq", scheme("w4-g64"), "onnxruntime")
+    assert (build.samples, len(np.load(build.calibration))) == (told, drawn)
+    assert context.build("gptq", scheme("w4-g64"), "onnxruntime", ghost=True).samples is None
+
+
 def test_a_candidate_has_one_allowance_and_a_build_the_seconds_of_the_spec(tmp_path: Path) -> None:
     context = context_in(tmp_path / "out")
     mine = context.allowance("rtn-w8-g64@onnxruntime")

@@ -2,14 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from quantadvisor.advisor import candidates, device_choice
+from quantadvisor.advisor import candidates, cli, device_choice, listings, pipeline
 from quantadvisor.advisor.device_choice import chosen_device
 from quantadvisor.documents import BadInput, Device, Gpu
+from quantadvisor.reports.html import render_html
+from quantadvisor.reports.text import render_text
 
+from ..reports import sample
 from .documents import workload
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, compute_capability="9.0", driver="575", place="3")
@@ -34,6 +39,72 @@ def test_auto_takes_the_cpu_where_no_runtime_that_is_asked_for_uses_the_gpu(monk
     assert chosen_device(workload(runtimes=["torch"])).kind == "cpu"
     plant(monkeypatch)
     assert chosen_device(workload()).kind == "cpu"
+
+
+OLD = "the NVIDIA driver runs CUDA up to 12.2, torch is built for CUDA 13.0: update the driver"
+
+
+class Heard:
+    """A progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        yield
+
+    def say(self, what: str) -> None:
+        self.said.append(what)
+
+
+def plant_an_old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch and vLLM run on that machine's CPU; its driver is too old for either."""
+
+    def refused(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
+        return OLD if "cuda" in options or name == "triton" else None
+
+    plant(monkeypatch, H100)
+    monkeypatch.setattr(candidates, "refusal", refused)
+
+
+UNUSED = f"device: auto leaves {H100.name} unused: torch, vllm: {OLD}; openvino: nothing is offered for it on a GPU: device: cpu"
+
+
+def test_why_auto_left_the_gpu_unused_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_an_old_driver(monkeypatch)
+    device = chosen_device(workload(runtimes=["torch", "vllm", "openvino"]))
+    assert (device.kind, device.gpus, device.notes) == ("cpu", (H100,), (UNUSED,))
+    assert chosen_device(workload(device="cpu")).notes == ()
+    assert chosen_device(workload(runtimes=[{"name": "vllm", "url": "http://127.0.0.1:1"}])).notes == ()
+    plant(monkeypatch, H100, able=("vllm",))
+    assert chosen_device(workload(runtimes=["torch", "vllm"])).notes == ()
+
+
+def test_why_the_gpu_is_unused_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_an_old_driver(monkeypatch)
+
+    def no_model(*_: object) -> None:
+        raise BadInput("model", "none")
+
+    monkeypatch.setattr(pipeline, "load_model", no_model)
+    heard = Heard()
+    with pytest.raises(BadInput, match="model"):
+        pipeline.Run(workload(runtimes=["torch", "vllm", "openvino"]), tmp_path, False, heard)
+    assert heard.said == [UNUSED]
+    heard = Heard()
+    listings.kernels(listings.Asked(), 1.0, heard)
+    assert OLD in heard.said[0]
+
+
+def test_why_the_gpu_is_unused_stands_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = sample.minimal()
+    assert "leaves" not in render_text(made)
+    made = made.model_copy(update={"device": made.device.model_copy(update={"notes": (UNUSED,)})})
+    assert f"Note: {UNUSED}" in render_text(made)
+    assert OLD in render_html([made])
+    cli.show(made, tmp_path, as_json=False, quiet=False)
+    assert OLD in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

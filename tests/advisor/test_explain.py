@@ -1,13 +1,17 @@
 """Planted cases: documents with one known cause each, which must be named; and the causes sum to the gap."""
 
+import io
 from typing import NamedTuple
 
 import pytest
+from rich.console import Console
 
 from quantadvisor.advisor.explain import CAUSES, explain
 from quantadvisor.advisor.mends import change_for, evidence_for
 from quantadvisor.advisor.side_by_side import modelled
+from quantadvisor.advisor.terminal import explanation_panel
 from quantadvisor.documents import (
+    BadInput,
     Checkpoint,
     Explanation,
     Inventory,
@@ -96,6 +100,7 @@ CHAT, SUMMARIZE, LONG, CROWD = traffic(512, 128), traffic(2048, 16), traffic(204
 FP32 = Side((320, 60, 25), (17, 1.5, 1.0))
 HALF_LEFT = (("MatMulNBits", 121, 0.1, True, True), ("MatMul", 90, 0.9, True, False))
 HEAD_LEFT = (("MatMulNBits", 210, 0.4, True, True), ("MatMul", 1, 0.6, True, False))
+EXPANDED = (("dequantize_4bit", 210, 0.1, True, True), ("mm", 121, 0.6, True, False), ("addmm", 90, 0.3, True, False))
 QDQ = (("QLinearMatMul", 211, 0.4, True, True), ("DequantizeLinear", 400, 0.5, False, False),
        ("QuantizeLinear", 211, 0.1, False, False))  # fmt: skip
 PER_TOKEN = (("MatMulIntegerToFloat", 211, 1.0, True, True), ("ReduceMax", 120, 2.0, False, False),
@@ -108,6 +113,10 @@ CASES = {
     ),
     "weights expanded when loaded": Case(
         "fallback_or_slow_kernel", "w8-g64", Side((320, 60, 25), (17, 1.5, 1), 0), FP32, "no quantized kernel ran", CHAT,
+    ),
+    "weights expanded before every product": Case(
+        "fallback_or_slow_kernel", "w4-g64", Side((430, 60, 25), (22, 1.5, 1), 210, EXPANDED), FP32, "fast at these sizes", CHAT,
+        stored=210,
     ),
     "weight-only kernel at large M": Case(
         "fallback_or_slow_kernel", "w4-g64", Side((3500, 60, 25), (4, 1.5, 1), LINEARS), FP32, "fast at these sizes", SUMMARIZE,
@@ -214,6 +223,37 @@ def test_what_the_format_can_reach_is_the_roofline() -> None:
     assert found.request.unquantized_s == pytest.approx((1680 + 15 * 21) * MS)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Side((0, 0, 500), (0, 0, 25), LINEARS), Side((0, 0, 400), (0, 0, 20))),
+        (Side((0, 0, 500), (0, 0, 25), LINEARS), FP32),
+        (Side((320, 60, 25), (17, 1.5, 1), LINEARS), Side((0, 0, 400), (0, 0, 20))),
+        (Side((320, 60, 25), (0, 0, 25), LINEARS), FP32),
+    ],
+)
+def test_where_the_profiler_tells_no_times_no_cause_is_named(ours: Side, theirs: Side) -> None:
+    """As ONNX Runtime on a GPU, of one model, of both, or of a phase: nodes were counted and all time is in other."""
+    found = explained(Case(None, "w4-g64", ours, theirs, "", CHAT, options=("cuda",)))
+    assert found.gap_s > 0
+    assert (found.largest, found.causes, found.gained_s) == (None, (), 0.0)
+    assert "this runtime's profiler tells no times of operators here, so the gap cannot be taken apart" in found.verdict
+    assert found.change == "none can be named without those times"
+    assert (found.attainable_speedup, found.request.attainable_s, found.decode.attainable_s) == (None, None, None)
+    assert Explanation.model_validate_json(found.model_dump_json(by_alias=True)) == found
+    console = Console(file=io.StringIO(), width=200, record=True)
+    console.print(explanation_panel(found))
+    said = console.export_text()
+    assert "cannot be taken apart" in said
+    assert "not known" in said
+    assert "launches" not in said
+
+
+def test_without_a_gap_nothing_is_missed() -> None:
+    case = Case(None, "w8-g64", Side((0, 0, 100), (0, 0, 5), LINEARS), Side((0, 0, 400), (0, 0, 20)), "", CHAT)
+    assert "nothing is in its way" in explained(case).verdict
+
+
 def test_attention_far_from_its_roof_is_slow_itself() -> None:
     """One row of 2,000 tokens: 92 MB of cache, 3 ms of reading at 30 GB/s. 60 ms of attention is not that reading."""
     slow, near = (
@@ -311,4 +351,7 @@ def test_without_an_unquantized_model_its_linears_are_the_roofline() -> None:
     assert theirs.kind == "modelled"
     assert theirs.decode.linears_s == pytest.approx(4 * (210 * 576 * 876 + 49152 * 576) / 3e10)
     assert theirs.decode.attention_s == ours.decode.attention_s
+    blind = observation(Side((0, 0, 500), (0, 0, 25), LINEARS), "planted")
+    with pytest.raises(BadInput, match="cannot run, and this runtime's profiler tells no times"):
+        modelled(checkpoint, blind, INVENTORY, PEAKS, case.workload)
     assert explain(checkpoint, ours, theirs, case.workload, INVENTORY, PEAKS).largest == "fallback_or_slow_kernel"

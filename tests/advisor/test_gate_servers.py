@@ -231,7 +231,7 @@ def test_a_server_that_ends_early_is_anomalous() -> None:
 
 @pytest.mark.parametrize("side", ["baseline", "candidate"])
 def test_a_server_that_stops_answering_is_bad_input(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.RunningServer.__init__, "__kwdefaults__", {"stall_s": 0.3})
+    monkeypatch.setitem(client.RunningServer.__init__.__kwdefaults__, "stall_s", 0.3)
     faults = {"stalls_at": 2, "healthy": 12}
     with pytest.raises(BadInput, match=rf"{side} \(http.*stopped answering") as caught:
         gated(candidate=faults) if side == "candidate" else gated(**faults)

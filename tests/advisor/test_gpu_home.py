@@ -1,12 +1,13 @@
 """`advisor kernels` on a GPU that is not there: who wins at which M, of the roofline how much, and where a cliff lies."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from quantadvisor.advisor import gpu_home
+from quantadvisor.advisor import gpu_home, rival_homes
 from quantadvisor.advisor.kernel_truth import DEFAULT_MS, KernelTruth, probes_here, time_kernels
 from quantadvisor.advisor.tables import kernels_table, truth_tables
 from quantadvisor.documents import LinearShape
@@ -14,7 +15,7 @@ from quantadvisor.kernels.point import Point
 from quantadvisor.kernels.rivals import MARLIN
 from quantadvisor.profiling import gpu_peaks
 
-from . import virtual_cuda
+from . import virtual_cuda, virtual_rivals
 from .test_gpu_probe import DEVICE, MODEL
 
 RIVAL, CLIFF = "torchao INT8 dynamic", 100
@@ -30,7 +31,9 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(gpu_home, "CHILD", Path(__file__).with_name("virtual_kernels.py"))
     monkeypatch.setattr(gpu_peaks, "CHILD", Path(__file__).with_name("virtual_peaks.py"))
     monkeypatch.setattr(gpu_home, "cleared", lambda kernels, _: None if set(kernels) <= {"w8a8", "fp8"} else "never checked")
-    monkeypatch.setattr(gpu_home, "missing", lambda rival: None if rival.package in ("torchao", "gemlite") else "not installed")
+    monkeypatch.setattr(
+        gpu_home, "missing", lambda rival, _: None if rival.package in ("torchao", "gemlite") else "not installed"
+    )
     return tmp_path / "timed"
 
 
@@ -101,3 +104,26 @@ def test_without_fp8_products_there_are_none(timed: Path) -> None:
     refused = {one.probe: one.refused for one in probes_here(old) if one.option == "triton"}
     assert refused["w8a8"] is None
     assert "has no FP8 products" in str(refused["fp8"])
+
+
+def test_a_package_is_timed_in_the_interpreter_that_the_spec_names(
+    timed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM is in an environment of the user's alone: Marlin is a contender there, at every size, and kept by it."""
+    own = tmp_path / "python"
+    own.symlink_to(sys.executable)
+    pythons = {"vllm": str(own)}
+    monkeypatch.setenv("QA_ASKED", str(tmp_path / "asked"))
+    monkeypatch.setattr(rival_homes, "CHILD", Path(virtual_rivals.__file__))
+    for module in (gpu_home, rival_homes):
+        monkeypatch.setattr(module, "missing", lambda rival, given: None if rival.package in given else "not installed")
+
+    def marlin(given: dict[str, str]) -> dict[int, str | float | None]:
+        truth = time_kernels("tiny", MODEL.model_copy(update={"linears": SHAPES}), DEVICE, tmp_path / "cache", 120.0, None, given)
+        timings = [one for one in truth.timings if (one.option, one.n) == (MARLIN, N) and one.m in DEFAULT_MS]
+        return {one.m: one.time_s.median if one.time_s else one.refused for one in timings}
+
+    assert set(marlin({}).values()) == {"not installed"}
+    assert not (tmp_path / "asked").exists()
+    assert marlin(pythons) == dict.fromkeys(DEFAULT_MS, virtual_rivals.SECONDS)
+    assert {one.option: one.refused for one in probes_here(DEVICE, pythons)}[MARLIN] is None

@@ -59,7 +59,7 @@ def test_times_are_the_planted_ones_at_the_model_s_sizes(timed: Path, tmp_path: 
 
 def test_a_package_that_is_faster_stands_for_ours(timed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchao's planted INT8 product takes half of our time at few rows, and twice at many."""
-    monkeypatch.setattr(gpu_home, "missing", lambda _: None)
+    monkeypatch.setattr(gpu_home, "missing", lambda *_: None)
     found = timed_here(MODEL, DEVICE, {"w8a8": scheme("w8a8-bf16")}, [2, 512], tmp_path / "cache", lambda _: None)
     rival = "torchao INT8 dynamic"
     times = {(one.m, one.n): one for one in found if one.scheme.name == "w8a8-bf16"}

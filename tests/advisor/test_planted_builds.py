@@ -1,18 +1,24 @@
 """`advisor explain` on real checkpoints that were built to have one known cause each: it must name them all."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quantadvisor.advisor import side_by_side
+from quantadvisor.advisor.mends import MUCH_ROUNDING
 from quantadvisor.advisor.stages import Quiet
+from quantadvisor.advisor.survey import operators_in
 from quantadvisor.documents import Peaks
 from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import describe_device, measure_peaks
+from quantadvisor.profiling.runtimes.registry import runtime_file
+from quantadvisor.profiling.workers import RunningWorker
 
 from .documents import workload
-from .planted_builds import PLANTED, TOKENS, write_model
+from .planted_builds import PLANTED, TOKENS, make, static_qdq, write_model
 
 pytestmark = [pytest.mark.runtime, pytest.mark.filterwarnings("ignore")]
 
@@ -65,3 +71,22 @@ def test_the_planted_cause_of_a_real_build_is_named(
     found = side_by_side.explain_checkpoint(str(tmp_path / "checkpoint"), asked, case.place, Quiet())
     assert found.largest == case.cause, [(one.cause, round(one.share, 2), one.evidence) for one in found.causes]
     assert case.said in found.change
+    assert case.seen in found.causes[0].evidence
+
+
+def test_static_qdq_tells_what_its_rounding_takes(workshop: Workshop, tmp_path: Path) -> None:
+    """As quantize_static writes it, a QuantizeLinear and a DequantizeLinear beside each product are much of a prefill; ours has
+    no DequantizeLinear, and says what its QuantizeLinear takes."""
+    model, base = workshop.model("flat"), workshop.base("flat", "onnxruntime")
+    static_qdq(model, base, tmp_path / "planted")
+    make("static_int8", "w8a8-static")(model, base, tmp_path / "ours")
+    seen = {}
+    for name in ("planted", "ours"):
+        with RunningWorker(runtime_file("onnxruntime"), tmp_path / name, (), THREADS) as worker:
+            seen[name] = operators_in("prefill", worker.operators(np.random.default_rng(0).integers(3, 250, (8, 48)))["prefill"])
+    assert seen["planted"].rounding_share > max(MUCH_ROUNDING, seen["ours"].rounding_share) > 0
+    for name, kinds in (("planted", ["DequantizeLinear", "QuantizeLinear"]), ("ours", ["QuantizeLinear"])):
+        (told,) = (note for note in seen[name].notes if note.startswith("of the operators' time"))
+        shares = dict(re.findall(r"(\w+) ([\d.]+)%", told))
+        assert sorted(shares) == kinds
+        assert sum(map(float, shares.values())) == pytest.approx(100 * seen[name].rounding_share, abs=0.2)

@@ -170,7 +170,7 @@ def test_the_drop_of_a_worse_candidate_through_its_runtime(tmp_path: Path, monke
 
     monkeypatch.setattr(Context, "worker", worker)
     with context.worker("onnxruntime", made, (), scheme("w2-g64")) as running:
-        [found] = task_scores(context, running)
+        [found] = task_scores(context, running, None)
     assert started == ["onnxruntime", "torch"]
     kept = reference_answers(context, task, ITEMS)
     assert len(started) == 2 and kept == dict(enumerate(right[0]))

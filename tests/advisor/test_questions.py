@@ -42,6 +42,24 @@ def test_weights_and_cache_together_must_both_have_run(target: str, quantized: i
     assert operator_ran(ran("kv_int8-w8-g64-kv8@onnxruntime", cache, quantized, target)).answer is answer
 
 
+@pytest.mark.parametrize(
+    ("rounding_s", "said"), [(2.0, "; prefill: QuantizeLinear and DequantizeLinear take 20% of its time"), (1.0, "")]
+)
+def test_operators_that_only_round_are_named_where_they_take_much_of_prefill(rounding_s: float, said: str) -> None:
+    """Of decode's the session's own note tells the share, whatever it is."""
+    rows = (
+        OperatorCount(name="QLinearMatMul", count=9, time_s=10 - rounding_s, linear=True, quantized=True),
+        OperatorCount(name="DequantizeLinear", count=9, time_s=rounding_s / 2),
+        OperatorCount(name="QuantizeLinear", count=9, time_s=rounding_s / 2),
+    )
+    made = ran("static_int8-w8a8-static@onnxruntime", "", 151, "activations")
+    assert made.operators
+    prefill = Operators(phase="prefill", operators=rows, linears=151, quantized_linears=151)
+    told = made.operators.model_copy(update={"notes": ("of the operators' time QuantizeLinear 3.0%",)})
+    question = operator_ran(made.model_copy(update={"operators": told, "prefill_operators": prefill}))
+    assert question.evidence.endswith(f"of the operators' time QuantizeLinear 3.0%{said}")
+
+
 def test_words_beside_the_cache_prove_nothing() -> None:
     """llama.cpp's system information names AMX_INT8; an attention row may be marked quantized by its weights."""
     made = ran("kv_int8-q8_0-kv8@llama.cpp+fa", "f16", 151, rows=(OperatorCount(name="Attention", count=30, quantized=True),))

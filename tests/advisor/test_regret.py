@@ -61,10 +61,12 @@ def test_rivals_are_measured_first_then_one_of_each_method_and_scheme() -> None:
         predicted("rtn-w8-g64@onnxruntime", 1.2),
         predicted("rtn-w4-g64@onnxruntime", 1.1, "over the budget"),
         predicted("rtn-w4-g64@openvino+bf16", 0.9, "over the budget"),
+        candidate("llm_int8-w8a8-outlier-fp16@torch", 1.0).model_copy(update={"predicted": None, "measured": None}),
     ]
     order = [c.name for c in in_order(everyone, {"rtn-w8-g64@openvino+bf16"}, workload())]
     assert order == [
         "rtn-w8-g64@onnxruntime",
+        "llm_int8-w8a8-outlier-fp16@torch",  # nobody knows
         "none-fp32@openvino+f32",
         "rtn-w4-g64@openvino+bf16",
         "rtn-w8-g64@openvino+f32",

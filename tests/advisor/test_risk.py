@@ -8,14 +8,30 @@ import numpy as np
 import pytest
 import torch
 
+from quantadvisor.advisor import risk
 from quantadvisor.advisor.advise import without_failed
-from quantadvisor.advisor.risk import REACH, Job, not_searched, plain_fake, schemes_at_risk, simulate, simulate_all
+from quantadvisor.advisor.risk import (
+    FINER,
+    REACH,
+    RESERVE,
+    Job,
+    coarser_of,
+    depth,
+    not_searched,
+    of_name,
+    plain_fake,
+    schemes_at_risk,
+    simulate,
+    simulate_all,
+)
+from quantadvisor.documents import Interval, Quality, Workload
 from quantadvisor.methods.affine import dequantize_groups, fake_activations, fake_tokens, quantize_channels
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.quality import quality_of
 
-from .documents import candidate
+from ..kernels.test_guardian import leaves_nobody
+from .documents import candidate, workload
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +115,56 @@ def test_a_scheme_that_fails_is_refused_and_the_others_go_on(llama: Path, tmp_pa
     noted = without_failed(places, {}, nowhere.nothing)
     assert [one.refused for one in noted] == [None] * 4
     assert [len(one.notes) for one in noted] == [1, 1, 1, 0]
+
+
+PLANTED = """
+import os, signal, time
+from pathlib import Path
+from quantadvisor.advisor import risk
+
+real = risk.load
+
+
+def load(folder):
+    if folder.name == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if folder.name == "hang":
+        (folder.parent / "started").touch()
+        time.sleep(600)
+    print("what libraries print is no answer")
+    return real(folder)
+
+
+risk.load = load
+risk.main()
+"""
+"""The child, and models in it that break by the name of their folder."""
+
+
+def test_a_simulation_that_dies_is_a_reason_and_the_next_goes_on(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "child.py").write_text(PLANTED)
+    monkeypatch.setattr(risk, "CHILD", tmp_path / "child.py")
+    windows = np.random.default_rng(0).integers(3, 256, (2, 32))
+    np.save(tmp_path / "reference.npy", log_p(llama, windows))
+    chosen = {"rtn-w8-g64": scheme("w8-g64")}
+    died, alive = simulate_all(
+        [Job(tmp_path / "segfault", chosen), Job(llama, chosen)], windows, tmp_path / "reference.npy", "text"
+    )
+    assert died == risk.Outcome(nothing="its process died at the simulation (signal SIGSEGV)")
+    rows = simulate(Job(llama, chosen), windows, tmp_path / "reference.npy").found["rtn-w8-g64"]
+    assert alive.quality["rtn-w8-g64"].kl.mean == pytest.approx(quality_of(rows, "text", simulated=True).kl.mean, rel=1e-3)
+
+
+def test_no_simulation_is_left_when_we_are_killed(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(PLANTED)
+    code = (
+        "import sys; from pathlib import Path; import numpy as np; from quantadvisor.advisor import risk\n"
+        "here = Path(sys.argv[1]); risk.CHILD = here / 'child.py'\n"
+        "risk.simulate_all([risk.Job(here / 'hang', {})], np.zeros((1, 8), np.int64), here / 'reference.npy', 'text')"
+    )
+    leaves_nobody(code, tmp_path / "started", str(tmp_path))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 32])
@@ -214,8 +280,11 @@ def test_a_search_that_starts_too_far_from_the_budget_is_not_simulated(llama: Pa
     np.save(tmp_path / "calibration.npy", calibration)
     chosen = {f"{name}-w4-g32": scheme("w4-g32") for name in ("gptq", "rtn")}
 
-    def found(kl_budget: float | None) -> dict[str, np.ndarray]:
-        job = Job(llama, chosen, tmp_path / "calibration.npy", kl_budget)
+    def budget(kl: float | None) -> Workload:
+        return workload(quality={"kl_mean_max": kl})
+
+    def found(kl: float | None) -> dict[str, np.ndarray]:
+        job = Job(llama, chosen, tmp_path / "calibration.npy", budget(kl))
         return simulate(job, windows, tmp_path / "reference.npy").found
 
     plain = float(found(1e-9)["rtn-w4-g32"][1].mean())
@@ -223,12 +292,68 @@ def test_a_search_that_starts_too_far_from_the_budget_is_not_simulated(llama: Pa
     assert set(found(None)) == set(found(near)) == set(chosen)
     assert set(found(far)) == {"rtn-w4-g32"}
     known = {name: quality_of(rows, "test", simulated=True) for name, rows in found(far).items()}
-    reason = not_searched("gptq", scheme("w4-g32"), known, far)
+    reason = not_searched("gptq", scheme("w4-g32"), known, budget(far))
     assert reason is not None
     assert f"{plain:.3g}" in reason
-    assert not_searched("gptq", scheme("w4-g32"), known, near) is None
-    assert not_searched("rtn", scheme("w4-g32"), known, far) is None
-    assert "no search takes off that much" in str(not_searched("awq", scheme("w4-g32-bf16"), known, far))
+    assert not_searched("gptq", scheme("w4-g32"), known, budget(near)) is None
+    assert not_searched("rtn", scheme("w4-g32"), known, budget(far)) is None
+    assert "no search takes off that much" in str(not_searched("awq", scheme("w4-g32-bf16"), known, budget(far)))
+
+
+def planted_kl(mean: float) -> Quality:
+    kl, top1 = Interval(mean=mean, low=mean * 0.9, high=mean * 1.1), Interval(mean=0.9, low=0.89, high=0.91)
+    return Quality(perplexity=20.0, kl=kl, top1=top1, tokens=512, text="planted", simulated=True)
+
+
+@pytest.mark.parametrize("finer", [*FINER, "smoothquant_gptq-w8a8-bf16", "gptq-w4-g32-bf16", "awq-w4-g32-bf16"])
+def test_what_is_finer_is_simulated_only_where_the_coarser_one_may_not_hold(finer: str) -> None:
+    """Inside with the reserve, inside without, and so far over that only more bits are left to try."""
+    coarser, (method_name, made) = str(coarser_of(finer)), of_name(finer)
+    assert coarser.endswith("-bf16") == finer.endswith("-bf16")
+    asked = workload(quality={"kl_mean_max": 0.05})
+
+    def reason(mean: float, alone: bool = False) -> str | None:
+        return not_searched(method_name, made, {coarser: planted_kl(mean)}, asked, alone)
+
+    inside = 0.05 / RESERVE / 1.1
+    assert f"{coarser} alone is well inside the budget (mean KL " in str(reason(inside * 0.99))
+    assert reason(inside * 1.01) is None is reason(inside * 0.99, alone=True)
+    same_bits = made.weights is not None and made.weights.bits == of_name(coarser)[1].weights.bits  # type: ignore[union-attr]
+    assert same_bits == (finer not in ("gguf-q5_k", "gguf-q6_k", "gguf_imatrix-q5_k"))
+    assert ("no search takes off that much" in str(reason(0.05 * REACH * 1.01))) == same_bits
+    assert not_searched(method_name, made, {}, asked) is None
+
+
+def test_finer_ones_stand_in_a_row() -> None:
+    """Q6_K is needless where Q5_K is, though that one was not simulated either; searches in groups of 32 are as far off as those
+    of 64 that nobody simulated, and nothing but Q4_K is known of a budget that it breaks."""
+    asked = workload(quality={"kl_mean_max": 0.05})
+    close, broken = {"gguf-q4_k": planted_kl(0.01)}, {"gguf-q4_k": planted_kl(0.4)}
+    for name in ("gguf-q5_k", "gguf-q6_k", "gguf_imatrix-q4_k", "gguf_imatrix-q5_k"):
+        assert "gguf-q4_k alone is well inside" in str(not_searched(*of_name(name), close, asked))
+    assert not_searched(*of_name("gguf-q5_k"), broken, asked) is None
+    assert "gguf-q5_k alone" in str(not_searched(*of_name("gguf-q6_k"), broken | {"gguf-q5_k": planted_kl(0.01)}, asked))
+    assert not_searched(*of_name("gguf-q6_k"), broken | {"gguf-q5_k": planted_kl(0.4)}, asked) is None
+    assert "gguf-q4_k has mean KL 0.4, over 5 times" in str(not_searched(*of_name("gguf_imatrix-q5_k"), broken, asked))
+    far = {"rtn-w4-g64": planted_kl(0.6)}
+    assert "rtn-w4-g64 has mean KL 0.6" in str(not_searched(*of_name("awq-w4-g32-bf16"), far, asked))
+    depths = {"gguf-q4_k": 0, "gguf-q5_k": 1, "gguf-q6_k": 2, "gptq-w4-g64": 1, "gptq-w4-g32-bf16": 2, "smoothquant_gptq-w8a8": 1}
+    assert {name: depth(name, of_name(name)[1]) for name in depths} == depths
+
+
+def test_finer_groups_are_simulated_by_need(llama: Path, tmp_path: Path) -> None:
+    """In the child, after what they stand behind; in any case where they stand alone."""
+    windows = np.random.default_rng(0).integers(0, 256, (2, 32))
+    np.save(tmp_path / "reference.npy", log_p(llama, windows))
+    chosen = {f"rtn-{name}": scheme(name) for name in ("w8-g32", "w8-g64")}
+
+    def found(kl: float, *alone: str) -> dict[str, np.ndarray]:
+        job = Job(llama, chosen, None, workload(quality={"kl_mean_max": kl}), alone=frozenset(alone))
+        return simulate(job, windows, tmp_path / "reference.npy").found
+
+    kl = quality_of(found(1.0)["rtn-w8-g64"], "t", simulated=True).kl
+    assert set(found(kl.high * RESERVE * 1.01)) == {"rtn-w8-g64"}
+    assert set(found(kl.high * RESERVE * 0.99)) == set(found(1.0, "rtn-w8-g32")) == set(chosen)
 
 
 def test_what_trains_is_simulated_within_its_seconds(llama: Path, tmp_path: Path) -> None:

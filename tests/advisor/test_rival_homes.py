@@ -38,10 +38,10 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("QA_ASKED", str(tmp_path / "asked"))
     (tmp_path / "python").symlink_to(sys.executable)
     elsewhere = str(tmp_path / "python")
-    monkeypatch.setattr(rival_homes, "interpreter_of", lambda name: elsewhere if name == "vllm" else sys.executable)
+    monkeypatch.setattr(rival_homes, "interpreter_of", lambda name, _: elsewhere if name == "vllm" else sys.executable)
     monkeypatch.setattr(rival_homes, "CHILD", Path(virtual_rivals.__file__))
     for module in (rival_homes, gpu_home):
-        monkeypatch.setattr(module, "missing", lambda rival: None)
+        monkeypatch.setattr(module, "missing", lambda rival, _=None: None)
     return tmp_path / "asked"
 
 

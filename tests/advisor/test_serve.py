@@ -119,8 +119,8 @@ def test_vllm_is_served_as_it_was_measured(tmp_path: Path, python: str, name: st
     ("kind", "runtime", "method", "found"),
     [
         ("onnx", "onnxruntime", None, ("ONNX (GroupQueryAttention)", ("onnxruntime-genai",))),
-        ("torch", "torch", None, ("safetensors", ("torch", "vllm"))),
-        ("compressed", "vllm", None, ("safetensors", ("vllm", "torch"))),
+        ("torch", "torch", None, ("safetensors", ("torch", "vllm", "triton"))),
+        ("compressed", "vllm", None, ("safetensors", ("vllm", "torch", "triton"))),
         ("torch", "torch", "gptq", ("GPTQ", ("torch", "vllm"))),
         ("compressed", "vllm", "awq", ("AWQ", ("vllm", "torch"))),
         ("torch", "torch", "bitsandbytes", ("bitsandbytes", ("torch",))),
@@ -134,6 +134,38 @@ def test_a_folder_is_served_by_all_that_load_its_format(
     settings = {"quantization_config": {"quant_method": method}} if method else {}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert loaders_of(kind, tmp_path, runtime) == found
+
+
+PACKED = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reads"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True}, True),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}, False),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"weights": PACKED}}}, True),
+        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {}}, False),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, True),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, False),
+    ],
+)
+def test_triton_serves_what_it_has_a_kernel_for(tmp_path: Path, settings: dict[str, Any], reads: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    assert ("triton" in loaders_of("compressed", tmp_path, "vllm")[1]) == reads
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_artifact_of_another_runtime_says_why_triton_was_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built" / "config.json").write_text(json.dumps(NOMINAL))
+    monkeypatch.setattr(serve, "try_vllm", lambda *_: serve.Serve(runtime="vllm", command="", verified=True))
+    monkeypatch.setitem(serve.COMMANDS, "torch", "print('The capital of France is Paris'){options}")
+    choice = served_by("vllm", "bf16")
+    found = serve.place_artifact(tmp_path / "built", tmp_path, "compressed", choice, sys.executable, 5 << 20, 1, "")
+    assert [(one.runtime, one.verified) for one in found.serve] == [("vllm", True), ("torch", True), ("triton", False)]
+    assert "triton_complete artifact" in found.serve[-1].command
+    assert "needs an NVIDIA GPU" in str(found.serve[-1].reason)
 
 
 def test_vllm_serves_torch_s_folder_where_it_is_installed(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,13 @@ from quantadvisor.advisor import prove
 from quantadvisor.advisor.candidates import asked_runtimes, baseline_name, recipe, session_options
 from quantadvisor.advisor.decide import best_unquantized, decide, ranked
 from quantadvisor.advisor.servers import NO_PASSKEY, TASKS_UNASKED, evidence_of, given_servers, serves_here, today
-from quantadvisor.documents import BadInput, Candidate, Device, Inventory, Workload
+from quantadvisor.documents import BadInput, Candidate, CandidateFailed, Device, Inventory, Workload
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import interleave
 from quantadvisor.profiling.quality import budget_breach
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.served import Served, free_port
-from quantadvisor.profiling.server import RunningServer
+from quantadvisor.profiling.server import RunningServer, Stalled
 from quantadvisor.profiling.workers import Allowance, RunningWorker
 
 from ..kernels.test_guardian import alive
@@ -106,6 +107,55 @@ def test_a_given_server_is_measured_and_judged_by_what_it_tells(
         assert [c.name for c in ranked(others, asked)] == ["given-server@vllm", "none-bf16@torch"]
     plain = best_unquantized(others, None, asked)
     assert plain and plain.name == "none-bf16@torch"  # what a server quantizes is not known
+
+
+@pytest.mark.parametrize(
+    "fault", [{"never_answers": "prompt_logprobs"}, {"drips": "prompt_logprobs"}, {"never_answers": "passkey"}]
+)
+def test_a_server_that_hangs_while_it_is_scored_is_refused_within_its_candidates_allowance(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch, fault: dict[str, str]
+) -> None:
+    """After rounds in which it answered: it accepts and says nothing, or a byte now and then."""
+    np.save(tmp_path / "reference.npy", np.full((64, 8), np.log(1 / 8), np.float16))
+    monkeypatch.setattr("quantadvisor.advisor.servers.make_reference", lambda _: tmp_path / "reference.npy")
+    allowance = Allowance(1e6, "a larger budget gives it more")
+    measured = prove.evidence
+    began: list[float] = []
+
+    def scored(*inputs: Any) -> prove.Trial:
+        allowance.seconds = allowance.left_s = 2.0  # not before: a start may take longer on a busy machine
+        began.append(time.monotonic())
+        return measured(*inputs)
+
+    monkeypatch.setattr(prove, "evidence", scored)
+    with running(python, tmp_path, **fault) as url:
+        asked = spec({"name": "vllm", "url": url, "python": python})
+        made = context(tmp_path, python, asked)
+        made.allowance = lambda _: allowance
+        (given,) = given_servers(asked)
+        (trial,) = prove.run_trials(made, [given], None, 2).trials  # type: ignore[arg-type]
+    assert 1.9 < time.monotonic() - began[0] < 10
+    assert trial.failed == (
+        "while its quality was scored: an answer of the server's was not done when the 2 s of one candidate were over; "
+        "a larger budget gives it more"
+    )
+    assert prove.with_trial(given, trial, made).refused == trial.failed
+    with pytest.raises(Stalled, match="when the 2 s of one candidate were over"):
+        RunningServer("http://127.0.0.1:1", 1, "", seed=0, side="", allowance=allowance).ready()
+
+
+def test_a_server_that_stalls_at_one_request_is_refused_before_its_allowance_is_over(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "reference.npy", np.full((64, 8), np.log(1 / 8), np.float16))
+    monkeypatch.setattr("quantadvisor.advisor.servers.make_reference", lambda _: tmp_path / "reference.npy")
+    with running(python, tmp_path, never_answers="prompt_logprobs") as url:
+        asked = spec({"name": "vllm", "url": url, "python": python})
+        with RunningServer(url, 1, "", seed=0, side="") as client:
+            client.stall_s = 1.0
+            served: Any = SimpleNamespace(asked=client)
+            with pytest.raises(CandidateFailed, match="while its quality was scored: does not answer: nothing for 1 s"):
+                evidence_of(context(tmp_path, python, asked), given_servers(asked)[0], served)
 
 
 def test_a_server_is_not_chosen_where_the_spec_has_tasks_which_it_is_not_asked(

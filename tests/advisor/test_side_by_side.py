@@ -66,7 +66,9 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, checkpoint: str, more:
     assert done.stdout == ""
 
 
-def test_an_explanation_says_that_this_cpu_saturates_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explanation_says_why_not_the_gpu_and_that_this_cpu_saturates_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its notes, with everything that measures taken out."""
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(stored_graphs, "saturates", lambda: True)
@@ -74,10 +76,12 @@ def test_an_explanation_says_that_this_cpu_saturates_the_checkpoint(tmp_path: Pa
     for name, made in (("load_model", model), ("check_same_model", None), ("peaks_of", SimpleNamespace(peaks=None))):
         monkeypatch.setattr(side_by_side, name, lambda *_, made=made: made)
     monkeypatch.setattr(side_by_side, "observe_both", lambda *_: (None, None, ("another note",)))
+    plant(monkeypatch, H100)
     monkeypatch.setattr(side_by_side, "explain", lambda *given: given[-1])
     notes = side_by_side.explain_checkpoint(str(products_folder(tmp_path / "m", 127)), workload(), None, Quiet())
     assert notes[0] == "another note"
-    assert [note.partition(":")[0] for note in notes[1:]] == ["3 linears multiply u8 x s8 with weights beyond 64"]
+    assert notes[1].startswith(f"device: auto leaves {H100.name} unused: ")
+    assert [note.partition(":")[0] for note in notes[2:]] == ["3 linears multiply u8 x s8 with weights beyond 64"]
 
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, compute_capability="9.0", place="3")
@@ -109,6 +113,8 @@ def test_a_runtime_without_a_path_to_the_gpu_explains_on_the_cpu_or_not_at_all(
     given = str(openvino_folder(tmp_path / "m", "u4"))
     where, there = place_of(given, "openvino+f32", workload(device="auto"))
     assert (where.kind, there) == ("cpu", "openvino+f32")
+    (note,) = where.notes
+    assert note == f"device: auto leaves {H100.name} unused: openvino+f32 does not run on {H100.name} here"
     with pytest.raises(BadInput, match=r"openvino\+f32 does not run on NVIDIA H100"):
         place_of(given, "openvino+f32", workload(device="cuda:0"))
 

@@ -40,10 +40,12 @@ def test_where_nothing_runs_in_fp32_slow_is_slower_than_bf16() -> None:
     assert "prefill" not in found
 
 
-def test_slower_is_than_the_float_type_that_the_scheme_computes_in() -> None:
-    floats = timed("torch", "fp32", 1e-3, 0.5), timed("torch", "bf16", 1e-3, 0.1)
-    found = said("torch", "w4-g64-bf16", *floats, timed("torch", "w4-g64-bf16", 5e-4, 0.4))
-    assert found is not None and "take 4.00x" in found and "decode" not in found
+def test_slower_is_than_the_fastest_float_type_of_the_runtime() -> None:
+    w4 = timed("torch", "w4-g64-bf16", 5e-4, 0.4)
+    for fp32_s, bf16_s in ((0.5, 0.1), (0.1, 0.5)):
+        floats = timed("torch", "fp32", 1e-3, fp32_s), timed("torch", "bf16", 1e-3, bf16_s)
+        found = said("torch", "w4-g64-bf16", *floats, w4)
+        assert found is not None and "take 4.00x" in found and "decode" not in found
 
 
 def test_no_faster_is_said_plainly() -> None:
@@ -85,6 +87,16 @@ def test_a_trap_is_told_from_the_option_that_avoids_it_without_the_head() -> Non
     )  # fmt: skip
     assert said("onnxruntime+acc0", "w4-g64", *curves) == f"decode (M = {FEW}): onnxruntime without acc0 is 1.80x faster"
     assert said("onnxruntime", "w4-g64", *curves) is None, "no trap is what avoids another, though it is faster at many rows"
+
+
+def test_what_only_rounds_is_named_with_its_share_where_that_is_much() -> None:
+    """Of both linears' time together, though all of it is faster than unquantized."""
+    plain, fast = timed("onnxruntime", "fp32", 2e-3, 0.3), timed("onnxruntime+qdq", "w8a8-static", 1e-3, 0.1)
+    for share, named in ((0.33, True), (0.1, False)):
+        few, many = fast
+        words = said("onnxruntime+qdq", "w8a8-static", plain, [few, many.model_copy(update={"rounding_share": share})])
+        expected = f"prefill (M = {MANY}): QuantizeLinear and DequantizeLinear take 33% of its time"
+        assert words == (expected if named else None)
 
 
 def test_of_what_was_not_timed_nothing_is_said() -> None:

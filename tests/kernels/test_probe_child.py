@@ -24,7 +24,8 @@ class Counted:
             assert x.shape[1] == shape.k
             return Bound(call=lambda: self.rows.append(len(x)), output=lambda: x)
 
-        return Prepared(bind=bind, operator=lambda: f"op {shape.n}")
+        named = "op 8+QuantizeLinear" if shape.n == 8 else "op 16"
+        return Prepared(bind=bind, operator=lambda: named, rounding_share=lambda m: m / 100)
 
 
 def request(probe: str, m: int, copies: int = 2) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def test_weights_stay_for_every_m_until_another_kernel_is_asked_for(monkeypatch:
     monkeypatch.setattr(probe_child, "PROBES", {"a": first, "b": second})
     bench = Bench()
     found = time_probe(request("a", 5), bench)["timings"]
-    assert [one["operator"] for one in found] == ["op 8", "op 16"]
+    assert [one["operator"] for one in found] == ["op 8+QuantizeLinear", "op 16"]
+    assert [one["rounding_share"] for one in found] == [0.05, None]
     assert all(len(one["samples"]) == 3 for one in found)
     assert set(first.rows) == {5}
     time_probe(request("a", 7), bench)

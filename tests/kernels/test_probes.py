@@ -72,6 +72,15 @@ def test_onnxruntime_runs_the_operator_itself(name: str, operator: str) -> None:
     assert PROBES[name].prepare(SHAPES[0]).operator() == operator
 
 
+def test_the_share_of_operators_that_only_round_is_read_from_the_profile() -> None:
+    """Beside products of 64 terms they are much, beside those of 2,048 little."""
+    short, long = (Problem(m=256, n=2048, k=k, threads=1) for k in (64, 2048))
+    much, little = (PROBES["w8a8_qdq_onnxruntime"].prepare(shape).rounding_share(256) for shape in (short, long))
+    assert much is not None and little is not None
+    assert 0 < little < much < 1
+    assert PROBES["w8a8_onnxruntime"].prepare(SHAPES[0]).rounding_share(4) is None
+
+
 def test_openvino_s_bf16_is_refused_where_it_would_be_f32() -> None:
     """What it runs says so: without the instructions both options are one kernel, which would be timed twice."""
     old = CPU.model_copy(update={"isa": ("avx2",)})

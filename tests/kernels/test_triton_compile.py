@@ -73,12 +73,12 @@ def test_a_sample_compiles_to_the_golden_code(tmp_path: Path) -> None:
     assert "14 compilations" in done.stdout
 
 
-@pytest.mark.runtime  # five minutes: with the heavy runtimes, before `make test`
-def test_everything_that_is_launched_compiles_to_the_golden_code(tmp_path: Path) -> None:
-    """What is only tried is compared by `python -m quantadvisor.kernels.triton_compile`, two minutes more."""
-    done = compiled(tmp_path, "--only", f"^(?!{TRIED})")
+@pytest.mark.runtime  # seven minutes: with the heavy runtimes, before `make test`
+def test_everything_compiles_to_the_golden_code(tmp_path: Path) -> None:
+    """What is launched, and what timing may choose: a configuration that begins to break a rule differs from its entry."""
+    done = compiled(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert f"{len(KERNELS)} compilations" in done.stdout
+    assert f"{len(EVERY)} compilations, 0 faults" in done.stdout
 
 
 @pytest.mark.runtime

@@ -55,6 +55,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("llama") / "hf")
 
 
+def interrupt(*_: object, **__: object) -> None:
+    """In the place of a writer: an artifact that is never written."""
+    raise KeyboardInterrupt
+
+
 LOUD = 60.0
 
 

@@ -40,36 +40,57 @@ def nearest(w: np.ndarray, group: int) -> np.ndarray:
     return result
 
 
-def losses(x: np.ndarray, w: np.ndarray) -> dict[float, float]:
-    """mean (X W^T - X (Q(W s) / s)^T)^2 for every exponent, by the definition."""
-    found = {}
-    for ratio in awq.RATIOS:
-        s = np.maximum(np.abs(x).mean(axis=0) ** ratio, 1e-4)
-        s = s / np.sqrt(s.max() * s.min())
-        found[ratio] = float(((x @ w.T - x @ (nearest(w * s, 32) / s).T) ** 2).mean())
-    return found
+def loss(x: np.ndarray, w: np.ndarray, s: np.ndarray) -> float:
+    """mean (X W^T - X (Q(W s) / s)^T)^2, by the definition."""
+    s = np.maximum(s, 1e-4)
+    s = s / np.sqrt(s.max() * s.min())
+    return float(((x @ w.T - x @ (nearest(w * s, 32) / s).T) ** 2).mean())
+
+
+def means(w: np.ndarray) -> np.ndarray:
+    """Of |w| over the largest of its group of 32, in a loop."""
+    total = np.zeros(w.shape[1])
+    for row in np.abs(w):
+        for at in range(0, len(row), 32):
+            total[at : at + 32] += row[at : at + 32] / (row[at : at + 32].max() + 1e-6)
+    return total / len(w)
 
 
 def test_the_search_finds_the_definitions_minimum() -> None:
     x, w = planted()
-    expected = losses(x, w)
+    loud, m = np.abs(x).mean(axis=0), means(w)
+    expected = {None: loss(x, w, np.ones(64))} | {r: loss(x, w, loud**r / (m ** (1 - r) + 1e-4)) for r in awq.RATIOS}
     gram = (x.T @ x / len(x)).astype(np.float32)
-    ratio, scale = awq.best_scale(NORM, np.abs(x).mean(axis=0).astype(np.float32), gram, w.astype(np.float32), GRID)
-    assert ratio == min(expected, key=expected.__getitem__) == 0.5
+    ratio, scale = awq.best_scale(NORM, loud.astype(np.float32), gram, w.astype(np.float32), GRID)
+    assert ratio == min(expected, key=expected.__getitem__)
+    assert 0 < ratio < 1
     assert scale.max() * scale.min() == pytest.approx(1, rel=1e-5)
-    for exponent in (0.0, 0.35, 0.5, 0.95):
-        wide = awq.scale_for(np.abs(x).mean(axis=0).astype(np.float32), exponent)
+    for exponent in awq.RATIOS[::6]:
+        wide = awq.scale_for(loud.astype(np.float32), awq.heaviness(w.astype(np.float32), 32), exponent)
         ours = awq.scaled_error(w.astype(np.float32), wide, gram, GRID) / len(w)
         assert ours == pytest.approx(expected[exponent], rel=2e-3)
 
 
-def test_golden_losses() -> None:
-    """Of the facts: 6.00822 without a scale, 2.59222 at best, 2.6782 at r = 0.35, 10.6577 at r = 0.95."""
-    found = losses(*planted())
-    assert found[0.0] == pytest.approx(6.00822, abs=1e-4)
-    assert found[0.5] == pytest.approx(2.59222, abs=1e-4)
-    assert found[0.35] == pytest.approx(2.6782, abs=1e-4)
-    assert found[0.95] == pytest.approx(10.6577, abs=1e-4)
+def test_golden_losses_of_the_papers_scale() -> None:
+    """Of the facts, with weights of no say: 6.00822 without a scale, 2.59222 at best, 2.6782 at r = 0.35, 10.6577 at r = 0.95."""
+    x, w = planted()
+    loud = np.abs(x).mean(axis=0)
+    gram = (x.T @ x / len(x)).astype(np.float32)
+    for ratio, golden in ((0.0, 6.00822), (0.5, 2.59222), (0.35, 2.6782), (0.95, 10.6577)):
+        assert loss(x, w, loud**ratio) == pytest.approx(golden, abs=1e-4)
+        wide = awq.scale_for(loud.astype(np.float32), np.ones(64, np.float32), ratio)
+        assert awq.scaled_error(w.astype(np.float32), wide, gram, GRID) / len(w) == pytest.approx(golden, rel=2e-3)
+
+
+def test_no_scale_wins_where_every_scale_costs() -> None:
+    """Weights that are on the grid already."""
+    x = np.random.default_rng(2).standard_normal((128, 64))
+    x[:, ::8] *= 10
+    w = np.random.default_rng(3).integers(0, 16, (32, 64)) - 8.0
+    w[:, ::32], w[:, 1::32] = -8, 7
+    gram = (x.T @ x / len(x)).astype(np.float32)
+    _, scale = awq.best_scale(NORM, np.abs(x).mean(axis=0).astype(np.float32), gram, w.astype(np.float32), GRID)
+    np.testing.assert_array_equal(scale, 1)
 
 
 @pytest.mark.parametrize("width", [64, 40])

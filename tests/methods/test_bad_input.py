@@ -24,7 +24,7 @@ from quantadvisor.methods.schemes import scheme
 from .conftest import kl, run, torch_logits, write_llama
 
 VLLM = (("rtn", "w4-g32-bf16"), ("gptq", "w4-g32-bf16"), ("awq", "w4-g32-bf16"), ("dynamic_int8", "w8a8-bf16"),
-        ("smoothquant", "w8a8-bf16"))  # fmt: skip
+        ("smoothquant", "w8a8-bf16"), ("smoothquant_gptq", "w8a8-bf16"))  # fmt: skip
 """Methods that write without an export: a failure of theirs is of the method alone."""
 
 
@@ -215,7 +215,7 @@ def test_groups_of_one_element(symmetric: bool) -> None:
     w, x = rng.standard_normal((8, 16)).astype(np.float32), rng.standard_normal((64, 16)).astype(np.float32)
     w[2, 3] = 0
     grid = LinearFormat(4, 1, symmetric)
-    for found in (quantize_groups(w, *grid), gptq.solve(w, hessian(x), grid), obq.solve(w, hessian(x), grid)):
+    for found in (quantize_groups(w, *grid), gptq.solve(w, hessian([x]), grid), obq.solve(w, hessian([x]), grid)):
         assert found.scales.shape == (8, 16)
         if not symmetric:
             np.testing.assert_allclose(dequantize_groups(*found, 1), w, rtol=0.5, atol=1e-6)

@@ -83,11 +83,71 @@ def test_floats_shrug_at_planted_outliers(planted: Path, tokens: np.ndarray) -> 
 def test_triton_gets_a_folder_and_no_one_else_does(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     form = scheme("fp8-bf16")
     assert fp8.refuse(llama, form, "triton") is None
-    assert "fp8-bf16 is written for triton" in str(fp8.refuse(llama, scheme("fp8-block"), "triton"))
+    assert "our triton product scales rows" in str(fp8.refuse(llama, scheme("fp8-block-bf16"), "triton"))
     fp8.apply(llama, form, "triton", tokens, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["format"] == "float-quantized"
     with pytest.raises(CandidateFailed, match="multiplies no FP8"):
         fp8.apply(llama, form, "torch", tokens, tmp_path / "torch")
+
+
+PRESETS = {"fp8-bf16": "FP8_DYNAMIC", "fp8-static-bf16": "FP8", "fp8-block-bf16": "FP8_BLOCK", "fp8-tensor-bf16": None}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_folder_is_what_its_library_reads_and_writes(name: str, tokens: np.ndarray, tmp_path: Path) -> None:
+    """Codes are those of the library for the same scales, to the bit; decompressed they are within a step of the fake's weights,
+    and the config is its preset."""
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
+    from safetensors.torch import load_file
+
+    from quantadvisor.methods.fake import channel_peaks
+    from quantadvisor.methods.observe import load
+
+    from .conftest import write_llama
+
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
+    folder = write_llama(tmp_path / "hf", **sizes)
+    assert fp8.refuse(folder, scheme(name), "vllm") is None
+    notes = fp8.apply(folder, scheme(name), "vllm", tokens, tmp_path / "out")
+    exact, state = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    group = quantization.QuantizationConfig.model_validate(settings).config_groups["group_0"]
+    if preset := PRESETS[name]:
+        for side, args in PRESET_SCHEMES[preset].items():
+            dumped = {**args.model_dump(), "observer": None}
+            assert {**getattr(group, side).model_dump(), "observer": None} == dumped
+    library = BaseCompressor.load_from_registry(settings["format"])
+    rounded = fp8.fake(load(folder), scheme(name), tokens)
+    assert rounded.weight
+    for key in [key for key in exact if key.endswith("_proj.weight")]:
+        stem = key.removesuffix("weight")
+        scale, codes = state[f"{stem}weight_scale"], state[key]
+        theirs = library.compress({"weight": exact[key], "weight_scale": scale.float()}, group)
+        assert torch.equal(theirs["weight"].view(torch.uint8), codes.view(torch.uint8))
+        stored = {"weight": codes, "weight_scale": scale.float()}
+        values = library.decompress(stored, group)["weight"]
+        wide = scale.float().repeat_interleave(128, 0).repeat_interleave(128, 1) if "block" in name else scale.float()
+        assert torch.equal(values, codes.float() * wide[: len(values)])
+        torch.testing.assert_close(values, rounded.weight("", exact[key]), rtol=2**-3, atol=float(scale.float().max()) * 2**-8)
+    inputs = {key: float(value) for key, value in state.items() if key.endswith("input_scale")}
+    if name != "fp8-static-bf16":
+        assert not inputs and not notes
+        return
+    peaks = channel_peaks(load(folder), tokens)
+    assert {key.removesuffix(".input_scale") for key in inputs} == set(peaks)
+    for key, value in inputs.items():
+        assert value == pytest.approx(float(peaks[key.removesuffix(".input_scale")].max()) / 448, rel=2**-8)
+    assert "128 calibration tokens" in notes[0]
+
+
+def test_what_vllm_lacks_is_named(llama: Path) -> None:
+    assert "no E5M2" in str(fp8.refuse(llama, scheme("fp8-e5m2"), "vllm"))
+    assert "squares of 128 do not divide" in str(fp8.refuse(llama, scheme("fp8-block-bf16"), "vllm"))
+    assert "fp8-block is not for vllm" in str(fp8.refuse(llama, scheme("fp8-block"), "vllm"))
+    with pytest.raises(ValueError, match="fp8-e5m2-bf16"):
+        scheme("fp8-e5m2-bf16")
 
 
 def test_onnxruntime_has_no_fp8_product() -> None:

@@ -65,6 +65,38 @@ def test_the_search_finds_the_least_error() -> None:
     assert float((made - exact).square().sum()) == pytest.approx(least, rel=1e-5)
 
 
+@pytest.mark.parametrize(("samples", "length"), [(1, 128), (2, 40), (64, 128), (128, 128), (256, 128)])
+def test_searched_tokens_come_from_all_over_the_samples(samples: int, length: int) -> None:
+    """As many as of one sample, with no long gap, and no place of a sample stands out."""
+    found = fpq.places(samples * length)
+    assert len(set(found.tolist())) == fpq.TOKENS
+    stretch = samples * length / fpq.TOKENS
+    assert np.diff([-1, *found, samples * length]).max() <= max(2, 2.2 * stretch)
+    at = found % length
+    assert (np.histogram(at, 4, (0, length))[0] >= 10).all()
+    assert (at == 0).sum() <= 3
+
+
+def test_a_search_reads_tokens_of_every_sample(llama: Path, tokens: np.ndarray) -> None:
+    """Inputs of a linear are those at the places that are named, whatever the order of passes; the same every time."""
+    from quantadvisor.methods.fake import linears
+    from quantadvisor.methods.observe import load, observe
+
+    model, name = load(llama), "model.layers.1.mlp.down_proj"
+    whole: list[np.ndarray] = []
+    observe(model, tokens, {name: lambda _, x: whole.append(x.copy())})
+
+    def run() -> None:
+        for sample in tokens:
+            model(torch.from_numpy(sample)[None], use_cache=False, logits_to_keep=1)
+
+    (seen, peaks), (again, _) = (fpq.observed(linears(model), run) for _ in range(2))
+    expected = np.concatenate(whole)
+    np.testing.assert_allclose(seen[name].numpy(), expected[fpq.places(tokens.size)], atol=1e-5)
+    np.testing.assert_allclose(peaks[name].numpy(), np.abs(expected).max(axis=0), atol=1e-5)
+    assert torch.equal(seen[name], again[name])
+
+
 def test_it_earns_its_place_on_planted_outliers(planted: Path, tokens: np.ndarray) -> None:
     """W4A4 below min-max floats without shifts; W4A8 below W4A4, with shifts and without. At 8 bits shifts are not asked to
     help: rounded biases clip, and the finer step gains less than that costs."""

@@ -1,11 +1,15 @@
 """The FP8 cache against ml_dtypes' casts."""
 
+import json
+import math
+import shutil
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from quantadvisor.methods import kv_fp8
 from quantadvisor.methods.schemes import scheme
@@ -45,6 +49,44 @@ def test_scales_are_the_peaks_of_each_layer(llama: Path, tokens: np.ndarray) -> 
         assert values[layer] == pytest.approx(float(one.values.abs().max()), rel=1e-5)
 
 
+def test_the_folder_brings_both_scales_of_every_layer(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """The next power of two over max / 448 of the keys and values that transformers' own cache holds, the weights in bfloat16,
+    and what vLLM's CompressedTensorsKVCacheMethod accepts."""
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    heard: list[str] = []
+    notes = kv_fp8.apply(llama, scheme("bf16-kvf8"), "vllm", tokens[:2], tmp_path / "out", say=heard.append)
+    assert notes == ("FP8 cache: a scale of keys and one of values for every layer, from 64 calibration tokens",)
+    assert [line.split(",")[0] for line in heard] == ["layer 1 of 2 done", "layer 2 of 2 done"]
+    cache, model = DynamicCache(), AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    with torch.no_grad():
+        model(torch.from_numpy(tokens[:2]), past_key_values=cache, use_cache=True)
+    plain, stored = load_file(llama / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    scales = {name: stored.pop(name) for name in list(stored) if name.endswith("_scale")}
+    assert len(scales) == 4
+    for layer, one in enumerate(cache.layers):
+        for side, seen in (("k", one.keys), ("v", one.values)):
+            scale = scales[f"model.layers.{layer}.self_attn.{side}_scale"]
+            assert scale.dtype == torch.float32 and scale.shape == (1,)
+            assert math.log2(float(scale)).is_integer()
+            assert 0.5 * 448 * float(scale) < float(seen.abs().max()) <= 448 * float(scale)
+    assert set(stored) == set(plain)
+    assert all(torch.equal(w, plain[name].to(torch.bfloat16)) for name, w in stored.items())
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    cached = said["kv_cache_scheme"]
+    assert (cached["type"], cached["num_bits"], cached["strategy"], cached["symmetric"]) == ("float", 8, "tensor", True)
+    assert not said["config_groups"]
+
+
+def test_a_layer_of_zeros_has_a_scale(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """Zero is no scale: vLLM would divide by it."""
+    folder = shutil.copytree(llama, tmp_path / "hf")
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.1.self_attn.v_proj.weight"].zero_()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert kv_fp8.peaks(folder, tokens)[1][1] == 1
+
+
 def test_eight_bits_stay_close(llama: Path, tokens: np.ndarray) -> None:
     from quantadvisor.methods.observe import load
 
@@ -54,8 +96,12 @@ def test_eight_bits_stay_close(llama: Path, tokens: np.ndarray) -> None:
         assert 0 < fake_kl(kv_fp8.fake(load(llama), scheme(name), tokens[:2]), llama, tokens[2:]) < 0.01
 
 
-def test_refusals(llama: Path) -> None:
+def test_refusals(llama: Path, tmp_path: Path) -> None:
     for runtime in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp"):
         assert "FP8" in str(kv_fp8.refuse(llama, scheme("fp32-kvf8"), runtime))
     for runtime in ("vllm", "triton"):
         assert "an option of the session" in str(kv_fp8.refuse(llama, scheme("fp32-kvf8"), runtime))
+    assert kv_fp8.refuse(llama, scheme("bf16-kvf8"), "vllm") is None
+    assert "an option of the session" in str(kv_fp8.refuse(llama, scheme("bf16-kvf8"), "triton"))
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
+    assert "gemma2" in str(kv_fp8.refuse(tmp_path, scheme("bf16-kvf8"), "vllm"))

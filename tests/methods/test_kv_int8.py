@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from quantadvisor.methods import kv_int4, kv_int8
 from quantadvisor.methods.fake import Fake, applied, cache_peaks
@@ -21,6 +23,14 @@ def test_alone_it_shares_the_weights_of_the_base(llama: Path, base: Path, tokens
     inputs = session(tmp_path / "out", "model.onnx").get_inputs()
     kinds = [value.type for value in inputs if value.name.startswith("past_key_values")]
     assert kinds == ["tensor(int8)"] * 4  # keys and values of two layers
+
+
+@pytest.mark.parametrize(("cache", "name"), [(kv_int8, "fp32-kv8"), (kv_int4, "fp32-kv4")])
+def test_it_says_how_far_it_is(cache: Any, name: str, llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    heard: list[str] = []
+    cache.apply(llama, scheme(name), "onnxruntime", tokens[:3], tmp_path / "out", base=base, say=heard.append)
+    assert [line.split(",")[0] for line in heard] == [f"sample {number} of 3 read" for number in (1, 2, 3)]
+    assert [" s left" in line for line in heard] == [True, True, False]
 
 
 def test_the_runtime_rounds_as_the_grid_says(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from quantadvisor.methods import llm_int8
+from quantadvisor.methods.formats import onnx
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import fake_kl, kl, operators, run, torch_logits
+from .conftest import fake_kl, interrupt, kl, operators, run, torch_logits
 
 A = [[0.5, -1, 2, 7], [1, 0.25, -3, -0.5]]
 BITSANDBYTES = [
@@ -42,6 +43,23 @@ def test_planted_channels_are_found(planted: Path, tokens: np.ndarray) -> None:
     found = llm_int8.outlier_channels(planted, tokens)
     assert len(found) == 14
     assert all({5, 17} <= set(columns.tolist()) for name, columns in found.items() if not name.endswith(("o_proj", "down_proj")))
+
+
+def test_interrupted_while_it_is_written_no_layer_runs_again(
+    llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = llama, scheme("w8a8-outlier"), "onnxruntime", tokens
+    llm_int8.apply(*settings, tmp_path / "whole", base=base)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "quantize_w8a8_outliers", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            llm_int8.apply(*settings, tmp_path / "out", base=base)
+    heard: list[str] = []
+    notes = llm_int8.apply(*settings, tmp_path / "out", base=base, say=heard.append)
+    assert "8 tensors taken from an interrupted run" in notes and not heard
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
 
 
 def test_it_earns_its_place_on_planted_outliers(planted: Path, tokens: np.ndarray) -> None:

@@ -20,7 +20,7 @@ ONNX_CASES = [
     ("rtn", "w2-g64", 8), ("gptq", "w4-g64", 0.2), ("gptq", "w8-g64", 0.01), ("awq", "w4-g64", 0.2),
     ("mixed", "w4w8-g64", 0.2), ("mixed", "w4w8-g32", 0.2),
     ("dynamic_int8", "w8a8", 0.05), ("static_int8", "w8a8-static", 0.1),
-    ("smoothquant", "w8a8", 0.02), ("kv_int8", "fp32-kv8", 0.01),
+    ("smoothquant", "w8a8", 0.02), ("smoothquant_gptq", "w8a8", 0.02), ("kv_int8", "fp32-kv8", 0.01),
 ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ STREAMED = [
     ("awq", "w4-g64-bf16", "vllm"), ("dynamic_int8", "w8a8-bf16", "vllm"), ("smoothquant", "w8a8-bf16", "vllm"),
     ("fp8", "fp8-bf16", "vllm"), ("gguf", "q4_0", "llama.cpp"), ("gguf_imatrix", "q4_0", "llama.cpp"),
     ("rtn", "w4-g64", "onnxruntime"), ("awq", "w4-g64", "onnxruntime"), ("smoothquant", "w8a8", "onnxruntime"),
+    ("smoothquant_gptq", "w8a8", "onnxruntime"),
     ("static_int8", "w8a8-static", "onnxruntime"), ("llm_int8", "w8a8-outlier", "onnxruntime"),
     ("kbit", "nf4-b64", "onnxruntime"), ("lkd", "w4-g64", "onnxruntime"), ("rotation", "w8a8", "onnxruntime"),
     ("kv_int8", "fp32-kv8", "onnxruntime"), ("kv_int4", "fp32-kv4", "onnxruntime"),

@@ -9,6 +9,8 @@ from quantadvisor.methods.schemes import scheme
     [
         ("w4-g32", 4, "group", 32, False),
         ("w8-g64", 8, "group", 64, True),
+        ("w4-g128-sym", 4, "group", 128, True),
+        ("w4-g64-sym-kv8", 4, "group", 64, True),
         ("w4w8-g64-kv8", 7, "group", 64, False),
         ("w8a8", 8, "channel", None, True),
         ("w7a8-kv8", 7, "channel", None, True),
@@ -24,6 +26,16 @@ def test_weights(name: str, bits: float, granularity: str, group: int | None, sy
     assert made.lm_head == made.embeddings
     assert made.lm_head.bits == 8
     assert made.quantizes_cache is name.endswith("-kv8")
+
+
+def test_symmetric_groups_in_16_bit() -> None:
+    even, plain = scheme("w4-g128-sym-bf16"), scheme("w4-g128-bf16")
+    assert even.weights is not None and plain.weights is not None
+    assert even.weights == plain.weights.model_copy(update={"symmetric": True})
+    assert (even.compute, even.lm_head) == ("bf16", None)
+    for name in ("w8-g64-sym", "w4w8-g64-sym", "w4-sym", "w8a8-sym", "w4-g64-bf16-sym"):
+        with pytest.raises(ValueError, match="is unknown"):
+            scheme(name)
 
 
 def test_floats() -> None:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from quantadvisor.methods import smoothquant, static_int8
-from quantadvisor.methods.affine import fake_activations
-from quantadvisor.methods.rescale import Pair
+from quantadvisor.methods.affine import fake_activations, fake_tokens
+from quantadvisor.methods.formats import compressed, onnx
+from quantadvisor.methods.rescale import Pair, pairs
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import kl, operators, run, torch_logits
+from .conftest import interrupt, kl, operators, run, torch_logits
 
 X = np.array([[1, -16, 2, 6], [-2, 8, -1, -9]], np.float32)
 W = np.array([[2, 1, -2], [1, -1, -1], [2, -1, -2], [-1, -1, 1]], np.float32).T
@@ -32,14 +33,101 @@ def test_no_scale_where_none_helps() -> None:
     assert found == (None, None)
 
 
-def test_two_passes_count_as_two(llama: Path, tokens: np.ndarray) -> None:
-    """Only the end of the second is the end."""
+def test_one_pass_with_the_time_left(llama: Path, tokens: np.ndarray) -> None:
     heard: list[str] = []
     smoothquant.search(llama, tokens, fake_activations, linear=True, say=heard.append)
-    assert [line.split(",")[0] for line in heard] == [
-        f"pass {turn} of 2: layer {layer} of 2 done" for turn in (1, 2) for layer in (1, 2)
-    ]
-    assert [" s left" in line for line in heard] == [True, True, True, False]
+    assert [line.split(",")[0] for line in heard] == ["layer 1 of 2 done", "layer 2 of 2 done"]
+    assert [" s left" in line for line in heard] == [True, False]
+
+
+def test_the_search_is_that_of_whole_tensors(planted: Path, tokens: np.ndarray) -> None:
+    """Bounds of all samples, errors on the first, weights as they are: as plain torch shows each linear's inputs, one sample at a
+    time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(planted, dtype=torch.float32)
+    found = {pair.source: scale for pair, scale in smoothquant.search(planted, tokens, fake_tokens, linear=True).scales}
+    assert len(found) > 4
+    for pair in pairs(model.config.to_dict()):
+        seen: list[np.ndarray] = []
+        handle = model.get_submodule(pair.targets[0]).register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0][0].numpy())
+        )
+        with torch.no_grad():
+            for sample in tokens:
+                model(torch.from_numpy(sample)[None])
+        handle.remove()
+        weights = [model.get_submodule(name).weight.detach().numpy() for name in pair.targets]
+        bounds = np.abs(np.concatenate(seen)).max(axis=0), np.abs(np.concatenate(weights)).max(axis=0)
+        _, scale = smoothquant.best(pair, seen[0], bounds, [w[:: smoothquant.SEARCH_ROWS] for w in weights], fake_tokens)
+        assert (scale is None) == (pair.source not in found), pair.source
+        if scale is not None:
+            np.testing.assert_allclose(found[pair.source], scale, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(llama: Path, tokens: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What SmoothQuant writes when nothing stops it."""
+    out = tmp_path_factory.mktemp("undisturbed") / "whole"
+    smoothquant.apply(llama, scheme("w8a8-bf16"), "vllm", tokens, out)
+    return out
+
+
+@pytest.mark.parametrize("stop", range(9))
+def test_interrupted_at_any_tensor_and_resumed_gives_the_same_bytes(
+    stop: int, undisturbed: Path, llama: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of the 8 tensors of its 2 layers, or while the artifact is written: what was searched is not searched again, and
+    where all was, no layer runs."""
+    settings = llama, scheme("w8a8-bf16"), "vllm", tokens, tmp_path / "out"
+    best, searched, heard = smoothquant.best, [], []
+
+    def interrupted(*given):  # type: ignore[no-untyped-def]
+        if len(searched) == stop:
+            raise KeyboardInterrupt
+        searched.append(given[0].source)
+        return best(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(smoothquant, "best", interrupted)
+        patch.setattr(compressed, "quantize_w8a8", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            smoothquant.apply(*settings)
+    assert not (tmp_path / "out").exists()
+    again = []
+    monkeypatch.setattr(smoothquant, "best", lambda *given: again.append(given[0].source) or best(*given))
+    notes = smoothquant.apply(*settings, say=heard.append)
+    assert len(searched) == stop and len({*searched, *again}) == len(searched) + len(again) == 8
+    assert bool(heard) == (stop < 8)
+    assert [note for note in notes if "interrupted" in note] == [f"{stop} tensors taken from an interrupted run"] * (stop > 0)
+    for path in undisturbed.iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("name", "read"), [("w8a8", 2), ("w8a8-tensor", 3), ("w8a8-static", 4)])
+def test_how_many_samples_maxima_come_from(
+    name: str, read: int, llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scale per token takes fewer than one in all; fixed ranges are of all there are. The note says what was left out."""
+    monkeypatch.setattr(smoothquant, "RANGE_SAMPLES", {"token": 2, "tensor": 3})
+    notes = smoothquant.apply(llama, scheme(name), "onnxruntime", tokens, tmp_path / "out", base=base)
+    left_out = f"({read} of 4 samples)"
+    assert any(f"{read * 32} calibration tokens" in note and (left_out in note) == (read < 4) for note in notes)
+
+
+def test_nothing_is_taken_from_another_scheme(
+    llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted run that rounds activations per tensor has nothing for one that rounds them per token."""
+
+    settings = "onnxruntime", tokens, tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "quantize_dynamic_w8a8", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            smoothquant.apply(llama, scheme("w8a8-tensor"), *settings, base=base)
+    assert not any("interrupted" in note for note in smoothquant.apply(llama, scheme("w8a8"), *settings, base=base))
 
 
 def test_a_loud_channel_is_moved() -> None:
@@ -56,7 +144,6 @@ def test_a_loud_channel_is_moved() -> None:
 
 @pytest.mark.parametrize("name", ["w8a8", "w8a8-tensor"])
 def test_folding_keeps_the_function(name: str, llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
-    from quantadvisor.methods.formats import onnx
     from quantadvisor.methods.formats.onnx_base import Rewrite
 
     rounding = {"w8a8": smoothquant.fake_tokens, "w8a8-tensor": smoothquant.fake_activations}[name]
@@ -115,7 +202,7 @@ def test_exponents_for_openvino_are_searched_with_the_bits_it_gets(
     class Searched(Exception):
         pass
 
-    def search(folder: Path, calibration: np.ndarray, rounding: object, linear: bool, bits: int, say: object) -> None:
+    def search(folder: Path, calibration: np.ndarray, rounding: object, linear: bool, bits: int, *_: object) -> None:
         raise Searched(bits)
 
     monkeypatch.setattr(smoothquant, "most_exact", lambda: largest)

@@ -1,16 +1,19 @@
 """Static ranges against what torch's own hooks see, and the artifact against plain rounding in numpy."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from quantadvisor.methods import static_int8
 from quantadvisor.methods.clipping import Clip
+from quantadvisor.methods.formats import onnx
+from quantadvisor.methods.kept import Folder
 from quantadvisor.methods.observe import load
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import torch_logits
+from .conftest import interrupt, torch_logits
 
 
 def test_ranges_are_the_extremes_of_what_the_linears_read(llama: Path, tokens: np.ndarray) -> None:
@@ -108,6 +111,38 @@ def test_the_artifact_is_near_the_model(llama: Path, tokens: np.ndarray, tmp_pat
     exact = torch_logits(llama, row)
     error = request.get_tensor("logits").data[0] - exact
     assert 0 < np.square(error).mean() < 0.1 * exact.var()
+
+
+@pytest.mark.parametrize("name", ["w8a8-static", "w8a8-static-mse"])
+@pytest.mark.parametrize("stop", [0, 1, 5, 8])
+def test_interrupted_and_resumed_gives_the_same_bytes(
+    name: str, stop: int, llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of the 8 tensors of its 2 layers, after some, or while the artifact is written, when no layer runs again."""
+    settings = "onnxruntime", tokens
+    static_int8.apply(llama, scheme(name), *settings, tmp_path / "whole", base=base)
+    store, stored, heard = Folder.__setitem__, [], []
+
+    def interrupted(*given: Any) -> None:
+        if len(stored) == stop:
+            raise KeyboardInterrupt
+        stored.append(given[1])
+        store(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "__setitem__", interrupted)
+        patch.setattr(onnx, "quantize_static_w8a8", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            static_int8.apply(llama, scheme(name), *settings, tmp_path / "out", base=base)
+    assert not (tmp_path / "out").exists()
+    looked: list[str] = []
+    monkeypatch.setattr(Folder, "__setitem__", lambda *given: looked.append(given[1]) or store(*given))
+    notes = static_int8.apply(llama, scheme(name), *settings, tmp_path / "out", base=base, say=heard.append)
+    assert len({*stored, *looked}) == len(stored) + len(looked) == 8
+    assert bool(heard) == (stop < 8)
+    assert any(f"{stop} tensors taken from an interrupted run" in note for note in notes) == (stop > 0)
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
 
 
 def test_refusals(tmp_path: Path, llama: Path) -> None:

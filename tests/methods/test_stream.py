@@ -11,7 +11,7 @@ import pytest
 
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.methods.observe import load, observe
-from quantadvisor.methods.stream import empty_model, layer_by_layer, stream
+from quantadvisor.methods.stream import Parts, empty_model, layer_by_layer, stream
 
 
 def inputs_of(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -32,13 +32,39 @@ def inputs_of(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
     return seen
 
 
-def test_every_group_meets_its_inputs_in_order(llama: Path, tokens: np.ndarray) -> None:
+@pytest.fixture(params=[64, 2], ids=["whole", "in parts"])
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens of the largest piece that a visit is shown, where four samples of 32 pass at once or one by one."""
+    monkeypatch.setattr("quantadvisor.methods.stream.AT_ONCE", request.param)
+    return 128 if request.param == 64 else 32
+
+
+def together(x: Parts, part: int) -> np.ndarray:
+    pieces = list(x)
+    assert [len(piece) for piece in pieces] == [part] * (128 // part)
+    return np.concatenate(pieces)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_every_group_meets_its_inputs_in_order(
+    attention: str, llama: Path, tokens: np.ndarray, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager attention has a mask, a row for every sample."""
     model = load(llama)
+    model.set_attn_implementation(attention)
     expected = inputs_of(model, tokens)
     seen = []
 
-    def visit(targets: tuple[str, ...], x: np.ndarray, weights: list[np.ndarray]) -> None:
+    def with_attention(folder: Path) -> Any:
+        made = empty_model(folder)
+        made.set_attn_implementation(attention)
+        return made
+
+    monkeypatch.setattr("quantadvisor.methods.stream.empty_model", with_attention)
+
+    def visit(targets: tuple[str, ...], pieces: Parts, weights: list[np.ndarray]) -> None:
         seen.append(targets)
+        x = together(pieces, part)
         for name, w in zip(targets, weights, strict=True):
             np.testing.assert_allclose(x, expected[name], atol=1e-5)
             np.testing.assert_array_equal(w, model.get_submodule(name).weight.detach().numpy())
@@ -51,7 +77,7 @@ def test_every_group_meets_its_inputs_in_order(llama: Path, tokens: np.ndarray) 
     ]
 
 
-def test_what_comes_after_sees_the_replaced_weights(llama: Path, tokens: np.ndarray) -> None:
+def test_what_comes_after_sees_the_replaced_weights(llama: Path, tokens: np.ndarray, part: int) -> None:
     import torch
 
     model = load(llama)
@@ -61,8 +87,8 @@ def test_what_comes_after_sees_the_replaced_weights(llama: Path, tokens: np.ndar
                 module.weight.mul_(0.5)
     expected = inputs_of(model, tokens)
 
-    def visit(targets: tuple[str, ...], x: np.ndarray, weights: list[np.ndarray]) -> list[np.ndarray]:
-        np.testing.assert_allclose(x, expected[targets[0]], atol=1e-5)
+    def visit(targets: tuple[str, ...], x: Parts, weights: list[np.ndarray]) -> list[np.ndarray]:
+        np.testing.assert_allclose(together(x, part), expected[targets[0]], atol=1e-5)
         return [w * np.float32(0.5) for w in weights]
 
     stream(llama, tokens, visit)
@@ -76,6 +102,18 @@ def test_the_time_left_is_that_of_the_last_layer_for_each_that_is_left(
     monkeypatch.setattr("quantadvisor.methods.stream.time", SimpleNamespace(monotonic=lambda: next(clock)))
     stream(llama, tokens[:1], lambda targets, x, weights: None, said.append)
     assert said == ["layer 1 of 2 done, 3 s left", "layer 2 of 2 done"]
+
+
+def test_what_nobody_looks_at_is_computed_once(
+    llama: Path, tokens: np.ndarray, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run, whose visits have their results: rows that the first linear of a layer multiplies."""
+    from torch.nn import Linear
+
+    rows, forward = [], Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda own, x: rows.append(x[..., 0].numel()) or forward(own, x))
+    stream(llama, tokens, lambda targets, x, weights: None)
+    assert rows == [part] * (128 // part * 14)
 
 
 def test_nothing_is_loaded_before_its_turn(llama: Path) -> None:

@@ -84,7 +84,8 @@ def test_energy_is_of_whole_requests(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = run_round(running, np.repeat(PROMPT, 2, 0), TRAFFIC)
         short = run_round(running, np.repeat(PROMPT, 2, 0), TRAFFIC, 2)
     assert whole.request_j == pytest.approx(1.5)
-    assert short.request_j is None
+    assert whole.token_j == pytest.approx(1.5 / TRAFFIC.output_length)
+    assert (short.request_j, short.token_j) == (None, None)
     spec = workload(traffic=TRAFFIC.model_dump())
     energy = measured_from_rounds([whole, whole], spec, [0.2]).request_j
     assert energy and (energy.median, energy.source) == (1.5, "RAPL, all CPU packages")
@@ -100,7 +101,8 @@ def test_what_the_gpu_did_goes_with_the_numbers(monkeypatch: pytest.MonkeyPatch)
     def made(gpu: Summary) -> Round:
         joules, source = measure.energy(2.0, gpu)
         assert joules == 10
-        return Round(ttft_s=1, itl_s=(1,), peak_bytes=5, request_j=joules, energy_from=source, memory_from="NVML", gpu=gpu)
+        told = {"request_j": joules, "token_j": joules / 4, "energy_from": source, "memory_from": "NVML", "gpu": gpu}
+        return Round(ttft_s=1, itl_s=(1,), peak_bytes=5, **told)
 
     found = measured_from_rounds([made(did(1400, 1900)), made(did(1300, 1800, "power cap"))], workload(), [])
     assert found.tpot_s and found.tpot_s.source == "mean gap per round; SM clock 1300 to 1900 MHz; throttled: power cap"
@@ -109,7 +111,7 @@ def test_what_the_gpu_did_goes_with_the_numbers(monkeypatch: pytest.MonkeyPatch)
         throttling=("power cap",),
     )  # fmt: skip
     assert found.request_j and found.token_j
-    assert found.token_j.median == found.request_j.median / workload().traffic.output_length
+    assert (found.request_j.median, found.token_j.median) == (10, 2.5)
     assert found.token_j.source == found.request_j.source
     assert found.request_j.source == "RAPL, all CPU packages + NVML, the GPU's board (counter)"
     assert found.peak_bytes and found.peak_bytes.source == "NVML"

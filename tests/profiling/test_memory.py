@@ -74,7 +74,7 @@ def test_of_a_cpu_it_is_the_process() -> None:
     memory = Memory()
     kept = bytearray(64 * MIB)  # written by bytearray itself: no second copy in the peak
     now, peak = memory.used()
-    assert len(kept) <= now <= peak < 128 * MIB
+    assert len(kept) - MIB < now <= peak < 128 * MIB  # the kernel counts pages in batches, core by core
     assert (memory.source, memory.record()) == (PROCESS, None)
 
 

@@ -16,6 +16,16 @@ from . import fake_nvml
 from .fake_nvml import NOT_SUPPORTED, OK, fake, gives
 
 
+@pytest.mark.skipif(why_not() is not None, reason="no GPU whose NVML can be read")
+def test_a_real_gpu_is_read() -> None:
+    with watching(0) as seen:
+        time.sleep(0.5)
+    found = seen.summary()
+    assert found is not None and found.readings >= 5
+    assert found.energy_j is None or found.energy_j > 0
+    assert found.sm_mhz is None or 0 < found.sm_mhz[0] <= found.sm_mhz[2]
+
+
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def use(**changed: Any) -> None:

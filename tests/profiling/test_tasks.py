@@ -53,6 +53,7 @@ class InTorch:
         import torch
         from transformers import AutoModelForCausalLM
 
+        self.chunks: list[int | None] = []
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def logs(self, tokens: np.ndarray) -> np.ndarray:
@@ -61,7 +62,8 @@ class InTorch:
         with torch.no_grad():
             return torch.log_softmax(self.model(torch.from_numpy(tokens)).logits[0], -1).numpy()
 
-    def write_reference(self, windows: np.ndarray, out: Path) -> None:
+    def write_reference(self, windows: np.ndarray, out: Path, chunk: int | None) -> None:
+        self.chunks.append(chunk)
         np.save(out, self.logs(windows).astype(np.float16))
 
     def generate(self, tokens: np.ndarray, output_tokens: int) -> Any:
@@ -103,12 +105,12 @@ def test_a_likelihood_is_the_sum_over_the_continuation(folder: Path) -> None:
 
     worker = InTorch(folder)
     prefix, encode, _ = text_encoder(folder)
-    found, greedy = tasks.likelihood(worker, prefix, encode, "t5 t9 ", "t7 t8")
+    found, greedy = tasks.likelihood(worker, prefix, encode, None, "t5 t9 ", "t7 t8")
     logs = worker.logs(np.array([[*prefix, 5, 9, 7, 8]]))[len(prefix) :]
     assert found == pytest.approx(float(logs[1, 7] + logs[2, 8]), abs=0.02)  # log-probabilities come in float16
     assert greedy == (logs[1].argmax() == 7 and logs[2].argmax() == 8)
     best = int(logs[1].argmax())
-    assert tasks.likelihood(worker, prefix, encode, "t5 t9", f" t{best}")[1]
+    assert tasks.likelihood(worker, prefix, encode, None, "t5 t9", f" t{best}")[1]
 
 
 def write_task(folder: Path, rows: Sequence[Mapping[str, object]]) -> Path:
@@ -137,8 +139,9 @@ def test_the_harness_scores_a_local_multiple_choice(folder: Path, tmp_path: Path
     ]
     task = write_task(tmp_path, rows)
     worker = InTorch(folder)
-    metric, found = tasks.answers(worker, folder, task, 10)
+    metric, found = tasks.answers(worker, folder, task, 10, 4)
     assert metric == "acc" and sorted(found) == list(range(10))
+    assert set(worker.chunks) == {4}, "every likelihood comes in passes of so many tokens"
     for at, row in enumerate(rows[:10]):
         question = [int(word[1:]) for word in row["question"].split()]
         prefix = tasks.text_encoder(folder)[0]
@@ -147,4 +150,4 @@ def test_the_harness_scores_a_local_multiple_choice(folder: Path, tmp_path: Path
         assert found[at] == float(chosen == row["answer"])
     (tmp_path / "items.jsonl").unlink()
     with pytest.raises(BadInput, match="the harness cannot run it"):
-        tasks.answers(worker, folder, task, 10)
+        tasks.answers(worker, folder, task, 10, 4)

@@ -67,7 +67,8 @@ class StepTimes(OpenDocument):
 
     unquantized_s: Finite
     hoped_s: Finite
-    attainable_s: Finite
+    attainable_s: Finite | None
+    """None where the runtime's profiler tells no times of operators: then nobody knows how much of it is linears."""
     measured_s: Finite
 
 
@@ -85,7 +86,8 @@ class CauseTime(OpenDocument):
 
 
 class Explanation(OpenDocument):
-    """`gap_s` = measured − hoped, of one request; the causes and `gained_s` (≤ 0, better than hoped) sum to it."""
+    """`gap_s` = measured − hoped, of one request; the causes and `gained_s` (≤ 0, better than hoped) sum to it. Neither is there
+    where `attainable_speedup` is None: then the gap cannot be taken apart."""
 
     model_config = OpenDocument.model_config | {"populate_by_name": True, "serialize_by_alias": True}
 
@@ -96,7 +98,7 @@ class Explanation(OpenDocument):
     hoped_factor: Finite
     """How much smaller the format makes what it quantizes: unquantized bytes over stored bytes."""
     speedup: Finite
-    attainable_speedup: Finite
+    attainable_speedup: Finite | None
     request: StepTimes
     prefill: StepTimes
     decode: StepTimes

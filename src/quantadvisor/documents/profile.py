@@ -63,6 +63,8 @@ class Device(OpenDocument):
     gpus: tuple[Gpu, ...] = ()
     fingerprint: str
     peaks: Peaks | None = None
+    notes: tuple[str, ...] = ()
+    """Why `device: auto` left a GPU unused."""
 
 
 class LinearShape(Document):
@@ -158,6 +160,11 @@ class OperatorCount(OpenDocument):
     linear: bool = False
     quantized: bool = False
 
+    @property
+    def rounds(self) -> bool:
+        """ONNX's QuantizeLinear and its kin, between linears: a runtime file counts them to the linears' time."""
+        return self.name.lower().endswith("quantizelinear")
+
 
 UNQUANTIZED = frozenset(("", "float32", "float16", "bfloat16", "f32", "f16", "bf16", "16 bit"))
 """Number types of a cache that is as it was computed, in the words of the runtimes."""
@@ -181,6 +188,12 @@ class Operators(OpenDocument):
     @property
     def quantized_share(self) -> float:
         return self.quantized_linears / self.linears if self.linears else 0.0
+
+    @property
+    def rounding_share(self) -> float:
+        """Of the time of all operators, that of those which only round, or undo it."""
+        total = sum(row.time_s or 0.0 for row in self.operators)
+        return sum(row.time_s or 0.0 for row in self.operators if row.rounds) / total if total else 0.0
 
 
 class LayerActivations(Document):
@@ -219,6 +232,8 @@ class KernelTiming(OpenDocument):
     refused: str | None = None
     operator: str = ""
     roofline_share: float | None = None
+    rounding_share: float | None = None
+    """Of its time, that of QuantizeLinear and DequantizeLinear, where they ran as operators of their own."""
     source: KernelSource = "measured"
     """Measured here; of a GPU also from published tables (measured by others, or interpolated) or from the roofline."""
     gpu: GpuState | None = None

@@ -112,9 +112,10 @@ class Measured(OpenDocument):
     max_concurrency: Figure | None = None
     load_s: Figure | None = None
     request_j: Figure | None = None
-    """Energy per request, joules: of the CPU packages (RAPL) and of the GPU's board (NVML), as its source says; None unread."""
+    """Energy per request, joules: of the CPU packages (RAPL) and of the GPU's board (NVML), as its source says; None unread.
+    Modelled where caches are recorded: one row's prefill, and its tokens after the first."""
     token_j: Figure | None = None
-    """The same over the request's output tokens: its prefill is in it."""
+    """The same over the request's output tokens, its prefill in it; of decode steps alone where caches are recorded."""
     gpu: GpuState | None = None
     """What the GPU did over all rounds."""
     objective: Figure | None = None

@@ -94,7 +94,15 @@ class QualityBudget(Document):
 
 class Calibration(Document):
     text: str | None = Field(None, description="UTF-8 text file to calibrate on; null: the built-in text")
-    samples: Positive = Field(128, description="calibration sequences")
+    samples: Positive | None = Field(
+        None,
+        description="calibration sequences, all read by GPTQ, OBQ, AWQ and importance matrices too; null: 128, and 64 by them",
+    )
+
+    @property
+    def drawn(self) -> int:
+        """Sequences that are drawn from the text."""
+        return self.samples or 128
 
 
 class Parallel(Document):

@@ -230,8 +230,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_folders_of_bitsandbytes_are_as_near_as_its_own_kernels(
     wide: Path, tmp_path: Path, method: Any, name: str, kernel: str
 ) -> None:
-    """Against float32 on the stored numbers, which for INT8 rounds activations as the format says."""
-    folder, tokens = tmp_path / "out", [5]
+    """Against float32 on the stored numbers, which for INT8 rounds activations as the format says. All positions together: of a
+    single one either may be three times as far off as the other."""
+    folder, tokens = tmp_path / "out", [5, 9, 17, 33]
     assert method.refuse(wide, scheme(name), "triton") is None
     method.apply(wide, scheme(name), "triton", np.zeros((1, 4), np.int64), folder)
     assert runtime.unreadable(str(folder), (), ()) is None
@@ -250,12 +251,10 @@ def test_folders_of_bitsandbytes_are_as_near_as_its_own_kernels(
             module.register_forward_pre_hook(rounded)
     exact = decoded(oracle, DynamicCache(), tokens)
     theirs = decoded(AutoModelForCausalLM.from_pretrained(folder).eval(), DynamicCache(), tokens)
-    for ours, their, true in zip(found, theirs, exact, strict=True):
-        off, allowed = np.linalg.norm(ours - true), np.linalg.norm(their - true)
-        assert off <= 2 * allowed, (
-            f"{off / np.linalg.norm(true):.4f} of the logits; bitsandbytes {allowed / np.linalg.norm(true):.4f}"
-        )
-        assert allowed < 0.2 * np.linalg.norm(true)
+    ours, their, true = (np.stack([np.asarray(one) for one in each]) for each in (found, theirs, exact))
+    off, allowed, whole = np.linalg.norm(ours - true), np.linalg.norm(their - true), np.linalg.norm(true)
+    assert off <= 2 * allowed, f"{off / whole:.4f} of the logits; bitsandbytes {allowed / whole:.4f}"
+    assert allowed < 0.2 * whole
     assert method is kbit or max(loud) >= 1
     seen = session.operators(PROMPT, batch=None)["decode"]
     assert {one["name"]: one["count"] for one in seen["operators"]}[kernel] == seen["quantized_linears"] == 14

@@ -7,17 +7,22 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from quantadvisor.documents import BadInput
-from quantadvisor.methods.affine import Grouped, dequantize_groups
+from quantadvisor.methods import awq as awq_method
+from quantadvisor.methods import gptq as gptq_method
+from quantadvisor.methods import rtn
+from quantadvisor.methods.affine import Grouped, dequantize_groups, quantize_groups
 from quantadvisor.methods.artifact import format_of
 from quantadvisor.methods.formats import awq, bitsandbytes, bridges, gptq, pack_quantized
 from quantadvisor.methods.formats.onnx_base import Reader
 from quantadvisor.methods.linear_format import ALONE, ROW, LinearFormat
+from quantadvisor.methods.schemes import scheme
 
 from ..conftest import write_llama
 from ..test_gguf import in_file
@@ -226,6 +231,49 @@ def test_symmetric_integers_are_ggufs_blocks(source: str, bits: int, group: int,
     for name, (_, w) in stored.items():
         np.testing.assert_array_equal(w, exact[name], err_msg=name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "out"]
+
+
+@pytest.mark.parametrize("runtime", ["torch", "vllm"])
+@pytest.mark.parametrize("method", [rtn, gptq_method, awq_method])
+def test_our_own_symmetric_4_bit_is_q4_0(method: Any, runtime: str, wide: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """From GPTQ's layout and from compressed-tensors, in groups of 128: the very weights, by the gguf package's reader."""
+    method.apply(wide, scheme("w4-g128-sym-bf16"), runtime, tokens[:2], tmp_path / "one")
+    settings = json.loads((tmp_path / "one" / "config.json").read_text())["quantization_config"]
+    assert settings.get("sym", True) and settings.get("checkpoint_format", "gptq") == "gptq"
+    found, form = bridges.read(tmp_path / "one")
+    assert form == (4, 128, True)
+    bridges.carry(tmp_path / "one", "llama.cpp", tmp_path / "out")
+    stored, exact = in_file(tmp_path / "out", wide), weights(found, 128)
+    assert {kind for kind, _ in stored.values()} == {"q4_0"}
+    for name, (_, w) in stored.items():
+        np.testing.assert_array_equal(w, exact[name], err_msg=name)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_our_own_symmetric_4_bit_in_a_graph(
+    runtime: str, wide: Path, tokens: np.ndarray, tmp_path: Path, exports: Callable[[str], Path]
+) -> None:
+    """No zero points beside the codes, which are those of the arithmetic."""
+    rtn.apply(wide, scheme("w4-g128-sym"), runtime, tokens, tmp_path / "out", base=exports(runtime))
+    found, form = bridges.read(tmp_path / "out")
+    assert form == (4, 128, True)
+    exact = load_file(wide / "model.safetensors")
+    same(found, {name: quantize_groups(exact[f"{name}.weight"], *form) for name in found})
+
+
+def test_compressed_tensors_decompresses_our_own_symmetric_4_bit(wide: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    gptq_method.apply(wide, scheme("w4-g128-sym-bf16"), "vllm", tokens[:2], tmp_path / "out")
+    state, (found, _) = load_torch(tmp_path / "out" / "model.safetensors"), bridges.read(tmp_path / "out")
+    for name, w in weights(found, 128).items():
+        shape = torch.Size(state[f"{name}.weight_shape"].tolist())
+        codes = helpers.unpack_from_int32(state[f"{name}.weight_packed"], 4, shape).float()
+        scales = state[f"{name}.weight_scale"].float().repeat_interleave(128, 1)
+        np.testing.assert_array_equal((codes * scales).numpy(), w, err_msg=name)
+        assert f"{name}.weight_zero_point" not in state
 
 
 def test_llama_cpp_computes_with_a_checkpoints_codes(llama: Path, tokens: np.ndarray, tmp_path: Path) -> None:

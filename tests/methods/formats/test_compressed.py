@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quantadvisor.methods.affine import Grouped
 from quantadvisor.methods.formats import compressed
 from quantadvisor.methods.rescale import pairs
 
@@ -31,6 +33,31 @@ def test_codes_times_scales_are_within_half_a_step_of_the_weights(llama: Path, w
         step = exact[name].abs().amax(1, keepdim=True) / 127
         assert ((codes * step - exact[name]).abs() <= step * 0.5001).all()
         assert torch.allclose(scale.float(), step, rtol=2**-8)  # scales are stored in bfloat16
+
+
+def test_given_integers_are_stored_as_they_are(llama: Path, written: Path, tmp_path: Path) -> None:
+    """All 256 codes about 128, as int8; every other tensor and the config are those of the plain folder."""
+    plain = load_file(written / "model.safetensors")
+    draw = np.random.default_rng(0)
+    given = {
+        name.removesuffix(".weight"): Grouped(
+            draw.permuted(np.arange(w.numel()) % 256).reshape(w.shape).astype(np.uint8),
+            draw.uniform(0.5, 2, (len(w), 1)).astype(np.float32),
+            np.full((len(w), 1), 128, np.uint8),
+        )
+        for name, w in plain.items()
+        if w.dtype == torch.int8
+    }
+    compressed.write_w8a8(llama, tmp_path / "given", {name: partial(given.get, name) for name in given})
+    found = load_file(tmp_path / "given" / "model.safetensors")
+    assert found.keys() == plain.keys()
+    for name, integers in given.items():
+        stored = found.pop(f"{name}.weight")
+        assert stored.dtype == torch.int8
+        np.testing.assert_array_equal(stored.numpy().astype(int), integers.codes.astype(int) - 128)
+        assert torch.equal(found.pop(f"{name}.weight_scale"), torch.from_numpy(integers.scales).to(torch.bfloat16))
+    assert all(torch.equal(w, plain[name]) for name, w in found.items())
+    assert (tmp_path / "given" / "config.json").read_bytes() == (written / "config.json").read_bytes()
 
 
 def test_fp8_codes_are_torchs_own_and_the_library_reads_them(llama: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quantadvisor.documents.errors import CandidateFailed
-from quantadvisor.methods.affine import dequantize_groups, fake_tokens, quantize_channels, quantize_groups
+from quantadvisor.methods.affine import Grouped, dequantize_groups, fake_tokens, quantize_channels, quantize_groups
 from quantadvisor.methods.formats import onnx
 from quantadvisor.methods.formats.onnx_base import Rewrite, linears, load_graph
 from quantadvisor.methods.linear_format import LinearFormat
@@ -142,6 +142,29 @@ def test_w8a8_is_exact_on_this_cpu(
     monkeypatch.setattr(onnx_weights, "saturates", lambda: True)
     onnx.quantize_dynamic_w8a8(base, tmp_path / "exact", per_token=per_token)
     np.testing.assert_allclose(run(tmp_path / "ours", tokens[0]), run(tmp_path / "exact", tokens[0]), atol=1e-3)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("saturating", [False, True])
+def test_given_integers_per_channel_are_stored_as_they_are(
+    per_token: bool, saturating: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All 256 codes and their scales, as int8 about 0 or uint8 about 128; linears that none were given for are rounded."""
+    from quantadvisor.methods.formats import onnx_weights
+
+    monkeypatch.setattr(onnx_weights, "saturates", lambda: saturating)
+    name = "model.layers.1.mlp.down_proj"
+    codes = np.random.default_rng(0).permuted(np.arange(64 * 128).reshape(64, 128) % 256, axis=1).astype(np.uint8)
+    given = Grouped(codes, np.linspace(0.1, 1, 64, dtype=np.float32)[:, None], np.full((64, 1), 128, np.uint8))
+    onnx.quantize_dynamic_w8a8(base, tmp_path / "plain", per_token=per_token)
+    onnx.quantize_dynamic_w8a8(base, tmp_path / "given", per_token=per_token, given={name: lambda: given})
+    with Rewrite(tmp_path / "given", tmp_path / "a") as found, Rewrite(tmp_path / "plain", tmp_path / "b") as plain:
+        stored, scales, zeros = (found.tensor(f"{name}.MatMul.weight_{part}") for part in ("quantized", "scale", "zero_point"))
+        np.testing.assert_array_equal(stored.T.astype(int) - zeros.astype(int)[:, None], codes.astype(int) - 128)
+        np.testing.assert_array_equal(scales, given.scales[:, 0])
+        assert stored.dtype == (np.uint8 if saturating else np.int8)
+        changed = {each for each in plain.old if not np.array_equal(plain.tensor(each), found.tensor(each))}
+        assert changed == {f"{name}.MatMul.weight_quantized", f"{name}.MatMul.weight_scale"}
 
 
 def test_7_bits_of_weight_are_exact_in_int8_where_8_are_not(base: Path, tokens: np.ndarray, tmp_path: Path) -> None:

@@ -50,6 +50,26 @@ def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "Metal" in str(runtime.refuse(None, (), ()))
 
 
+def test_a_build_that_never_says_whether_it_offloads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package whose import hangs, as a driver in trouble makes it."""
+    from quantadvisor.profiling import environments
+
+    assert runtime.OFFLOADS_S < environments.LIMIT_S
+    for name, text in (("__init__.py", "import time\ntime.sleep(20)\n"), ("lib/libggml-cuda.so", "libcudart.so.12")):
+        (tmp_path / "llama_cpp" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "llama_cpp" / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(runtime.nvidia, "package_folder", lambda _: tmp_path / "llama_cpp")
+    monkeypatch.setattr(runtime.nvidia, "refusal", lambda *_: None)
+    monkeypatch.setattr(runtime, "OFFLOADS_S", 0.5, raising=False)
+    runtime.no_offload.cache_clear()
+    try:
+        said = str(runtime.no_offload())
+    finally:
+        runtime.no_offload.cache_clear()
+    assert said == "llama.cpp does not say within 0.5 s whether it can offload to a GPU (llama_supports_gpu_offload)"
+
+
 @needs_llama
 @pytest.mark.parametrize("options", [(), ("fa",), ("plain",)])
 def test_every_row_computes_what_torch_does(options: tuple[str, ...], hf: Path, folders: dict[str, Path]) -> None:

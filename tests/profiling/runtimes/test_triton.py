@@ -94,14 +94,15 @@ def test_checkpoints_without_a_kernel(tmp_path: Path, config: dict[str, Any], re
 def test_checkpoints_with_one() -> None:
     assert refusal({}) is None
     assert refusal(W8A8) is None
-    assert refusal(FP8) is None
+    assert refusal(FP8["channel"]) is None
+    assert all("per channel" in str(refusal(FP8[kind])) for kind in ("tensor", "static", "block"))
     assert refusal(PACKED) is refusal(weights(symmetric=False)) is None
     assert refusal(BITS) is refusal(INT8) is refusal(GPTQ) is None
     assert refusal(weights(num_bits=8)) is refusal(weights(num_bits=8, strategy="channel", group_size=None)) is None
 
 
 def test_the_kernels_that_must_have_passed() -> None:
-    assert needed(FP8, ("kvturbo",)) == ["fp8", "decode-attention-turbo"]
+    assert needed(FP8["channel"], ("kvturbo",)) == ["fp8", "decode-attention-turbo"]
     assert needed(PACKED, ()) == ["w4a16-g64"]
     assert needed(BITS, ("kvint8",)) == ["codebook-nf4", "decode-attention-int8"]
     assert needed(INT8, ()) == ["llm-int8"]

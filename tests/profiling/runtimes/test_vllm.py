@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from quantadvisor.methods import rtn
+from quantadvisor.methods import kv_fp8, rtn
 from quantadvisor.methods.affine import quantize_groups
 from quantadvisor.methods.formats import bridges, compressed, pack_quantized
 from quantadvisor.methods.formats.huggingface import linear_weights
@@ -61,12 +63,33 @@ def test_refusals_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "no config.json" in str(runtime.refuse(str(tmp_path), (), ()))
 
 
-def test_an_fp8_cache_is_refused_where_the_cpu_has_no_instruction_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "said"), [("channel", None), ("tensor", "one scale"), ("static", "one scale"), ("block", "AMX")]
+)
+def test_fp8_weights_that_a_cpu_cannot_multiply(
+    kind: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantadvisor.methods.formats.compressed import FP8
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    monkeypatch.setattr(runtime.nvidia, "torch_built_for", lambda: None)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": FP8[kind]}))
+    found = runtime.refuse(str(tmp_path), (), ("avx2", "avx512f"))
+    assert found is None if said is None else said in str(found)
+    with_amx = runtime.refuse(str(tmp_path), (), ("avx512f", "amx_tile"))
+    assert (with_amx is None) == (kind in ("channel", "block"))
+
+
+def test_an_fp8_cache_is_refused_where_the_cpu_has_no_instruction_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain cache does not need it, and other CPUs have their own."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
     assert runtime.refuse(None, ("kvfp8",), ("avx2", "fma")) == (
         "vLLM's FP8 cache on a CPU needs AVX-512 or AMX, and this one has neither: it ends at AVX2"
     )
+    (tmp_path / "config.json").write_text('{"quantization_config": {"kv_cache_scheme": {"num_bits": 8}}}')
+    assert "FP8 cache on a CPU needs" in str(runtime.refuse(str(tmp_path), (), ("avx2",)))
+    (tmp_path / "config.json").write_text('{"quantization_config": {"kv_cache_scheme": null}}')
+    assert runtime.refuse(str(tmp_path), (), ("avx2",)) is None
     for options, isa in ((("kvfp8",), ("avx2", "avx512f")), (("kvfp8",), ("neon",)), ((f"{runtime.POOL}1024",), ("avx2",))):
         assert runtime.refuse(None, options, isa) is None
     assert "AVX" not in str(runtime.refuse(None, ("kvfp8", "cuda"), ("avx2",)))  # a GPU does not care for the CPU
@@ -209,6 +232,29 @@ class TestVllm:
             small = running.operators(TOKENS[:1])
         assert "cache stored as torch.uint8 (kv_cache_dtype fp8)" in small["decode"]["notes"]
         assert small["decode"]["cache"] == "fp8"
+
+    @pytest.mark.skipif(runtime.fp8_cache_refusal(describe_device().isa) is not None, reason="no AVX-512 and no AMX")
+    @pytest.mark.parametrize("factor", [1000.0, 0.001])
+    def test_scales_of_an_fp8_cache_are_applied(self, factor: float, folders: dict[str, Path], tmp_path: Path) -> None:
+        """Values a thousand times as loud, or as quiet, and o_proj as much quieter or louder: the same function. With scales of 1
+        they are clipped at 448, or lose their bits; with those of the folder, which no option asks for, nothing is lost."""
+        shutil.copytree(folders["hf"], tmp_path / "hf")
+        state = load_file(tmp_path / "hf" / "model.safetensors")
+        for layer in (0, 1):
+            state[f"model.layers.{layer}.self_attn.v_proj.weight"] *= factor
+            state[f"model.layers.{layer}.self_attn.o_proj.weight"] /= factor
+        save_file(state, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+        half_precision(tmp_path / "hf", tmp_path / "bf16", "bfloat16")
+        kv_fp8.apply(tmp_path / "hf", scheme("bf16-kvf8"), "vllm", TOKENS, tmp_path / "kvf8")
+        exact = np.concatenate([torch_logits(tmp_path / "hf", row) for row in TOKENS])
+        reference = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+        np.save(tmp_path / "reference.npy", reference.astype(np.float16))
+        found = {}
+        for name, options in (("bf16", ("kvfp8",)), ("kvf8", ())):
+            with worker(tmp_path / name, *options) as running:
+                found[name] = running.score(TOKENS, tmp_path / "reference.npy", 8)[1].mean()
+                assert running.operators(TOKENS[:1])["decode"]["cache"] == "fp8"
+        assert found["kvf8"] < 0.05 < 0.2 < found["bf16"]
 
     def test_one_process_runs_one_folder_after_another(self, folders: dict[str, Path]) -> None:
         """With a pool of the second's own size: its blocks hold four times the tokens."""

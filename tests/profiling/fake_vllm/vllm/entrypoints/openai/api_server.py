@@ -50,6 +50,15 @@ class Answers(BaseHTTPRequestHandler):
             os._exit(1)
         if number > faults.get("refuses_after", 1 << 30):
             return self.plain(b'{"error": "overloaded"}', 503)
+        asks = "prompt_logprobs" if "prompt_logprobs" in asked else "stream" if asked.get("stream") else "passkey"
+        if asks == faults.get("never_answers"):
+            time.sleep(600)
+        if asks == faults.get("drips"):
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(6000):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
         if "prompt_logprobs" in asked:
             if faults.get("no_logprobs"):
                 return self.plain(b'{"error": "unknown field prompt_logprobs"}', 400)
