@@ -154,7 +154,7 @@ def advise(
     first: First = lambda _: None,
 ) -> Advice:
     """Predict every candidate, exclude what cannot meet SLO or memory, join what was chosen apart where the `shares` of the
-    diagnosis ask for both, and choose who is measured. `first`: what is said of one of whose family no ghost ran."""
+    diagnosis ask for both, and choose who is measured. `first`: what is said of one that no ghost speaks for."""
     workload = context.workload
     schemes = {c.scheme.name: c.scheme for c in reversed(candidates)}  # a checkpoint's may bear the name of one of ours
     done = [predicted_candidate(context, c, ghosts, probes, schemes, simulated, first) for c in candidates]
@@ -184,8 +184,10 @@ def predicted_candidate(
     if own and own.refused:
         return candidate.model_copy(update={"refused": own.refused})
     predicted = predict(candidate, context.workload, probes, [g for g in ghosts if g.unused is None], schemes)
-    predicted = predicted or first(candidate)
     relatives = [g for g in ghosts if (g.runtime, g.options) == (candidate.runtime, candidate.options)]
+    alike = [g for g in relatives if kernel_class(schemes[g.scheme]) == kernel_class(candidate.scheme)]
+    if not any(g.refused or (g.unused and g.ttft_s) for g in alike):  # those that failed, or were not believed, speak against it
+        predicted = predicted or first(candidate)
     missing = own if predicted else next((g for g in (own, *relatives) if g and g.unused), None)
     if missing and missing.unused:
         whose = "its ghost" if missing is own else f"the ghost of {missing.scheme} in its runtime"

@@ -2,7 +2,7 @@
 
 The baseline's pass with its linears exchanged for the candidate's, as predict does with a ghost's, and its cache by bytes.
 Linears that no probe times are put at the roofline, and at the share of it that the probed kernels reach. Good enough for
-the order in which ghosts are run, and to tell a ghost's time that cannot be.
+the order in which ghosts are run, to tell a ghost's time that cannot be, and as the prediction of whom no ghost spoke for.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantadvisor.documents import Candidate, Ghost, KernelTiming, Peaks, Scheme, Workload
+from quantadvisor.documents import Candidate, Ghost, KernelSource, KernelTiming, Peaks, Predicted, Scheme, Workload
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import request_s
 
 from .explain import number_of, roof_of_linears
-from .predict import Probes, cache_row_bytes
+from .predict import Probes, cache_row_bytes, outlier_channels, predicted, weights_and_cache
 
+NO_GHOST = "no ghost of its kernels ran"
 DOUBTFUL = 10.0
 """Times what is expected: slow paths are 2 to 6 times slower (docs/log.md), a machine out of memory hundreds of times."""
 
@@ -75,6 +76,22 @@ def linears_s(made: Scheme, runtime: str, options: tuple[str, ...], known: Known
         number = "fp32"
     roof = roof_of_linears(known.probes.inventory, made, known.peaks, rows, head_rows, plain, number)
     return None if roof is None else roof / known.reached
+
+
+def without_ghost(candidate: Candidate, workload: Workload, known: Known) -> Predicted | None:
+    """The expectation as a prediction, of least certainty; None where there is none, or a second product (LLM.int8()) beside
+    the kernel's would run."""
+    of, base = expected(candidate, workload, known), known.baseline
+    if of is None or base.peak_bytes is None or outlier_channels(candidate.scheme):
+        return None
+    inventory, users = known.probes.inventory, workload.traffic.concurrency
+    sizes = (workload.traffic.prompt_length * users, users)
+    probed = all(known.probes.linears_s(candidate.scheme, candidate.runtime, candidate.options, m, users) for m in sizes)
+    source: KernelSource = "measured" if probed else "roofline"
+    peak = base.peak_bytes + weights_and_cache(inventory, candidate.scheme, candidate.runtime, workload)
+    peak -= weights_and_cache(inventory, scheme(base.scheme), base.runtime, workload)
+    basis = f"the baseline's pass, linears exchanged by {'probes' if probed else 'the roofline'}: {NO_GHOST}"
+    return predicted(workload, of.ttft_s, of.tpot_s, max(0, peak), basis, source)
 
 
 def promise(workload: Workload, of: Expected | None) -> float:

@@ -67,7 +67,7 @@ class Ratios(NamedTuple):
 
 class Apart(NamedTuple):
     """One phase: seconds by cause, what came out better than hoped (≤ 0), its times, and the tensor that binds instead. Causes
-    and gain are 0 where its times are not told."""
+    and gain are 0 where its times are not told, as they are of a phase that took none: decode, where one token is asked for."""
 
     causes: Mapping[Cause, float]
     gained_s: float
@@ -157,7 +157,7 @@ def take_apart(phase: str, checkpoint: Checkpoint, quantized: Observation, unqua
     found: dict[Cause, float] = dict.fromkeys(CAUSES, 0.0)
     gained = 0.0
     whole, wish, spent = sum(theirs.values()), hoped * sum(theirs.values()), sum(ours.values())
-    if checkpoint.linears and not (ours["linears"] and theirs["linears"]):
+    if spent and checkpoint.linears and not (ours["linears"] and theirs["linears"]):
         times = StepTimes(unquantized_s=whole, hoped_s=wish, attainable_s=None, measured_s=spent)
         return Apart(found, gained, times, "none")
 

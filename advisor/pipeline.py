@@ -44,7 +44,7 @@ from .context import WINDOW, Context, cache_folder, export_format, run_key
 from .decide import best_unquantized, decide, with_breach
 from .device_choice import chosen_device
 from .diagnose import diagnose, options_of, phase_sizes, split
-from .expected import Known, expected, reached_share
+from .expected import Known, expected, reached_share, without_ghost
 from .first_contact import check_kernels, proven
 from .ghost_runs import Ghosts, run_ghosts
 from .ghosts import ghost_of
@@ -168,7 +168,7 @@ class Run:
         )  # fmt: skip
         base = base.model_copy(update={"rounds": ghosts.baseline or base.rounds})
         ran = (baseline_ghost(base, context), *ghosts.ghosts)
-        alone = first_predictions(context, surveyed.profile)
+        alone = first_predictions(context, surveyed.profile, known._replace(baseline=baseline_ghost(base, context)))
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
             lambda: advise(context, open_, ran, probes, base.name, simulated.quality, shares, alone),
@@ -176,11 +176,11 @@ class Run:
         return advice, simulated, ran, base
 
 
-def first_predictions(context: Context, profile: Profile) -> First:
-    """On a GPU the cost model of `advisor plan`, calibrated on the baseline; elsewhere ghosts alone speak."""
+def first_predictions(context: Context, profile: Profile, known: Known) -> First:
+    """On a GPU the cost model of `advisor plan`, calibrated on the baseline; elsewhere what the order of the ghosts went by."""
     sheet = sheet_of(profile.device) if profile.device.kind == "cuda" else None
     if sheet is None:
-        return lambda _: None
+        return lambda candidate: without_ghost(candidate, context.workload, known)
     config = json.loads((context.model_folder / "config.json").read_text())
     probes = Probes(profile.kernels, context.inventory, EIGHT_BIT_SHARE)
     by = profile.calibration or SAME

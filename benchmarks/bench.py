@@ -22,6 +22,7 @@ from typing import NamedTuple
 from quantadvisor.advisor.builtin_model import NAME
 from quantadvisor.advisor.context import cache_folder
 from quantadvisor.advisor.decide import maximised
+from quantadvisor.advisor.expected import NO_GHOST
 from quantadvisor.advisor.regret import NEAR
 from quantadvisor.documents import Candidate, Document, Regret, Results, write_text
 
@@ -203,17 +204,21 @@ def kernel_probe(probed: Probing) -> list[Row]:
 
 
 def prediction(found: dict[str, Results]) -> list[Row]:
+    """Of candidates that a ghost speaks for; of the others, which are put in an order alone, the error is said beside."""
     rows: list[Row] = []
     for quantity, word in (("tpot_s", "TPOT"), ("ttft_s", "TTFT")):
         errors: dict[str, list[float]] = {}
-        for results in found.values():
-            for row in results.ledger:
-                if row.quantity == quantity:
-                    runtime = row.candidate.split("@")[1].split("+")[0]
-                    errors.setdefault(runtime, []).append(abs(row.ratio - 1))
+        rough: list[float] = []
+        for row in (row for results in found.values() for row in results.ledger if row.quantity == quantity):
+            if NO_GHOST in row.basis:
+                rough.append(abs(row.ratio - 1))
+                continue
+            runtime = row.candidate.split("@")[1].split("+")[0]
+            errors.setdefault(runtime, []).append(abs(row.ratio - 1))
         everything = [error for each in errors.values() for error in each]
         middle = statistics.median(everything) if everything else float("nan")
         per = ", ".join(f"{runtime} {statistics.median(each):.0%} (n={len(each)})" for runtime, each in sorted(errors.items()))
+        per += f"; without a ghost {statistics.median(rough):.0%} (n={len(rough)})" if rough else ""
         worst = max((statistics.median(each) for each in errors.values()), default=1.0)
         rows.append(
             (

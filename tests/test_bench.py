@@ -6,7 +6,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from quantadvisor.documents import Candidate, Predicted, Regret
+from quantadvisor.advisor.expected import NO_GHOST
+from quantadvisor.documents import Candidate, LedgerRow, Predicted, Regret
 
 from .advisor.documents import candidate, workload
 
@@ -101,3 +102,14 @@ def test_regret_with_everything_measured_is_its_ratio(bench: ModuleType, ratio: 
     assert passed is holds
     ((_, _, seen, passed),) = bench.regret({"chat": SimpleNamespace(regret=None)})
     assert (seen, passed) == ("not measured", False)
+
+
+def test_only_predictions_that_a_ghost_speaks_for_are_judged(bench: ModuleType) -> None:
+    def row(candidate: str, ratio: float, basis: str) -> LedgerRow:
+        return LedgerRow(candidate=candidate, quantity="tpot_s", predicted=ratio, measured=1.0, ratio=ratio, basis=basis)
+
+    rows = (row("rtn-w8-g64@openvino+f32", 1.04, "ghost"), row("rtn-w8-g64@vllm", 2.0, f"the baseline's pass: {NO_GHOST}"))
+    (tpot, _) = bench.prediction({"chat": SimpleNamespace(ledger=rows)})
+    assert tpot[2:] == ("4% over 1; openvino 4% (n=1); without a ghost 100% (n=1)", True)
+    (tpot, _) = bench.prediction({"chat": SimpleNamespace(ledger=rows[1:])})
+    assert tpot[3] is False

@@ -28,7 +28,7 @@ def test_who_is_near_the_best_is_tried_with_at_most_two_runtimes_of_a_scheme() -
 
 
 def test_what_the_spec_names_is_measured_whatever_is_predicted() -> None:
-    """torch has no ghosts, so of a compiled one nothing is predicted."""
+    """A compiled one, of which nothing is predicted where the device's roofs are not known."""
     base, best = predicted("none-fp32@torch", 3.0), predicted("rtn-w8-g64@onnxruntime", 1.0)
     asked = predicted("none-fp32@torch+compile", 9.0).model_copy(update={"predicted": None})
     cannot = asked.model_copy(update={"name": "none-bf16@torch+compile", "refused": "finds no g++"})
@@ -120,8 +120,8 @@ def test_what_a_ghost_in_doubt_says_is_not_predicted_but_told() -> None:
     context = SimpleNamespace(workload=workload(), inventory=INVENTORY, device=None)
     probes = Probes(kernels(), INVENTORY, 0.5)
 
-    def seen(*ghosts: Ghost) -> Candidate:
-        return predicted_candidate(context, one, ghosts, probes, schemes, {}, lambda _: None)  # type: ignore[arg-type]
+    def seen(*ghosts: Ghost, first: Predicted | None = None) -> Candidate:
+        return predicted_candidate(context, one, ghosts, probes, schemes, {}, lambda _: first)  # type: ignore[arg-type]
 
     carried = seen(ghost(), doubted)
     assert carried.predicted and carried.predicted.ttft_s
@@ -134,5 +134,11 @@ def test_what_a_ghost_in_doubt_says_is_not_predicted_but_told() -> None:
     assert alone.notes == carried.notes
     other = seen(doubted.model_copy(update={"scheme": "fp32"}))
     assert other.notes == ("the ghost of fp32 in its runtime was not believed: TTFT of 4081 s",)
+    guess = Predicted(objective=1.0, ttft_s=0.5, tpot_s=0.5, peak_bytes=10**9)
+    assert seen(doubted, first=guess).predicted is None  # what ran speaks against it
+    for elsewhere in ((), (doubted.model_copy(update={"scheme": "fp32"}),)):
+        assert seen(*elsewhere, first=guess).predicted == guess
+    left = doubted.model_copy(update={"ttft_s": None, "tpot_s": None, "unused": "not run: no time was left"})
+    assert (seen(left, first=guess).predicted, seen(left).predicted) == (guess, None)
     broken = seen(ghost("w8-g64").model_copy(update={"refused": "the worker died"}))
     assert broken.refused == "the worker died"

@@ -2,7 +2,17 @@
 
 import pytest
 
-from quantadvisor.advisor.expected import DOUBTFUL, Expected, Known, doubt, expected, promise, reached_share
+from quantadvisor.advisor.expected import (
+    DOUBTFUL,
+    NO_GHOST,
+    Expected,
+    Known,
+    doubt,
+    expected,
+    promise,
+    reached_share,
+    without_ghost,
+)
 from quantadvisor.advisor.predict import Probes
 from quantadvisor.documents import Peaks
 
@@ -55,6 +65,25 @@ def test_without_roofs_nothing_is_expected_and_it_comes_last() -> None:
     assert expected(candidate("rtn-w8-g64@onnxruntime", 1.0), spec, known(peaks=None)) is None
     assert promise(spec, None) == float("inf")
     assert doubt(None, 1e6, 1e6) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "source"), [("rtn-w8-g64@onnxruntime", "probes", "measured"), ("rtn-w8-g64@vllm", "the roofline", "roofline")]
+)
+def test_whom_no_ghost_spoke_for_is_predicted_by_it(name: str, by: str, source: str) -> None:
+    one, spec = candidate(name, 1.0), workload(traffic=TRAFFIC)
+    of, found = expected(one, spec, known()), without_ghost(one, spec, known())
+    assert of and found
+    assert (found.ttft_s, found.tpot_s) == of
+    assert found.objective == of.ttft_s + of.tpot_s
+    assert (found.basis, found.kernels) == (f"the baseline's pass, linears exchanged by {by}: {NO_GHOST}", source)
+    assert found.peak_bytes is not None and found.peak_bytes < 10**9  # of the baseline, in fp32
+
+
+def test_a_second_product_is_not_told_by_the_first() -> None:
+    outliers = candidate("llm_int8-w8a8-outlier@torch", 1.0)
+    assert without_ghost(outliers, workload(traffic=TRAFFIC), known()) is None
+    assert without_ghost(candidate("rtn-w8-g64@vllm", 1.0), workload(traffic=TRAFFIC), known(peaks=None)) is None
 
 
 def test_a_time_is_doubted_from_ten_times_what_is_expected() -> None:

@@ -161,6 +161,10 @@ CASES = {
     "weight-only for long prompts and short answers": Case(
         "wrong_phase", "w4-g64", Side((1330, 300, 80), (4, 3, 1), LINEARS), Side((1300, 300, 80), (17, 3, 1)), "w8a8", SUMMARIZE,
     ),
+    "weight-only for long prompts and one token": Case(
+        "wrong_phase", "w4-g64", Side((1330, 300, 80), (0, 0, 0), LINEARS), Side((1300, 300, 80), (0, 0, 0)), "w8a8",
+        traffic(2048, 1),
+    ),
     "a quantized cache for a prefill": Case(
         "wrong_phase", "fp32-kv8", Side((1300, 200, 80), (17, 2, 1), 0), Side((1300, 200, 80), (17, 3, 1)), "w8a8", SUMMARIZE,
         stored=0, levels=(),
