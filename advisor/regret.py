@@ -24,7 +24,7 @@ from .survey import BaselineRun
 SLOW = 5.0
 """Candidates more than this much slower than the best are left out of the measuring share's denominator."""
 NEAR = 1.3
-"""Feasible candidates predicted within this factor of the best are measured before all others."""
+"""Feasible candidates predicted within this factor of the best, or better, are measured before all others: `may_be_best`."""
 FRESH_ROUNDS = 7
 FINALISTS = 3
 MOST_SECONDS = 1200.0
@@ -82,13 +82,14 @@ def in_order(candidates: Sequence[Candidate], measured: set[str], workload: Work
     within each."""
     order = sorted(candidates, key=lambda c: predicted_rank(c, workload))
     reference = objective_predicted(order[0]) if order else None
+    maximise = maximised(workload)
     seen = {c.name.split("@")[0] for c in order if c.name in measured}
     near: list[Candidate] = []
     shown: list[Candidate] = []
     rest: list[Candidate] = []
     for candidate in (c for c in order if c.name not in measured):
         what, value = candidate.name.split("@")[0], objective_predicted(candidate)
-        if candidate.excluded is None and (value is None or near_to(value, reference)):
+        if candidate.excluded is None and (value is None or reference is None or may_be_best(value, reference, maximise)):
             near.append(candidate)
             seen.add(what)
         elif what not in seen:
@@ -99,8 +100,9 @@ def in_order(candidates: Sequence[Candidate], measured: set[str], workload: Work
     return near + shown + rest
 
 
-def near_to(value: float, reference: float | None) -> bool:
-    return bool(value and reference and max(value, reference) <= NEAR * min(value, reference))
+def may_be_best(value: float, reference: float, maximise: bool) -> bool:
+    """Is `value` within NEAR of `reference`, what the best is predicted to be, or better?"""
+    return value * NEAR >= reference if maximise else value <= NEAR * reference
 
 
 def objective_predicted(candidate: Candidate) -> float | None:

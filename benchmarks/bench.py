@@ -23,7 +23,7 @@ from quantadvisor.advisor.builtin_model import NAME
 from quantadvisor.advisor.context import cache_folder
 from quantadvisor.advisor.decide import maximised
 from quantadvisor.advisor.expected import NO_GHOST
-from quantadvisor.advisor.regret import NEAR
+from quantadvisor.advisor.regret import NEAR, may_be_best
 from quantadvisor.documents import Candidate, Document, Regret, Results, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,7 +139,7 @@ def unreached(r: Regret, candidates: Sequence[Candidate], maximise: bool) -> Unr
     predicted = [c.predicted.objective for c in able if c.predicted and c.predicted.objective is not None]
     best = by_name[r.best].predicted if r.best in by_name else None
     reference = best.objective if best and best.objective is not None else r.best_objective
-    near = [one for one in predicted if (one * NEAR >= reference if maximise else one <= NEAR * reference)]
+    near = [one for one in predicted if may_be_best(one, reference, maximise)]
     return Unreached(len(left), len(near), len(able) - len(predicted), len(left) - len(able))
 
 

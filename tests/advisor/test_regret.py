@@ -7,7 +7,7 @@ import pytest
 
 from quantadvisor.advisor import candidates
 from quantadvisor.advisor.prove import Trial
-from quantadvisor.advisor.regret import Fresh, able, everything_s, in_order, ratio_interval, regret_of
+from quantadvisor.advisor.regret import Fresh, able, everything_s, in_order, may_be_best, ratio_interval, regret_of
 from quantadvisor.advisor.stages import Quiet, Stages
 from quantadvisor.documents import BadInput, Document, Predicted
 
@@ -72,6 +72,14 @@ def test_rivals_are_measured_first_then_one_of_each_method_and_scheme() -> None:
         "rtn-w8-g64@openvino+f32",
         "rtn-w4-g64@onnxruntime",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "maximise", "may"),
+    [(1.29, False, True), (1.31, False, False), (0.5, False, True), (0.78, True, True), (0.76, True, False), (5.0, True, True)],
+)
+def test_what_is_predicted_near_the_best_or_better_may_be_it(value: float, maximise: bool, may: bool) -> None:
+    assert may_be_best(value, 1.0, maximise) is may
 
 
 def test_what_is_maximised_is_turned_round() -> None:
