@@ -6,7 +6,9 @@ runtimes read: gptq, awq and compressed-tensors hold the same integers, and the 
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,13 +175,32 @@ def scratch_beside(out: Path) -> Iterator[Path]:
 
     folder = out.parent / f".{out.name}{PARTIAL}"
     folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder, out):
+        try:
+            check_new(out)  # another one may have just ended
+            yield folder
+        except Exception:
+            if not any(folder.glob(".*.kept-*/*")):
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def alone_in(folder: Path, out: Path) -> Iterator[None]:
+    """No other process builds `out` in the folder meanwhile: BadInput where one does. The lock ends with this process, however
+    that ends."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        yield folder
-    except Exception:
-        if not any(folder.glob(".*.kept-*/*")):
-            shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(str(out), "another advisor apply is writing it", "wait for its end, or give another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(opened)
 
 
 def tell(made: Built, as_json: bool, quiet: bool) -> None:

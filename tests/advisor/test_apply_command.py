@@ -77,6 +77,23 @@ def test_the_same_command_goes_on_after_an_interruption(
     assert {path.name for path in tmp_path.iterdir()} <= {"whole", "out", "cache"}
 
 
+def test_a_second_one_to_the_same_folder_is_refused(llama: Path, tmp_path: Path) -> None:
+    """What the first has there is left alone; once it is over the same command runs."""
+    out = tmp_path / "out"
+    command = ("apply", llama, "--method", "rtn", "--scheme", "w4-g32-bf16", "--format", "gptq", "--out", out)
+    with apply_command.scratch_beside(out) as scratch:
+        (scratch / "calibration.npy").write_bytes(b"of the first")
+        with pytest.raises(BadInput, match="out: another advisor apply is writing it; wait") as caught:
+            advisor(*command)
+        assert (caught.value.exit_code, len(str(caught.value).splitlines())) == (2, 1)
+        assert (scratch / "calibration.npy").read_bytes() == b"of the first"
+        assert not out.exists()
+    advisor(*command)
+    with pytest.raises(BadInput, match="exists already"), apply_command.scratch_beside(out):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "cache"}
+
+
 def test_a_failure_that_keeps_nothing_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has zero points"), apply_command.scratch_beside(tmp_path / "out") as scratch:
         (scratch / "calibration.npy").touch()
