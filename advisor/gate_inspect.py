@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -88,9 +88,10 @@ def inspected_metrics(of: str, baseline: Inspected, candidate: Inspected, agains
     return metrics
 
 
-def incoherent(output: Output) -> bool:
-    """One or two tokens over and over: what a model of wrong weights or a wrong cache says."""
-    return len(output) >= LEAST_TOKENS and len(set(output[LEAST_TOKENS // 2 :])) <= 2
+def incoherent(output: Sequence[int | str], least: int = LEAST_TOKENS) -> bool:
+    """One or two tokens or words over and over: what a model of wrong weights or a wrong cache says. Its first half, at most
+    LEAST_TOKENS / 2, may be others; one shorter than `least` is not called so."""
+    return len(output) >= least and len(set(output[min(len(output), LEAST_TOKENS) // 2 :])) <= 2
 
 
 def output_metric(of: str, baseline: Output, candidate: Output) -> GateMetric:

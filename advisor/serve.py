@@ -24,6 +24,7 @@ from quantadvisor.profiling.text import text_encoder
 from quantadvisor.profiling.workers import RunningWorker
 
 from .candidates import session_options
+from .gate_inspect import incoherent
 from .model_cache import sha256_of
 
 PROMPT = "The capital of France is"
@@ -107,8 +108,7 @@ def wrong_with(said: str, expected: str) -> str | None:
     pieces = re.findall(r"\w+|[^\w\s]", said)
     if not pieces:
         return "it said nothing"
-    over_and_over = len(pieces) >= LEAST_PIECES and len(set(pieces[len(pieces) // 2 :])) <= 2
-    if over_and_over or re.fullmatch(r"(\S{1,12}?)\1{3,}", said.strip()):
+    if incoherent(pieces, LEAST_PIECES) or re.fullmatch(r"(\S{1,12}?)\1{3,}", said.strip()):
         return f"it is incoherent: {said.strip()[:80]!r}"
     pairs = list(zip(said.split(), expected.split(), strict=False))[:SAME_WORDS]
     if all(mine.startswith(theirs) or theirs.startswith(mine) for mine, theirs in pairs):

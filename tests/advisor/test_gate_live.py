@@ -15,7 +15,7 @@ import pytest
 from quantadvisor.advisor import gate_blocks, gate_open, gate_watch, stored_graphs
 from quantadvisor.advisor import gate_live as gate_live_module
 from quantadvisor.advisor.gate_blocks import SIDES, Block, paired_times, run_blocks
-from quantadvisor.advisor.gate_inspect import output_metric, scored_metrics
+from quantadvisor.advisor.gate_inspect import Output, incoherent, output_metric, scored_metrics
 from quantadvisor.advisor.gate_live import Live, gate_live
 from quantadvisor.advisor.gate_sides import Side, differing, versions
 from quantadvisor.advisor.gate_texts import Texts
@@ -182,6 +182,22 @@ def test_incoherent_output_is_anomalous() -> None:
     assert gate_live(live(stuck=True)).exit_code == 3
     assert output_metric("b", tuple(range(32)), tuple(range(30))).state == "anomalous"
     assert output_metric("b", (5,) * 32, (5,) * 32).state == "pass"
+
+
+@pytest.mark.parametrize(
+    ("output", "least", "said"),
+    [
+        ((*range(8), *(5, 6) * 12), 16, True),
+        ((*range(9), *(5, 6) * 12), 16, False),
+        ((5,) * 15, 16, False),
+        (("Paris", ".", "The", "The", "The", "The"), 6, True),
+        (("Paris", ".", "The", "city", "of", "light"), 6, False),
+        (("of",) * 5, 6, False),
+    ],
+)
+def test_the_half_that_may_be_sane_before_an_output_repeats_itself(output: Output, least: int, said: bool) -> None:
+    """Of a long one the first eight tokens."""
+    assert incoherent(output, least) is said
 
 
 @pytest.mark.parametrize("faults", [{"no_load": True}, {"no_runtime": True}, {"dies_after": 3}])
