@@ -13,7 +13,7 @@ from quantadvisor.methods.refusals import COMPRESSED
 from quantadvisor.methods.registry import method, trains
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.methods.static_int8 import NPU
-from quantadvisor.profiling.environments import interpreter_of, named_interpreter, refusal
+from quantadvisor.profiling.environments import check_runtime, interpreter_of, named_interpreter, refusal
 from quantadvisor.profiling.gpus import capability
 from quantadvisor.profiling.runtimes import vllm
 from quantadvisor.profiling.runtimes.registry import RUNTIMES
@@ -361,8 +361,7 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
     found = {}
     for choice in choices(workload):
         name = choice.name
-        if name not in RUNTIMES:
-            raise BadInput("runtimes", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
+        check_runtime("runtimes", name)
         if choice.python is not None:
             named_interpreter(f"runtimes.{name}.python", choice.python)
         if unknown := [one for one in choice.options if name != "torch" or one not in ON_REQUEST]:

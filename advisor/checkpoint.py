@@ -14,9 +14,8 @@ from typing import Any
 from quantadvisor.documents import BadInput, Candidate, Checkpoint, Device, Inventory, Scheme, Target, Workload
 from quantadvisor.kernels.llama_layouts import crash, layouts
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.environments import interpreter_of, refusal
+from quantadvisor.profiling.environments import check_runtime, interpreter_of, refusal
 from quantadvisor.profiling.runtimes import nvidia
-from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 from .candidates import UNKNOWN, asked_runtimes, needless, places_on
 from .stored_gguf import gguf_in, of_gguf
@@ -182,8 +181,7 @@ def runtime_for(kind: str, place: str | None, path: str) -> tuple[str, tuple[str
     """(name, options); BadInput where the runtime is unknown or reads another format."""
     able = RUNTIMES_OF[kind]
     name, *options = (place or able[0]).split("+")
-    if name not in RUNTIMES:
-        raise BadInput("--runtime", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
+    check_runtime("--runtime", name)
     if name not in able:
         raise BadInput("--runtime", f"{name} does not read {path}, a folder in {kind} format", f"give {' or '.join(able)}")
     if name == "openvino" and not options:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantadvisor.documents import BadInput, CandidateFailed, Device, Factor, Unavailable
-from quantadvisor.profiling.environments import answer_of, interpreter_of, named_interpreter, refusal
-from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime_file
+from quantadvisor.profiling.environments import answer_of, check_runtime, interpreter_of, named_interpreter, refusal
+from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.workers import RunningWorker
 
 MARKS = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino", "model.gguf": "llama.cpp", "config.json": "torch"}
@@ -60,14 +60,24 @@ def side_of(where: str, path: Path, named: str | None, python: str | None, devic
     if found is None:
         raise BadInput(f"{where} ({path})", "is no artifact", f"it must hold one of {', '.join(MARKS)}")
     name, *options = (named or found).split("+")
-    if name not in RUNTIMES:
-        raise BadInput("--runtime", f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
+    check_runtime("--runtime", name)
     if name == "openvino" and not any(option.startswith("kv") for option in options):
         options.append("kvf16")
-    lives = interpreter_of(name) if python is None else named_interpreter(f"--{where}-env", python)
-    if python is None and (reason := refusal(name, lives, str(path), tuple(options), device.isa)):
-        raise Unavailable(f"{where} ({path})", reason)
+    what, own = f"{where} ({path})", interpreter_of(name)
+    lives = interpreter_for(where, what, name, tuple(options), own, python, str(path), device)
     return Side(path, name, tuple(options), lives, runtime_file(name))
+
+
+def interpreter_for(
+    where: str, what: str, runtime: str, options: tuple[str, ...], own: str, python: str | None, path: str | None, device: Device
+) -> str:
+    """`python`, which the user names for the side; else the runtime's `own`: Unavailable says of `what` why it cannot run there.
+    `path`: of the artifact; None where it is yet to be built."""
+    if python is not None:
+        return named_interpreter(f"--{where}-env", python)
+    if reason := refusal(runtime, own, path, options, device.isa):
+        raise Unavailable(what, reason)
+    return own
 
 
 def versions(where: str, side: Side) -> dict[str, str]:

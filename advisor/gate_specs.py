@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from quantadvisor.documents import BadInput, Device, NotComparable, RuntimeChoice, Unavailable, Workload
+from quantadvisor.documents import BadInput, Device, NotComparable, RuntimeChoice, Workload
 from quantadvisor.methods.schemes import scheme
-from quantadvisor.profiling.environments import named_interpreter, refusal
+from quantadvisor.profiling.environments import check_runtime
 from quantadvisor.profiling.inventory import inventory_from_config
-from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime_file
+from quantadvisor.profiling.runtimes.registry import runtime_file
 
 from .builds import build_all
 from .candidates import baseline_name, session_options
 from .context import Context, cache_folder
 from .diagnose import options_of, split
-from .gate_sides import Side
+from .gate_sides import Side, interpreter_for
 from .model_source import resolve_model
 from .stages import Progress
 
@@ -45,17 +45,15 @@ def side_of_spec(where: str, workload: Workload, python: str | None, device: Dev
         made, options = scheme(scheme_name), options_of(name)
     except (IndexError, ValueError):
         raise BadInput(f"{where}: baseline", f"{name!r} is no candidate's name", "such as none-bf16@torch") from None
-    if runtime_name not in RUNTIMES:
-        raise BadInput(f"{where}: baseline", f"unknown runtime {runtime_name!r}", f"known here: {', '.join(RUNTIMES)}")
+    check_runtime(f"{where}: baseline", runtime_name)
     options = session_options(runtime_name, options, made)
     inventory = inventory_from_config(json.loads((folder / "config.json").read_text()))
     context = Context(workload, device, inventory, source, folder, out, progress)
-    own = context.interpreter(runtime_name) if python is None else named_interpreter(f"--{where}-env", python)
-    if python is None and (reason := refusal(runtime_name, own, None, options, device.isa)):
-        raise Unavailable(f"{where}: {name}", reason)
+    what, own = f"{where}: {name}", context.interpreter(runtime_name)
+    lives = interpreter_for(where, what, runtime_name, options, own, python, None, device)
     build = context.build(name.split("-")[0], made, runtime_name)
     bases = [context.build("none", scheme("fp32"), runtime_name)] if build.base and build.base != build.out else []
     built = build_all([*bases, build], progress.say)[build.out]
     if built.failed:
-        raise BadInput(f"{where}: {name}", f"cannot be built: {built.failed}")
-    return Side(build.out, runtime_name, options, own, runtime_file(runtime_name))
+        raise BadInput(what, f"cannot be built: {built.failed}")
+    return Side(build.out, runtime_name, options, lives, runtime_file(runtime_name))

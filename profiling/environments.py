@@ -16,7 +16,7 @@ from typing import Any
 from quantadvisor.documents import BadInput, CandidateFailed
 from quantadvisor.kernels import processes
 
-from .runtimes.registry import runtime, runtime_file
+from .runtimes.registry import RUNTIMES, runtime, runtime_file
 
 WORKER = Path(__file__).with_name("worker.py")
 APART = ("vllm",)
@@ -45,6 +45,12 @@ def interpreter_of(name: str, chosen: str | None = None) -> str:
     """The user's, else the one made for it where that is there, else ours."""
     apart = Path(f"{sys.prefix}-{name}") / "bin" / "python"
     return chosen or (str(apart) if name in APART and apart.exists() else sys.executable)
+
+
+def check_runtime(where: str, name: str) -> None:
+    """BadInput where no runtime is called so."""
+    if name not in RUNTIMES:
+        raise BadInput(where, f"unknown runtime {name!r}", f"known here: {', '.join(RUNTIMES)}")
 
 
 def named_interpreter(where: str, python: str) -> str:

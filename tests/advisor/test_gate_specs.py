@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from quantadvisor.advisor import gate_specs
+from quantadvisor.advisor import gate_sides, gate_specs
 from quantadvisor.advisor.gate_input import Asked, kinds_of
 from quantadvisor.advisor.gate_open import servers_of, workload_of
 from quantadvisor.advisor.gate_specs import check_same_traffic, server_of, side_of_spec
 from quantadvisor.advisor.stages import Quiet
-from quantadvisor.documents import BadInput, Device, NotComparable, SourceCheckpoint
+from quantadvisor.documents import BadInput, Device, NotComparable, SourceCheckpoint, Unavailable
 
 from ..methods.conftest import write_llama
 from .documents import workload
+from .test_checkpoint import CONFIG
 from .test_gate_command import SPEC, gate
 
 DEVICE = Device(name="here", cores=2, threads=2, memory_bytes=1 << 30, fingerprint="f")
@@ -66,6 +67,19 @@ def test_a_baseline_that_nobody_knows_is_bad_input(name: str, tmp_path: Path, mo
     with pytest.raises(BadInput, match="baseline: baseline") as caught:
         side_of_spec("baseline", workload(baseline=name), None, DEVICE, tmp_path, Quiet())
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_baseline_whose_runtime_cannot_run_here_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an interpreter that the user names it is not asked before the worker starts; but it has to be one."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    source = SourceCheckpoint(model="m", path="", sha256="0" * 64)
+    monkeypatch.setattr(gate_specs, "resolve_model", lambda *_: (tmp_path, source))
+    monkeypatch.setattr(gate_sides, "refusal", lambda *_: "not installed")
+    given = workload(baseline="none-fp32@torch")
+    with pytest.raises(Unavailable, match="^baseline: none-fp32@torch: not installed$"):
+        side_of_spec("baseline", given, None, DEVICE, tmp_path, Quiet())
+    with pytest.raises(BadInput, match="^--baseline-env: nowhere is not an executable"):
+        side_of_spec("baseline", given, "nowhere", DEVICE, tmp_path, Quiet())
 
 
 @pytest.mark.alone
