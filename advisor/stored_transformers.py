@@ -34,7 +34,8 @@ def of_transformers(folder: Path) -> dict[str, Any]:
     if isinstance(given, dict):
         coded = coded_modules(folder)
         made = of_quantization_config(given, str(folder), any("lm_head" in name for name in coded))
-        made = made.model_copy(update={"compute": plain})
+        name = f"{made.name}-bf16" if half and made.name.startswith("fp8") else made.name  # as the catalogue calls it
+        made = made.model_copy(update={"name": name, "compute": plain})
         stored = len(coded) or linears - (made.lm_head is None)
     else:
         made, stored = scheme(plain), linears if half else 0

@@ -20,6 +20,7 @@ from quantadvisor.advisor.checkpoint import (
 )
 from quantadvisor.advisor.stored_transformers import of_quantization_config
 from quantadvisor.documents import BadInput, Checkpoint, Device, Inventory
+from quantadvisor.methods.formats import compressed
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.reports.markdown import render_markdown
 
@@ -213,6 +214,15 @@ def test_quantization_configs(given: dict[str, object], name: str) -> None:
     assert found.name == name
     assert found.lm_head is None
     assert of_quantization_config(given, "here", head_quantized=True).lm_head == found.weights
+
+
+@pytest.mark.parametrize("kind", compressed.FP8)
+def test_an_fp8_folder_is_called_what_the_catalogue_calls_it(tmp_path: Path, kind: str) -> None:
+    """By whether the rest of it is in 16 bit."""
+    stem = "fp8" if kind == "channel" else f"fp8-{kind}"
+    for dtype, name in (("bfloat16", f"{stem}-bf16"), ("float32", stem)):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dtype": dtype, "quantization_config": compressed.FP8[kind]}))
+        assert described(str(tmp_path)).scheme == scheme(name)
 
 
 def test_a_quantization_config_nobody_knows_is_one_line() -> None:
