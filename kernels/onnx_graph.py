@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantadvisor.documents.profile import only_rounds
+
 from .problem import Bound, Prepared, Problem, inputs
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ def rounding_share(shape: Problem, nodes_of: Nodes) -> float | None:
     """Of a warm run's kernels, the time of QuantizeLinear and DequantizeLinear, 0..1; None where neither runs."""
     ran = profiled(shape, nodes_of, runs=2)
     ran = ran[len(ran) // 2 :]
-    rounding = [seconds for name, seconds in ran if name.lower().endswith("quantizelinear")]
+    rounding = [seconds for name, seconds in ran if only_rounds(name)]
     return sum(rounding) / sum(seconds for _, seconds in ran) if rounding else None
 
 

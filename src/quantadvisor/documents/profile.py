@@ -149,6 +149,11 @@ class PhaseTime(OpenDocument):
     residue_s: float
 
 
+def only_rounds(operator: str) -> bool:
+    """Is it ONNX's QuantizeLinear or its kin? profiling/runtimes/onnxruntime.py, which runs where no document is, names them."""
+    return operator.lower().endswith("quantizelinear")
+
+
 class OperatorCount(OpenDocument):
     """One operator that really ran."""
 
@@ -162,8 +167,8 @@ class OperatorCount(OpenDocument):
 
     @property
     def rounds(self) -> bool:
-        """ONNX's QuantizeLinear and its kin, between linears: a runtime file counts them to the linears' time."""
-        return self.name.lower().endswith("quantizelinear")
+        """Between linears: a runtime file counts them to the linears' time."""
+        return only_rounds(self.name)
 
 
 UNQUANTIZED = frozenset(("", "float32", "float16", "bfloat16", "f32", "f16", "bf16", "16 bit"))

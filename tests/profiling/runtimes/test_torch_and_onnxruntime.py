@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 
 from quantadvisor.documents import CandidateFailed
+from quantadvisor.documents.profile import only_rounds
 from quantadvisor.methods.registry import method
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes.registry import runtime, runtime_file
@@ -39,6 +40,14 @@ def test_an_adapters_products_are_no_linears_of_the_model() -> None:
     assert (found["linears"], found["quantized_linears"]) == (2, 2)
     assert (found["linears_s"], found["other_s"]) == (8.0, 2.0)
     assert {row["name"]: row["count"] for row in found["operators"]}["MatMul beside a quantized one"] == 2
+
+
+def test_what_only_rounds_is_so_by_the_runtime_and_by_the_documents() -> None:
+    """The runtime's file is loaded where no document is."""
+    from quantadvisor.profiling.runtimes.onnxruntime import LINEARS, QUANTIZED, ROUNDING
+
+    assert all(map(only_rounds, ROUNDING))
+    assert not any(map(only_rounds, (*LINEARS, *QUANTIZED, "Add")))
 
 
 @pytest.fixture(scope="module")
