@@ -25,7 +25,7 @@ from .predict import (
     users_within,
 )
 from .prove import memory_limit
-from .risk import coarser_of, not_searched
+from .risk import at_best, coarser_of, not_searched
 
 MARGIN = 0.15
 """Candidates predicted within this of the best are measured too, up to MOST_TRIALS of them."""
@@ -81,12 +81,6 @@ def standing_alone(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that no coarser one stands before at their place: it is not listed there, or refused."""
     here = {(f"{c.method}-{c.scheme.name}", c.runtime, c.options) for c in candidates if c.refused is None}
     return [c for c in candidates if (coarser_of(f"{c.method}-{c.scheme.name}"), c.runtime, c.options) not in here]
-
-
-def at_best(quality: Quality) -> Quality:
-    """The better end of each interval: what a simulation on few tokens cannot rule out."""
-    kl = quality.kl.model_copy(update={"mean": quality.kl.low})
-    return quality.model_copy(update={"kl": kl, "top1": quality.top1.model_copy(update={"mean": quality.top1.high})})
 
 
 def ghosts_to_run(candidates: Sequence[Candidate], probes: Probes, workload: Workload, cache_binds: bool) -> list[Candidate]:

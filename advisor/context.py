@@ -17,7 +17,7 @@ from quantadvisor.profiling.ledger import bytes_of_weights, pool_bytes
 from quantadvisor.profiling.measure import prompt_batch
 from quantadvisor.profiling.runtimes.registry import runtime_file
 from quantadvisor.profiling.runtimes.vllm import POOL
-from quantadvisor.profiling.text import TextSource, calibration_tokens, evaluation_tokens, passkey_prompt
+from quantadvisor.profiling.text import JUDGED, TextSource, calibration_tokens, evaluation_tokens, passkey_prompt
 from quantadvisor.profiling.workers import Allowance, RunningWorker
 
 from .builds import Build
@@ -26,8 +26,7 @@ from .ghosts import ghost_method
 from .stages import Progress
 
 CALIBRATION_LENGTH = 128
-EVALUATION_TOKENS = 2048
-MOST_EVALUATION_TOKENS = 16_384
+EVALUATION_TOKENS, MOST_EVALUATION_TOKENS = JUDGED
 WINDOW = 512
 REQUEST_LIMIT_S, CANDIDATE_LIMIT_S = 600.0, 1200.0
 """What a worker may take for one answer, and a candidate for all of them, where budget.advise_s is no more than that."""

@@ -61,9 +61,18 @@ FINER = MappingProxyType({
     "gguf-q6_k": "gguf-q5_k",
     "gguf_imatrix-q4_k": "gguf-q4_k",
     "gguf_imatrix-q5_k": "gguf_imatrix-q4_k",
+    "gguf_imatrix-q3_k": "gguf-q3_k",
+    "gguf_imatrix-q2_k": "gguf-q2_k",
 })  # fmt: skip
 """`method-scheme` that costs more bytes or a longer search -> the coarser one that it stands behind, likewise with -bf16: it is
 worth its time only where that one alone may not hold the budget."""
+FEWER = MappingProxyType({
+    "rtn-w3-g64": "rtn-w4-g64",
+    "rtn-w2-g64": "rtn-w3-g64",
+    "gguf-q3_k": "gguf-q4_k",
+    "gguf-q2_k": "gguf-q3_k",
+})  # fmt: skip
+"""`method-scheme` -> the same rounding with more bits: what breaks the budget there breaks it here."""
 SEARCH_SAMPLES, CALIBRATION_SAMPLES = 16, 8
 """Of the calibration: what searches get, and fixed ranges; fewer than for the artifact, so that both come out a bit worse."""
 RESERVE = 2.0
@@ -312,8 +321,8 @@ def coarser_of(name: str) -> str | None:
 
 def depth(name: str, scheme: Scheme) -> int:
     """How many simulations one after the other decide whether `method-scheme` is simulated."""
-    coarser = coarser_of(name)
-    return max(int(plain_of(name, scheme) is not None), 1 + depth(coarser, of_name(coarser)[1]) if coarser else 0)
+    before = [one for one in (coarser_of(name), FEWER.get(name)) if one]
+    return max([int(plain_of(name, scheme) is not None), *(1 + depth(one, of_name(one)[1]) for one in before)])
 
 
 def of_name(name: str) -> tuple[str, Scheme]:
@@ -325,10 +334,12 @@ def of_name(name: str) -> tuple[str, Scheme]:
 def not_searched(
     method_name: str, scheme: Scheme, simulated: Mapping[str, Quality], workload: Workload, alone: bool = False
 ) -> str | None:
-    """Why a candidate is not even simulated: what it starts from is out of a search's reach, or the coarser one that it stands
-    behind (unless it is there `alone`) needs nothing finer, or is not simulated for such a reason itself. None where nothing
-    speaks against it."""
+    """Why a candidate is not even simulated: more bits break the budget already, what it starts from is out of a search's reach,
+    or the coarser one that it stands behind (unless it is there `alone`) needs nothing finer, or is not simulated for such a
+    reason itself. None where nothing speaks against it."""
     name = f"{method_name}-{scheme.name}"
+    if name in FEWER and (reason := broken_before(FEWER[name], simulated, workload)):
+        return reason
     if name not in simulated and (reason := out_of_reach(plain_of(name, scheme), simulated, workload)):
         return reason
     coarser = None if alone else coarser_of(name)
@@ -346,6 +357,20 @@ def not_searched(
         return None
     found = f"mean KL {known.kl.mean:.3g} [{known.kl.low:.3g}, {known.kl.high:.3g}], simulated"
     return f"{coarser} alone is well inside the budget ({found}): nothing finer is needed"
+
+
+def broken_before(wider: str, simulated: Mapping[str, Quality], workload: Workload) -> str | None:
+    """Why fewer bits than those of `wider` cannot hold the budget; None where they may."""
+    quality = simulated.get(wider)
+    if quality is not None and (breach := budget_breach(at_best(quality), workload)):
+        return f"{wider} breaks the budget already: {breach}, simulated"
+    return not_searched(*of_name(wider), simulated, workload) if wider in FEWER else None
+
+
+def at_best(quality: Quality) -> Quality:
+    """The better end of each interval: what a simulation on few tokens cannot rule out."""
+    kl = quality.kl.model_copy(update={"mean": quality.kl.low})
+    return quality.model_copy(update={"kl": kl, "top1": quality.top1.model_copy(update={"mean": quality.top1.high})})
 
 
 def out_of_reach(plain: str | None, simulated: Mapping[str, Quality], workload: Workload) -> str | None:

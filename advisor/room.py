@@ -1,10 +1,11 @@
-"""Who may be loaded at once: on a CPU all that are compared, on a GPU as many as its memory holds."""
+"""Who may be loaded at once: as many as the memory of the device holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from quantadvisor.documents import Candidate
+from quantadvisor.kernels.machine import process_memory
 from quantadvisor.profiling.gpu_memory import CONTEXT_BYTES
 
 from .context import Context
@@ -14,9 +15,8 @@ from .predict import weights_and_cache
 
 def in_parts(context: Context, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """The candidates in their order, in parts that fit side by side; one that fits nowhere is tried alone."""
-    if context.device.kind != "cuda":
-        return [list(candidates)]
-    limit, parts, used = limit_bytes(context.workload, context.device), list[list[Candidate]](), 0
+    limit = limit_bytes(context.workload, context.device) if context.device.kind == "cuda" else process_memory()
+    parts, used = list[list[Candidate]](), 0
     for one in candidates:
         need = needed_bytes(context, one)
         if not parts or used + need > limit:
@@ -27,7 +27,7 @@ def in_parts(context: Context, candidates: Sequence[Candidate]) -> list[list[Can
 
 
 def needed_bytes(context: Context, candidate: Candidate) -> int:
-    """Of the GPU: its predicted peak, or at least its weights and caches, and a CUDA context of its own."""
+    """Its predicted peak, or at least its weights and caches; on a GPU with a CUDA context of its own."""
     own = weights_and_cache(context.inventory, candidate.scheme, candidate.runtime, context.workload)
     predicted = candidate.predicted.peak_bytes if candidate.predicted else None
-    return max(own, predicted or 0) + CONTEXT_BYTES
+    return max(own, predicted or 0) + (CONTEXT_BYTES if context.device.kind == "cuda" else 0)

@@ -264,10 +264,10 @@ def expected(orders: Iterable[Order], found: Mapping[str, Interval]) -> str:
 
 def oracles(found: Mapping[str, Verdict], code: str) -> str:
     """`code`: the digest of the code as it is; a verdict on another one says so."""
-    lines = ["| method | oracle | test | verdict |", "|---|---|---|---|"]
+    lines = [f"| method | oracle | tests of {TESTS} | verdict |", "|---|---|---|---|"]
     for name in METHODS:
-        what, test = ORACLES[name]
-        one = found.get(name)
+        what, tests = ORACLES[name]
+        one, named = found.get(name), ", ".join(f"`{test}`" for test in tests)
         verdict = "not asked yet" if one is None else one.verdict + ("" if one.code == code else " (as the code was before)")
-        lines.append(f"| {name} | {what} | `{TESTS + test}` | {cell(verdict)} |")
+        lines.append(f"| {name} | {what} | {named} | {cell(verdict)} |")
     return "\n".join(lines) + "\n"

@@ -36,7 +36,7 @@ from .schemes import scheme as named
 NAME = "fpq_activations"
 TARGET: Target = "activations"
 COST = "one forward pass of the calibration samples; formats and shifts of every linear searched on 64 tokens of them"
-FORMATS = {4: ((3, 0), (2, 1), (1, 2)), 8: ((5, 2), (4, 3), (3, 4), (2, 5))}
+FORMATS = {4: ((3, 0), (2, 1), (1, 2)), 8: ((5, 2), (4, 3), (3, 4), (2, 5), (1, 6))}
 """Bits -> (exponent, mantissa) of the formats that are searched; a sign takes the last bit."""
 FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 TOKENS, ROWS = 64, 96

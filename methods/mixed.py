@@ -47,7 +47,7 @@ TARGET_KL = 0.015
 out how one linear's errors at different tokens add up, what lm_head and rounded activations cost, and that the choice favours
 linears whose KL came out too low."""
 TOKENS = 256
-"""Tokens of the first calibration sample that sensitivities are measured on."""
+"""Of the calibration, that sensitivities are measured on: its first samples, or one cut to as many."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     assert scheme.weights.group_size is not None
     from .formats import onnx
 
-    group, tokens = scheme.weights.group_size, calibration[:1, :TOKENS]
+    group, tokens = scheme.weights.group_size, judged_tokens(calibration)
     with (
         base_folder(model_folder, runtime, out, base) as source,
         kept_beside(out, model_folder, tokens, f"{NAME} {scheme.name}") as kept,
@@ -108,6 +108,11 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
         plan = {name: eight if name in wide or name == "lm_head" else four for name in names}
         onnx.quantize_weights(source, out, plan, accuracy_level)
     return (note(measured, wide, costs), *padding(model_folder, scheme, runtime), *known)
+
+
+def judged_tokens(calibration: NDArray[int64]) -> NDArray[int64]:
+    """int64 [samples, length], TOKENS of them or as many as there are."""
+    return calibration[: max(1, TOKENS // calibration.shape[1]), :TOKENS]
 
 
 def sensitivities(model_folder: Path, tokens: NDArray[int64], group: int, names: tuple[str, ...],

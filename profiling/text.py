@@ -33,6 +33,9 @@ NGRAM = 13
 LARGEST_SHARED = 0.10
 """Share of the evaluation's 13-grams that may appear in the calibration text."""
 
+JUDGED = (2048, 16_384)
+"""Tokens of the evaluation text that quality is judged on: its first ones, and more of them where these do not decide."""
+
 OVERLAP = 8
 """Calibration windows may overlap until the text is used this often."""
 
@@ -94,11 +97,13 @@ def shared_passages(calibration: str, evaluation: str) -> float:
 
 def refuse_overlap(calibration: str, evaluation: str, where: str) -> None:
     """Raise where quality would be judged on text that the method was calibrated on."""
-    share = shared_passages(calibration, evaluation)
+    words = re.findall(r"\w+", evaluation)
+    part, share = max(((n, shared_passages(calibration, " ".join(words[:n]))) for n in (*JUDGED, len(words))), key=lambda x: x[1])
     if share > LARGEST_SHARED:
+        judged = f", of its first {part:,} words," if part < len(words) else ""
         raise BadInput(
             where,
-            f"{share:.0%} of the evaluation text's passages ({NGRAM} words in a row) are in it too,"
+            f"{share:.0%} of the evaluation text's passages ({NGRAM} words in a row){judged} are in it too,"
             f" at most {LARGEST_SHARED:.0%} may be",
             "calibrate on another text than quality.text",
         )

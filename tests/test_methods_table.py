@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 from zipfile import ZipFile
 
 import numpy as np
@@ -89,9 +90,9 @@ def asked(*names: str, **given: bool) -> Namespace:
 def test_every_method_has_an_oracle_and_its_test_exists(table: ModuleType) -> None:
     oracles = sys.modules["methods_oracles"].ORACLES
     for name in METHODS:
-        file, function = oracles[name][1].split("::")
-        tree = ast.parse((ROOT / "tests" / "methods" / file).read_text())
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
+        for file, function in (test.split("::") for test in oracles[name][1]):
+            tree = ast.parse((ROOT / "tests" / "methods" / file).read_text())
+            assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
 
 
 def test_expected_orders_speak_of_rows_that_there_are(table: ModuleType) -> None:
@@ -527,13 +528,28 @@ def test_turboquants_distortions_are_the_papers_and_would_be_said_if_they_were_n
 def test_verdicts_are_pytests(table: ModuleType) -> None:
     oracles = sys.modules["methods_oracles"]
     named = {
-        "rtn": ("closed form", "test_affine.py::test_half_goes_to_even_and_zero_stays_zero"),
-        "awq": ("", "test_affine.py::test_nowhere"),
+        "rtn": ("closed form", ("test_affine.py::test_half_goes_to_even_and_zero_stays_zero",)),
+        "awq": ("", ("test_affine.py::test_nowhere",)),
     }
     # pytest refuses a name that is not there
     assert oracles.verdicts(named) == {"rtn": "**did not run**", "awq": "**did not run**"}
     del named["awq"]
     assert oracles.verdicts(named) == {"rtn": "agrees"}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        (("", ""), "agrees"),
+        (("", "<failure/>"), "**disagrees**"),
+        (("", "<skipped message='no llama.cpp'/>"), "skipped here: no llama.cpp"),
+        (("", None), "**did not run**"),
+        (("<error/>", None), "**disagrees**"),
+    ],
+)
+def test_every_test_of_an_oracle_must_agree(table: ModuleType, outcomes: tuple[str | None, ...], said: str) -> None:
+    cases = [[ElementTree.fromstring(f"<testcase>{one}</testcase>")] if one is not None else [] for one in outcomes]
+    assert sys.modules["methods_oracles"].verdict(cases) == said
 
 
 def test_an_oracle_is_asked_again_when_the_code_changed_or_it_was_skipped(

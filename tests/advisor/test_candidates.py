@@ -14,7 +14,7 @@ from quantadvisor.advisor.catalogue import NOMINAL
 from quantadvisor.advisor.checkpoint import PLACES
 from quantadvisor.advisor.ghosts import ghost_method
 from quantadvisor.advisor.predict import kernel_class
-from quantadvisor.advisor.risk import FINER, coarser_of, schemes_at_risk
+from quantadvisor.advisor.risk import FEWER, FINER, coarser_of, schemes_at_risk
 from quantadvisor.documents import BadInput, Device, Gpu, Interval, Quality
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods import awq
@@ -258,6 +258,8 @@ def test_finer_ones_are_listed_where_the_coarser_ones_are(tmp_path: Path) -> Non
         assert {name.removesuffix("-bf16") for name in finer} >= set(FINER) - {"smoothquant_gptq-w8a8"}
         for name in finer:
             assert places[name] <= places[str(coarser_of(name))], name
+        for name in FEWER.keys() & places.keys():
+            assert places[name] <= places[FEWER[name]], name
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
     listed = enumerate_candidates(workload(runtimes=["onnxruntime"]), tmp_path, PLAIN)
     finer, coarser = (next(c for c in listed if c.name == f"awq-w4-{group}@onnxruntime") for group in ("g32", "g64"))

@@ -76,9 +76,9 @@ def test_a_baseline_whose_runtime_cannot_run_here_is_unavailable(tmp_path: Path,
     monkeypatch.setattr(gate_specs, "resolve_model", lambda *_: (tmp_path, source))
     monkeypatch.setattr(gate_sides, "refusal", lambda *_: "not installed")
     given = workload(baseline="none-fp32@torch")
-    with pytest.raises(Unavailable, match="^baseline: none-fp32@torch: not installed$"):
+    with pytest.raises(Unavailable, match=r"^baseline: none-fp32@torch: not installed$"):
         side_of_spec("baseline", given, None, DEVICE, tmp_path, Quiet())
-    with pytest.raises(BadInput, match="^--baseline-env: nowhere is not an executable"):
+    with pytest.raises(BadInput, match=r"^--baseline-env: nowhere is not an executable"):
         side_of_spec("baseline", given, "nowhere", DEVICE, tmp_path, Quiet())
 
 

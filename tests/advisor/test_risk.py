@@ -341,6 +341,20 @@ def test_finer_ones_stand_in_a_row() -> None:
     assert {name: depth(name, of_name(name)[1]) for name in depths} == depths
 
 
+def test_fewer_bits_are_simulated_only_where_more_of_them_hold() -> None:
+    """Of the same rounding; through one that was not simulated for that reason itself. An interval that reaches into the budget
+    speaks against nothing."""
+    asked = workload(quality={"kl_mean_max": 0.05})
+    for few, wide, last in (("rtn-w3-g64", "rtn-w4-g64", "rtn-w2-g64"), ("gguf-q3_k", "gguf-q4_k", "gguf-q2_k")):
+        broken, held = {wide: planted_kl(0.06)}, {wide: planted_kl(0.054)}
+        for name in (few, last):
+            assert f"{wide} breaks the budget already: " in str(not_searched(*of_name(name), broken, asked))
+            assert not_searched(*of_name(name), held, asked) is None
+        assert f"{few} breaks" in str(not_searched(*of_name(last), held | {few: planted_kl(0.2)}, asked))
+        assert [depth(name, of_name(name)[1]) for name in (wide, few, last)] == [0, 1, 2]
+    assert "gguf-q4_k breaks" in str(not_searched(*of_name("gguf_imatrix-q2_k"), {"gguf-q4_k": planted_kl(0.06)}, asked))
+
+
 def test_finer_groups_are_simulated_by_need(llama: Path, tmp_path: Path) -> None:
     """In the child, after what they stand behind; in any case where they stand alone."""
     windows = np.random.default_rng(0).integers(0, 256, (2, 32))

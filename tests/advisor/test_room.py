@@ -3,6 +3,9 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from quantadvisor.advisor import room
 from quantadvisor.advisor.prove import fastest
 from quantadvisor.advisor.room import in_parts, needed_bytes
 from quantadvisor.documents import Device, Gpu, Predicted
@@ -29,9 +32,12 @@ def planned(*peaks: int) -> list[Any]:
     ]
 
 
-def test_a_cpu_holds_all_at_once() -> None:
+def test_a_cpu_holds_what_processes_may_use_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together: else the kernel would end one of them, where each alone stays below its limit."""
+    monkeypatch.setattr(room, "process_memory", lambda: 100 * GIB)
     chosen = planned(50, 50, 50)
-    assert in_parts(context("cpu", 64 * GIB), chosen) == [chosen]
+    assert in_parts(context("cpu", 128 * GIB), chosen) == [chosen[:2], chosen[2:]]
+    assert needed_bytes(context("cpu", 128 * GIB), chosen[0]) == 50 * GIB
 
 
 def test_a_gpu_holds_what_fits_below_its_limit() -> None:

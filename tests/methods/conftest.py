@@ -134,6 +134,12 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(3, VOCABULARY, (4, 32)).astype(np.int64)
 
 
+def draws(tokens: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(calibration, the sample that is judged), each sample left out once: what holds on average need not hold of one."""
+    for index, row in enumerate(tokens):
+        yield np.delete(tokens, index, axis=0), row
+
+
 def torch_logits(folder: Path, row: np.ndarray) -> np.ndarray:
     """Of every position: [S, V], by transformers."""
     import torch

@@ -16,6 +16,7 @@ from quantadvisor.methods.schemes import scheme
 CASES = {
     ("gguf_imatrix", "q4_0", "llama.cpp"): (8, "8 tensors"),
     ("fp8", "fp8-static-bf16", "vllm"): (8, "8 tensors"),
+    ("llm_int8", "w8a8-outlier", "onnxruntime"): (8, "8 tensors"),
     ("kv_fp8", "bf16-kvf8", "vllm"): (4, "4 tensors"),
     ("kv_int8", "fp32-kv8", "onnxruntime"): (4, "4 samples"),
     ("kv_int4", "fp32-kv4", "onnxruntime"): (4, "4 samples"),

@@ -99,6 +99,19 @@ def test_calibrating_on_what_is_evaluated_is_refused(folder: Path, tmp_path: Pat
         text.calibration_tokens(folder, 4, 32, other, other)
 
 
+def test_what_is_judged_first_counts_alone(folder: Path, tmp_path: Path) -> None:
+    """All that the first tokens are judged on, and little of the whole."""
+    judged, mine = tmp_path / "judged.txt", tmp_path / "mine.txt"
+    words = [f"word{i}" for i in range(40_000)]
+    judged.write_text(" ".join(words))
+    mine.write_text(" ".join(words[:3000]))
+    assert text.shared_passages(mine.read_text(), judged.read_text()) < text.LARGEST_SHARED
+    with pytest.raises(BadInput, match=r"100% of the evaluation text's passages .*of its first 2,048 words"):
+        text.calibration_tokens(folder, 4, 32, mine, judged)
+    mine.write_text(" ".join(words[20_000:23_000]))
+    assert text.calibration_tokens(folder, 4, 32, mine, judged)[0].shape == (4, 32)
+
+
 def test_shared_passages_counts_thirteen_words_in_a_row() -> None:
     words = [f"word{i}" for i in range(26)]
     assert text.shared_passages(" ".join(words), "\n".join(words).upper()) == 1
