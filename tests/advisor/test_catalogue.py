@@ -11,7 +11,7 @@ from quantadvisor.advisor.catalogue import RuntimeHere, SchemeHere, devices_here
 from quantadvisor.advisor.kernel_truth import crossing, interpreters, probes_here, truth
 from quantadvisor.advisor.listings import asked_of
 from quantadvisor.advisor.tables import runtimes_table
-from quantadvisor.documents import BadInput, Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
+from quantadvisor.documents import BadInput, Device, Gpu, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
@@ -21,6 +21,8 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES
 from .documents import figure
 
 PLAIN = Device(name="d", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f")
+GPU = Gpu(name="NVIDIA Virtual V1", memory_bytes=80 << 30, compute_capability="9.0", place="5")
+WITH_GPU = PLAIN.model_copy(update={"gpus": (GPU,)})
 SHAPE = LinearShape(name="q_proj", n=64, k=64, count=2)
 INVENTORY = Inventory(
     architecture="LlamaForCausalLM", layers=2, hidden=64, vocabulary=128, heads=2, kv_heads=2, head_dim=32,
@@ -115,6 +117,9 @@ def test_a_kernel_that_crashed_is_refused_with_the_option_that_avoids_it(monkeyp
         assert "SIGSEGV" in str(schemes[name].refused) and "the option plain avoids it" in str(schemes[name].refused)
     assert schemes["none-bf16@llama.cpp"].refused is None
     assert not any("crashes here" in str(one.refused) for one in found["onnxruntime"].schemes)
+    (here,) = runtimes_here(WITH_GPU, None, kernels, INVENTORY, pythons={"llama.cpp": sys.executable})
+    offloaded = [one for one in here.schemes if one.name.startswith("gguf-q4_0@llama.cpp+cuda")]
+    assert [one.status for one in offloaded] == ["not timed"] * 2, "the CPU's kernels say nothing of a GPU's"
 
 
 def test_a_trap_that_no_candidate_runs_is_named_where_it_is_slow() -> None:
