@@ -28,9 +28,9 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
 from .candidates import candidate, catalogue_of
 from .context import export_format
-from .predict import EIGHT_BIT_SHARE, Probes, family, kernel_class, kernel_family
+from .predict import EIGHT_BIT_SHARE, Probes, family
 from .slow_passes import Contrast, chunk_traps, slow_pass
-from .slow_paths import slow_path, untimed
+from .slow_paths import place_of, same_operator, slow_path, untimed
 
 NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
@@ -156,10 +156,8 @@ def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:
 
 def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
     """How the scheme's kernel ended its process when it was timed, and the option that avoids it where one does."""
-    place = kernel_family(one.runtime, one.options)
-    same = [
-        timing for timing in kernels if timing.runtime == place[0] and kernel_class(timing.scheme) == kernel_class(one.scheme)
-    ]
+    place = place_of(one.scheme, one.runtime, one.options)
+    same = [timing for timing in kernels if timing.runtime == place[0] and same_operator(timing.scheme, one.scheme)]
     words = [timing.refused for timing in same if timing.option == place[1] and DIED in (timing.refused or "")]
     if not words:
         return None
@@ -168,7 +166,7 @@ def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
 
 
 def traps(name: str, probes: Probes) -> tuple[SchemeHere, ...]:
-    """Kernels of a runtime that no candidate runs, where they were timed slow: scheme@runtime+option."""
+    """Kernels of a runtime that no run offers, where they were timed slow: scheme@runtime+option."""
     return tuple(
         SchemeHere(name=f"{probe.scheme.name}@{family(name, (option,))}", slow=f"{words}; it is {first_line(probe.__doc__)}")
         for probe in (PROBES[trap] for trap in TRAPS)

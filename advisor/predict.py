@@ -101,6 +101,7 @@ class Probes:
     def __init__(self, kernels: Iterable[KernelTiming], inventory: Inventory, eight_bit_share: float) -> None:
         kernels = tuple(kernels)
         self.curves = curves(kernels)
+        self.schemes = {(one.runtime, one.option, kernel_class(one.scheme)): one.scheme for one in kernels}
         self.sources: dict[tuple[str, str, str], KernelSource] = {}
         for one in kernels:
             key = (one.runtime, one.option, kernel_class(one.scheme))

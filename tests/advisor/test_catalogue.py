@@ -68,6 +68,12 @@ def test_a_slow_path_is_measured_not_believed() -> None:
     unknown = schemes["kbit-nf4-b64@onnxruntime"]
     assert (unknown.status, unknown.untimed) == ("not timed", "its linears were not timed in decode and prefill")
     assert schemes["kv_int8-fp32-kv8@onnxruntime"].status == "not timed"
+    dynamic = [timing("w8a8", "w8a8-tensor", m, seconds) for m, seconds in ((1, 1e-3), (1024, 0.05))]
+    (here,) = runtimes_here(PLAIN, None, [*kernels, *dynamic], INVENTORY, pythons={"onnxruntime": sys.executable})
+    status = {one.name: one.status for one in here.schemes}
+    assert status["dynamic_int8-w8a8-tensor@onnxruntime"] == "ready"
+    for name in ("dynamic_int8-w8a8", "static_int8-w8a8-static", "llm_int8-w8a8-outlier", "rotation-w8a8"):
+        assert status[f"{name}@onnxruntime"] == "not timed", "another operator was timed"
 
 
 def test_without_timings_nothing_quantized_is_called_ready() -> None:
