@@ -23,10 +23,10 @@ from quantadvisor.kernels.registry import PROBES, TRAPS
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.profiling.environments import interpreter_of, refusal
-from quantadvisor.profiling.gpus import on_gpu
+from quantadvisor.profiling.gpus import device_class, on_gpu
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
-from .candidates import candidate, catalogue_of
+from .candidates import candidate, catalogue_of, gpu_places
 from .context import export_format
 from .predict import EIGHT_BIT_SHARE, Probes, family
 from .slow_passes import Contrast, chunk_traps, slow_pass
@@ -44,7 +44,7 @@ WRITERS = {
 Refuse = Callable[[Path, Scheme, str], str | None]
 UNTIMED = "loads; --model M times it"
 NO_GPU_PATH = "no path to an NVIDIA GPU"
-NEVER_ON_GPU = "its GPU path has never run on a GPU: advisor selfcheck there"
+NEVER_ON_GPU = "never run on a GPU (advisor selfcheck there)"
 
 
 class SchemeHere(OpenDocument):
@@ -112,7 +112,7 @@ def runtimes_here(
                     what=first_line(module.__doc__),
                     versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
-                    gpu=gpu_path(name, reports),
+                    gpu=gpu_path(name, reports, device),
                     schemes=(
                         *(scheme_here(one, kernels, probes, passes) for one in candidates.values()),
                         *(traps(name, probes) if probes else ()),
@@ -146,12 +146,20 @@ def untimed_of(one: Candidate, probes: Probes | None, passes: Sequence[Contrast]
     return untimed(one.scheme, one.runtime, one.options, probes)
 
 
-def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:
-    """What is known of a runtime on GPUs, from the reports of `advisor selfcheck` in the repository."""
+def gpu_path(name: str, reports: Sequence[SelfCheck], device: Device) -> str:
+    """What is known of a runtime on GPUs, by its options, from the reports of `advisor selfcheck` in the repository: on which it
+    computed what it should, and on which of this machine's it was not seen."""
     if not hasattr(runtime(name), "on_gpu"):
         return NO_GPU_PATH
-    devices = selfcheck_record.ran(name, reports)
-    return f"its GPU path was checked on {', '.join(devices)}" if devices else NEVER_ON_GPU
+    here = {device_class(on_gpu(device, number)) for number in range(len(device.gpus))}
+    said: dict[str, list[str]] = {}
+    for place in gpu_places(name):
+        seen = selfcheck_record.ran(name, tuple(place.split("+")[1:]), reports)
+        words = f"checked on {' and '.join(seen)}" if seen else NEVER_ON_GPU
+        if seen and (unseen := sorted(here - {*seen})):
+            words += f", not on {' and '.join(unseen)} (advisor selfcheck there)"
+        said.setdefault(words, []).append(place)
+    return "; ".join(f"{', '.join(places)}: {words}" for words, places in said.items())
 
 
 def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:

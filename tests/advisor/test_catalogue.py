@@ -46,13 +46,29 @@ def test_every_runtime_says_ready_or_why_not() -> None:
 
 
 def test_a_gpu_path_has_never_run_until_a_report_shows_it() -> None:
-    assert gpu_path("openvino", ()) == "no path to an NVIDIA GPU"
-    right = RuntimeCheck(name="torch", options=("cuda",), right=True)
-    report = SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions={}, note="", kernels=(), runtimes=(right,))
+    assert gpu_path("openvino", (), PLAIN) == "no path to an NVIDIA GPU"
     for name in set(RUNTIMES) - {"openvino"}:
-        assert "has never run on a GPU" in gpu_path(name, ())
-        assert gpu_path(name, (report,)) == gpu_path(name, ()) or name == "torch"
-    assert gpu_path("torch", (report,)) == "its GPU path was checked on Made-up GPU, sm_90"
+        assert gpu_path(name, (), PLAIN).endswith(": never run on a GPU (advisor selfcheck there)")
+        assert gpu_path(name, (report("Made-up GPU, sm_90"),), PLAIN) == gpu_path(name, (), PLAIN) or name == "torch"
+
+
+def report(device: str, right: bool = True) -> SelfCheck:
+    """Of torch on a GPU, with `cuda` alone."""
+    check = RuntimeCheck(name="torch", options=("cuda",), right=right)
+    return SelfCheck(proof="gpu", device=device, versions={}, note="", kernels=(), runtimes=(check,))
+
+
+def test_a_report_speaks_of_its_options_and_its_gpu_alone() -> None:
+    never = "torch+cuda+compile: never run on a GPU (advisor selfcheck there)"
+    other, this = "Made-up GPU, sm_80", f"{GPU.name}, sm_90"
+    for device, reports, words in (
+        (PLAIN, [other], other),
+        (WITH_GPU, [this], this),
+        (WITH_GPU, [other, this], f"{other} and {this}"),
+        (WITH_GPU, [other], f"{other}, not on {this} (advisor selfcheck there)"),
+    ):
+        assert gpu_path("torch", [report(one) for one in reports], device) == f"torch+cuda: checked on {words}; {never}"
+    assert gpu_path("torch", [report(this, right=False)], WITH_GPU) == gpu_path("torch", (), PLAIN)
 
 
 def test_a_slow_path_is_measured_not_believed() -> None:
