@@ -90,16 +90,17 @@ def runtimes_here(
     inventory: Inventory | None = None,
     passes: Sequence[Contrast] = (),
     pythons: Mapping[str, str] | None = None,
+    gpu: Device | None = None,
 ) -> tuple[RuntimeHere, ...]:
     """Every runtime (or those of `pythons`: name -> its interpreter), and every scheme of the catalogue on it; where there is a
-    GPU also those of the GPU."""
+    GPU also those of the GPU: of `gpu`, else of the first."""
     with folder_or_nominal(model_folder) as folder:
-        probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
+        probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None else None
         found, reports = [], selfcheck_record.shipped()
         for name, python in (pythons or {name: interpreter_of(name) for name in RUNTIMES}).items():
             candidates = {
                 one.name: one
-                for here in (device, *([on_gpu(device, 0)] if device.gpus else []))
+                for here in (device, *([gpu or on_gpu(device, 0)] if device.gpus else []))
                 for entry in catalogue_of(here)
                 for place in entry.runtimes
                 if place.split("+")[0] == name
