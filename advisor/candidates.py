@@ -235,6 +235,12 @@ def catalogue_of(device: Device) -> tuple[Entry, ...]:
     return GPU_CATALOGUE if device.kind == "cuda" else CATALOGUE
 
 
+def gpu_places(name: str) -> tuple[str, ...]:
+    """The places (runtime+option) of a runtime on a GPU."""
+    places = (place for entry in GPU_CATALOGUE for place in entry.runtimes)
+    return tuple(dict.fromkeys(place for place in places if place.split("+")[0] == name))
+
+
 def places_on(device: Device, places: Sequence[str]) -> tuple[str, ...]:
     """The places (runtime+option) as they are on the device: on a GPU those of runtimes that have one there, with `cuda` where
     they could also compute on the CPU."""
@@ -357,8 +363,7 @@ def cannot_run(name: str, python: str, device: Device) -> str | None:
     """Why a runtime cannot compute on the device, whatever the artifact; None where it can."""
     if device.kind != "cuda":
         return refusal(name, python, None, (), device.isa)
-    places = dict.fromkeys(place for entry in GPU_CATALOGUE for place in entry.runtimes if place.split("+")[0] == name)
-    reasons = [refusal(name, python, None, tuple(place.split("+")[1:]), device.isa) for place in places]
+    reasons = [refusal(name, python, None, tuple(place.split("+")[1:]), device.isa) for place in gpu_places(name)]
     if not reasons:
         return "nothing is offered for it on a GPU: device: cpu"
     return next((None for reason in reasons if reason is None), reasons[0])

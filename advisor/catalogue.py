@@ -23,14 +23,14 @@ from quantadvisor.kernels.registry import PROBES, TRAPS
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
 from quantadvisor.profiling.environments import interpreter_of, refusal
-from quantadvisor.profiling.gpus import on_gpu
+from quantadvisor.profiling.gpus import device_class, on_gpu
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
-from .candidates import candidate, catalogue_of
+from .candidates import candidate, catalogue_of, gpu_places
 from .context import export_format
-from .predict import EIGHT_BIT_SHARE, Probes, family, kernel_class, kernel_family
+from .predict import EIGHT_BIT_SHARE, Probes, family
 from .slow_passes import Contrast, chunk_traps, slow_pass
-from .slow_paths import slow_path, untimed
+from .slow_paths import place_of, same_operator, slow_path, untimed
 
 NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
@@ -44,7 +44,7 @@ WRITERS = {
 Refuse = Callable[[Path, Scheme, str], str | None]
 UNTIMED = "loads; --model M times it"
 NO_GPU_PATH = "no path to an NVIDIA GPU"
-NEVER_ON_GPU = "its GPU path has never run on a GPU: advisor selfcheck there"
+NEVER_ON_GPU = "never run on a GPU (advisor selfcheck there)"
 
 
 class SchemeHere(OpenDocument):
@@ -90,16 +90,17 @@ def runtimes_here(
     inventory: Inventory | None = None,
     passes: Sequence[Contrast] = (),
     pythons: Mapping[str, str] | None = None,
+    gpu: Device | None = None,
 ) -> tuple[RuntimeHere, ...]:
     """Every runtime (or those of `pythons`: name -> its interpreter), and every scheme of the catalogue on it; where there is a
-    GPU also those of the GPU."""
+    GPU also those of the GPU: of `gpu`, else of the first."""
     with folder_or_nominal(model_folder) as folder:
-        probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None and kernels else None
+        probes = Probes(kernels, inventory, EIGHT_BIT_SHARE) if inventory is not None else None
         found, reports = [], selfcheck_record.shipped()
         for name, python in (pythons or {name: interpreter_of(name) for name in RUNTIMES}).items():
             candidates = {
                 one.name: one
-                for here in (device, *([on_gpu(device, 0)] if device.gpus else []))
+                for here in (device, *([gpu or on_gpu(device, 0)] if device.gpus else []))
                 for entry in catalogue_of(here)
                 for place in entry.runtimes
                 if place.split("+")[0] == name
@@ -112,7 +113,7 @@ def runtimes_here(
                     what=first_line(module.__doc__),
                     versions=versions(name, python),
                     refused=refusal(name, python, None, (), device.isa),
-                    gpu=gpu_path(name, reports),
+                    gpu=gpu_path(name, reports, device),
                     schemes=(
                         *(scheme_here(one, kernels, probes, passes) for one in candidates.values()),
                         *(traps(name, probes) if probes else ()),
@@ -146,20 +147,26 @@ def untimed_of(one: Candidate, probes: Probes | None, passes: Sequence[Contrast]
     return untimed(one.scheme, one.runtime, one.options, probes)
 
 
-def gpu_path(name: str, reports: Sequence[SelfCheck]) -> str:
-    """What is known of a runtime on GPUs, from the reports of `advisor selfcheck` in the repository."""
+def gpu_path(name: str, reports: Sequence[SelfCheck], device: Device) -> str:
+    """What is known of a runtime on GPUs, by its options, from the reports of `advisor selfcheck` in the repository: on which it
+    computed what it should, and on which of this machine's it was not seen."""
     if not hasattr(runtime(name), "on_gpu"):
         return NO_GPU_PATH
-    devices = selfcheck_record.ran(name, reports)
-    return f"its GPU path was checked on {', '.join(devices)}" if devices else NEVER_ON_GPU
+    here = {device_class(on_gpu(device, number)) for number in range(len(device.gpus))}
+    said: dict[str, list[str]] = {}
+    for place in gpu_places(name):
+        seen = selfcheck_record.ran(name, tuple(place.split("+")[1:]), reports)
+        words = f"checked on {' and '.join(seen)}" if seen else NEVER_ON_GPU
+        if seen and (unseen := sorted(here - {*seen})):
+            words += f", not on {' and '.join(unseen)} (advisor selfcheck there)"
+        said.setdefault(words, []).append(place)
+    return "; ".join(f"{', '.join(places)}: {words}" for words, places in said.items())
 
 
 def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
     """How the scheme's kernel ended its process when it was timed, and the option that avoids it where one does."""
-    place = kernel_family(one.runtime, one.options)
-    same = [
-        timing for timing in kernels if timing.runtime == place[0] and kernel_class(timing.scheme) == kernel_class(one.scheme)
-    ]
+    place = place_of(one.scheme, one.runtime, one.options)
+    same = [timing for timing in kernels if timing.runtime == place[0] and same_operator(timing.scheme, one.scheme)]
     words = [timing.refused for timing in same if timing.option == place[1] and DIED in (timing.refused or "")]
     if not words:
         return None
@@ -168,7 +175,7 @@ def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
 
 
 def traps(name: str, probes: Probes) -> tuple[SchemeHere, ...]:
-    """Kernels of a runtime that no candidate runs, where they were timed slow: scheme@runtime+option."""
+    """Kernels of a runtime that no run offers, where they were timed slow: scheme@runtime+option."""
     return tuple(
         SchemeHere(name=f"{probe.scheme.name}@{family(name, (option,))}", slow=f"{words}; it is {first_line(probe.__doc__)}")
         for probe in (PROBES[trap] for trap in TRAPS)

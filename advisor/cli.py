@@ -49,6 +49,7 @@ Users = Annotated[int | None, typer.Option("--concurrency", help="requests in fl
 SpecOption = Annotated[
     Path | None, typer.Option("--workload", help="at the sizes, in the runtimes and interpreters of this spec")
 ]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N, as in a spec: whose kernels are timed")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="at the sizes of this model: builtin:smollm2-135m, a folder, …")]
 
 
@@ -216,11 +217,13 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
-def runtimes(model: ModelOption = None, workload: SpecOption = None, as_json: Json = False) -> None:
+def runtimes(
+    model: ModelOption = None, workload: SpecOption = None, device: DeviceOption = "auto", as_json: Json = False
+) -> None:
     """What runs here: runtime by scheme, ready, refused and why, or (with --model or --workload) a slow path that was timed."""
     from . import listings
 
-    show_listing(listings.runtimes(listings.asked_of(model, workload), progress(as_json)), as_json)
+    show_listing(listings.runtimes(listings.asked_of(model, workload), progress(as_json), device), as_json)
 
 
 @app.command()
@@ -236,7 +239,7 @@ def kernels(
     model: ModelOption = None,
     workload: SpecOption = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds of timing, with --model", min=1.0)] = 60.0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N, as in a spec")] = "auto",
+    device: DeviceOption = "auto",
     as_json: Json = False,
 ) -> None:
     """The kernels that are known; with --model timed at its sizes: who wins at which M, and where that changes."""

@@ -17,7 +17,7 @@ from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.triton_modules import CACHES, LLM_INT8, NF4, weight_only
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling import selfcheck_child
-from quantadvisor.profiling.gpus import capability, environment
+from quantadvisor.profiling.gpus import device_class, environment
 
 from .candidates import GPU_CATALOGUE, asked_runtimes, session_options
 from .predict import outlier_channels
@@ -99,7 +99,7 @@ def cleared(kernels: Sequence[str], device: Device, rows: Collection[int] | None
     """Why the kernels may not be cited on this GPU at so many rows; None where the record clears them all."""
     if find_spec("triton") is None:
         return "triton is not installed: pip install triton"
-    return selfcheck_record.refusal(f"{device.name}, sm_{capability(device)}", kernels, gpu_timing.versions(), rows)
+    return selfcheck_record.refusal(device_class(device), kernels, gpu_timing.versions(), rows)
 
 
 def proven(candidates: Iterable[Candidate], device: Device, rows: Collection[int]) -> tuple[Candidate, ...]:

@@ -19,7 +19,7 @@ from quantadvisor.kernels.point import Kernel
 from quantadvisor.kernels.point import Point as PointOfKernel
 from quantadvisor.kernels.triton_products import Winner, winner
 from quantadvisor.profiling.gpu_kernels_child import PLAIN
-from quantadvisor.profiling.gpus import capability
+from quantadvisor.profiling.gpus import device_class
 
 from .first_contact import TRITON
 from .gpu_home import BF16, GpuHome, contenders, rival_of
@@ -63,7 +63,7 @@ def timed_here(
             won = None if point.kernel == PLAIN else winner(point.kernel, (point.m, point.n, point.k), found)
             winners += [won] if won else []
             taken += places_of(found, won)
-    triton_products.keep(f"{device.name}, sm_{capability(device)}", winners)
+    triton_products.keep(device_class(device), winners)
     return tuple(whole(taken, points))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import BaseModel
 from rich.table import Table
 
-from quantadvisor.documents import BadInput, Inventory
+from quantadvisor.documents import BadInput, Device, Inventory, KernelTiming
 from quantadvisor.kernels.probe import probe_kernels
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.profiling.device import describe_device
@@ -21,8 +21,10 @@ from . import catalogue, kernel_truth, tables
 from .candidates import asked_runtimes
 from .context import cache_folder
 from .device_choice import named_device
+from .first_contact import proven_products
+from .gpu_probe import timed_here
 from .model_source import resolve_model
-from .slow_passes import contrasts_here
+from .slow_passes import Contrast, contrasts_here
 from .slow_paths import PHASES
 from .spec import load_workload
 from .stages import Progress
@@ -53,30 +55,51 @@ def asked_of(model: str | None, spec: Path | None) -> Asked:
     return Asked(workload.model, asked_runtimes(workload))
 
 
-def runtimes(asked: Asked, progress: Progress) -> Listing:
-    """Runtime by scheme. With a model its kernels are timed, or read where they were, so that slow paths are seen."""
-    device = describe_device()
+def device_of(asked: Asked, name: str, progress: Progress) -> Device:
+    """The device of `--device`, chosen as that of a spec is; of a GPU the runtimes count whose kernels are timed there."""
+    pythons = {runtime: interpreter_of(runtime, asked.pythons.get(runtime)) for runtime in ("triton", "torch")}
+    device = named_device(name, pythons, "--device")
+    for note in device.notes:
+        progress.say(note)
+    return device
+
+
+def runtimes(asked: Asked, progress: Progress, device_name: str = "auto") -> Listing:
+    """Runtime by scheme. With a model the device's kernels are timed, or read where they were, so that slow paths are seen: what
+    runs on another device stays untimed."""
+    host, device = describe_device(), device_of(asked, device_name, progress)
+    gpu = device if device.kind == "cuda" else None
     if asked.model is None:
-        found = catalogue.runtimes_here(device)
+        found = catalogue.runtimes_here(host, gpu=gpu)
     else:
         folder, inventory = sizes_of(asked.model)
         with progress.stage(f"Kernels at the sizes of {asked.model}"):
-            timings = probe_kernels(
-                inventory.linears,
-                [m for _, m in PHASES],
-                device,
-                probes=PROBES,
-                budget_s=PROBE_BUDGET_S,
-                progress=lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
-                cache=cache_folder() / "kernels",
-                pythons=kernel_truth.interpreters(asked.pythons),
-            )
-        with progress.stage("Whole passes of rivals, in turns"):
-            known = catalogue.runtimes_here(device, folder, timings, inventory, (), asked.pythons)
-            ready = [scheme.name for one in known if not one.refused for scheme in one.schemes if not scheme.refused]
-            passes = contrasts_here(folder, device, ready, cache_folder() / "passes", progress.say, asked.pythons)
-        found = catalogue.runtimes_here(device, folder, timings, inventory, passes, asked.pythons)
+            timings = kernels_on(device, inventory, asked.pythons, progress)
+        passes: tuple[Contrast, ...] = ()
+        if gpu is None:
+            with progress.stage("Whole passes of rivals, in turns"):
+                known = catalogue.runtimes_here(host, folder, timings, inventory, (), asked.pythons)
+                ready = [scheme.name for one in known if not one.refused for scheme in one.schemes if not scheme.refused]
+                passes = contrasts_here(folder, device, ready, cache_folder() / "passes", progress.say, asked.pythons)
+        found = catalogue.runtimes_here(host, folder, timings, inventory, passes, asked.pythons, gpu)
     return Listing(dumped(found), [tables.runtimes_table(found)])
+
+
+def kernels_on(device: Device, inventory: Inventory, pythons: Mapping[str, str], progress: Progress) -> tuple[KernelTiming, ...]:
+    """Timings in both phases: on a CPU of all probes, on a GPU of what a run times there."""
+    rows, cache = [m for _, m in PHASES], cache_folder() / "kernels"
+    if device.kind == "cuda":
+        return timed_here(inventory, device, proven_products(device, rows), rows, cache, progress.say, PROBE_BUDGET_S)
+    return probe_kernels(
+        inventory.linears,
+        rows,
+        device,
+        probes=PROBES,
+        budget_s=PROBE_BUDGET_S,
+        progress=lambda done, total, what: progress.say(f"{what} ({done} of {total})"),
+        cache=cache,
+        pythons=kernel_truth.interpreters(pythons),
+    )
 
 
 def methods(model: str | None) -> Listing:
@@ -85,10 +108,7 @@ def methods(model: str | None) -> Listing:
 
 
 def kernels(asked: Asked, budget_s: float, progress: Progress, device_name: str = "auto") -> Listing:
-    pythons = {name: interpreter_of(name, asked.pythons.get(name)) for name in ("triton", "torch")}
-    device = named_device(device_name, pythons, "--device")
-    for note in device.notes:
-        progress.say(note)
+    device = device_of(asked, device_name, progress)
     if asked.model is None:
         found = kernel_truth.KernelTruth(device=device.name, probes=kernel_truth.probes_here(device, asked.pythons))
     else:

@@ -51,9 +51,9 @@ def family(runtime: str, options: Sequence[str]) -> str:
 
 def kernel_family(runtime: str, options: Sequence[str]) -> tuple[str, str]:
     """(runtime, option) under which the kernels were probed: GenAI runs ONNX Runtime's; of llama.cpp's options only
-    `plain` is about linears; what torch compiles calls the products of eager."""
+    `cuda`, and without it `plain`, are about linears; what torch compiles calls the products of eager."""
     if runtime == "llama.cpp":
-        return runtime, "plain" if "plain" in options else ""
+        return runtime, next((option for option in ("cuda", "plain") if option in options), "")
     same = [option for option in options if option != COMPILE]
     return ("onnxruntime" if runtime == "onnxruntime-genai" else runtime), "+".join(same)
 
@@ -101,6 +101,7 @@ class Probes:
     def __init__(self, kernels: Iterable[KernelTiming], inventory: Inventory, eight_bit_share: float) -> None:
         kernels = tuple(kernels)
         self.curves = curves(kernels)
+        self.schemes = {(one.runtime, one.option, kernel_class(one.scheme)): one.scheme for one in kernels}
         self.sources: dict[tuple[str, str, str], KernelSource] = {}
         for one in kernels:
             key = (one.runtime, one.option, kernel_class(one.scheme))

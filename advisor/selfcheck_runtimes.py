@@ -27,11 +27,12 @@ PLACES = (
     ("onnxruntime", "fp32", ("cuda",)),
     ("onnxruntime", "fp32", ("tensorrt",)),
     ("onnxruntime-genai", "fp32", ("cuda",)),
+    ("llama.cpp", "bf16", ("cuda",)),
     ("llama.cpp", "bf16", ("cuda", "fa")),
     ("vllm", "bf16", ("cuda",)),
     ("triton", "bf16", ()),
 )
-"""Runtime, unquantized scheme, options."""
+"""Runtime, unquantized scheme, options: of every place of candidates on a GPU."""
 LIMIT = 0.01
 """nats. bfloat16 keeps 8 bits: logits of this model move by about a hundredth, and KL by half the square of that."""
 ROWS, LENGTH, CHUNK = 2, 48, 16

@@ -3,6 +3,8 @@
 A kernel's products of all layers (the head is left out: it may be another kernel's) are set beside the unquantized ones of the
 same runtime, and beside kernels of as many bits: those of the runtime's other options first, then those of other runtimes. An
 option may be the faster one at few rows and the slower one at many. What avoids a trap is never one itself.
+
+Predictions take one time for a whole class of kernels, and ghosts mend them. Here a scheme is judged by its own operator's alone.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from quantadvisor.kernels.registry import PROBES, TRAPS
 from quantadvisor.methods.schemes import scheme
 
 from .mends import rounding_said
-from .predict import Probes, family, kernel_family
+from .predict import Probes, family, kernel_class, kernel_family, outlier_channels
 
 PHASES = (("decode", 1), ("prefill", 1024))
 """Name and M."""
@@ -24,6 +26,9 @@ APART = 1.2
 unresolved."""
 Place = tuple[str, str]
 """Runtime and option under which kernels were timed."""
+CALLED = {("torch", "", "w4"): ("torch", "int4pack")}
+"""Place and class of kernels of a candidate -> where its operator is timed, as a trap: in GPTQ's and AWQ's layouts GPTQModel's
+linears call torch's own product (docs/checkpoints.md)."""
 TRAP_PLACES = {(PROBES[name].runtime, option) for name in TRAPS for option in PROBES[name].options}
 
 
@@ -32,21 +37,21 @@ def slow_path(made: Scheme, runtime: str, options: Sequence[str], probes: Probes
     much of their time in operators that only round."""
     if made.weights is None and made.activations is None:
         return None
-    place = kernel_family(runtime, options)
+    place = place_of(made, runtime, options)
     found = [f"{phase} (M = {m}): {words}" for phase, m in PHASES if (words := _slow_at(m, made, place, probes))]
     return "; ".join(found) or None
 
 
 def untimed(made: Scheme, runtime: str, options: Sequence[str], probes: Probes) -> str | None:
     """The phases in which a scheme's linears were not timed on a runtime, whose speed therefore is not known."""
-    place = kernel_family(runtime, options)
-    missing = [phase for phase, m in PHASES if _layers_s(made, place, m, probes) is None]
+    place = place_of(made, runtime, options)
+    missing = [phase for phase, m in PHASES if _own_s(made, place, m, probes) is None]
     return f"its linears were not timed in {' and '.join(missing)}" if missing else None
 
 
 def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
     """What is to be said of the scheme's kernel at `m` rows: by how much it is slow, and what is faster."""
-    ours = _layers_s(made, here, m, probes)
+    ours = _own_s(made, here, m, probes)
     if ours is None:
         return None
     words = []
@@ -68,8 +73,33 @@ def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
     return ", ".join(words) or None
 
 
+def place_of(made: Scheme, runtime: str, options: Sequence[str]) -> Place:
+    """Runtime and option under which the operator of a scheme's linears is timed."""
+    place = kernel_family(runtime, options)
+    return CALLED.get((*place, kernel_class(made)), place)
+
+
+def same_operator(timed: Scheme, made: Scheme) -> bool:
+    """Does the kernel of one scheme compute the linears of another? Those of a class that round activations differ: one range
+    per call, per token or from calibration, and perhaps a second product beside."""
+    if kernel_class(timed) != kernel_class(made):
+        return False
+    return made.activations is None or _rounding(timed) == _rounding(made)
+
+
+def _rounding(made: Scheme) -> tuple[object, ...]:
+    formats = [(one.bits, one.granularity, one.dynamic) for one in (made.weights, made.activations) if one is not None]
+    return (*formats, outlier_channels(made))
+
+
+def _own_s(made: Scheme, place: Place, m: int, probes: Probes) -> float | None:
+    """Seconds of a scheme's linears without the head; None where they were not timed there, be it that another operator was."""
+    timed = probes.schemes.get((*place, kernel_class(made)))
+    return None if timed is not None and not same_operator(timed, made) else _layers_s(made, place, m, probes)
+
+
 def _layers_s(made: Scheme, place: Place, m: int, probes: Probes) -> float | None:
-    """Seconds of a scheme's linears without the head; None where they were not timed there."""
+    """Seconds of a kernel of its class; None where none was timed there."""
     return probes.linears_s(made, place[0], (place[1],), m, None)
 
 

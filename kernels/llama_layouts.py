@@ -48,8 +48,9 @@ def layouts(python: str = sys.executable, child: Path = CHILD) -> Mapping[str, s
 
 
 def crash(scheme: Scheme, runtime: str, options: tuple[str, ...], isa: tuple[str, ...], python: str) -> str | None:
-    """Why the scheme's weights cannot run in llama.cpp's AMX layout here, with the option that avoids it; None elsewhere."""
-    if runtime != RUNTIME or "plain" in options or scheme.weights is None or "amx_int8" not in isa:
+    """Why the scheme's weights cannot run in llama.cpp's AMX layout here, with the option that avoids it; None elsewhere: on a
+    GPU (`cuda`) they are in none."""
+    if runtime != RUNTIME or {"plain", "cuda"} & {*options} or scheme.weights is None or "amx_int8" not in isa:
         return None
     words = next((where for where in layouts(python).values() if where.startswith(DIED)), None)
     return words and f"its AMX path crashes in this build ({words}): the option plain avoids it, or {REBUILD}"

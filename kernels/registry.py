@@ -53,5 +53,6 @@ PROBES: dict[str, KernelProbe] = {
     "w8a8_qdq_onnxruntime": w8a8_qdq_onnxruntime,
 }
 TRAPS = ("w4_torch", "w8_torch", "w4_acc0_onnxruntime", "w8a8_qdq_onnxruntime")
-"""Kernels that no candidate runs and that others' exports end in: only `advisor runtimes` times them, to say what they cost."""
+"""Kernels that others' exports end in, and torch's linears of GPTQ and AWQ: only `advisor runtimes` times them, to say what they
+cost."""
 OFFERED = tuple(name for name in PROBES if name not in TRAPS)

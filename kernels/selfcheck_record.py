@@ -36,9 +36,10 @@ def shipped(folder: Path = SHIPPED) -> tuple[SelfCheck, ...]:
     return tuple(one for one in found if one.proof == "gpu")
 
 
-def ran(runtime: str, reports: Iterable[SelfCheck]) -> tuple[str, ...]:
-    """Devices on which those reports saw the runtime compute what it should, on the GPU."""
-    return tuple(sorted({report.device for report in reports for one in report.runtimes if one.name == runtime and one.right}))
+def ran(runtime: str, options: tuple[str, ...], reports: Iterable[SelfCheck]) -> tuple[str, ...]:
+    """Devices on whose GPU those reports saw the runtime, with these very options, compute what it should."""
+    found = ((report.device, one) for report in reports for one in report.runtimes)
+    return tuple(sorted({device for device, one in found if (one.name, one.options) == (runtime, options) and one.right}))
 
 
 def known(device: str, versions: dict[str, str]) -> SelfCheck | None:

@@ -1,6 +1,7 @@
 """torch's own product with INT4 weights in groups of 64 and bf16 activations (`_weight_int4pack_mm_for_cpu`): made for few rows.
 
-At many rows it is many times slower than torch's bf16 product. No candidate runs it: it is timed as a trap. Option `int4pack`.
+At many rows it is many times slower than torch's bf16 product: it is timed as a trap. On torch candidates in GPTQ's and AWQ's
+layouts run it, through GPTQModel (docs/checkpoints.md). Option `int4pack`.
 """
 
 from __future__ import annotations

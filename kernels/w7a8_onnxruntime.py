@@ -1,6 +1,7 @@
 """ONNX Runtime's DynamicQuantizeMatMul with INT8 weights of 7 bits: the product that is exact where 8 bits saturate, and fast.
 
-Where they do not, it is the product of `w8a8_onnxruntime.py` with less in each weight, and refused.
+Activations have one range per call: hence the scheme `w7a8-tensor`. Where 8 bits do not saturate it is the product of
+`w8a8_onnxruntime.py` with less in each weight, and refused.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from quantadvisor.documents import Device, Scheme
 from . import onnx_graph
 from .problem import Prepared, Problem, exact_weights, inputs, product
 from .saturation import saturates
-from .schemes import W7A8
+from .schemes import W7A8_TENSOR
 
 if TYPE_CHECKING:
     import numpy as np
 
-scheme: Scheme = W7A8
+scheme: Scheme = W7A8_TENSOR
 runtime = "onnxruntime"
 options: tuple[str, ...] = ("",)
 

@@ -92,5 +92,10 @@ def capability(device: Device) -> int:
     return 10 * int(major) + int(minor)
 
 
+def device_class(device: Device) -> str:
+    """The GPU's name and capability, as reports of `advisor selfcheck` have them."""
+    return f"{device.name}, sm_{capability(device)}"
+
+
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value

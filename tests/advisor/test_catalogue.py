@@ -11,7 +11,7 @@ from quantadvisor.advisor.catalogue import RuntimeHere, SchemeHere, devices_here
 from quantadvisor.advisor.kernel_truth import crossing, interpreters, probes_here, truth
 from quantadvisor.advisor.listings import asked_of
 from quantadvisor.advisor.tables import runtimes_table
-from quantadvisor.documents import BadInput, Device, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
+from quantadvisor.documents import BadInput, Device, Gpu, Inventory, KernelTiming, LinearShape, RuntimeCheck, Scheme, SelfCheck
 from quantadvisor.kernels.registry import PROBES
 from quantadvisor.methods.registry import METHODS
 from quantadvisor.methods.schemes import scheme
@@ -21,6 +21,8 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES
 from .documents import figure
 
 PLAIN = Device(name="d", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f")
+GPU = Gpu(name="NVIDIA Virtual V1", memory_bytes=80 << 30, compute_capability="9.0", place="5")
+WITH_GPU = PLAIN.model_copy(update={"gpus": (GPU,)})
 SHAPE = LinearShape(name="q_proj", n=64, k=64, count=2)
 INVENTORY = Inventory(
     architecture="LlamaForCausalLM", layers=2, hidden=64, vocabulary=128, heads=2, kv_heads=2, head_dim=32,
@@ -44,13 +46,29 @@ def test_every_runtime_says_ready_or_why_not() -> None:
 
 
 def test_a_gpu_path_has_never_run_until_a_report_shows_it() -> None:
-    assert gpu_path("openvino", ()) == "no path to an NVIDIA GPU"
-    right = RuntimeCheck(name="torch", options=("cuda",), right=True)
-    report = SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions={}, note="", kernels=(), runtimes=(right,))
+    assert gpu_path("openvino", (), PLAIN) == "no path to an NVIDIA GPU"
     for name in set(RUNTIMES) - {"openvino"}:
-        assert "has never run on a GPU" in gpu_path(name, ())
-        assert gpu_path(name, (report,)) == gpu_path(name, ()) or name == "torch"
-    assert gpu_path("torch", (report,)) == "its GPU path was checked on Made-up GPU, sm_90"
+        assert gpu_path(name, (), PLAIN).endswith(": never run on a GPU (advisor selfcheck there)")
+        assert gpu_path(name, (report("Made-up GPU, sm_90"),), PLAIN) == gpu_path(name, (), PLAIN) or name == "torch"
+
+
+def report(device: str, right: bool = True) -> SelfCheck:
+    """Of torch on a GPU, with `cuda` alone."""
+    check = RuntimeCheck(name="torch", options=("cuda",), right=right)
+    return SelfCheck(proof="gpu", device=device, versions={}, note="", kernels=(), runtimes=(check,))
+
+
+def test_a_report_speaks_of_its_options_and_its_gpu_alone() -> None:
+    never = "torch+cuda+compile: never run on a GPU (advisor selfcheck there)"
+    other, this = "Made-up GPU, sm_80", f"{GPU.name}, sm_90"
+    for device, reports, words in (
+        (PLAIN, [other], other),
+        (WITH_GPU, [this], this),
+        (WITH_GPU, [other, this], f"{other} and {this}"),
+        (WITH_GPU, [other], f"{other}, not on {this} (advisor selfcheck there)"),
+    ):
+        assert gpu_path("torch", [report(one) for one in reports], device) == f"torch+cuda: checked on {words}; {never}"
+    assert gpu_path("torch", [report(this, right=False)], WITH_GPU) == gpu_path("torch", (), PLAIN)
 
 
 def test_a_slow_path_is_measured_not_believed() -> None:
@@ -66,6 +84,12 @@ def test_a_slow_path_is_measured_not_believed() -> None:
     unknown = schemes["kbit-nf4-b64@onnxruntime"]
     assert (unknown.status, unknown.untimed) == ("not timed", "its linears were not timed in decode and prefill")
     assert schemes["kv_int8-fp32-kv8@onnxruntime"].status == "not timed"
+    dynamic = [timing("w8a8", "w8a8-tensor", m, seconds) for m, seconds in ((1, 1e-3), (1024, 0.05))]
+    (here,) = runtimes_here(PLAIN, None, [*kernels, *dynamic], INVENTORY, pythons={"onnxruntime": sys.executable})
+    status = {one.name: one.status for one in here.schemes}
+    assert status["dynamic_int8-w8a8-tensor@onnxruntime"] == "ready"
+    for name in ("dynamic_int8-w8a8", "static_int8-w8a8-static", "llm_int8-w8a8-outlier", "rotation-w8a8"):
+        assert status[f"{name}@onnxruntime"] == "not timed", "another operator was timed"
 
 
 def test_without_timings_nothing_quantized_is_called_ready() -> None:
@@ -115,6 +139,9 @@ def test_a_kernel_that_crashed_is_refused_with_the_option_that_avoids_it(monkeyp
         assert "SIGSEGV" in str(schemes[name].refused) and "the option plain avoids it" in str(schemes[name].refused)
     assert schemes["none-bf16@llama.cpp"].refused is None
     assert not any("crashes here" in str(one.refused) for one in found["onnxruntime"].schemes)
+    (here,) = runtimes_here(WITH_GPU, None, kernels, INVENTORY, pythons={"llama.cpp": sys.executable})
+    offloaded = [one for one in here.schemes if one.name.startswith("gguf-q4_0@llama.cpp+cuda")]
+    assert [one.status for one in offloaded] == ["not timed"] * 2, "the CPU's kernels say nothing of a GPU's"
 
 
 def test_a_trap_that_no_candidate_runs_is_named_where_it_is_slow() -> None:

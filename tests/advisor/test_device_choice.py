@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from quantadvisor.advisor import candidates, cli, device_choice, listings, pipeline
 from quantadvisor.advisor.device_choice import chosen_device
@@ -95,6 +96,16 @@ def test_why_the_gpu_is_unused_is_said_at_once(tmp_path: Path, monkeypatch: pyte
     heard = Heard()
     listings.kernels(listings.Asked(), 1.0, heard)
     assert OLD in heard.said[0]
+    heard = Heard()
+    monkeypatch.setattr(listings.catalogue, "runtimes_here", lambda *_, **__: ())
+    listings.runtimes(listings.Asked(), heard)
+    assert OLD in heard.said[0]
+
+
+def test_the_listings_take_a_device() -> None:
+    for command in ("runtimes", "kernels"):
+        done = CliRunner().invoke(cli.app, [command, "--device", "gpu"])
+        assert "--device: 'gpu' is no device" in str(done.exception)
 
 
 def test_why_the_gpu_is_unused_stands_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

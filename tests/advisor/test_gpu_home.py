@@ -1,4 +1,5 @@
-"""`advisor kernels` on a GPU that is not there: who wins at which M, of the roofline how much, and where a cliff lies."""
+"""`advisor kernels` on a GPU that is not there: who wins at which M, of the roofline how much, and where a cliff lies; and what
+`advisor runtimes` says by such times."""
 
 import json
 import sys
@@ -7,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from quantadvisor.advisor import gpu_home, rival_homes
+from quantadvisor.advisor import device_choice, first_contact, gpu_home, listings, rival_homes
+from quantadvisor.advisor.catalogue import NOMINAL, SchemeHere
 from quantadvisor.advisor.kernel_truth import DEFAULT_MS, KernelTruth, probes_here, time_kernels
+from quantadvisor.advisor.stages import Quiet
 from quantadvisor.advisor.tables import kernels_table, truth_tables
-from quantadvisor.documents import LinearShape
+from quantadvisor.documents import BadInput, LinearShape
 from quantadvisor.kernels.point import Point
 from quantadvisor.kernels.rivals import MARLIN
 from quantadvisor.profiling import gpu_peaks
 
 from . import virtual_cuda, virtual_rivals
+from .test_device_choice import CPU
 from .test_gpu_probe import DEVICE, MODEL
 
 RIVAL, CLIFF = "torchao INT8 dynamic", 100
@@ -127,3 +131,36 @@ def test_a_package_is_timed_in_the_interpreter_that_the_spec_names(
     assert not (tmp_path / "asked").exists()
     assert marlin(pythons) == dict.fromkeys(DEFAULT_MS, virtual_rivals.SECONDS)
     assert {one.option: one.refused for one in probes_here(DEVICE, pythons)}[MARLIN] is None
+
+
+def test_rows_of_the_gpu_are_judged_by_its_kernels(timed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`advisor runtimes --model M --device D`: INT8 and FP8 are cleared and twice as fast in decode, INT4 was never checked."""
+    monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    for module in (listings, device_choice):
+        monkeypatch.setattr(module, "describe_device", lambda: CPU.model_copy(update={"gpus": DEVICE.gpus}))
+    monkeypatch.setattr(listings, "sizes_of", lambda _: (tmp_path, MODEL.model_copy(update={"linears": SHAPES})))
+    monkeypatch.setattr(listings, "probe_kernels", lambda *_, **__: ())
+    monkeypatch.setattr(listings, "contrasts_here", lambda *_: ())
+    monkeypatch.setattr(first_contact, "cleared", lambda kernels, *_: gpu_home.cleared(kernels, DEVICE))
+    for name in ("torch", "triton"):
+        monkeypatch.setattr(f"quantadvisor.profiling.runtimes.{name}.refuse", lambda *_: None)
+
+    def listed(device: str) -> dict[str, str]:
+        asked = listings.Asked("tiny", {"torch": sys.executable, "triton": sys.executable})
+        rows = json.loads(listings.runtimes(asked, Quiet(), device).document)
+        return {one["name"]: SchemeHere.model_validate(one).status for row in rows for one in row["schemes"]}
+
+    for device in ("cuda:0", "auto"):
+        found = listed(device)
+        assert found["dynamic_int8-w8a8-bf16@triton"] == found["fp8-fp8-bf16@triton"] == "ready"
+        assert found["gptq-w4-g64-bf16@triton"] == "not timed"
+        assert found["llm_int8-w8a8-outlier-fp16@triton"] != "ready", "it has a second product"
+        assert {"none-bf16@torch", "none-bf16@torch+cuda"} <= found.keys(), "what runs on the CPU is listed too"
+    asked = timed.read_text().splitlines()
+    assert f"w8a8 [1, {N}, {K}]" in asked and f"fp8 [1024, {N}, {K}]" in asked
+    assert not any(line.startswith("w4a16") for line in asked)
+    assert listed("cpu")["dynamic_int8-w8a8-bf16@triton"] == "not timed"
+    assert timed.read_text().splitlines() == asked, "nothing of the GPU is timed for the CPU's rows"
+    with pytest.raises(BadInput, match="--device: 'cuda:1' is not here"):
+        listed("cuda:1")

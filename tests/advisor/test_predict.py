@@ -95,6 +95,11 @@ def test_what_torch_compiles_calls_the_products_of_eager() -> None:
     assert kernel_family("torch", ("compile",)) == ("torch", "")
 
 
+def test_llama_cpp_on_a_gpu_runs_none_of_its_cpu_s_kernels() -> None:
+    assert {kernel_family("llama.cpp", ("cuda", *more)) for more in ((), ("fa",), ("plain",))} == {("llama.cpp", "cuda")}
+    assert kernel_family("llama.cpp", ("fa", "plain")) == ("llama.cpp", "plain")
+
+
 def test_without_a_ghost_of_the_family_nothing_is_claimed() -> None:
     assert predicted("rtn-w8-g64@openvino+f32", [ghost()]) is None
     assert predicted("rtn-w8-g64@onnxruntime", [ghost().model_copy(update={"refused": "it crashed"})]) is None

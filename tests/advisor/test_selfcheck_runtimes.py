@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from quantadvisor.advisor import selfcheck_runtimes
+from quantadvisor.advisor.candidates import gpu_places
 from quantadvisor.advisor.selfcheck_runtimes import LIMIT, PLACES, check, checks, line
 from quantadvisor.documents import CandidateFailed
 from quantadvisor.profiling.runtimes.registry import runtime
@@ -88,6 +89,7 @@ def test_every_runtime_with_a_gpu_path_is_checked() -> None:
 
     with_path = {name for name in RUNTIMES if hasattr(runtime(name), "on_gpu")}
     assert {name for name, _, _ in PLACES} == with_path
+    assert {"+".join((name, *options)) for name, _, options in PLACES} == {one for name in RUNTIMES for one in gpu_places(name)}
     for name, _, options in PLACES:
         assert runtime(name).on_gpu(options)  # type: ignore[attr-defined]
 

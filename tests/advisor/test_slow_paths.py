@@ -1,8 +1,10 @@
 """Slow paths in planted timings: what is said of them, and what is not."""
 
+import pytest
+
 from quantadvisor.advisor.candidates import CATALOGUE
 from quantadvisor.advisor.predict import Probes, kernel_family
-from quantadvisor.advisor.slow_paths import PHASES, TRAP_PLACES, slow_path
+from quantadvisor.advisor.slow_paths import PHASES, TRAP_PLACES, slow_path, untimed
 from quantadvisor.advisor.survey import PROBED
 from quantadvisor.documents import Inventory, KernelTiming, LinearShape
 from quantadvisor.kernels.registry import OFFERED, PROBES, TRAPS
@@ -27,9 +29,13 @@ def timed(place: str, name: str, few_s: float, many_s: float, n: int = 64) -> li
     return [KernelTiming.model_validate(made | {"m": m, "time_s": figure(s)}) for m, s in ((FEW, few_s), (MANY, many_s))]
 
 
+def probes(*curves: list[KernelTiming]) -> Probes:
+    return Probes([one for curve in curves for one in curve], INVENTORY, 0.5)
+
+
 def said(place: str, name: str, *curves: list[KernelTiming]) -> str | None:
     runtime, *options = place.split("+")
-    return slow_path(scheme(name), runtime, options, Probes([one for curve in curves for one in curve], INVENTORY, 0.5))
+    return slow_path(scheme(name), runtime, options, probes(*curves))
 
 
 def test_where_nothing_runs_in_fp32_slow_is_slower_than_bf16() -> None:
@@ -41,7 +47,7 @@ def test_where_nothing_runs_in_fp32_slow_is_slower_than_bf16() -> None:
 
 
 def test_slower_is_than_the_fastest_float_type_of_the_runtime() -> None:
-    w4 = timed("torch", "w4-g64-bf16", 5e-4, 0.4)
+    w4 = timed("torch+int4pack", "w4-g64-bf16", 5e-4, 0.4)
     for fp32_s, bf16_s in ((0.5, 0.1), (0.1, 0.5)):
         floats = timed("torch", "fp32", 1e-3, fp32_s), timed("torch", "bf16", 1e-3, bf16_s)
         found = said("torch", "w4-g64-bf16", *floats, w4)
@@ -103,7 +109,48 @@ def test_of_what_was_not_timed_nothing_is_said() -> None:
     assert said("onnxruntime", "w4-g64", timed("onnxruntime", "fp32", 2e-3, 0.1)) is None
 
 
-def test_no_candidate_runs_a_trap_and_no_run_times_one() -> None:
+@pytest.mark.parametrize(
+    ("place", "name", "judged"),
+    [
+        ("onnxruntime", "w8a8-tensor", True),
+        ("onnxruntime", "w8a8", False),
+        ("onnxruntime-genai", "w8a8", False),
+        ("onnxruntime", "w8a8-static", False),
+        ("onnxruntime", "w8a8-outlier", False),
+        ("openvino+f32", "w8a8-static-mse", True),
+        ("vllm", "w8a8-bf16", True),
+        ("vllm", "w8a8-outlier-fp16", False),
+    ],
+)
+def test_no_scheme_is_judged_by_another_operator_s_time(place: str, name: str, judged: bool) -> None:
+    """ONNX Runtime's INT8 product with one range per call, OpenVINO's with a fixed one, vLLM's per token: all of one class."""
+    plain = (("onnxruntime", "fp32"), ("openvino+f32", "fp32"), ("vllm", "bf16"))
+    int8 = (("onnxruntime", "w8a8-tensor"), ("openvino+f32", "w8a8-static"), ("vllm", "w8a8-bf16"))
+    curves = [timed(*one, s, 2 * s) for s, group in ((1e-3, plain), (1.0, int8)) for one in group]
+    runtime, *options = place.split("+")
+    unknown = "its linears were not timed in decode and prefill"
+    assert untimed(scheme(name), runtime, options, probes(*curves)) == (None if judged else unknown)
+    assert (said(place, name, *curves) is not None) == judged
+
+
+def test_kernels_of_fewer_bits_say_how_their_operator_rounds() -> None:
+    """Its 7 bits go through the operator of w8a8-tensor: candidates of w7a8 round per token."""
+    made = [one.model_copy(update={"scheme": PROBES["w7a8_onnxruntime"].scheme}) for one in timed("onnxruntime", "w7a8", 1, 2)]
+    assert untimed(scheme("w7a8"), "onnxruntime", (), probes(made)) is not None
+    assert probes(made).linears_s(scheme("w7a8"), "onnxruntime", (), FEW, None) == 2, "predictions take it all the same"
+
+
+def test_gptq_s_int4_on_torch_is_the_trap_that_it_runs() -> None:
+    """GPTQModel's linears call the product that `int4pack` times (docs/checkpoints.md); on a GPU they call others."""
+    curves = timed("torch", "bf16", 1e-3, 0.1), timed("torch+int4pack", "w4-g64-bf16", 5e-4, 0.9)
+    for name in ("w4-g64-bf16", "w4-g32-bf16"):
+        found = said("torch", name, *curves)
+        assert found == said("torch+int4pack", name, *curves) and "linears take 9.00x the time" in str(found)
+        assert untimed(scheme(name), "torch", (), probes(*curves)) is None
+        assert untimed(scheme(name), "torch", ("cuda",), probes(*curves)) is not None
+
+
+def test_no_prediction_takes_a_trap_s_time_and_no_run_times_one() -> None:
     places = {
         kernel_family(runtime, options) for entry in CATALOGUE for runtime, *options in (one.split("+") for one in entry.runtimes)
     }

@@ -38,6 +38,7 @@ def test_a_build_that_dies_on_tiles_is_refused_and_the_option_named(tmp_path: Pa
     place = ("llama.cpp", ("fa",), AMX, sys.executable)
     assert crash(scheme("bf16"), *place) is None  # floats go on no tiles
     assert crash(scheme("q4_0"), "llama.cpp", ("fa", "plain"), AMX, sys.executable) is None
+    assert crash(scheme("q4_0"), "llama.cpp", ("cuda", "fa"), AMX, sys.executable) is None  # nor does what a GPU holds
     assert crash(scheme("w8-g64"), "onnxruntime", (), AMX, sys.executable) is None
 
 

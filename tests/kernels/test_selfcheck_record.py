@@ -106,6 +106,6 @@ def test_reports_in_the_repository_say_which_runtime_ran_where(tmp_path: Path) -
     report("a", "gpu", right, RuntimeCheck(name="vllm", options=("cuda",), refused="not here"))
     report("c", "interpreted", right)
     found = shipped(tmp_path)
-    assert ran("torch", found) == ("a", "b")
-    assert ran("vllm", found) == ()
+    assert ran("torch", ("cuda",), found) == ("a", "b")
+    assert ran("torch", ("cuda", "compile"), found) == ran("vllm", ("cuda",), found) == ()
     assert all(one.proof == "gpu" and one.runtimes for one in shipped()), "a report in the repository that shows no runtime"
