@@ -20,6 +20,7 @@ from quantadvisor.kernels.gpu_devices import known_gpu
 from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.timing import figure
 from quantadvisor.profiling.gpus import environment
+from quantadvisor.profiling.runtimes.nvidia import no_gpu_for_torch
 
 CHILD = Path(__file__)
 LIMIT_S = 120.0
@@ -70,8 +71,8 @@ def cited(sheet: GpuModel, why: str) -> Peaks:
 def answer() -> dict[str, Any]:
     import torch
 
-    if not torch.cuda.is_available():
-        return {"failed": "torch finds no CUDA device" if torch.version.cuda else "torch is built without CUDA"}
+    if reason := no_gpu_for_torch():
+        return {"failed": reason}
     l2 = int(torch.cuda.get_device_properties(0).L2_cache_size)
     products: dict[str, Any] = {}
     refused: dict[str, str] = {}

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import torch_cuda
+from . import nvidia, torch_cuda
 from .triton_evidence import LINEAR, observed
 from .triton_load import problems_of, quantization, swapped
 
@@ -65,12 +65,8 @@ def unchecked(kernels: list[str]) -> str | None:
 
 def no_gpu() -> str | None:
     """None where torch sees an NVIDIA GPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return None
-    built = "torch is built without CUDA" if torch.version.cuda is None else "its driver cannot be used, or there is none"
-    return f"needs an NVIDIA GPU, which torch does not find here ({built}); never run on one; {ELSEWHERE}"
+    reason = nvidia.no_gpu_for_torch()
+    return f"needs an NVIDIA GPU: {reason}; never run on one; {ELSEWHERE}" if reason else None
 
 
 def on_gpu(options: tuple[str, ...]) -> bool:

@@ -12,7 +12,9 @@ from quantadvisor.kernels import gpu_timing, selfcheck_record
 from quantadvisor.kernels.triton_modules import needed, refusal, unpacked
 from quantadvisor.methods.formats.bitsandbytes import settings
 from quantadvisor.methods.formats.compressed import FP8, W8A8
-from quantadvisor.profiling.runtimes import triton
+from quantadvisor.profiling import gpu_peaks
+from quantadvisor.profiling import selfcheck_child as child
+from quantadvisor.profiling.runtimes import nvidia, triton
 
 NO_GPU = not torch.cuda.is_available()
 PACKED: dict[str, Any] = {
@@ -41,6 +43,15 @@ def test_without_a_gpu_it_says_so_and_what_can_be_done() -> None:
     assert "needs an NVIDIA GPU" in reason
     assert "never run on one" in reason
     assert "advisor selfcheck --interpreted" in reason
+
+
+@pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
+def test_a_driver_older_than_torch_is_named_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "torch_built_for", lambda: "13.0")
+    monkeypatch.setattr(nvidia, "cuda_of_driver", lambda: "12.4")
+    said = f"the NVIDIA driver runs CUDA up to 12.4, torch {torch.__version__} is built for CUDA 13.0: update the driver"
+    assert f"needs an NVIDIA GPU: {said}" in str(triton.refuse(None, (), ()))
+    assert child.answer({"probe": "list", "interpreted": False}) == gpu_peaks.answer() == {"failed": said}
 
 
 def test_with_a_gpu_its_kernels_must_have_passed_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
