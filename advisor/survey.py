@@ -33,7 +33,6 @@ from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
 from quantadvisor.profiling.quality import passkey_found
 from quantadvisor.profiling.workers import RunningWorker
 
-from .builds import build_all
 from .candidates import GPU_CATALOGUE, asked_runtimes
 from .context import EVALUATION_TOKENS, Context
 from .diagnose import options_of, phase_sizes, split
@@ -121,7 +120,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
     runtime, scheme_name = split(name)
     made, options = scheme(scheme_name), options_of(name)
     build = context.build(name.split("-")[0], made, runtime)
-    built = build_all([build], context.progress.say)[build.out]
+    built = context.build_all([build])[build.out]
     if built.failed:
         raise no_baseline(name, built.failed)
     try:

@@ -57,10 +57,15 @@ def unreadable(path: str | None, options: tuple[str, ...], isa: tuple[str, ...])
 
 
 def unchecked(kernels: list[str]) -> str | None:
-    """None where `advisor selfcheck` found these kernels right on this GPU, and not slower at every size."""
+    """None where `advisor selfcheck` found these kernels right on a GPU that is seen here, and not slower at every size. A
+    session sees one GPU; of several, who asks for one is on any."""
+    import torch
+
     from quantadvisor.kernels import gpu_timing, selfcheck_record
 
-    return selfcheck_record.refusal(gpu_timing.gpu_name(), kernels, gpu_timing.versions())
+    seen = [gpu_timing.gpu_name(number) for number in range(torch.cuda.device_count())]
+    refused = [selfcheck_record.refusal(name, kernels, gpu_timing.versions()) for name in seen]
+    return None if None in refused else refused[0]
 
 
 def no_gpu() -> str | None:
@@ -82,6 +87,10 @@ def warm_imports() -> None:
 
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> TritonSession:
+    from quantadvisor.kernels import triton_modules
+
+    if reason := unchecked(triton_modules.needed(quantization(path), options)):
+        raise ValueError(reason)
     return TritonSession(path, options, threads, "cuda")
 
 

@@ -54,17 +54,39 @@ def test_a_driver_older_than_torch_is_named_with_both_versions(monkeypatch: pyte
     assert child.answer({"probe": "list", "interpreted": False}) == gpu_peaks.answer() == {"failed": said}
 
 
-def test_with_a_gpu_its_kernels_must_have_passed_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The GPUs that this process sees, to be changed; nothing was checked on any."""
+    names = ["Made-up GPU, sm_90"]
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_timing, "gpu_name", lambda: "Made-up GPU, sm_90")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(gpu_timing, "gpu_name", lambda number: names[number])
+    return names
+
+
+def passed(*kernels: str) -> None:
+    checks = tuple(KernelCheck(name=name, shape="M 1", right=True) for name in kernels)
+    versions = gpu_timing.versions()
+    selfcheck_record.keep(SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions=versions, note="", kernels=checks))
+
+
+def test_with_a_gpu_its_kernels_must_have_passed_there(seen: list[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": W8A8}))
     assert "never checked on Made-up GPU" in str(triton.refuse(str(tmp_path), ("kvint8",), ()))
-    kernels = [KernelCheck(name=name, shape="M 1", right=True) for name in ("w8a8", "decode-attention-int8")]
-    found = SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions=gpu_timing.versions(), note="", kernels=tuple(kernels))
-    selfcheck_record.keep(found)
+    passed("w8a8", "decode-attention-int8")
     assert triton.refuse(str(tmp_path), ("kvint8",), ()) is None
     assert "decode-attention-int4 was not checked" in str(triton.refuse(str(tmp_path), ("kvint4",), ()))
+
+
+def test_of_several_gpus_the_one_that_a_session_sees_decides(seen: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": W8A8}))
+    passed("w8a8")
+    seen.insert(0, "Other GPU, sm_80")
+    assert triton.refuse(str(tmp_path), (), ()) is None
+    seen.pop()
+    with pytest.raises(ValueError, match="never checked on Other GPU, sm_80: advisor selfcheck"):
+        triton.open_session(str(tmp_path), (), 1)
 
 
 @pytest.mark.parametrize("options", [("kvint2",), ("kvint8", "kvint4")])
