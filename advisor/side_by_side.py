@@ -41,7 +41,7 @@ from .pipeline import load_model
 from .prove import start_workers
 from .stages import Progress
 from .stored_graphs import saturation_notes
-from .survey import PROFILED_TOKENS, SHORT_DECODE, peaks_of
+from .survey import PROFILED_TOKENS, SHORT_DECODE, gpu_during, peaks_of
 
 ROUNDS = 5
 LOOKS = 3
@@ -201,7 +201,7 @@ def time_of(
     timed = {key: scale * part[key] for key in PARTS}
     return PhaseTime(
         phase=phase, batch=batch, tokens=tokens, context_tokens=context, wall_s=wall,
-        residue_s=wall.median - sum(timed.values()), **timed,
+        residue_s=wall.median - sum(timed.values()), gpu=gpu_during(part), **timed,
     )  # fmt: skip
 
 
