@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,3 +158,12 @@ def test_codes_come_out_of_words_from_the_lowest_bits_up() -> None:
     assert torch.equal(unpacked(torch.as_tensor(words).to(torch.int32)), codes.to(torch.uint8))
     eight = torch.tensor([[0, 127, 128, 255]], dtype=torch.uint8)
     assert torch.equal(unpacked(eight.view(torch.int32), 8), eight)
+
+
+def test_a_captured_step_is_timed_by_cuda_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = triton.TritonSession.__new__(triton.TritonSession)
+    session.graph = None
+    assert session.replays() == []
+    session.graph = SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(gpu_peaks, "event_seconds", lambda _: [1e-3, 9e-3, 2e-3])
+    assert session.replays() == ["a replay of its CUDA graph takes 2.00e-03 s by CUDA events"]
