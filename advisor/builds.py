@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import field_validator
@@ -120,12 +121,16 @@ class Running:
 
 
 def build_all(
-    builds: Sequence[Build], say: Callable[[str], None], processes: int = 2, memory_limit_bytes: int | None = None
+    builds: Sequence[Build],
+    say: Callable[[str], None],
+    processes: int = 2,
+    memory_limit_bytes: int | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[Path, Built]:
     """Run what is not there yet, each after its base where that is among them; the result by output folder.
 
     One that dies, or takes too long or too much memory, fails alone. `memory_limit_bytes`: of all at once, of which the largest
-    begins again when it has it alone; None: what a process may have of this machine.
+    begins again when it has it alone; None: what a process may have of this machine. `environment`: what shows them the device.
     """
     builds = [part for build in builds for part in (None if built(build.out) else build.below, build) if part]
     done = {b.out: read_built(b.out) for b in builds if built(b.out)}
@@ -135,10 +140,11 @@ def build_all(
     say(f"building {len(todo)} artifacts")
     many, limit = min(processes, len(todo)), memory_limit_bytes or process_memory()
     threads = max(1, usable_cores() // many)
+    seen = quiet(threads) | dict(environment)
     running: dict[Path, Running] = {}
     alone: set[Path] = set()
     with ExitStack() as stack:
-        free = [stack.enter_context(ProbeProcess(threads, CHILD, environment=quiet(threads), memory_limit_bytes=limit))
+        free = [stack.enter_context(ProbeProcess(threads, CHILD, environment=seen, memory_limit_bytes=limit))
                 for _ in range(many)]  # fmt: skip
         while todo or running:
             for build in [b for b in todo.values() if b.base not in todo and b.base not in running]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from quantadvisor.profiling.runtimes.vllm import POOL
 from quantadvisor.profiling.text import JUDGED, TextSource, calibration_tokens, evaluation_tokens, passkey_prompt
 from quantadvisor.profiling.workers import Allowance, RunningWorker
 
-from .builds import Build
+from .builds import Build, Built, build_all
 from .candidates import CACHES_WITHIN, asked_runtimes, cache_end, recipe, session_options
 from .ghosts import ghost_method
 from .stages import Progress
@@ -150,6 +151,10 @@ class Context:
             most=self.most_of_linears(scheme) if method in WEIGHING else {},
             ghost=ghost,
         )
+
+    def build_all(self, builds: Sequence[Build], processes: int = 2) -> dict[Path, Built]:
+        """Each built where it is not there yet, in processes that see this device alone."""
+        return build_all(builds, self.progress.say, processes, environment=gpus.environment(self.device))
 
     def most_of_linears(self, scheme: Scheme) -> dict[str, float]:
         """What the spec leaves to the linears of a mixture, lm_head apart: seconds of a request, or bytes, which are those of all

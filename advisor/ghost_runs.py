@@ -18,7 +18,6 @@ from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import Round, interleave, recorded
 from quantadvisor.profiling.workers import RunningWorker
 
-from .builds import build_all
 from .context import Context, export_format
 from .expected import Expected, doubt, promise
 from .ghosts import ghost_of
@@ -49,7 +48,7 @@ def run_ghosts(
     runtimes = {export_format(c.runtime): c.runtime for c in chosen}.values()
     bases = [context.build("none", scheme("fp32"), name, ghost) for ghost in (False, True) for name in runtimes]
     builds = {c.name: context.build_of(c, ghost=True) for c in chosen}
-    done = build_all([*bases, *builds.values()], context.progress.say)
+    done = context.build_all([*bases, *builds.values()])
     artifacts = {c.name: builds[c.name].out for c in chosen}
     if baseline is not None:
         artifacts[baseline.name] = context.build_of(baseline).out

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from quantadvisor.documents import Ghost, Scheme
 from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling.gpu_state import state_of
 from quantadvisor.profiling.measure import Round, peak_of
 
 
@@ -34,6 +35,7 @@ def ghost_of(
         peak_bytes=peak_of(rounds) if rounds else None,
         refused=refused,
         unused=unused,
+        gpu=state_of([r.gpu for r in rounds]),
     )
 
 

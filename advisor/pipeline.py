@@ -29,6 +29,7 @@ from quantadvisor.documents import (
     Workload,
 )
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling import gpus
 from quantadvisor.profiling.environments import versions_of
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.ledger import smallest_weights_bytes
@@ -228,7 +229,7 @@ def simulate(context: Context, candidates: Sequence[Candidate]) -> Simulated:
 
         original = builtin_original(context.cache, context.progress.say)
         jobs.append(Job(original, {"rtn-w4-g64": scheme("w4-g64")}))
-    found, *others = simulate_all(jobs, windows, reference, name)
+    found, *others = simulate_all(jobs, windows, reference, name, gpus.environment(context.device))
     kls = [one.quality["rtn-w4-g64"].kl.mean for one in (*others, found) if "rtn-w4-g64" in one.quality]
     source = None
     if len(kls) == 2:
@@ -316,7 +317,8 @@ def run(
             python, pool = context.interpreter(choice.runtime), context.pool_of("vllm", choice.scheme)
             said = next((trial.said for trial in trials if trial.name == choice.name), "")
             kind, threads = export_format(choice.runtime), context.device.threads
-            artifact = place_artifact(source, out, kind, choice, python, pool, threads, said)
+            shown = gpus.environment(context.device)
+            artifact = place_artifact(source, out, kind, choice, python, pool, threads, said, shown)
     results = Results(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=workload,

@@ -43,7 +43,7 @@ from quantadvisor.profiling.quality import CHUNK, passkey_found, quality_of, str
 from quantadvisor.profiling.served import Served
 from quantadvisor.profiling.workers import RunningWorker, Steady
 
-from .builds import Built, build_all
+from .builds import Built
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context
 from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
 from .predict import users_within
@@ -96,7 +96,7 @@ def run_trials(
     `to_beat`: rounds of the choice, where it is not measured again among these.
     """
     builds = {c.name: context.build_of(c) for c in chosen if not c.url}
-    made = build_all(list(builds.values()), context.progress.say)
+    made = context.build_all(list(builds.values()))
     done = {name: made[build.out] for name, build in builds.items()}
     end = time.monotonic() + deadline_s if deadline_s else None
     trials: list[Trial] = []

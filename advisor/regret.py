@@ -125,9 +125,7 @@ def finalists(candidates: Sequence[Candidate], choice: str, workload: Workload) 
 
 def measure_again(context: Context, chosen: Sequence[Candidate]) -> Fresh:
     """Fresh samples of the objective, interleaved in one run."""
-    from .builds import build_all
-
-    build_all([context.build_of(c) for c in chosen if not c.url], context.progress.say)
+    context.build_all([context.build_of(c) for c in chosen if not c.url])
     workload = context.workload
     samples: dict[str, tuple[float, ...]] = {}
     if workload.objective == "concurrency":

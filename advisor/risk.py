@@ -117,13 +117,19 @@ class Outcome(Document):
 JOB = TypeAdapter(Job)
 
 
-def simulate_all(jobs: Sequence[Job], windows: np.ndarray, reference: Path, text: str) -> list[Outcome]:
+def simulate_all(
+    jobs: Sequence[Job],
+    windows: np.ndarray,
+    reference: Path,
+    text: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> list[Outcome]:
     """What came of each job; windows int64 [W, S], `reference` holds their fp32 log-probabilities first. One child process does
-    them all, but for one that follows another's death."""
+    them all, but for one that follows another's death; `environment`: what shows it the device."""
     threads = usable_cores()
     with (
         tempfile.TemporaryDirectory(prefix="quantadvisor-") as folder,
-        ProbeProcess(threads, CHILD, environment=quiet(threads)) as process,
+        ProbeProcess(threads, CHILD, environment=quiet(threads) | dict(environment)) as process,
     ):
         np.save(Path(folder) / "windows.npy", windows)
         shared = {"windows": f"{folder}/windows.npy", "reference": str(reference), "text": text}

@@ -53,10 +53,10 @@ def selfcheck(
     if out.exists() and not out.is_dir():
         raise BadInput(str(out), "is a file", "give a folder with --out")
     found = examined(interpreted)
+    selfcheck_record.keep(found)  # before the triton runtime asks it
     if found.proof == "gpu":
         with console.status("checking runtimes", spinner="dots"):
             found = found.model_copy(update={"runtimes": selfcheck_runtimes.checks()})
-    selfcheck_record.keep(found)
     out.mkdir(parents=True, exist_ok=True)
     found.write(out / "selfcheck.json")
     write_text(out / "selfcheck.html", page(found))

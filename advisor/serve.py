@@ -7,7 +7,9 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -117,11 +119,19 @@ def wrong_with(said: str, expected: str) -> str | None:
 
 
 def place_artifact(
-    source: Path, out: Path, kind: str, choice: Candidate, python: str, pool: int, threads: int, expected: str
+    source: Path,
+    out: Path,
+    kind: str,
+    choice: Candidate,
+    python: str,
+    pool: int,
+    threads: int,
+    expected: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Artifact:
     """Put the artifact at DIR/artifact (whole or not at all) and try its serve commands with the runtime's interpreter
     `python`; another runtime that reads the same folder has its own. `pool`: bytes of vLLM's cache; `expected`: what
-    `continued` gave."""
+    `continued` gave; `environment`: what shows them the device."""
     target, scratch = out / "artifact", out / ".artifact.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(
@@ -135,9 +145,9 @@ def place_artifact(
     for server in servers:
         own = interpreter_of(server) if kind not in FORMATS and server != choice.runtime else python
         if server == "vllm":
-            serve.append(try_vllm(target, choice, own, pool, threads, expected))
+            serve.append(try_vllm(target, choice, own, pool, threads, expected, environment))
         else:
-            serve.append(try_serve(server, target, choice, own, expected))
+            serve.append(try_serve(server, target, choice, own, expected, environment))
     return Artifact(path="artifact", format=called, sha256=hashes, serve=tuple(serve))
 
 
@@ -164,7 +174,15 @@ def shown_python(python: str) -> str:
     return "python" if python == sys.executable else shlex.quote(python)
 
 
-def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: int, expected: str) -> Serve:
+def try_vllm(
+    folder: Path,
+    choice: Candidate,
+    python: str,
+    pool: int,
+    threads: int,
+    expected: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Serve:
     """vLLM's server, started once on a free port and asked to continue the prompt."""
     options = (*options_for("vllm", choice), f"{vllm.POOL}{pool}")
     words, _ = vllm.server(folder.name, options, PORT, folder.name, threads)
@@ -174,7 +192,7 @@ def try_vllm(folder: Path, choice: Candidate, python: str, pool: int, threads: i
     port = free_port()
     arguments, variables = vllm.server(str(folder), options, port, folder.name, threads)
     try:
-        launch = Launch(arguments, variables, port, folder.name)
+        launch = Launch(arguments, variables | dict(environment), port, folder.name)
         with OwnServer(python, launch, threads, START_LIMIT_S) as server:
             asked = RunningServer(server.url, 1, folder.name, seed=0, side="")
             asked.ready()
@@ -192,7 +210,14 @@ def command_of(server: str, folder: Path, choice: Candidate, python: str) -> str
     return f"{shown_python(python)} {called}"
 
 
-def try_serve(server: str, folder: Path, choice: Candidate, python: str, expected: str) -> Serve:
+def try_serve(
+    server: str,
+    folder: Path,
+    choice: Candidate,
+    python: str,
+    expected: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Serve:
     """Run the command once in a shell, in the output folder: verified where it exits with 0 and continues the prompt as it
     should."""
     command = command_of(server, folder, choice, python)
@@ -201,7 +226,7 @@ def try_serve(server: str, folder: Path, choice: Candidate, python: str, expecte
         reason = f"the command cannot say {unsaid[0]}, which the candidate was measured with"
         return Serve(runtime=server, command=command, verified=False, reason=reason)
     try:
-        done = run(["/bin/sh", "-c", line], os.environ | {"HF_HUB_OFFLINE": "1"}, COMMAND_LIMIT_S, folder.parent)
+        done = run(["/bin/sh", "-c", line], os.environ | {"HF_HUB_OFFLINE": "1", **environment}, COMMAND_LIMIT_S, folder.parent)
     except CandidateFailed as error:
         return Serve(runtime=server, command=command, verified=False, reason=str(error))
     if done.code != 0:

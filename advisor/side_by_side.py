@@ -31,7 +31,6 @@ from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.measure import Round, interleave, recorded
 from quantadvisor.profiling.workers import RunningWorker
 
-from .builds import build_all
 from .candidates import asked_runtimes, candidate_name
 from .checkpoint import check_quantized, check_same_model, described, inspect, place_on_gpu
 from .context import Context
@@ -42,7 +41,7 @@ from .pipeline import load_model
 from .prove import start_workers
 from .stages import Progress
 from .stored_graphs import saturation_notes
-from .survey import PROFILED_TOKENS, SHORT_DECODE, peaks_of
+from .survey import PROFILED_TOKENS, SHORT_DECODE, gpu_during, peaks_of
 
 ROUNDS = 5
 LOOKS = 3
@@ -95,7 +94,7 @@ def observe_both(
     plain = candidate_name("none", checkpoint.plain, checkpoint.runtime, checkpoint.options)
     exported, build = (context.build("none", scheme(name), checkpoint.runtime) for name in ("fp32", checkpoint.plain))
     wanted = [build] if checkpoint.runtime == "torch" else [exported, build]
-    reason = build_all(wanted, context.progress.say, processes=1)[build.out].failed
+    reason = context.build_all(wanted, processes=1)[build.out].failed
     ours = f"{checkpoint.scheme.name}@{checkpoint.place}"
     artifacts: dict[str, tuple[Path, Scheme]] = {ours: (Path(checkpoint.path), checkpoint.scheme)}
     if reason is None:
@@ -202,7 +201,7 @@ def time_of(
     timed = {key: scale * part[key] for key in PARTS}
     return PhaseTime(
         phase=phase, batch=batch, tokens=tokens, context_tokens=context, wall_s=wall,
-        residue_s=wall.median - sum(timed.values()), **timed,
+        residue_s=wall.median - sum(timed.values()), gpu=gpu_during(part), **timed,
     )  # fmt: skip
 
 

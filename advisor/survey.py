@@ -14,6 +14,7 @@ from quantadvisor.documents import (
     CandidateFailed,
     Device,
     Document,
+    GpuState,
     KernelFactors,
     KernelTiming,
     MemoryLedger,
@@ -28,12 +29,13 @@ from quantadvisor.kernels.timing import figure
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.device import measure_peaks
 from quantadvisor.profiling.gpu_peaks import with_peaks
+from quantadvisor.profiling.gpu_state import state_of
 from quantadvisor.profiling.ledger import memory_ledger, plain_cache_bytes, pool_bytes
 from quantadvisor.profiling.measure import Round, peak_of, recorded, run_round
+from quantadvisor.profiling.nvml import Summary
 from quantadvisor.profiling.quality import passkey_found
 from quantadvisor.profiling.workers import RunningWorker
 
-from .builds import build_all
 from .candidates import GPU_CATALOGUE, asked_runtimes
 from .context import EVALUATION_TOKENS, Context
 from .diagnose import options_of, phase_sizes, split
@@ -121,7 +123,7 @@ def run_baseline(context: Context, name: str) -> BaselineRun:
     runtime, scheme_name = split(name)
     made, options = scheme(scheme_name), options_of(name)
     build = context.build(name.split("-")[0], made, runtime)
-    built = build_all([build], context.progress.say)[build.out]
+    built = context.build_all([build])[build.out]
     if built.failed:
         raise no_baseline(name, built.failed)
     try:
@@ -206,7 +208,12 @@ def phase_time(
         wall_s=figure(part.get("walls_s") or [part["wall_s"]], "measured", "plain passes beside the observed ones"),
         residue_s=part["wall_s"] - sum(timed.values()),
         **timed,
+        gpu=gpu_during(part),
     )
+
+
+def gpu_during(part: dict[str, Any]) -> GpuState | None:
+    return state_of([Summary(**part["gpu"])]) if part.get("gpu") else None
 
 
 def shorter_peaks(context: Context, worker: RunningWorker) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:

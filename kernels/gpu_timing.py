@@ -18,12 +18,12 @@ WARM_S = 0.5
 LEAST_FLUSH_BYTES = 256 << 20
 
 
-def gpu_name() -> str:
-    """Name and capability of the first GPU."""
+def gpu_name(number: int = 0) -> str:
+    """Name and capability of a GPU, the first that is seen."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability(0)
-    return f"{torch.cuda.get_device_name(0)}, sm_{major}{minor}"
+    major, minor = torch.cuda.get_device_capability(number)
+    return f"{torch.cuda.get_device_name(number)}, sm_{major}{minor}"
 
 
 def versions() -> dict[str, str]:

@@ -138,6 +138,17 @@ def _gemlite(name: str) -> Callable[[Tensor, Tensor], Product]:
     return prepare
 
 
+def _gemlite_int4(x: Tensor, w: Integers) -> Product:
+    """Its A16Wn takes codes as HQQ has them: (code - zero) * scale, zeros in the type of the scales."""
+    import torch
+    from gemlite import helper
+
+    scales = w.scales.to(x.dtype)
+    zeros = torch.full_like(scales, 8) if w.zeros is None else w.zeros.to(x.dtype)
+    model = helper.A16Wn(device=str(x.device)).from_weights(w.codes, scales, zeros, 4, w.group)
+    return lambda x: model(x)
+
+
 def _bitsandbytes_nf4(x: Tensor, w: Tensor) -> Product:
     import bitsandbytes
 
@@ -208,10 +219,12 @@ def _flashinfer(q: Tensor, cache: Tensor) -> Product:
 
 
 MARLIN = "vLLM Marlin, our integers"
+GEMLITE = "GemLite A16W4, our integers"
 RIVALS: Mapping[str, tuple[Rival, ...]] = {
     "w4a16": (
         Rival(MARLIN, "vllm", _marlin, of_integers=True),
         Rival("torchao INT4 weight-only, group 64", "torchao", _torchao("Int4WeightOnlyConfig", group_size=64)),
+        Rival(GEMLITE, "gemlite", _gemlite_int4, of_integers=True),
     ),
     "w8a16": (
         Rival("torchao INT8 weight-only", "torchao", _torchao("Int8WeightOnlyConfig")),

@@ -4,7 +4,8 @@ Reading: a sum over a buffer of 1 GiB, or of sixteen L2 caches. Products: square
 CUDA events enclose each call; one takes much longer than a launch. Started by path, this file is the child:
 
     in   {"probe": "peaks"}
-    out  {"read": Rates, "products": {number: Rates}, "refused": {number: reason}, "l2_bytes": int}
+    out  {"read": Rates, "products": {number: Rates}, "refused": {number: reason}, "l2_bytes": int,
+          "gpu": GpuState or null}
          with Rates {"source": str, "samples": [per second]}, or {"failed": reason}
 """
 
@@ -14,12 +15,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantadvisor.documents import CandidateFailed, Device, Figure, GpuModel, Peaks
+from quantadvisor.documents import CandidateFailed, Device, Figure, GpuModel, GpuState, Peaks
 from quantadvisor.kernels.answering import serve
 from quantadvisor.kernels.gpu_devices import known_gpu
 from quantadvisor.kernels.processes import ProbeProcess
 from quantadvisor.kernels.timing import figure
+from quantadvisor.profiling import nvml
+from quantadvisor.profiling.gpu_state import state_of
 from quantadvisor.profiling.gpus import environment
+from quantadvisor.profiling.memory import visible_gpu
+from quantadvisor.profiling.runtimes.nvidia import no_gpu_for_torch
 
 CHILD = Path(__file__)
 LIMIT_S = 120.0
@@ -57,7 +62,8 @@ def measured(found: Mapping[str, Any]) -> Peaks:
         return figure(one["samples"], source=one["source"])
 
     products = {number: rate(one) for number, one in found["products"].items()}
-    return Peaks(read_bytes_per_s=rate(found["read"]), flops_per_s=products, refused=found["refused"])
+    gpu = GpuState.model_validate(found["gpu"]) if found.get("gpu") else None
+    return Peaks(read_bytes_per_s=rate(found["read"]), flops_per_s=products, refused=found["refused"], gpu=gpu)
 
 
 def cited(sheet: GpuModel, why: str) -> Peaks:
@@ -70,20 +76,22 @@ def cited(sheet: GpuModel, why: str) -> Peaks:
 def answer() -> dict[str, Any]:
     import torch
 
-    if not torch.cuda.is_available():
-        return {"failed": "torch finds no CUDA device" if torch.version.cuda else "torch is built without CUDA"}
+    if reason := no_gpu_for_torch():
+        return {"failed": reason}
     l2 = int(torch.cuda.get_device_properties(0).L2_cache_size)
     products: dict[str, Any] = {}
     refused: dict[str, str] = {}
     side = next((one for one in SIDES if one * one > l2), SIDES[-1])
-    with torch.inference_mode():
+    with torch.inference_mode(), nvml.watching(visible_gpu()) as seen:
         read = rates(reading(max(LEAST_READ_BYTES, 16 * l2), "cuda"))
         for number in TORCH_TYPES:
             try:
                 products[number] = rates(product(number, side, "cuda"))
             except Exception as error:  # a GPU without such products, a torch without the call
                 refused[number] = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return {"read": read, "products": products, "refused": refused, "l2_bytes": l2}
+    state = state_of([seen.summary()])
+    gpu = state.model_dump(mode="json") if state else None
+    return {"read": read, "products": products, "refused": refused, "l2_bytes": l2, "gpu": gpu}
 
 
 def rates(one: Timed) -> dict[str, Any]:

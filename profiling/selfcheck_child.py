@@ -22,6 +22,7 @@ from quantadvisor.kernels.gpu_timing import gpu_name, versions
 from quantadvisor.kernels.timing import figure
 from quantadvisor.kernels.triton_subjects import Subject, excess, subjects
 from quantadvisor.profiling.gpu_state import state_of
+from quantadvisor.profiling.runtimes.nvidia import no_gpu_for_torch
 
 REPEATS = 10
 OURS, PLAIN = "triton", "16 bit"
@@ -31,7 +32,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     interpreted = bool(request["interpreted"])
     if interpreted:
         interpreter()
-    elif reason := no_gpu():
+    elif reason := no_gpu_for_torch():
         return {"failed": reason}
     known = of_this_device(interpreted)
     if request["probe"] == "list":
@@ -47,14 +48,6 @@ def interpreter() -> None:
         from quantadvisor.kernels.triton_interpreter import mend
 
         mend()
-
-
-def no_gpu() -> str | None:
-    import torch
-
-    if torch.cuda.is_available():
-        return None
-    return "torch finds no CUDA device" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
 
 
 def of_this_device(interpreted: bool) -> dict[str, tuple[Callable[[], Subject], bool]]:

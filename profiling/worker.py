@@ -193,7 +193,9 @@ class Worker:
         """With `batch`, one row is prefilled and decode is observed on that many copies of its cache."""
         import numpy as np
 
-        return {"phases": self.session.operators(np.load(tokens), batch)}
+        with self.metering() as spent:
+            phases = self.session.operators(np.load(tokens), batch)
+        return {"phases": {phase: seen | {"gpu": spent["gpu"]} for phase, seen in phases.items()}}
 
     def bench(self, arguments: list[str]) -> dict[str, Any]:
         found: dict[str, Any] = self.runtime.bench(arguments)

@@ -101,6 +101,8 @@ class Observed(Reply):
     other_s: Finite
     cache: str = ""
     notes: list[str]
+    gpu: Summary | None = None
+    """What the GPU did while both phases were looked at."""
 
 
 class Phases(Reply):

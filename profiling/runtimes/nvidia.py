@@ -1,8 +1,8 @@
 """Can this environment compute on the NVIDIA GPU of this machine? Why not, and the command that mends it.
 
 The option `cuda` of a candidate means "on the GPU": device 0 of those that CUDA_VISIBLE_DEVICES shows. Nothing is imported
-and no context is made for an answer: what a package is built for stands in its files, and the driver is asked through
-libcuda (cuDriverGetVersion, cuInit, cuDeviceGetCount of the CUDA driver API).
+and no context is made for an answer, but where torch itself is asked: what a package is built for stands in its files, and
+the driver is asked through libcuda (cuDriverGetVersion, cuInit, cuDeviceGetCount of the CUDA driver API).
 """
 
 from __future__ import annotations
@@ -57,6 +57,18 @@ def torch_mend() -> str:
     """The command that replaces a CPU build of torch by the CUDA build of the same version."""
     version = (stated("torch", "version.py", "__version__") or "").split("+")[0]
     return f"pip install --force-reinstall torch=={version} (PyPI's build for Linux is the one with CUDA)"
+
+
+def torch_refusal(without: str = "leave the option cuda out") -> str | None:
+    """`refusal` of this environment's torch."""
+    return refusal(f"torch {stated('torch', 'version.py', '__version__') or ''}", torch_built_for(), torch_mend(), without)
+
+
+def no_gpu_for_torch() -> str | None:
+    """Why torch finds no GPU; None where it finds one."""
+    import torch
+
+    return None if torch.cuda.is_available() else torch_refusal("install it") or "torch finds no CUDA device"
 
 
 def cuda_of_driver() -> str | None:

@@ -71,15 +71,11 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     gpu = on_gpu(options)
     if gpu and find_spec("accelerate") is None:
         return "transformers loads onto a GPU through accelerate, which is not installed: pip install accelerate"
-    if gpu and (reason := nvidia.refusal(f"torch {installed()}", nvidia.torch_built_for(), nvidia.torch_mend())):
+    if gpu and (reason := nvidia.torch_refusal()):
         return reason
     if torch_compile.COMPILE in options and (reason := torch_compile.refusal("cuda" if gpu else "cpu")):
         return reason
     return missing_package(path) if path is not None else None
-
-
-def installed() -> str:
-    return nvidia.stated("torch", "version.py", "__version__") or ""
 
 
 def on_gpu(options: tuple[str, ...]) -> bool:

@@ -11,12 +11,13 @@ functions.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import torch_cuda
+from . import nvidia, torch_cuda
 from .triton_evidence import LINEAR, observed
 from .triton_load import problems_of, quantization, swapped
 
@@ -57,20 +58,21 @@ def unreadable(path: str | None, options: tuple[str, ...], isa: tuple[str, ...])
 
 
 def unchecked(kernels: list[str]) -> str | None:
-    """None where `advisor selfcheck` found these kernels right on this GPU, and not slower at every size."""
+    """None where `advisor selfcheck` found these kernels right on a GPU that is seen here, and not slower at every size. A
+    session sees one GPU; of several, who asks for one is on any."""
+    import torch
+
     from quantadvisor.kernels import gpu_timing, selfcheck_record
 
-    return selfcheck_record.refusal(gpu_timing.gpu_name(), kernels, gpu_timing.versions())
+    seen = [gpu_timing.gpu_name(number) for number in range(torch.cuda.device_count())]
+    refused = [selfcheck_record.refusal(name, kernels, gpu_timing.versions()) for name in seen]
+    return None if None in refused else refused[0]
 
 
 def no_gpu() -> str | None:
     """None where torch sees an NVIDIA GPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return None
-    built = "torch is built without CUDA" if torch.version.cuda is None else "its driver cannot be used, or there is none"
-    return f"needs an NVIDIA GPU, which torch does not find here ({built}); never run on one; {ELSEWHERE}"
+    reason = nvidia.no_gpu_for_torch()
+    return f"needs an NVIDIA GPU: {reason}; never run on one; {ELSEWHERE}" if reason else None
 
 
 def on_gpu(options: tuple[str, ...]) -> bool:
@@ -86,6 +88,10 @@ def warm_imports() -> None:
 
 
 def open_session(path: str, options: tuple[str, ...], threads: int) -> TritonSession:
+    from quantadvisor.kernels import triton_modules
+
+    if reason := unchecked(triton_modules.needed(quantization(path), options)):
+        raise ValueError(reason)
     return TritonSession(path, options, threads, "cuda")
 
 
@@ -152,9 +158,18 @@ class TritonSession:
             self.fill(batch, room)
             following = np.repeat(following, batch, 0)
         self.decode(following)  # captures the graph, compiles
+        replays = self.replays()
         decode = self._observed(lambda: self.decode(following), lambda: self._step(following, fresh=False), rounds=3)
         prefill = self._observed(lambda: self.prefill(tokens, room), lambda: self.prefill(tokens, room), rounds=2)
-        return {"prefill": prefill, "decode": decode}
+        return {"prefill": prefill, "decode": decode | {"notes": [*decode["notes"], *replays]}}
+
+    def replays(self) -> list[str]:
+        """What a captured step takes without the host: each replay writes the same token to the same place."""
+        from quantadvisor.profiling.gpu_peaks import event_seconds
+
+        if self.graph is None:
+            return []
+        return [f"a replay of its CUDA graph takes {statistics.median(event_seconds(self.graph.replay)):.2e} s by CUDA events"]
 
     def allocated(self) -> tuple[int, int] | None:
         return torch_cuda.allocated() if self.device == "cuda" else None

@@ -1,6 +1,7 @@
 """What a build is told: the kernels' times, once they are known, where the method weighs widths."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantadvisor.advisor import pipeline
+from quantadvisor.advisor import builds, pipeline, risk, serve
 from quantadvisor.advisor.builds import make
 from quantadvisor.advisor.context import CANDIDATE_LIMIT_S, Context
 from quantadvisor.advisor.stages import Quiet
-from quantadvisor.documents import SourceCheckpoint
+from quantadvisor.documents import Device, Gpu, SourceCheckpoint
 from quantadvisor.methods.schemes import scheme
+from quantadvisor.profiling import gpus
 from quantadvisor.profiling.device import describe_device
 from quantadvisor.profiling.inventory import inventory_from_config
 
@@ -22,6 +24,7 @@ from ..methods.conftest import write_llama
 from .documents import workload
 from .test_diagnose import INVENTORY
 from .test_predict import four_bits, kernels
+from .test_serve import served_by
 
 
 def context_in(out: Path) -> Context:
@@ -113,3 +116,31 @@ def test_a_mixture_keeps_the_bytes_that_the_spec_gives_all_weights(tmp_path: Pat
     tensors = onnx.load(build.out / "scoring.onnx").graph.initializer
     stored = sum(onnx.numpy_helper.to_array(one).nbytes for one in tensors if not one.name.endswith(("cos_cache", "sin_cache")))
     assert 0.08 * 2**20 - 64 * 128 / 2 < stored <= 0.08 * 2**20
+
+
+SEEING = """
+import json, os, sys
+for line in sys.stdin:
+    print(json.dumps({"failed" if "build" in json.loads(line) else "nothing": os.environ["CUDA_VISIBLE_DEVICES"]}), flush=True)
+"""
+"""A child that gives what it sees as its reason."""
+
+
+def test_builds_simulations_and_serve_commands_see_the_device_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "child.py").write_text(SEEING)
+    for module in (builds, risk):
+        monkeypatch.setattr(module, "CHILD", tmp_path / "child.py")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    gpu = Gpu(name="g", memory_bytes=1 << 36, place="3")
+    device = gpus.on_gpu(Device(name="c", cores=1, threads=1, memory_bytes=1 << 36, gpus=(gpu, gpu), fingerprint="f"), 1)
+    context = replace(context_in(tmp_path / "out"), device=device)
+    build = context.build("rtn", scheme("w8-g64"), "onnxruntime")
+    assert context.build_all([build])[build.out].failed == "3"
+    seen = gpus.environment(device)
+    (simulated,) = risk.simulate_all([risk.Job(tmp_path, {})], np.zeros((1, 8), np.int64), tmp_path, "text", seen)
+    assert simulated.nothing == "3"
+    says = "import os; print('The capital of France is', os.environ['CUDA_VISIBLE_DEVICES'])"
+    monkeypatch.setitem(serve.COMMANDS, "torch", says)
+    choice = served_by("torch", "bf16", "cuda")
+    served = serve.try_serve("torch", tmp_path / "artifact", choice, sys.executable, "3", seen)
+    assert served.verified, served.reason

@@ -14,9 +14,12 @@ import pytest
 from quantadvisor.advisor import ghost_runs
 from quantadvisor.advisor.expected import Expected
 from quantadvisor.advisor.ghost_runs import Seats, in_turn
+from quantadvisor.advisor.ghosts import ghost_of
 from quantadvisor.documents import Candidate
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.ledger import bytes_of_weights, pool_bytes
+from quantadvisor.profiling.measure import Round
+from quantadvisor.profiling.nvml import Summary
 from quantadvisor.profiling.workers import Allowance, RunningWorker
 
 from ..kernels.test_guardian import alive
@@ -155,3 +158,11 @@ SMOLLM2 = {
     "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
     "max_position_embeddings": 8192, "tie_word_embeddings": True,
 }  # fmt: skip
+
+
+def test_what_the_gpu_did_goes_with_a_ghost() -> None:
+    did = [Summary(1.0, 3, (mhz, mhz, mhz), 2619, 300.0, 8.0, "counter", 60, 1 << 30, ()) for mhz in (1400, 1800)]
+    rounds = [Round(ttft_s=1, itl_s=(1,), peak_bytes=5, gpu=one) for one in did]
+    found = ghost_of("w8a8", "vllm", ("cuda",), 2, rounds).gpu
+    assert found and (found.readings, found.sm_mhz, found.throttling) == (6, (1400, 1600, 1800), ())
+    assert ghost_of("w8a8", "vllm", (), 2, [Round(ttft_s=1, itl_s=(1,), peak_bytes=5)]).gpu is None

@@ -12,7 +12,7 @@ from types import ModuleType
 import pynvml
 import pytest
 
-from quantadvisor.advisor import cli, first_contact, gpu_home, pipeline
+from quantadvisor.advisor import cli, first_contact, gpu_home, pipeline, serve
 from quantadvisor.advisor.stages import Quiet
 from quantadvisor.documents import Results
 from quantadvisor.kernels import gpu_timing
@@ -55,11 +55,12 @@ def loaded(path: Path) -> ModuleType:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that nobody knows under NVML, as number 5 of nvidia-smi, and three runtimes on it."""
+    """GPUs that nobody knows under NVML, the second of them number 5 of nvidia-smi, and three runtimes on it."""
     library = fake(nvmlDeviceGetCount_v2=gives(6), nvmlDeviceGetName=text(b"NVIDIA Virtual V1"))
     monkeypatch.setattr(pynvml, "nvmlLib", library)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", virtual_cuda.PLACE)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"4,{virtual_cuda.PLACE}")
+    monkeypatch.setitem(serve.COMMANDS, "torch", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("QA_REAL_TORCH", str(runtime_file("torch")))
     monkeypatch.setenv("QA_ROOFS", json.dumps([virtual_cuda.READ_BYTES_PER_S, virtual_cuda.FLOPS_PER_S]))
@@ -85,7 +86,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_spec_to_report(machine: None, tmp_path: Path) -> None:
     traffic = {"prompt_tokens": 64, "output_tokens": 24, "concurrency": 2}
     model = str(write_model(tmp_path / "model"))
-    work = workload(model=model, device="cuda:0", traffic=traffic, budget={"advise_s": 900})
+    work = workload(model=model, device="cuda:1", traffic=traffic, budget={"advise_s": 900})
     found = pipeline.run(work, tmp_path / "out", Quiet())
     cli.write_results(found, tmp_path / "out")
     the_gpu_is_the_device(found)
@@ -93,6 +94,8 @@ def test_from_spec_to_report(machine: None, tmp_path: Path) -> None:
     kernels_are_timed_at_the_model_s_sizes(found)
     the_planted_times_decide(found)
     predictions_say_their_source(found)
+    assert found.artifact
+    assert "it does not continue the prompt: '5'" in [one.reason for one in found.artifact.serve]
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["device"]["kind"] == "cuda"
     assert "NVIDIA Virtual V1" in (tmp_path / "out" / "report.html").read_text()

@@ -131,10 +131,10 @@ def test_one_that_breaks_again_leaves_what_the_others_measured() -> None:
     assert [note.split(":")[0] for note in seen.notes] == ["process 3 of 5 failed"] * 2
 
 
-def test_a_baseline_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_baseline_that_breaks_is_one_line(tmp_path: Path) -> None:
     build = SimpleNamespace(out=tmp_path)
-    monkeypatch.setattr("quantadvisor.advisor.survey.build_all", lambda builds, say: {tmp_path: SimpleNamespace(failed=None)})
     stub = context()
+    stub.build_all = lambda _: {tmp_path: SimpleNamespace(failed=None)}
     stub.build, stub.worker = (lambda *_: build), (lambda *_, **__: worker("crash"))
     stub.allowance = lambda _: Allowance()
     with pytest.raises(BadInput, match=r"^baseline: none-bf16@torch cannot be measured here: the worker died \(signal SIGSEGV\)"):

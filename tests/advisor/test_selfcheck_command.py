@@ -13,7 +13,7 @@ import typer
 
 from quantadvisor.advisor import selfcheck_command, selfcheck_runtimes
 from quantadvisor.documents import CandidateFailed, Figure, KernelCheck, RuntimeCheck, SelfCheck, compared
-from quantadvisor.kernels import processes
+from quantadvisor.kernels import processes, selfcheck_record
 from quantadvisor.kernels.triton_subjects import COMPILED
 from quantadvisor.profiling import nvml
 
@@ -137,7 +137,12 @@ def test_a_runtime_that_is_wrong_ends_in_exit_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], found: Any, code: int, said: str
 ) -> None:
     monkeypatch.setattr(Answers, "said", {"list": LISTED, "w8a8 1x2x3": times(1e-5, 2e-5)})
-    monkeypatch.setattr(selfcheck_runtimes, "checks", lambda: (found,))
+
+    def checks() -> tuple[RuntimeCheck, ...]:
+        assert selfcheck_record.known("Made-up GPU, sm_90", {"triton": "3.9.0"})  # which the triton runtime asks
+        return (found,)
+
+    monkeypatch.setattr(selfcheck_runtimes, "checks", checks)
     ended = 0
     try:
         selfcheck_command.selfcheck(out=tmp_path / "here")

@@ -23,9 +23,10 @@ from quantadvisor.advisor.serve import (
     try_vllm,
     wrong_with,
 )
-from quantadvisor.documents import Candidate
+from quantadvisor.documents import Candidate, CandidateFailed
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.runtimes import llama_cpp, openvino, triton, vllm
+from quantadvisor.profiling.served import Launch
 
 from ..kernels.test_guardian import leaves_nobody
 
@@ -262,6 +263,15 @@ def test_the_measured_worker_continues_the_prompt(tmp_path: Path) -> None:
     Tokenizer(models.BPE(letters, [])).save(str(tmp_path / "tokenizer.json"))
     assert continued(tmp_path, worker).replace(" ", "") == "Paris.Iti"
     assert asked == [[[ord(one) for one in "The capital of France is"]]]
+
+
+def test_a_vllm_is_started_on_the_device(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(python: str, launch: Launch, threads: int, limit_s: float) -> None:
+        raise CandidateFailed(launch.environment["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setattr(serve, "OwnServer", started)
+    found = try_vllm(tmp_path, served_by("vllm", "bf16", "cuda"), python, 0, 1, "", {"CUDA_VISIBLE_DEVICES": "3"})
+    assert found.reason == "3"
 
 
 def test_a_vllm_that_does_not_start_is_a_reason(tmp_path: Path, python: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quantadvisor.kernels import rivals
-from quantadvisor.kernels.rivals import MARLIN, RIVALS, Integers, Rival, prepared, rivals_of
+from quantadvisor.kernels.rivals import GEMLITE, MARLIN, RIVALS, Integers, Rival, prepared, rivals_of
 from quantadvisor.kernels.triton_subjects import COMPILED
 
 
@@ -141,6 +141,21 @@ def test_marlin_refuses_other_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = drawn(16, asymmetric=False)
     with pytest.raises(ValueError, match="group 16 is not supported"):
         rivals.product_of(RIVALS["w4a16"][0], x, x, w)
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_gemlite_gets_our_integers_as_hqq_has_them(monkeypatch: pytest.MonkeyPatch, asymmetric: bool) -> None:
+    def from_weights(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int, group: int) -> Any:
+        assert (codes.dtype, scales.dtype, zeros.dtype, bits) == (torch.uint8, torch.bfloat16, torch.bfloat16, 4)
+        scales, zeros = (one.float().repeat_interleave(group, 1) for one in (scales, zeros))
+        return lambda x: (x.float() @ ((codes - zeros) * scales).T).to(x.dtype)
+
+    helper = SimpleNamespace(A16Wn=lambda device: SimpleNamespace(from_weights=from_weights))
+    monkeypatch.setitem(sys.modules, "gemlite", SimpleNamespace(helper=helper))
+    (rival,) = (one for one in RIVALS["w4a16"] if one.name == GEMLITE)
+    x, w = drawn(64, asymmetric=asymmetric)
+    product = rivals.product_of(rival, x, w.values().to(x.dtype), w)
+    assert rivals.distance(product(x[:1]), x[:1].float() @ w.values().T) < rivals.SAME
 
 
 MARLIN_UTILS = "model_executor/layers/quantization/utils/marlin_utils.py"

@@ -9,11 +9,12 @@ import numpy as np
 import pynvml
 import pytest
 
+from quantadvisor.advisor.survey import phase_time
 from quantadvisor.documents import Traffic
 from quantadvisor.profiling import measure, worker
 from quantadvisor.profiling.measure import UNTOLD, measured_from_rounds, recorded, run_round
 from quantadvisor.profiling.rapl import counters
-from quantadvisor.profiling.workers import Steady
+from quantadvisor.profiling.workers import Phases, Steady
 
 from ..advisor.documents import workload
 from .fake_nvml import fake
@@ -107,3 +108,16 @@ def test_tokens_whose_prefill_is_not_told_have_energy_of_their_own(steady: Calla
     untold = seen.model_copy(update={"prefill_row": seen.prefill_row.model_copy(update={"cpu_j": None})})
     assert measure.recorded_energy(untold, TRAFFIC) == (None, STEP_J / 2)
     assert measure.recorded_energy(steady(False).steady(PROMPTS, 2, 1), TRAFFIC) == (None, None)
+
+
+def test_what_the_gpu_did_while_phases_were_looked_at_goes_with_them(steady: Callable[[bool], Any], tmp_path: Path) -> None:
+    steady(True)  # its fake of NVML
+    child = worker.Worker()
+    child.memory = worker.memory.Memory(worker.load_file(Path(worker.__file__).with_name("nvml.py")))
+    times = dict.fromkeys(("wall_s", "linears_s", "attention_s", "cache_s", "other_s"), 1.0)
+    part = times | {"operators": [], "linears": 1, "quantized_linears": 0, "notes": []}
+    child.session = SimpleNamespace(operators=lambda tokens, batch: {"prefill": part, "decode": part})
+    np.save(tmp_path / "tokens.npy", PROMPTS)
+    seen = Phases.model_validate(child.operators(str(tmp_path / "tokens.npy"), None)["phases"]).model_dump()
+    gpu = phase_time("decode", seen["decode"], 1, 1, 8).gpu
+    assert gpu and (gpu.sm_mhz, gpu.memory_mhz) == ((1410, 1410, 1410), 2619)

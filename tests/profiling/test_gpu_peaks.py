@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from quantadvisor.documents import Device, Gpu
 from quantadvisor.kernels.gpu_devices import gpus, known_gpu
 from quantadvisor.profiling import gpu_peaks
 from quantadvisor.profiling.gpu_peaks import answer, event_seconds, measured, product, reading, with_peaks
+
+from .fake_nvml import fake
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -60,10 +63,12 @@ def test_work_is_what_the_calls_do() -> None:
 
 
 def test_measured_roofs(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch with a GPU whose FP8 products fail, and events that say 2 ms for everything."""
+    """A torch with a GPU, read by NVML, whose FP8 products fail, and events that say 2 ms for everything."""
     properties = type("P", (), {"L2_cache_size": 50 << 20})()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(pynvml, "nvmlLib", fake())
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     monkeypatch.setattr(Clock, "elapsed_time", lambda *_: 2.0)
     sides: list[int] = []
 
@@ -84,6 +89,7 @@ def test_measured_roofs(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert peaks.flops_per_s["bf16"].kind == "measured"
     assert peaks.refused == {"fp8": "torch._scaled_mm is only supported on devices with compute capability >= 8.9"}
     assert found["l2_bytes"] == 50 << 20
+    assert peaks.gpu and (peaks.gpu.sm_mhz, peaks.gpu.mig) == ((1410, 1410, 1410), True)
 
 
 def test_without_cuda_the_data_sheet_is_cited() -> None:

@@ -45,6 +45,8 @@ class Peaks(OpenDocument):
     flops_per_s: dict[str, Figure]
     """`fp32`, `bf16`, `int8`: operations (2 per multiply-add) per second."""
     refused: dict[str, str] = {}
+    gpu: GpuState | None = None
+    """What the GPU did while they were measured there."""
 
 
 class Device(OpenDocument):
@@ -147,6 +149,8 @@ class PhaseTime(OpenDocument):
     cache_s: float = 0.0
     other_s: float
     residue_s: float
+    gpu: GpuState | None = None
+    """What the GPU did while both phases were looked at."""
 
 
 def only_rounds(operator: str) -> bool:
@@ -268,6 +272,8 @@ class Ghost(OpenDocument):
     refused: str | None = None
     unused: str | None = None
     """Why nothing is predicted from it, though its candidates may run: not run for want of time, or not believed."""
+    gpu: GpuState | None = None
+    """What the GPU did during its rounds."""
 
 
 class Profile(OpenDocument):

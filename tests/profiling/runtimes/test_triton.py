@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from quantadvisor.kernels import gpu_timing, selfcheck_record
 from quantadvisor.kernels.triton_modules import needed, refusal, unpacked
 from quantadvisor.methods.formats.bitsandbytes import settings
 from quantadvisor.methods.formats.compressed import FP8, W8A8
-from quantadvisor.profiling.runtimes import triton
+from quantadvisor.profiling import gpu_peaks
+from quantadvisor.profiling import selfcheck_child as child
+from quantadvisor.profiling.runtimes import nvidia, triton
 
 NO_GPU = not torch.cuda.is_available()
 PACKED: dict[str, Any] = {
@@ -43,17 +46,48 @@ def test_without_a_gpu_it_says_so_and_what_can_be_done() -> None:
     assert "advisor selfcheck --interpreted" in reason
 
 
-def test_with_a_gpu_its_kernels_must_have_passed_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
+def test_a_driver_older_than_torch_is_named_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "torch_built_for", lambda: "13.0")
+    monkeypatch.setattr(nvidia, "cuda_of_driver", lambda: "12.4")
+    said = f"the NVIDIA driver runs CUDA up to 12.4, torch {torch.__version__} is built for CUDA 13.0: update the driver"
+    assert f"needs an NVIDIA GPU: {said}" in str(triton.refuse(None, (), ()))
+    assert child.answer({"probe": "list", "interpreted": False}) == gpu_peaks.answer() == {"failed": said}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The GPUs that this process sees, to be changed; nothing was checked on any."""
+    names = ["Made-up GPU, sm_90"]
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_timing, "gpu_name", lambda: "Made-up GPU, sm_90")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(gpu_timing, "gpu_name", lambda number: names[number])
+    return names
+
+
+def passed(*kernels: str) -> None:
+    checks = tuple(KernelCheck(name=name, shape="M 1", right=True) for name in kernels)
+    versions = gpu_timing.versions()
+    selfcheck_record.keep(SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions=versions, note="", kernels=checks))
+
+
+def test_with_a_gpu_its_kernels_must_have_passed_there(seen: list[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": W8A8}))
     assert "never checked on Made-up GPU" in str(triton.refuse(str(tmp_path), ("kvint8",), ()))
-    kernels = [KernelCheck(name=name, shape="M 1", right=True) for name in ("w8a8", "decode-attention-int8")]
-    found = SelfCheck(proof="gpu", device="Made-up GPU, sm_90", versions=gpu_timing.versions(), note="", kernels=tuple(kernels))
-    selfcheck_record.keep(found)
+    passed("w8a8", "decode-attention-int8")
     assert triton.refuse(str(tmp_path), ("kvint8",), ()) is None
     assert "decode-attention-int4 was not checked" in str(triton.refuse(str(tmp_path), ("kvint4",), ()))
+
+
+def test_of_several_gpus_the_one_that_a_session_sees_decides(seen: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": W8A8}))
+    passed("w8a8")
+    seen.insert(0, "Other GPU, sm_80")
+    assert triton.refuse(str(tmp_path), (), ()) is None
+    seen.pop()
+    with pytest.raises(ValueError, match="never checked on Other GPU, sm_80: advisor selfcheck"):
+        triton.open_session(str(tmp_path), (), 1)
 
 
 @pytest.mark.parametrize("options", [("kvint2",), ("kvint8", "kvint4")])
@@ -124,3 +158,12 @@ def test_codes_come_out_of_words_from_the_lowest_bits_up() -> None:
     assert torch.equal(unpacked(torch.as_tensor(words).to(torch.int32)), codes.to(torch.uint8))
     eight = torch.tensor([[0, 127, 128, 255]], dtype=torch.uint8)
     assert torch.equal(unpacked(eight.view(torch.int32), 8), eight)
+
+
+def test_a_captured_step_is_timed_by_cuda_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = triton.TritonSession.__new__(triton.TritonSession)
+    session.graph = None
+    assert session.replays() == []
+    session.graph = SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(gpu_peaks, "event_seconds", lambda _: [1e-3, 9e-3, 2e-3])
+    assert session.replays() == ["a replay of its CUDA graph takes 2.00e-03 s by CUDA events"]
