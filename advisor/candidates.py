@@ -314,7 +314,11 @@ def no_kernel_of_vllm(made: Scheme, name: str, device: Device) -> str | None:
     float_cache = name == "vllm" and device.kind == "cpu" and made.keys is not None and made.keys.number == "float"
     if float_cache and (refused := vllm.fp8_cache_refusal(device.isa)):
         return refused
-    if name != "vllm" or device.kind != "cpu" or weights is None or weights.number != "int" or made.activations is not None:
+    if name != "vllm" or device.kind != "cpu" or weights is None:
+        return None
+    if weights.number == "float":
+        return vllm.fp8_product_refusal(weights.granularity, device.isa)
+    if weights.number != "int" or made.activations is not None:
         return None
     if weights.bits != 4:
         return f"vLLM's CPU build multiplies weights alone in 4 bits only, not in {weights.bits:g}"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, OpenDocument, Scheme, SelfCheck
@@ -22,11 +23,12 @@ from quantadvisor.kernels.processes import DIED
 from quantadvisor.kernels.registry import PROBES, TRAPS
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
+from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.gpus import device_class, on_gpu
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
-from .candidates import candidate, catalogue_of, gpu_places
+from .candidates import candidate, catalogue_of, gpu_places, recipe
 from .context import export_format
 from .predict import EIGHT_BIT_SHARE, Probes, family
 from .slow_passes import Contrast, chunk_traps, slow_pass
@@ -41,7 +43,6 @@ WRITERS = {
     "openvino": (("openvino", "openvino"), ("nncf", "openvino"), ("optimum.intel", "openvino")),
 }
 """Packages that writing a format takes, and the extra that brings each."""
-Refuse = Callable[[Path, Scheme, str], str | None]
 UNTIMED = "loads; --model M times it"
 NO_GPU_PATH = "no path to an NVIDIA GPU"
 NEVER_ON_GPU = "never run on a GPU (advisor selfcheck there)"
@@ -186,13 +187,18 @@ def traps(name: str, probes: Probes) -> tuple[SchemeHere, ...]:
 
 
 def methods_here(device: Device, model_folder: Path | None = None) -> tuple[MethodHere, ...]:
-    """Every method: its schemes, and for each runtime whether it can write for it on this machine."""
+    """Every method: its schemes, and for each runtime whether it can write for it on this machine. A cache that is an option of
+    the session is ready where the weights under it can be written."""
     with folder_or_nominal(model_folder) as folder:
         found = []
         for name in METHODS:
             module = method(name)
-            offered = module.schemes()
-            places = {place: method_refusal(module.refuse, offered, folder, place, device) for place in RUNTIMES}
+            listed = [(entry, place) for entry in catalogue_of(device) if entry.method == name for place in entry.runtimes]
+            there = {place: [scheme(entry.scheme) for entry, at in listed if at.split("+")[0] == place] for place in RUNTIMES}
+            offered = tuple({one.name: one for one in (*module.schemes(), *chain(*there.values()))}.values())
+            places = {
+                place: method_refusal(name, (*module.schemes(), *there[place]), folder, place, device) for place in RUNTIMES
+            }
             found.append(
                 MethodHere(
                     name=name,
@@ -206,9 +212,10 @@ def methods_here(device: Device, model_folder: Path | None = None) -> tuple[Meth
     return tuple(found)
 
 
-def method_refusal(refuse: Refuse, offered: Iterable[Scheme], folder: Path, place: str, device: Device) -> str | None:
+def method_refusal(name: str, offered: Iterable[Scheme], folder: Path, place: str, device: Device) -> str | None:
     """None where one of the method's schemes can be written for a runtime, else what is missing here, or the first reason."""
-    reasons = [refuse(folder, one, place) for one in offered]
+    written = (recipe(name, one, place) for one in offered)
+    reasons = [method(writes).refuse(folder, made, place) for writes, made in written]
     if all(reasons):
         return next((reason for reason in reasons if reason and "not installed" in reason), reasons[0])
     return refusal(place, interpreter_of(place), None, (), device.isa) or missing_writer(export_format(place))

@@ -30,7 +30,7 @@ ROUNDS = 3
 FURTHER_SHARE = 0.25
 """Part of budget.advise_s after which no ghost gets a second round, but those of which a ratio is taken (paired)."""
 LAST_SHARE = 0.5
-"""Part after which no ghost is begun."""
+"""Part after which no ghost is begun; who does not answer within it is out."""
 
 
 class Ghosts(Document):
@@ -162,6 +162,7 @@ class Seats:
         """Its worker with its artifact; what the seat held before goes."""
         worker = self.of(candidate)
         worker.allowance = self.context.allowance(candidate.name)
+        worker.time_limit_s = min(worker.time_limit_s, LAST_SHARE * self.context.workload.budget.advise_s)
         worker.ready()
         options = self.context.options_of(candidate.runtime, candidate.options, candidate.scheme)
         worker.load(str(self.artifacts[candidate.name]), options, self.context.device.threads)

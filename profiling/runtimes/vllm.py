@@ -67,6 +67,9 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     return int4_refusal(isa) if path is not None and 4 in weight_bits(Path(path)) else None
 
 
+NO_AMX = "vLLM's product of FP8 weights in blocks on a CPU needs AMX"
+
+
 def only_avx2(isa: tuple[str, ...]) -> bool:
     return "avx2" in isa and not any(flag.startswith(("avx512", "amx")) for flag in isa)
 
@@ -99,6 +102,16 @@ def weight_bits(folder: Path) -> set[int]:
     return {int(bits) for bits in (said.get("bits"), *(one.get("num_bits") for one in groups)) if bits}
 
 
+def fp8_product_refusal(granularity: str, isa: tuple[str, ...]) -> str | None:
+    """Of a candidate on a CPU, before there is a folder. One of a scale per row and token runs, far too slow for any workload."""
+    if granularity != "block":
+        return (
+            "vLLM's CPU build multiplies FP8 weights by torch._scaled_mm, which has no kernel there: a decode step of SmolLM2-135M "
+            "took 33 s (docs/log.md)"
+        )
+    return None if any(flag.startswith("amx") for flag in isa) else NO_AMX
+
+
 def fp8_refusal(folder: Path, isa: tuple[str, ...]) -> str | None:
     """vLLM 0.32 on a CPU (seen): scales of rows and tokens run, by torch._scaled_mm; squares need AMX. Weights with one scale it
     rounds again where it joins q, k and v (w8a8_utils.py:requantize_with_max_scale), by an operator that its CPU build lacks."""
@@ -108,7 +121,7 @@ def fp8_refusal(folder: Path, isa: tuple[str, ...]) -> str | None:
     if "tensor" in scaled:
         return "vLLM's CPU build cannot join FP8 weights that have one scale each: it lacks static_scaled_fp8_quant"
     if "block" in scaled and not any(flag.startswith("amx") for flag in isa):
-        return "vLLM's product of FP8 weights in blocks on a CPU needs AMX"
+        return NO_AMX
     return None
 
 

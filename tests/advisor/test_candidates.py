@@ -250,6 +250,18 @@ def test_torch_compile_is_a_candidate_where_the_spec_names_it(tmp_path: Path) ->
             offered(runtimes=[wrong])
 
 
+def test_fp8_of_vllm_on_a_cpu_is_refused_for_its_speed_and_in_blocks_without_amx(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+
+    def refused(name: str, *isa: str) -> str | None:
+        listed = enumerate_candidates(workload(runtimes=["vllm"]), tmp_path, PLAIN.model_copy(update={"isa": isa}))
+        return next(one.refused for one in listed if one.name == f"fp8-{name}@vllm")
+
+    assert "a decode step of SmolLM2-135M took 33 s" in str(refused("fp8-bf16", "amx_int8"))
+    assert "needs AMX" in str(refused("fp8-block-bf16", "avx512f"))
+    assert "needs AMX" not in str(refused("fp8-block-bf16", "amx_int8"))
+
+
 def test_finer_ones_are_listed_where_the_coarser_ones_are(tmp_path: Path) -> None:
     """Every row of the table, in both catalogues, at places of what it stands behind; alone where that one is refused."""
     for catalogue in (candidates.CATALOGUE, candidates.GPU_CATALOGUE):

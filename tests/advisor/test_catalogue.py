@@ -185,6 +185,17 @@ def test_every_method_says_where_it_can_write() -> None:
     assert found["none"].runtimes["torch"] is None
 
 
+def test_a_method_is_ready_wherever_it_is_a_candidate() -> None:
+    """Caches that are an option of the session too: they lie on top of weights that another method writes."""
+    found = {one.name: one for one in methods_here(PLAIN)}
+    for one in (one for here in runtimes_here(PLAIN) for one in here.schemes if one.refused is None):
+        method_name, _, rest = one.name.partition("-")
+        name, _, place = rest.partition("@")
+        assert found[method_name].runtimes[place.split("+")[0]] is None, one.name
+        assert name in found[method_name].schemes, one.name
+    assert "q8_0-kv8" in found["kv_int8"].schemes
+
+
 def test_every_probe_is_listed() -> None:
     found = probes_here(PLAIN)
     assert {one.probe for one in found} == set(PROBES)

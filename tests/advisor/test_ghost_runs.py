@@ -24,6 +24,7 @@ from quantadvisor.profiling.workers import Allowance, RunningWorker
 
 from ..kernels.test_guardian import alive
 from .documents import candidate, workload
+from .test_diagnose import INVENTORY
 from .test_prove import RUNTIME, TRAFFIC
 
 ADVISE_S = 100.0
@@ -36,7 +37,7 @@ def context(options: dict[str, tuple[str, ...]] | None = None) -> Any:
         return (options or {}).get(runtime, ())
 
     return SimpleNamespace(
-        workload=workload(traffic=TRAFFIC, budget={"advise_s": ADVISE_S}), prompts=np.ones((2, 8), np.int64),
+        workload=workload(traffic=TRAFFIC, budget={"advise_s": ADVISE_S}), inventory=INVENTORY, prompts=np.ones((2, 8), np.int64),
         device=SimpleNamespace(threads=1, kind="cpu"), progress=SimpleNamespace(say=lambda _: None), options_of=options_of,
         worker=lambda runtime, path, *_: RunningWorker(RUNTIME, path, options_of(runtime), 1), allowance=lambda _: Allowance(),
     )  # fmt: skip
@@ -120,6 +121,14 @@ def test_one_that_breaks_leaves_the_next_a_fresh_process() -> None:
     rows, failed, _ = ran(made, [V, W])
     assert "SIGSEGV" in failed[V.name]
     assert set(rows) == {W.name}
+
+
+def test_one_that_does_not_answer_takes_no_more_than_all_of_them_may() -> None:
+    made = context({"onnxruntime": ("hang",)})
+    made.workload = workload(traffic=TRAFFIC, budget={"advise_s": 3.0})
+    rows, failed, _ = ran(made, [A])
+    assert failed == {A.name: "no answer to generate within 2 s"}  # 1.5
+    assert not rows
 
 
 def test_one_that_has_used_up_its_time_fails_alone_in_a_process_of_several() -> None:
