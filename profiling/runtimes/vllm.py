@@ -106,8 +106,8 @@ def fp8_product_refusal(granularity: str, isa: tuple[str, ...]) -> str | None:
     """Of a candidate on a CPU, before there is a folder. One of a scale per row and token runs, far too slow for any workload."""
     if granularity != "block":
         return (
-            "vLLM's CPU build multiplies FP8 weights by torch._scaled_mm, which has no kernel there: a decode step of SmolLM2-135M "
-            "took 33 s (docs/log.md)"
+            "vLLM's CPU build multiplies FP8 weights by torch._scaled_mm, which has no kernel there: a decode step of "
+            "SmolLM2-135M took 33 s (docs/log.md)"
         )
     return None if any(flag.startswith("amx") for flag in isa) else NO_AMX
 
