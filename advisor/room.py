@@ -27,7 +27,10 @@ def in_parts(context: Context, candidates: Sequence[Candidate]) -> list[list[Can
 
 
 def needed_bytes(context: Context, candidate: Candidate) -> int:
-    """Its predicted peak, or at least its weights and caches; on a GPU with a CUDA context of its own."""
+    """Its predicted peak, or at least its weights and caches; on a GPU with a CUDA context of its own. Of a given server nothing:
+    it holds its own already."""
+    if candidate.url:
+        return 0
     own = weights_and_cache(context.inventory, candidate.scheme, candidate.runtime, context.workload)
     predicted = candidate.predicted.peak_bytes if candidate.predicted else None
     return max(own, predicted or 0) + (CONTEXT_BYTES if context.device.kind == "cuda" else 0)

@@ -38,6 +38,7 @@ def test_a_cpu_holds_what_processes_may_use_of_its_memory(monkeypatch: pytest.Mo
     chosen = planned(50, 50, 50)
     assert in_parts(context("cpu", 128 * GIB), chosen) == [chosen[:2], chosen[2:]]
     assert needed_bytes(context("cpu", 128 * GIB), chosen[0]) == 50 * GIB
+    assert needed_bytes(context("cpu", 128 * GIB), chosen[0].model_copy(update={"url": "http://127.0.0.1:8000"})) == 0
 
 
 def test_a_gpu_holds_what_fits_below_its_limit() -> None:

@@ -49,7 +49,7 @@ def context(tmp_path: Path, python: str, asked: Workload) -> Any:
     return SimpleNamespace(
         workload=asked, inventory=inventory, model_folder=tmp_path, prompts=np.zeros((2, 6), np.int64),
         device=SimpleNamespace(kind="cpu", threads=1, memory_bytes=1 << 30), allowance=lambda _: Allowance(),
-        interpreter=lambda _: python, build_of=lambda _: SimpleNamespace(out=tmp_path),
+        interpreter=lambda _: python, build_of=lambda _: SimpleNamespace(out=tmp_path), build_all=lambda builds: {},
         options_of=lambda *_: (f"{vllm.POOL}{1 << 20}",),
         worker_of=lambda _: RunningWorker(RUNTIME, Path("nowhere"), (), 1),
         windows=lambda end, start=0: np.arange(64, dtype=np.int64).reshape(1, 64) % 8,
