@@ -179,9 +179,9 @@ def predicted_candidate(
         return candidate.model_copy(update={"refused": own.refused})
     predicted = predict(candidate, context.workload, probes, [g for g in ghosts if g.unused is None], schemes)
     relatives = [g for g in ghosts if (g.runtime, g.options) == (candidate.runtime, candidate.options)]
-    alike = [g for g in relatives if kernel_class(schemes[g.scheme]) == kernel_class(candidate.scheme)]
-    if not any(g.refused or (g.unused and g.ttft_s) for g in alike):  # those that failed, or were not believed, speak against it
-        predicted = predicted or first(candidate)
+    alike = (g for g in relatives if kernel_class(schemes[g.scheme]) == kernel_class(candidate.scheme))
+    if predicted is None and not any(g.refused or (g.unused and g.ttft_s) for g in alike):  # failed, or not believed
+        predicted = first(candidate)
     missing = own if predicted else next((g for g in (own, *relatives) if g and g.unused), None)
     if missing and missing.unused:
         whose = "its ghost" if missing is own else f"the ghost of {missing.scheme} in its runtime"

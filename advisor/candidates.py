@@ -310,11 +310,12 @@ def no_arithmetic(made: Scheme, device: Device) -> str | None:
 def no_kernel_of_vllm(made: Scheme, name: str, device: Device) -> str | None:
     """Why vLLM's CPU build has no product of a scheme on this CPU, or no such cache: before there is a folder, which would say
     it."""
-    weights = made.weights
-    float_cache = name == "vllm" and device.kind == "cpu" and made.keys is not None and made.keys.number == "float"
+    if name != "vllm" or device.kind != "cpu":
+        return None
+    weights, float_cache = made.weights, made.keys is not None and made.keys.number == "float"
     if float_cache and (refused := vllm.fp8_cache_refusal(device.isa)):
         return refused
-    if name != "vllm" or device.kind != "cpu" or weights is None:
+    if weights is None:
         return None
     if weights.number == "float":
         return vllm.fp8_product_refusal(weights.granularity, device.isa)

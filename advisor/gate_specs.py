@@ -11,7 +11,6 @@ from quantadvisor.profiling.environments import check_runtime
 from quantadvisor.profiling.inventory import inventory_from_config
 from quantadvisor.profiling.runtimes.registry import runtime_file
 
-from .builds import build_all
 from .candidates import baseline_name, session_options
 from .context import Context, cache_folder
 from .diagnose import options_of, split
@@ -53,7 +52,7 @@ def side_of_spec(where: str, workload: Workload, python: str | None, device: Dev
     lives = interpreter_for(where, what, runtime_name, options, own, python, None, device)
     build = context.build(name.split("-")[0], made, runtime_name)
     bases = [context.build("none", scheme("fp32"), runtime_name)] if build.base and build.base != build.out else []
-    built = build_all([*bases, build], progress.say)[build.out]
+    built = context.build_all([*bases, build])[build.out]
     if built.failed:
         raise BadInput(what, f"cannot be built: {built.failed}")
     return Side(build.out, runtime_name, options, lives, runtime_file(runtime_name))

@@ -169,7 +169,7 @@ class Run:
         )  # fmt: skip
         base = base.model_copy(update={"rounds": ghosts.baseline or base.rounds})
         ran = (baseline_ghost(base, context), *ghosts.ghosts)
-        alone = first_predictions(context, surveyed.profile, known._replace(baseline=baseline_ghost(base, context)))
+        alone = first_predictions(context, surveyed.profile, known._replace(baseline=ran[0]))
         advice = stages.run(
             "advice", "Prediction and shortlist", Advice,
             lambda: advise(context, open_, ran, probes, base.name, simulated.quality, shares, alone),

@@ -370,7 +370,7 @@ def broken_before(wider: str, simulated: Mapping[str, Quality], workload: Worklo
     quality = simulated.get(wider)
     if quality is not None and (breach := budget_breach(at_best(quality), workload)):
         return f"{wider} breaks the budget already: {breach}, simulated"
-    return not_searched(*of_name(wider), simulated, workload) if wider in FEWER else None
+    return broken_before(FEWER[wider], simulated, workload) if wider in FEWER else None
 
 
 def at_best(quality: Quality) -> Quality:

@@ -89,18 +89,27 @@ def calibration_tokens(
 
 def shared_passages(calibration: str, evaluation: str) -> float:
     """Share of the 13-grams of words of `evaluation` that `calibration` holds, 0..1."""
+    return share_of(passages_in(calibration, evaluation))
+
+
+def share_of(found: list[bool]) -> float:
+    return sum(found) / len(found) if found else 0.0
+
+
+def passages_in(calibration: str, evaluation: str) -> list[bool]:
+    """Of each 13-gram of words of `evaluation`, whether `calibration` holds it."""
     known, judged = (re.findall(r"\w+", side.lower()) for side in (calibration, evaluation))
     seen = {tuple(known[i : i + NGRAM]) for i in range(len(known) - NGRAM + 1)}
-    total = len(judged) - NGRAM + 1
-    return sum(tuple(judged[i : i + NGRAM]) in seen for i in range(total)) / total if total > 0 else 0.0
+    return [tuple(judged[i : i + NGRAM]) in seen for i in range(len(judged) - NGRAM + 1)]
 
 
 def refuse_overlap(calibration: str, evaluation: str, where: str) -> None:
     """Raise where quality would be judged on text that the method was calibrated on."""
-    words = re.findall(r"\w+", evaluation)
-    part, share = max(((n, shared_passages(calibration, " ".join(words[:n]))) for n in (*JUDGED, len(words))), key=lambda x: x[1])
+    found = passages_in(calibration, evaluation)
+    words = len(found) + NGRAM - 1
+    part, share = max(((n, share_of(found[: n - NGRAM + 1])) for n in (*JUDGED, words)), key=lambda each: each[1])
     if share > LARGEST_SHARED:
-        judged = f", of its first {part:,} words," if part < len(words) else ""
+        judged = f", of its first {part:,} words," if part < words else ""
         raise BadInput(
             where,
             f"{share:.0%} of the evaluation text's passages ({NGRAM} words in a row){judged} are in it too,"

@@ -67,9 +67,6 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     return int4_refusal(isa) if path is not None and 4 in weight_bits(Path(path)) else None
 
 
-NO_AMX = "vLLM's product of FP8 weights in blocks on a CPU needs AMX"
-
-
 def only_avx2(isa: tuple[str, ...]) -> bool:
     return "avx2" in isa and not any(flag.startswith(("avx512", "amx")) for flag in isa)
 
@@ -109,7 +106,9 @@ def fp8_product_refusal(granularity: str, isa: tuple[str, ...]) -> str | None:
             "vLLM's CPU build multiplies FP8 weights by torch._scaled_mm, which has no kernel there: a decode step of "
             "SmolLM2-135M took 33 s (docs/log.md)"
         )
-    return None if any(flag.startswith("amx") for flag in isa) else NO_AMX
+    if any(flag.startswith("amx") for flag in isa):
+        return None
+    return "vLLM's product of FP8 weights in blocks on a CPU needs AMX"
 
 
 def fp8_refusal(folder: Path, isa: tuple[str, ...]) -> str | None:
@@ -120,9 +119,7 @@ def fp8_refusal(folder: Path, isa: tuple[str, ...]) -> str | None:
     scaled = {group["weights"]["strategy"] for group in groups}
     if "tensor" in scaled:
         return "vLLM's CPU build cannot join FP8 weights that have one scale each: it lacks static_scaled_fp8_quant"
-    if "block" in scaled and not any(flag.startswith("amx") for flag in isa):
-        return NO_AMX
-    return None
+    return fp8_product_refusal("block", isa) if "block" in scaled else None
 
 
 def has_cache_scales(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +138,16 @@ def draws(tokens: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(calibration, the sample that is judged), each sample left out once: what holds on average need not hold of one."""
     for index, row in enumerate(tokens):
         yield np.delete(tokens, index, axis=0), row
+
+
+def mean_kls(llama: Path, tokens: np.ndarray, plain: Path, search: Callable[[np.ndarray], Path]) -> tuple[float, float]:
+    """Over the draws: of the folder that `search` writes from a calibration, and of `plain`, which needs none."""
+    searched, nearest = [], []
+    for calibration, row in draws(tokens):
+        exact = torch_logits(llama, row)
+        searched.append(kl(exact, run(search(calibration), row)))
+        nearest.append(kl(exact, run(plain, row)))
+    return float(np.mean(searched)), float(np.mean(nearest))
 
 
 def torch_logits(folder: Path, row: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.rescale import Pair
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import draws, kl, run, torch_logits
+from .conftest import kl, mean_kls, run, torch_logits
 
 GRID = LinearFormat(4, 32, False)
 NORM = Pair("norm", ("linear",), norm=True)
@@ -174,17 +174,17 @@ def openvino_logits(folder: Path, row: np.ndarray) -> np.ndarray:
 
 def test_better_than_nearest_on_the_model_on_average(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     rtn.apply(llama, scheme("w4-g32"), "onnxruntime", tokens, tmp_path / "rtn", base=base)
-    searched, nearest = [], []
-    for number, (calibration, row) in enumerate(draws(tokens)):
-        said = list[str]()
-        out = tmp_path / f"awq-{number}"
+    made = (tmp_path / f"awq-{number}" for number in range(4))
+
+    def search(calibration: np.ndarray) -> Path:
+        said, out = list[str](), next(made)
         notes = awq.apply(llama, scheme("w4-g32"), "onnxruntime", calibration, out, base=base, say=said.append)
         assert [line.split(",")[0] for line in said] == ["layer 1 of 2 done", "layer 2 of 2 done"]
         assert "exponents" in notes[0]
-        exact = torch_logits(llama, row)
-        searched.append(kl(exact, run(out, row)))
-        nearest.append(kl(exact, run(tmp_path / "rtn", row)))
-    assert np.mean(searched) < np.mean(nearest)
+        return out
+
+    searched, nearest = mean_kls(llama, tokens, tmp_path / "rtn", search)
+    assert searched < nearest
     assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"awq-{number}" for number in range(4)), "rtn"]
 
 

@@ -14,7 +14,7 @@ from quantadvisor.methods.affine import dequantize_groups, quantize_groups
 from quantadvisor.methods.linear_format import LinearFormat
 from quantadvisor.methods.schemes import scheme
 
-from .conftest import draws, kl, run, torch_logits, write_llama
+from .conftest import mean_kls, write_llama
 
 H = np.array([[2, 1, 0.5], [1, 3, 1], [0.5, 1, 2]])
 W = np.array([[0.4, 1.3, -0.7]], np.float32)
@@ -150,17 +150,17 @@ def test_a_singular_hessian_is_damped() -> None:
 
 def test_better_than_nearest_on_the_model_on_average(llama: Path, base: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     rtn.apply(llama, scheme("w4-g32"), "onnxruntime", tokens, tmp_path / "rtn", base=base)
-    searched, nearest = [], []
-    for number, (calibration, row) in enumerate(draws(tokens)):
-        said = list[str]()
-        out = tmp_path / f"gptq-{number}"
+    made = (tmp_path / f"gptq-{number}" for number in range(4))
+
+    def search(calibration: np.ndarray) -> Path:
+        said, out = list[str](), next(made)
         notes = gptq.apply(llama, scheme("w4-g32"), "onnxruntime", calibration, out, base=base, say=said.append)
         assert [line.split(",")[0] for line in said] == ["layer 1 of 2 done", "layer 2 of 2 done"]
         assert "96 calibration tokens" in notes[0]
-        exact = torch_logits(llama, row)
-        searched.append(kl(exact, run(out, row)))
-        nearest.append(kl(exact, run(tmp_path / "rtn", row)))
-    assert np.mean(searched) < np.mean(nearest)
+        return out
+
+    searched, nearest = mean_kls(llama, tokens, tmp_path / "rtn", search)
+    assert searched < nearest
     assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"gptq-{number}" for number in range(4)), "rtn"]
 
 
