@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from quantadvisor.documents import BadInput
+from quantadvisor.documents import BadInput, CandidateFailed
 
 from .stages import Progress, Quiet
 from .terminal import LiveProgress, console
@@ -34,6 +34,8 @@ RUNTIME_OF = {
 }  # fmt: skip
 """format -> the runtime that a method is asked to write it for."""
 
+LISTENED = 4
+"""Samples on which activations of a float16 artifact are looked at."""
 New = Annotated[Path, typer.Option("--out", help="folder to write; it must not exist")]
 Format = Annotated[str | None, typer.Option("--format", help="instead of a runtime: " + ", ".join(RUNTIME_OF))]
 Runtime = Annotated[str | None, typer.Option("--runtime", help="whose artifact is written: see advisor runtimes")]
@@ -133,38 +135,81 @@ def check_new(out: Path) -> None:
 
 def made_by(folder: Path, method_name: str, wanted: Scheme, runtime: str, format: str | None, out: Path, text: Path | None,
             samples: int | None, train_s: float, progress: Progress) -> Built:  # fmt: skip
-    """The artifact in `out`, built in a child process; BadInput with the reason where it could not be."""
+    """The artifact in `out`, built in a child process; BadInput with the reason where it could not be. A quantized cache is put
+    on the artifact of the weights, or, where it is an option of the session, said in a note."""
     import numpy as np
 
     from quantadvisor.documents.workload import Calibration
+    from quantadvisor.methods.adapters import FOLDER
     from quantadvisor.methods.formats import bridges, huggingface
     from quantadvisor.methods.refusals import READS
     from quantadvisor.methods.registry import method
     from quantadvisor.profiling.text import calibration_tokens
 
     from .builds import Build, build_all, folder_bytes
+    from .candidates import CACHES_WITHIN, cache_end, recipe, session_options
     from .context import CALIBRATION_LENGTH
 
     name = f"{method_name}-{wanted.name}"
-    refused = method(method_name).refuse(folder, wanted, runtime)
+    writes, plain = recipe(method_name, wanted, runtime)
+    refused = method(writes).refuse(folder, plain, runtime)
     if refused and not refused.startswith(READS):
         raise BadInput(name, refused, "see advisor methods")
+    end = cache_end(runtime, wanted)
+    cache = CACHES_WITHIN.get(runtime, {}).get(end or "")
+    notes = () if end is None or cache else (in_session(runtime, session_options(runtime, (), wanted)),)
     with scratch_beside(out) as scratch:
         tokens = scratch / "calibration.npy"
         np.save(tokens, calibration_tokens(folder, Calibration(samples=samples).drawn, CALIBRATION_LENGTH, text, None)[0])
-        build = Build(method=method_name, scheme=wanted, runtime=runtime, model_folder=folder, out=scratch / name,
+        build = Build(method=writes, scheme=plain, runtime=runtime, model_folder=folder, out=scratch / f"{writes}-{plain.name}",
                       calibration=tokens, samples=samples, apply_s=math.inf, train_s=train_s)  # fmt: skip
-        shutil.rmtree(build.out, ignore_errors=True)  # whole, but never handed over: nothing tells of which settings it is
+        if cache:
+            build = build.with_cache(cache, wanted, scratch / name, shared=False)
+        for one in filter(None, (build.below, build)):  # whole, but never handed over: nothing tells of which settings it is
+            shutil.rmtree(one.out, ignore_errors=True)
         made = build_all([build], progress.say, processes=1)[build.out]
         if made.failed:
             raise BadInput(f"{name} for {runtime}", made.failed, "see advisor methods")
+        if wanted.compute == "fp16" or in_half(build.out):
+            notes = (*notes, *heard(folder, np.load(tokens)[:LISTENED], progress))
         (build.out / "built.json").unlink()
         written = huggingface.settings_of(build.out).get("quant_method") if runtime in ("torch", "vllm", "triton") else None
         if format is None or written in (None, format):
             build.out.rename(out)
         else:
-            made = made.model_copy(update={"notes": (*made.notes, *bridges.convert(build.out, format, out))})
-    return made.model_copy(update={"out": out, "bytes": folder_bytes(out)})
+            notes = (*notes, *bridges.convert(build.out, format, out))
+            if (build.out / FOLDER).is_dir():  # adapters: what they were trained beside are the same integers
+                shutil.copytree(build.out / FOLDER, out / FOLDER)
+    return made.model_copy(update={"out": out, "bytes": folder_bytes(out), "notes": (*made.notes, *notes)})
+
+
+def in_half(folder: Path) -> bool:
+    """Does a Hugging Face folder compute in float16?"""
+    from quantadvisor.methods.refusals import config
+
+    return (folder / "config.json").exists() and config(folder).get("dtype") == "float16"
+
+
+def heard(folder: Path, tokens: Any, progress: Progress) -> tuple[str, ...]:
+    """A note of how loud the inputs of the model's layers are on `tokens`: int64 [samples, length]; BadInput where float16 would
+    make infinities of them, and NaN soon after. Nothing of a model whose layers have no map here."""
+    from quantadvisor.methods.affine import refuse_beyond_half
+    from quantadvisor.methods.observe import loudest_input
+    from quantadvisor.methods.refusals import config
+    from quantadvisor.methods.rescale import mapping_missing
+
+    if mapping_missing(config(folder)):
+        return ()
+    name, loudest = loudest_input(folder, tokens, progress.say)
+    try:
+        refuse_beyond_half(f"an input of {name}", loudest)
+    except CandidateFailed as error:
+        raise BadInput(str(folder), str(error), "--format compressed-tensors keeps bfloat16") from None
+    return (f"in float16: the loudest input of a layer, of {name}, is {loudest:.3g} of 65504 on {len(tokens)} samples",)
+
+
+def in_session(runtime: str, options: tuple[str, ...]) -> str:
+    return f"the cache is no part of the folder but an option of the session: {'+'.join((runtime, *options))}"
 
 
 @contextmanager

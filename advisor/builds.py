@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,9 +29,19 @@ from quantadvisor.documents.workload import Budget
 from quantadvisor.kernels.answering import serve
 from quantadvisor.kernels.machine import process_memory, usable_cores
 from quantadvisor.kernels.processes import ProbeProcess
+from quantadvisor.methods.adapters import FOLDER as ADAPTERS
 from quantadvisor.methods.formats.folders import remove_partial
+from quantadvisor.profiling.runtimes.llama_cpp import BUILD
 
 CHILD = Path(__file__)
+ONNX = (("onnx", "onnxruntime_genai"), "pip install 'quantadvisor[cpu]'")
+WRITERS = {
+    "onnxruntime": ONNX,
+    "onnxruntime-genai": ONNX,
+    "openvino": (("openvino", "nncf", "optimum.intel"), "pip install 'quantadvisor[openvino]'"),
+    "llama.cpp": (("llama_cpp",), BUILD),
+}
+"""Packages that writing for a runtime takes in this environment, wherever the runtime lives, and what brings them."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -203,13 +214,24 @@ def quiet(threads: int) -> dict[str, str]:
     return OFFLINE | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
+def missing_writer(runtime: str) -> str | None:
+    """The first package that writing for the runtime takes and that is not installed here, with the command that mends it."""
+    packages, mend = WRITERS.get(runtime, ((), ""))
+    for package in packages:
+        top, _, rest = package.partition(".")
+        if find_spec(top) is None or (rest and find_spec(package) is None):
+            return f"{package} is not installed here, where artifacts are written: {mend}"
+    return None
+
+
 def run_build(build: Build) -> Built:
     """In the child: apply the method; the reason instead of a traceback."""
     import numpy as np
 
     from quantadvisor.profiling.memory import reset_peak, status_bytes
 
-    warm_libraries(build.runtime)
+    if build.method != "given":
+        warm_libraries(build.runtime)
     calibration = np.load(build.calibration)
     base_bytes = status_bytes("VmRSS")
     reset_peak()
@@ -303,7 +325,9 @@ def warm_libraries(runtime: str) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What a runtime loads: adapters that an ONNX graph holds are not counted again where they lie beside it."""
+    beside = folder / ADAPTERS if any(folder.glob("*.onnx")) else None
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.parent != beside)
 
 
 def main() -> None:

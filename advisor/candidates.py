@@ -20,6 +20,8 @@ from quantadvisor.profiling.runtimes.registry import RUNTIMES
 from quantadvisor.profiling.runtimes.torch_compile import COMPILE
 from quantadvisor.profiling.server import split_url
 
+from .builds import missing_writer
+
 
 class Entry(NamedTuple):
     method: str
@@ -282,7 +284,7 @@ def candidate(entry: Entry, name: str, options: tuple[str, ...], model_folder: P
     refused = refused or crash(made, name, options, device.isa, python)
     if refused is None:
         writes, plain = recipe(entry.method, made, name)
-        refused = method(writes).refuse(model_folder, plain, name)
+        refused = method(writes).refuse(model_folder, plain, name) or missing_writer(name)
     return Candidate(
         name=candidate_name(entry.method, entry.scheme, name, options),
         method=entry.method,
@@ -378,26 +380,34 @@ def asked_runtimes(workload: Workload) -> dict[str, str]:
     """The runtimes to start here, each with its interpreter; BadInput for one that nobody knows, or a url that is none."""
     if workload.runtimes == "auto":
         return {name: interpreter_of(name) for name in RUNTIMES}
-    found = {}
+    found: dict[str, str] = {}
     for choice in choices(workload):
         name = choice.name
         check_runtime("runtimes", name)
-        if choice.python is not None:
-            named_interpreter(f"runtimes.{name}.python", choice.python)
         if unknown := [one for one in choice.options if name != "torch" or one not in ON_REQUEST]:
             known = f"torch's {', '.join(ON_REQUEST)} alone: the others are candidates anyway"
             raise BadInput(f"runtimes.{name}.options", f"{unknown[0]!r} is none to be asked for", known)
         if choice.url:
             split_url(choice.url)
-        else:
-            found[name] = interpreter_of(name, choice.python)
+            continue
+        python = interpreter_of(name, choice.python)
+        if found.setdefault(name, python) != python:
+            raise BadInput(
+                f"runtimes.{name}.python", f"is {found[name]} and {python}", "leave one: a run starts a runtime in one"
+            )
     return found
 
 
 def choices(workload: Workload) -> list[RuntimeChoice]:
-    """The runtimes that the spec names, each as a mapping."""
+    """The runtimes that the spec names, each as a mapping, its interpreter by its path; BadInput for one that is none."""
     named = () if workload.runtimes == "auto" else workload.runtimes
-    return [one if isinstance(one, RuntimeChoice) else RuntimeChoice(name=one) for one in named]
+    return [located(one if isinstance(one, RuntimeChoice) else RuntimeChoice(name=one)) for one in named]
+
+
+def located(choice: RuntimeChoice) -> RuntimeChoice:
+    if choice.python is None:
+        return choice
+    return choice.model_copy(update={"python": named_interpreter(f"runtimes.{choice.name}.python", choice.python)})
 
 
 def baseline_name(workload: Workload, device: Device, already_quantized: str | None, dtype: str) -> str:

@@ -11,7 +11,6 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from quantadvisor.documents import Candidate, Device, Inventory, KernelTiming, O
 from quantadvisor.kernels import selfcheck_record
 from quantadvisor.kernels.gpu_devices import gpus
 from quantadvisor.kernels.gpu_fractions import runtimes_with, tables
-from quantadvisor.kernels.processes import DIED
+from quantadvisor.kernels.processes import crashed
 from quantadvisor.kernels.registry import PROBES, TRAPS
 from quantadvisor.kernels.timing_cache import versions
 from quantadvisor.methods.registry import METHODS, method
@@ -28,8 +27,8 @@ from quantadvisor.profiling.environments import interpreter_of, refusal
 from quantadvisor.profiling.gpus import device_class, on_gpu
 from quantadvisor.profiling.runtimes.registry import RUNTIMES, runtime
 
+from .builds import missing_writer
 from .candidates import candidate, catalogue_of, gpu_places, recipe
-from .context import export_format
 from .predict import EIGHT_BIT_SHARE, Probes, family
 from .slow_passes import Contrast, chunk_traps, slow_pass
 from .slow_paths import place_of, same_operator, slow_path, untimed
@@ -38,11 +37,6 @@ NOMINAL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
     "num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32768,
 }  # fmt: skip
-WRITERS = {
-    "onnx": (("onnx", "cpu"), ("onnxruntime_genai", "cpu")),
-    "openvino": (("openvino", "openvino"), ("nncf", "openvino"), ("optimum.intel", "openvino")),
-}
-"""Packages that writing a format takes, and the extra that brings each."""
 UNTIMED = "loads; --model M times it"
 NO_GPU_PATH = "no path to an NVIDIA GPU"
 NEVER_ON_GPU = "never run on a GPU (advisor selfcheck there)"
@@ -168,7 +162,7 @@ def crash(one: Candidate, kernels: Sequence[KernelTiming]) -> str | None:
     """How the scheme's kernel ended its process when it was timed, and the option that avoids it where one does."""
     place = place_of(one.scheme, one.runtime, one.options)
     same = [timing for timing in kernels if timing.runtime == place[0] and same_operator(timing.scheme, one.scheme)]
-    words = [timing.refused for timing in same if timing.option == place[1] and DIED in (timing.refused or "")]
+    words = [timing.refused for timing in same if timing.option == place[1] and crashed(timing.refused or "")]
     if not words:
         return None
     better = next((timing.option for timing in same if timing.option not in ("", place[1]) and timing.time_s), None)
@@ -218,16 +212,7 @@ def method_refusal(name: str, offered: Iterable[Scheme], folder: Path, place: st
     reasons = [method(writes).refuse(folder, made, place) for writes, made in written]
     if all(reasons):
         return next((reason for reason in reasons if reason and "not installed" in reason), reasons[0])
-    return refusal(place, interpreter_of(place), None, (), device.isa) or missing_writer(export_format(place))
-
-
-def missing_writer(format_name: str) -> str | None:
-    """The first package that writing a format takes and that is not installed."""
-    for package, extra in WRITERS.get(format_name, ()):
-        top, _, rest = package.partition(".")
-        if find_spec(top) is None or (rest and find_spec(package) is None):
-            return f"{package} is not installed: pip install 'quantadvisor[{extra}]'"
-    return None
+    return refusal(place, interpreter_of(place), None, (), device.isa) or missing_writer(place)
 
 
 @contextmanager

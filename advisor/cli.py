@@ -238,7 +238,7 @@ def methods(model: ModelOption = None, as_json: Json = False) -> None:
 def kernels(
     model: ModelOption = None,
     workload: SpecOption = None,
-    budget: Annotated[float, typer.Option("--budget", help="seconds of timing, with --model", min=1.0)] = 60.0,
+    budget: Annotated[float, typer.Option("--budget", help="seconds of timing; starting takes some more", min=1.0)] = 55.0,
     device: DeviceOption = "auto",
     as_json: Json = False,
 ) -> None:

@@ -134,16 +134,14 @@ def time_kernels(
     """Times what is not kept yet, the device's roofs included, within the budget, and says who wins. `pythons`: interpreters of
     runtimes that are not where the project makes them."""
     deadline = time.monotonic() + budget_s
-    longest = inventory.max_context_tokens or DEFAULT_MS[-1]
-    ms = [m for m in DEFAULT_MS if m <= max(longest, 1)]
     if device.kind == "cuda":
         device = with_peaks(device)
-        timings = on_a_gpu(inventory, device, ms, cache, deadline, progress, pythons)
+        timings = on_a_gpu(inventory, device, DEFAULT_MS, cache, deadline, progress, pythons)
     else:
         device = device.model_copy(update={"peaks": kept_peaks(device, cache)})
         timings = probe_kernels(
             inventory.linears,
-            ms,
+            DEFAULT_MS,
             device,
             budget_s=deadline - time.monotonic(),
             progress=progress,
@@ -155,7 +153,7 @@ def time_kernels(
         model=model,
         device=device.name,
         probes=probes_here(device, pythons),
-        shapes=truth(inventory.linears, timings, ms),
+        shapes=truth(inventory.linears, timings, DEFAULT_MS),
         timings=timings,
         counts=Counter(standing(timing) for timing in timings),
     )

@@ -52,7 +52,10 @@ def asked_of(model: str | None, spec: Path | None) -> Asked:
     if model is not None:
         raise BadInput("--model", "the spec names a model already", "give --model or --workload")
     workload = load_workload(spec)
-    return Asked(workload.model, asked_runtimes(workload))
+    pythons = asked_runtimes(workload)
+    if not pythons:
+        raise BadInput(f"{spec}: runtimes", "names servers alone, of which a run asks", "name a runtime beside them")
+    return Asked(workload.model, pythons)
 
 
 def device_of(asked: Asked, name: str, progress: Progress) -> Device:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from quantadvisor.documents import Cause, CauseTime, Checkpoint, Observation, OperatorCount, Operators, PhaseTime, Target
 from quantadvisor.kernels.llama_layouts import REBUILD
-from quantadvisor.kernels.processes import DIED
+from quantadvisor.kernels.processes import crashed
 
 Phase = Literal["prefill", "decode"]
 
@@ -88,7 +88,7 @@ def layout_change(checkpoint: Checkpoint, ran: Operators) -> str | None:
     kind, layouts = checkpoint.scheme.name.partition("-kv")[0], checkpoint.layouts
     fast = [name for name, where in layouts.items() if where.startswith(FAST_BUFFERS)]
     if "plain" in checkpoint.options:
-        if words := next((where for where in layouts.values() if where.startswith(DIED)), None):
+        if words := next((where for where in layouts.values() if crashed(where)), None):
             return f"{REBUILD}; then run it without the option plain, which this build needs: its AMX path crashes ({words})"
         if kind in fast or kind not in layouts:
             return "run it without the option plain: llama.cpp then repacks the weights for its fast kernels"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -360,20 +360,21 @@ def task_scores(context: Context, worker: RunningWorker, chunk: int | None) -> I
     for file, budget in context.workload.quality.tasks.items():
         context.progress.say(f"{budget.items} items of {file}")
         metric, mine = answers(worker, context.model_folder, Path(file), budget.items, chunk)
-        yield paired(file, metric, mine, reference_answers(context, Path(file), budget.items))
+        yield paired(file, metric, mine, reference_answers(context, Path(file), budget.items, mine))
 
 
-def reference_answers(context: Context, file: Path, items: int) -> dict[int, float]:
-    """Of the fp32 model in torch; kept by the task file's bytes."""
+def reference_answers(context: Context, file: Path, items: int, wanted: Iterable[str]) -> dict[str, float]:
+    """Of the fp32 model in torch; kept by the task file's bytes as long as they are of the items that are `wanted`."""
     from quantadvisor.profiling.tasks import answers
 
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     path = context.model_cache / f"task-{digest}-{items}.json"
-    if not path.exists():
+    kept: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    if not {*wanted} <= {*kept}:
         with context.worker("torch", context.model_folder, (), scheme("fp32")) as worker:
-            _, found = answers(worker, context.model_folder, file, items, None)
-        write_text(path, json.dumps(found))
-    return {int(item): score for item, score in json.loads(path.read_text()).items()}
+            _, kept = answers(worker, context.model_folder, file, items, None)
+        write_text(path, json.dumps(kept))
+    return kept
 
 
 def with_trial(candidate: Candidate, trial: Trial, context: Context) -> Candidate:

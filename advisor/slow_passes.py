@@ -2,7 +2,7 @@
 
 Two candidates of one runtime that differ in one thing (RIVALS) take turns, each in a process of its own, on a shallow model of
 random weights: the widths of the model, LAYERS layers, WORDS words, so that the head hides nothing. Each turn gives a ratio; what
-their interval leaves open is not said. Kept on disk by device, versions and sizes.
+their interval leaves open is not said. Kept on disk by device, builds and sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from quantadvisor.documents import CandidateFailed, Device, Figure, Inventory, OpenDocument, Scheme
 from quantadvisor.kernels.timing import figure
-from quantadvisor.kernels.timing_cache import versions
+from quantadvisor.kernels.timing_cache import builds
 from quantadvisor.methods.schemes import scheme
 from quantadvisor.profiling.environments import interpreter_of
 from quantadvisor.profiling.inventory import inventory_from_config
@@ -149,7 +149,7 @@ def contrasts_here(
 
 def kept_file(cache: Path, pair: Rivals, device: Device, sizes: object, pythons: Mapping[str, str]) -> Path:
     name = split(pair.ours)[0]
-    packages = versions(name, interpreter_of(name, pythons.get(name)))
+    packages = builds(name, interpreter_of(name, pythons.get(name)))
     identity = [FORMAT, *pair, device.fingerprint, device.threads, packages, sizes, TOKENS, ROWS, CHUNK, CHUNKED_ROWS]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return cache / f"{pair.ours}-{digest[:20]}.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantadvisor.documents import BadInput, Format, Scheme
+from quantadvisor.methods.formats.huggingface import AUTOGPTQ, autogptq_settings
 from quantadvisor.methods.schemes import scheme
 
 from .stored_words import json_of, named
@@ -29,6 +30,9 @@ def of_transformers(folder: Path) -> dict[str, Any]:
     inventory = inventory_from_config(config)
     linears = sum(shape.count for shape in inventory.linears)
     given = config.get("quantization_config") or quanto_config(folder)
+    if not given and autogptq_settings(folder):
+        what = f"its GPTQ settings lie in {AUTOGPTQ} alone, which no runtime here reads"
+        raise BadInput(str(folder), what, "advisor convert FOLDER --format gptq")
     half = str(config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16")
     plain = "bf16" if half else "fp32"
     if isinstance(given, dict):

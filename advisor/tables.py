@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from quantadvisor.kernels.registry import TRAPS
+
 from .catalogue import DeviceHere, MethodHere, RuntimeHere, names
 from .kernel_truth import KernelTruth
 
@@ -70,7 +72,8 @@ def kernels_table(found: KernelTruth) -> Table:
     if found.counts:
         timed, between, left = (found.counts.get(name, 0) for name in ("timed", "interpolated", "untimed"))
         table.caption = (
-            f"{timed} points timed, {between} interpolated (≈) where that is clear, {left} not reached within the budget"
+            f"{timed} points timed, {between} interpolated (≈) where that is clear, {left} not reached within the budget; "
+            f"what no run offers ({', '.join(TRAPS)}) is timed by advisor runtimes"
         )
     return table
 

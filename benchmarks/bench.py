@@ -25,10 +25,13 @@ from quantadvisor.advisor.decide import maximised
 from quantadvisor.advisor.expected import NO_GHOST
 from quantadvisor.advisor.regret import NEAR, may_be_best
 from quantadvisor.documents import Candidate, Document, Regret, Results, write_text
+from quantadvisor.profiling.runtimes.registry import RUNTIMES
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ("chat", "summarize", "long_context")
 BINDS = {"chat": "weights", "summarize": "activations", "long_context": "kv_cache"}
+HERE = tuple(name for name in RUNTIMES if name != "triton")
+"""Runtimes that a CPU can have."""
 REGRET_BAR = "≤ 5 %, and nothing left that may be the best"
 START, END = "<!-- bench -->", "<!-- /bench -->"
 
@@ -87,7 +90,7 @@ def table(found: dict[str, Results], probed: Probing) -> str:
     device = next(iter(found.values())).device
     rows = [
         row
-        for make in (regret, binding, chat, summarize, long_context, prediction, share, memory, apply_memory)
+        for make in (runtimes, regret, binding, chat, summarize, long_context, prediction, share, memory, apply_memory)
         for row in make(found)
     ]
     rows += kernel_probe(probed)
@@ -166,8 +169,8 @@ def chat(found: dict[str, Results]) -> list[Row]:
 
 def summarize(found: dict[str, Results]) -> list[Row]:
     speed, choice = found["summarize"].verdict.speedup, chosen(found["summarize"])
-    runtimes = dict.fromkeys(c.runtime for c in found["summarize"].candidates if c.refused is None)
-    seen = f"{speed.total:.2f}x, {choice.name if choice else ''}, of {', '.join(runtimes)}" if speed else "none"
+    competed = dict.fromkeys(c.runtime for c in found["summarize"].candidates if c.measured)
+    seen = f"{speed.total:.2f}x, {choice.name if choice else ''}, of {', '.join(competed)}" if speed else "none"
     holds = speed is not None and speed.total >= 1.15
     return [("summarize: request latency over torch bf16, same budget, all runtimes", "≥ 1.15x", seen, holds)]
 
@@ -195,6 +198,13 @@ def long_context(found: dict[str, Results]) -> list[Row]:
             faster is not None and faster.total >= 2.2,
         ),
     ]
+
+
+def runtimes(found: dict[str, Results]) -> list[Row]:
+    """Those in which a candidate was timed and the operators of its decode step were seen."""
+    candidates = [c for results in found.values() for c in results.candidates]
+    seen = dict.fromkeys(c.runtime for c in candidates if c.measured and c.operators and c.operators.operators)
+    return [("runtimes that ran the model, with operator evidence", ", ".join(HERE), ", ".join(seen), {*HERE} <= {*seen})]
 
 
 def kernel_probe(probed: Probing) -> list[Row]:

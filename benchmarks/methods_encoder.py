@@ -19,7 +19,7 @@ from zipfile import ZipFile
 
 import numpy as np
 from methods_encoder_fakes import absent, fakes
-from methods_rows import EncoderRow, Known, append
+from methods_rows import EARLIER, EncoderRow, Known, append, code_of, outdated
 
 from quantadvisor.documents import Scheme
 from quantadvisor.kernels.problem import matrix_bytes
@@ -47,14 +47,15 @@ def archive() -> Path | None:
 
 
 def fill(known: Known, kept: Path, redo: bool = False) -> None:
-    """Rows of this very model into `known` and the file, where its package is here; those of another one, or without what
-    applying cost, are taken out, and all where `redo` asks for them again."""
+    """Rows of this very model into `known` and the file, where its package is here; those of another one, of other code
+    or without what applying cost are taken out, and all where `redo` asks for them again."""
     path = archive()
     if path is None:
         return
     model = digest_of(path)
-    for name in [name for name, row in known.encoder.items() if redo or row.model != model or row.apply_cpu_s is None]:
-        del known.encoder[name]
+    for name, row in list(known.encoder.items()):
+        if redo or row.model != model or row.apply_cpu_s is None or outdated(row):
+            del known.encoder[name]
     with TemporaryDirectory() as scratch, ZipFile(path) as shipped:
         for name in FILES:
             shipped.extract(name, scratch)
@@ -105,6 +106,7 @@ def rows(folder: Path, digest: str, known: Container[str]) -> Iterator[EncoderRo
             model=digest, name=name, target=method(by).TARGET, distance=block_interval(1 - cosine), top1=float(same),
             bytes=stored_bytes(model, scheme(made)), plain_bytes=stored_bytes(model, scheme("fp32")),
             apply_cpu_s=spent, apply_peak_bytes=max(0, peak), seconds=time.monotonic() - start,
+            code=code_of(by),
         )  # fmt: skip
 
 
@@ -152,7 +154,7 @@ def section(found: Sequence[EncoderRow]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * 2 + "---:|" * (len(columns) - 2)]
     for row in found:
         cells = (
-            f"`{row.name}`",
+            f"`{row.name}`{EARLIER if outdated(row) else ''}",
             row.target,
             f"{row.bytes / 1e6:.1f}" if row.bytes else "",
             f"{row.bytes / row.plain_bytes:.2f}" if row.bytes and row.plain_bytes else "",

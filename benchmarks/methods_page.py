@@ -14,7 +14,7 @@ from methods_distortion import section as distortion_section
 from methods_encoder import section
 from methods_obq import section as greedy_section
 from methods_oracles import ORACLES, TESTS
-from methods_rows import Known, Row, Speed, Verdict, twins
+from methods_rows import EARLIER, Known, Row, Speed, Verdict, outdated, twins
 
 from quantadvisor.advisor.context import EVALUATION_TOKENS, Context
 from quantadvisor.documents import Figure, Interval, Inventory
@@ -117,7 +117,8 @@ def head(rows: Sequence[Row], speeds: Mapping[str, Speed], text: TextSource, wan
         f" {'; '.join(machines) or '-'}. Speeds: {timed or 'none yet'}.\n\n"
         "How to read it. Choose by size and by KL, the mean distance of the next token's distribution from the fp32 model's;"
         " *top-1* is how often the most likely token stays the same. A name in **bold**: nothing in its table that ran is as"
-        f" small and nearer to the model, and its KL is below {USELESS:g}.\n\n"
+        f" small and nearer to the model, and its KL is below {USELESS:g}.{EARLIER}:"
+        " made before the method's code last changed.\n\n"
         "*measured*: the artifact was built and ran in the runtime named; *int* counts the linears that ran as quantized"
         " operators. *decode* and *prefill* are the unquantized model's time in the same runtime over this one's (above 1:"
         " faster), 128 tokens in and 32 out, in turns, on an idle machine; rows of the same operators and sizes as one that was"
@@ -206,7 +207,7 @@ def line(row: Row, size: Size, speed: Speed | None, best: bool) -> str:
     assert q is not None
     passkey = "" if q.passkey_found is None else (", passkey found" if q.passkey_found else ", **passkey lost**")
     cells = (
-        f"**`{row.name}`**" if best else f"`{row.name}`",
+        (f"**`{row.name}`**" if best else f"`{row.name}`") + (EARLIER if outdated(row) else ""),
         row.kind,
         row.place or "",
         size.words,

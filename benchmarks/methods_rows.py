@@ -20,6 +20,8 @@ from quantadvisor.methods.schemes import scheme
 
 ROOT = Path(__file__).resolve().parent.parent
 
+EARLIER = " °"
+"""Beside the name of a row that other code made."""
 Kind = Literal["measured", "simulated", "refused", "failed"]
 
 
@@ -48,6 +50,8 @@ class Row(OpenDocument):
     linears: int | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    code: str = ""
+    """Digest of the method's file; "" of records from before there was one."""
 
     @property
     def name(self) -> str:
@@ -84,6 +88,12 @@ class EncoderRow(OpenDocument):
     apply_cpu_s: float | None = None
     apply_peak_bytes: int | None = None
     seconds: float
+    code: str = ""
+    """Digest of the method's file; "" of records from before there was one."""
+
+    @property
+    def method(self) -> str:
+        return self.name.partition("-")[0]
 
 
 class Samples(OpenDocument):
@@ -204,6 +214,11 @@ def digest_of(paths: Iterable[Path]) -> str:
 def code_of(*modules: str) -> str:
     """Digest of modules of methods/."""
     return digest_of(ROOT / "methods" / f"{name}.py" for name in modules)
+
+
+def outdated(row: Row | EncoderRow) -> bool:
+    """Has the method's file changed since the row was made?"""
+    return bool(row.code) and row.code != code_of(row.method)
 
 
 def append(path: Path, record: Record) -> None:

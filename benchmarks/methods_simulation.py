@@ -21,7 +21,7 @@ import numpy as np
 from quantadvisor.advisor.builds import OFFLINE
 from quantadvisor.advisor.risk import Job, fakes_of, of_least_kl, score
 from quantadvisor.documents import Scheme
-from quantadvisor.kernels.guardian import die_with_parent
+from quantadvisor.kernels.guardian import die_with_starter
 
 
 class Simulation(NamedTuple):
@@ -48,9 +48,7 @@ def simulator() -> Iterator[ProcessPoolExecutor]:
 
 def quiet_child() -> None:
     """The child prints nothing, loads nothing from a hub and dies with its parent."""
-    parent = multiprocessing.parent_process()
-    assert parent and parent.pid
-    die_with_parent(parent.pid)
+    die_with_starter()
     os.environ |= OFFLINE
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)

@@ -32,14 +32,13 @@ import methods_obq
 import methods_oracles
 from methods_distortion import distortions
 from methods_page import page
-from methods_rows import Known, Row, Speed, append, machine_of, read, twins, write
+from methods_rows import Known, Row, Speed, append, code_of, machine_of, outdated, read, twins, write
 from methods_simulation import simulate, simulator
 from methods_speeds import plain_of, speed_of
 
 from quantadvisor.advisor.builds import build_all
 from quantadvisor.advisor.candidates import Entry, candidate, candidate_name
-from quantadvisor.advisor.catalogue import missing_writer
-from quantadvisor.advisor.context import EVALUATION_TOKENS, Context, export_format
+from quantadvisor.advisor.context import EVALUATION_TOKENS, Context
 from quantadvisor.advisor.pipeline import load_model
 from quantadvisor.advisor.prove import quality_of_candidate
 from quantadvisor.advisor.risk import SEARCHED, Job, schemes_at_risk
@@ -120,9 +119,9 @@ def due(context: Context, known: Known, method_name: str, made: Scheme, asked: a
 
 
 def row_due(context: Context, known: Known, method_name: str, made: Scheme, asked: argparse.Namespace) -> bool:
-    """Not known, or to be made again, or only because a runtime was missing that is here."""
+    """Not known, or to be made again, or of other code, or only because a runtime was missing that is here."""
     old = known.rows.get(f"{method_name}-{made.name}")
-    if old is None or asked.redo or (asked.redo_failed and old.kind == "failed"):
+    if old is None or asked.redo or outdated(old) or (asked.redo_failed and old.kind == "failed"):
         return True
     return old.kind in ("simulated", "refused") and place_of(context, method_name, made)[0] is not None
 
@@ -220,7 +219,8 @@ class Lines(Quiet):
 def row_of(context: Context, method_name: str, made: Scheme, pool: ProcessPoolExecutor) -> Row:
     """The row, whatever happens: a failure is a row with its reason."""
     row = Row(model=context.source.sha256[:12], text=text_of(context), method=method_name, scheme=made.name,
-              target=method(method_name).TARGET, kind="failed", machine=machine_of(context.device))  # fmt: skip
+              target=method(method_name).TARGET, kind="failed", machine=machine_of(context.device),
+              code=code_of(method_name))  # fmt: skip
     refused = ""
     try:
         chosen, refused = place_of(context, method_name, made)
@@ -246,10 +246,9 @@ def place_of(context: Context, method_name: str, made: Scheme) -> tuple[Candidat
             options = ["fa"]
         entry = Entry(method_name, made.name, method(method_name).TARGET, ())
         found = candidate(entry, name, tuple(options), context.model_folder, context.device, interpreter_of(name))
-        lacking = found.refused or missing_writer(export_format(name))
-        if lacking is None:
+        if found.refused is None:
             return found, ""
-        reasons.append(lacking)
+        reasons.append(found.refused)
     telling = [reason for reason in reasons if "writes nothing for" not in reason]
     return None, (telling or reasons)[0]
 

@@ -31,9 +31,22 @@ def versions() -> dict[str, str]:
     import torch
     import triton
 
-    return {"torch": torch.__version__, "triton": triton.__version__} | (
-        {"cuda": torch.version.cuda} if torch.version.cuda else {}
-    )
+    found = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda, "driver": driver()}
+    return {name: version for name, version in found.items() if version}
+
+
+def driver() -> str | None:
+    """Version of the NVIDIA driver, as NVML tells it; None without one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # ImportError, or any NVMLError: no driver, no permission
+        return None
 
 
 def captured(call: Call) -> Any:

@@ -115,6 +115,15 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
+def die_with_starter() -> None:
+    """In a process that multiprocessing started (the initializer of a pool): `die_with_parent`."""
+    from multiprocessing import parent_process  # most that load this file start none
+
+    starter = parent_process()
+    assert starter and starter.pid
+    die_with_parent(starter.pid)
+
+
 def guard(line: socket.socket, command: Sequence[str]) -> int:
     """Run `command` until it ends or `line` closes; then nothing of it is left. Its exit code."""
     if sys.platform == "linux":

@@ -18,7 +18,7 @@ from quantadvisor.documents import CandidateFailed, Device, KernelTiming
 
 from . import timing_cache
 from .point import Point, module_of, refusal, request_of, roofline_share, timed_figure, turns
-from .processes import DIED, ProbeProcess
+from .processes import DIED, ProbeProcess, crashed
 
 MOST_DEATHS = 2
 GRACE_S = 30.0
@@ -120,12 +120,12 @@ class Home:
     def _place(self, point: Point) -> Path | None:
         if self.cache is None:
             return None
-        versions = timing_cache.versions(self.runtime, self.python)
+        builds = timing_cache.builds(self.runtime, self.python)
         kernel, shape = point.kernel, point.shape
-        return timing_cache.place(self.cache, self.device, kernel.name, versions, kernel.option, point.m, shape.n, shape.k)
+        return timing_cache.place(self.cache, self.device, kernel.name, builds, kernel.option, point.m, shape.n, shape.k)
 
     def _stored(self, point: Point, timing: KernelTiming) -> KernelTiming:
-        if (place := self._place(point)) and (timing.time_s is not None or crashed(timing)):
+        if (place := self._place(point)) and (timing.time_s is not None or crashed(timing.refused or "")):
             timing.write(place)
         return timing
 
@@ -133,9 +133,3 @@ class Home:
 def _patience(end: float) -> float:
     """Seconds that an answer is waited for."""
     return max(0.0, end - time.monotonic()) + GRACE_S
-
-
-def crashed(timing: KernelTiming) -> bool:
-    """Did the kernel itself end its process? Being killed (no memory) says nothing of the kernel."""
-    words = timing.refused or ""
-    return words.startswith(f"{DIED} at") and "SIGKILL" not in words

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quantadvisor.documents import CandidateFailed, Scheme
 
-from .processes import CHILD, DIED, ProbeProcess
+from .processes import CHILD, ProbeProcess, crashed
 
 RUNTIME = "llama.cpp"
 TYPES = ("q8_0", "q4_0")
@@ -52,5 +52,5 @@ def crash(scheme: Scheme, runtime: str, options: tuple[str, ...], isa: tuple[str
     GPU (`cuda`) they are in none."""
     if runtime != RUNTIME or {"plain", "cuda"} & {*options} or scheme.weights is None or "amx_int8" not in isa:
         return None
-    words = next((where for where in layouts(python).values() if where.startswith(DIED)), None)
+    words = next((where for where in layouts(python).values() if crashed(where)), None)
     return words and f"its AMX path crashes in this build ({words}): the option plain avoids it, or {REBUILD}"

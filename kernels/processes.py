@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from .machine import process_memory
 CHILD = Path(__file__).with_name("probe_child.py")
 DIED = "its process died"
 """Beginning of the reason where a kernel ended its process."""
+SIGNAL = "(signal "
+"""In that reason where the process did not end itself, as one does whose imports fail."""
 PACKAGE_ROOT = Path(quantadvisor.__file__).resolve().parents[1]
 LOOK_S = 0.1
 """Between two looks at a process's memory and time."""
@@ -147,13 +150,23 @@ class ProbeProcess:
         )
         return self._process
 
+    def _mend(self, last: str) -> str:
+        """The command that brings a module which the child did not find."""
+        missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", last)
+        return f": {self._python} -m pip install {missing[1]}" if missing else ""
+
     def _died(self, when: str) -> CandidateFailed:
         """What to say of a child that is gone: its signal or exit status, and its last words."""
         code = self._process.wait() if self._process else 0
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        how = f"{SIGNAL}{signal.Signals(-code).name})" if code < 0 else f"(exit status {code})"
         words = [line.strip() for line in text_of(self._log).splitlines() if line.strip()]
         self.stop()
-        return CandidateFailed(f"{DIED} {when} ({how})" + (f": {words[-1][:200]}" if words else ""))
+        return CandidateFailed(f"{DIED} {when} {how}" + (f": {words[-1][:200]}{self._mend(words[-1])}" if words else ""))
+
+
+def crashed(words: str) -> bool:
+    """Does the reason tell of code that crashed? Being killed (no memory) says nothing of it."""
+    return f"{DIED} at" in words and SIGNAL in words and "SIGKILL" not in words
 
 
 def text_of(file: IO[bytes]) -> str:

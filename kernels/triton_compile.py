@@ -31,6 +31,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .guardian import die_with_starter
+
 if TYPE_CHECKING:
     from .triton_launch import Case
 
@@ -230,7 +232,8 @@ def differences(golden: Mapping[str, Entry], found: Mapping[str, Entry]) -> list
 
 def table(only: str = "") -> dict[str, Entry]:
     """name/sm_N -> entry, for every case whose name matches; targets beside each other."""
-    with ProcessPoolExecutor(min(len(TARGETS), os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+    processes = min(len(TARGETS), os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=die_with_starter) as pool:
         parts = pool.map(of_target, TARGETS, [only] * len(TARGETS))
         return {name: entry for part in parts for name, entry in part.items()}
 

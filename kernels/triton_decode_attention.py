@@ -264,8 +264,10 @@ def parts_of(processors: int, programs: int, tokens: int, block: int) -> int:
     return max(1, min(-(-2 * processors // max(programs, 1)), tokens // (2 * block), MOST_SPLITS))
 
 
-def decode_attention(q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *, parts: int | None = None) -> Tensor:
-    """y: [B, HQ, D] in q's type."""
+def decode_attention(
+    q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *, scaling: float | None = None, parts: int | None = None
+) -> Tensor:
+    """y: [B, HQ, D] in q's type. `scaling` multiplies q k; None: D^-0.5."""
     torch = _torch()
     sixteen_bit(q)
     check(q, lengths, *keys.tensors, *values.tensors)
@@ -289,7 +291,7 @@ def decode_attention(q: Tensor, keys: Cached, values: Cached, lengths: Tensor, *
     attend_kernel[(batch * hkv, parts)](
         turned, k_codes, keys.scales, key_zeros, v_codes, values.scales, value_zeros,
         keys.scales if keys.codebook is None else keys.codebook, lengths, partial, largest, total,
-        math.log2(math.e) / math.sqrt(dim), tokens, part, parts,
+        math.log2(math.e) * (dim**-0.5 if scaling is None else scaling), tokens, part, parts,
         HKV=hkv, SHARED=hq // hkv, D=dim, FORMAT=keys.format, NATIVE=target(q) >= 89,
         BLOCK_Q=max(16, triton.next_power_of_2(hq // hkv)),
         BLOCK_D=max(16, triton.next_power_of_2(width)), BLOCK=tile.n, **tile.launch,

@@ -396,6 +396,18 @@ def with_parts(one: Any, new: list[Tensor]) -> Any:
     return replace(one, **dict(zip(("codes", "scales", "zeros"), new, strict=False)))
 
 
+def unlike(config: Mapping[str, Any]) -> str | None:
+    """Why a model with that `config.json` attends otherwise than `attention` does, to every token before; None: it does not."""
+    other = sorted({*(config.get("layer_types") or ())} - {"full_attention"})
+    window = config.get("sliding_window") if config.get("use_sliding_window") is not False else None
+    found = f"layers of {other[0]}" if other else ""
+    if not found and not config.get("layer_types") and window:
+        found = f"a sliding window of {window} tokens"
+    if not found and config.get("attn_logit_softcapping"):
+        found = "a soft cap of its scores"
+    return f"the triton runtime attends to every token before, and this model has {found}" if found else None
+
+
 def attention(
     module: Any, query: Tensor, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
 ) -> tuple[Tensor, None]:
@@ -410,7 +422,7 @@ def attention(
         return fresh.transpose(1, 2), None
     places, held_keys, held_values = key.places, key.cached, value.cached
     if hasattr(held_keys, "codes") and query.shape[2] == 1:
-        found = kernel.decode_attention(query[:, :, 0].contiguous(), held_keys, held_values, places.lengths)
+        found = kernel.decode_attention(query[:, :, 0].contiguous(), held_keys, held_values, places.lengths, scaling=scaling)
         return found[:, None], None
     keys, values = (plain(one, query.dtype) for one in (held_keys, held_values))
     reach = torch.arange(keys.shape[2], device=query.device)[None, :] <= places.at[:, None]

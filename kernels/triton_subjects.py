@@ -10,7 +10,7 @@ section 3.3.2). Nothing is tuned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Tensor = Any
 Call = Callable[[], Any]
 
-UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+BF16, FP16 = "bfloat16", "float16"
+UNIT = {FP16: 2.0**-11, BF16: 2.0**-8}
+"""Largest relative error of rounding to it; below 2^-14 float16 is off by 2^-25 at most instead."""
 Sizes = tuple[int, int, int]
 """M, N, K"""
 
@@ -55,32 +57,46 @@ CACHES: tuple[Cache, ...] = ((16, 32, 8, 128, 2048),)
 
 
 def subjects(device: str, sm: int, *, small: bool) -> dict[str, Callable[[], Subject]]:
-    """Name and shape -> what builds the subject. `small`: where numbers go wrong; else shapes of models, timed as well."""
-    decode, prefill = (SMALL, SMALL) if small else (DECODE, PREFILL)
+    """Name and shape -> what builds the subject. `small`: where numbers go wrong, in both 16-bit types, each of which is a
+    kernel of its own; else shapes of models, timed as well, in bfloat16."""
+    if not small:
+        return _subjects(device, sm, DECODE, PREFILL, CACHES, BF16)
+    return _subjects(device, sm, SMALL, SMALL, SMALL_CACHES, BF16) | _subjects(device, sm, SMALL, SMALL, SMALL_CACHES, FP16)
+
+
+def _subjects(
+    device: str, sm: int, decode: Iterable[Sizes], prefill: Iterable[Sizes], caches: Iterable[Cache], dtype: str
+) -> dict[str, Callable[[], Subject]]:
     made: dict[str, Callable[[], Subject]] = {}
     for sizes in decode:
-        at = " {}x{}x{}".format(*sizes)
+        at = " {}x{}x{}".format(*sizes) + typed(dtype)
         for group in (32, 64, 128):
-            made[f"w4a16-g{group}{at}"] = partial(_int4, device, sizes, group, asymmetric=False)
-            made[f"w4a16-g{group}-asymmetric{at}"] = partial(_int4, device, sizes, group, asymmetric=True)
-            made[f"w8a16-g{group}{at}"] = partial(_int8_weights, device, sizes, group)
-        made["w8a16" + at] = partial(_int8_weights, device, sizes)
+            made[f"w4a16-g{group}{at}"] = partial(_int4, device, sizes, group, asymmetric=False, dtype=dtype)
+            made[f"w4a16-g{group}-asymmetric{at}"] = partial(_int4, device, sizes, group, asymmetric=True, dtype=dtype)
+            made[f"w8a16-g{group}{at}"] = partial(_int8_weights, device, sizes, group, dtype=dtype)
+        made["w8a16" + at] = partial(_int8_weights, device, sizes, dtype=dtype)
         for book in BOOKS:
-            made[f"codebook-{book}{at}"] = partial(_codebook, device, sizes, book)
+            made[f"codebook-{book}{at}"] = partial(_codebook, device, sizes, book, dtype=dtype)
         for kind in ("int4", "int8", "codebook"):
-            made[f"dequantize-{kind}{at}"] = partial(_dequantize, device, sizes, kind)
+            made[f"dequantize-{kind}{at}"] = partial(_dequantize, device, sizes, kind, dtype=dtype)
     for sizes in prefill:
-        at = " {}x{}x{}".format(*sizes)
-        made["w8a8" + at] = partial(_int8, device, sizes)
-        made["llm-int8" + at] = partial(_llm_int8, device, sizes)
+        at = " {}x{}x{}".format(*sizes) + typed(dtype)
+        made["w8a8" + at] = partial(_int8, device, sizes, dtype=dtype)
+        made["llm-int8" + at] = partial(_llm_int8, device, sizes, dtype=dtype)
         for bits in (8, 4):
-            made[f"hadamard-int{bits}{at}"] = partial(_hadamard, device, sizes, bits)
+            made[f"hadamard-int{bits}{at}"] = partial(_hadamard, device, sizes, bits, dtype=dtype)
         if sm >= 89 or device == "cpu":
-            made["fp8" + at] = partial(_fp8, device, sizes)
-    for cache in SMALL_CACHES if small else CACHES:
+            made["fp8" + at] = partial(_fp8, device, sizes, dtype=dtype)
+    for cache in caches:
         for kind in ("int8", "int4", "fp8", "turbo"):
-            made[f"decode-attention-{kind} " + "x".join(map(str, cache))] = partial(attention, device, cache, kind)
+            name = f"decode-attention-{kind} " + "x".join(map(str, cache)) + typed(dtype)
+            made[name] = partial(attention, device, cache, kind, dtype=dtype)
     return made
+
+
+def typed(dtype: str) -> str:
+    """What a name or shape says of another type than bfloat16."""
+    return "" if dtype == BF16 else f", {dtype}"
 
 
 def product(name: str, device: str, sizes: Sizes) -> Subject:
@@ -119,7 +135,7 @@ def excess(found: Tensor, subject: Subject) -> float:
     return float((error / allowed.clamp_min(1e-300)).max()) if error.numel() else 0.0
 
 
-def _drawn(device: str, sizes: Sizes, dtype: str = "bfloat16") -> tuple[Tensor, Tensor]:
+def _drawn(device: str, sizes: Sizes, dtype: str) -> tuple[Tensor, Tensor]:
     """x: [M, K] standard normal, w: [N, K] with variance 1 / K, both exact in 16 bits; the same on every device."""
     import torch
 
@@ -135,13 +151,14 @@ def _product(name: str, run: Call, x: Tensor, w: Tensor, additions: int, plain: 
     """x: float64 [M, K], w: float64 [N, K], both as the kernel's formats have them exactly. plain: w in 16 bits."""
     (m, k), n, device = x.shape, w.shape[0], str(x.device)
     v = 2.0**-24 if device == "cpu" else 2.0**-13 if kind == "fp8" else 2.0**-23
+    dtype = str(plain.dtype).removeprefix("torch.")
 
     def allowed(true: Tensor) -> Tensor:
         sums = (additions + 4) * v * (x.abs() @ w.abs().T)
-        return UNIT["bfloat16"] * (true.abs() + sums) + sums
+        return UNIT[dtype] * (true.abs() + sums) + sums + (2.0**-25 if dtype == FP16 else 0)
 
-    half = x.to(plain.dtype)
-    return Subject(name, f"M {m}, N {n}, K {k}", run, lambda: x @ w.T, allowed, lambda: half @ plain.T, (kind, half, plain))
+    half, shape = x.to(plain.dtype), f"M {m}, N {n}, K {k}{typed(dtype)}"
+    return Subject(name, shape, run, lambda: x @ w.T, allowed, lambda: half @ plain.T, (kind, half, plain))
 
 
 def _codes(w: Tensor, group: int, levels: int) -> tuple[Tensor, Tensor]:
@@ -160,13 +177,13 @@ def _spread(scales: Tensor, group: int, k: int) -> Tensor:
     return scales.double().repeat_interleave(group, 1)[:, :k]
 
 
-def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool) -> Subject:
+def _int4(device: str, sizes: Sizes, group: int, *, asymmetric: bool, dtype: str = BF16) -> Subject:
     import torch
 
     from . import triton_w4a16
     from .rivals import Integers
 
-    x, w = _drawn(device, sizes)
+    x, w = _drawn(device, sizes, dtype)
     codes, scales = _codes(w, group, 16)
     zeros = (torch.arange(scales.numel(), device=device) % 16).to(torch.uint8).reshape(scales.shape) if asymmetric else None
     packed = triton_w4a16.pack(codes, scales, zeros, group)
@@ -183,11 +200,11 @@ def _signed(codes: Tensor) -> Tensor:
     return (codes.to(torch.int16) - 128).to(torch.int8)
 
 
-def _int8_weights(device: str, sizes: Sizes, group: int = 0) -> Subject:
+def _int8_weights(device: str, sizes: Sizes, group: int = 0, *, dtype: str = BF16) -> Subject:
     """`group` 0: one scale a channel."""
     from . import triton_w8a16
 
-    x, w = _drawn(device, sizes)
+    x, w = _drawn(device, sizes, dtype)
     codes, scales = _codes(w, group or sizes[2], 256)
     signed, rows = _signed(codes), scales.T.contiguous()
     values = signed.double() * _spread(scales, group or sizes[2], sizes[2])
@@ -206,11 +223,11 @@ def _book(book: str, w: Tensor) -> Tensor:
     return torch.tensor({"nf4": kernel.NF4, "fp4": kernel.FP4, "dynamic": kernel.dynamic_codebook()}[book], device=w.device)
 
 
-def _codebook(device: str, sizes: Sizes, book: str) -> Subject:
+def _codebook(device: str, sizes: Sizes, book: str, *, dtype: str = BF16) -> Subject:
     """Other packages have NF4 alone."""
     from . import triton_codebook
 
-    x, w = _drawn(device, sizes)
+    x, w = _drawn(device, sizes, dtype)
     codes, scales = _codes(w, 64, 16)
     table, packed = _book(book, w), triton_codebook.pack(codes, scales, 64)
     values = table.to(x.dtype).double()[codes.long()] * _spread(scales, 64, sizes[2])
@@ -222,11 +239,11 @@ def _codebook(device: str, sizes: Sizes, book: str) -> Subject:
     return _product(name, run, x.double(), values, sizes[2], w, name)
 
 
-def _dequantize(device: str, sizes: Sizes, kind: str) -> Subject:
+def _dequantize(device: str, sizes: Sizes, kind: str, *, dtype: str = BF16) -> Subject:
     """The slow path itself: nothing that it replaces, so no verdict on its speed."""
     from . import triton_codebook, triton_dequantize, triton_w4a16
 
-    x, w = _drawn(device, sizes)
+    x, w = _drawn(device, sizes, dtype)
     codes, scales = _codes(w, 64, 256 if kind == "int8" else 16)
     spread = _spread(scales, 64, sizes[2])
     written: Call
@@ -245,12 +262,12 @@ def _dequantize(device: str, sizes: Sizes, kind: str) -> Subject:
     return Subject(made.name, made.shape, made.run, made.true, made.allowed)
 
 
-def _int8(device: str, sizes: Sizes) -> Subject:
+def _int8(device: str, sizes: Sizes, *, dtype: str = BF16) -> Subject:
     import torch
 
     from . import triton_w8a8
 
-    x, w = _drawn(device, sizes)
+    x, w = _drawn(device, sizes, dtype)
     w_scales = w.float().abs().amax(1) / 127
     codes = (w.float() / w_scales[:, None]).round().to(torch.int8)
     x_scales = x.float().abs().amax(1, keepdim=True) / 127
@@ -264,12 +281,12 @@ def _int8(device: str, sizes: Sizes) -> Subject:
     return _with_own_inputs(made, x, w)
 
 
-def _fp8(device: str, sizes: Sizes) -> Subject:
+def _fp8(device: str, sizes: Sizes, *, dtype: str = BF16) -> Subject:
     import torch
 
     from . import triton_w8a8
 
-    x, w = _drawn(device, sizes)
+    x, w = _drawn(device, sizes, dtype)
 
     def split(one: Tensor) -> tuple[Tensor, Tensor]:
         scales = one.float().abs().amax(1) / 448
@@ -284,12 +301,12 @@ def _fp8(device: str, sizes: Sizes) -> Subject:
     return _with_own_inputs(_product("fp8", run, rounded, values, sizes[2], w, "fp8"), x, w)
 
 
-def _llm_int8(device: str, sizes: Sizes) -> Subject:
+def _llm_int8(device: str, sizes: Sizes, *, dtype: str = BF16) -> Subject:
     import torch
 
     from . import triton_llm_int8
 
-    x, w = _drawn(device, sizes)
+    x, w = _drawn(device, sizes, dtype)
     x[:, 3 :: max(sizes[2] // 4, 1)] = 20.0
     w_scales = w.float().abs().amax(1) / 127
     codes = (w.float() / w_scales[:, None]).round().to(torch.int8)
@@ -314,7 +331,7 @@ def _with_own_inputs(made: Subject, x: Tensor, w: Tensor) -> Subject:
     )  # fmt: skip
 
 
-def _hadamard(device: str, sizes: Sizes, bits: int) -> Subject:
+def _hadamard(device: str, sizes: Sizes, bits: int, *, dtype: str = BF16) -> Subject:
     """Codes times scales against the rotated values: half a step, and what sums may move codes and scale."""
     import torch
 
@@ -322,7 +339,7 @@ def _hadamard(device: str, sizes: Sizes, bits: int) -> Subject:
 
     m, _, k = sizes
     block, k = 64, k - k % 64
-    x, _ = _drawn(device, (m, sizes[1], k))
+    x, _ = _drawn(device, (m, sizes[1], k), dtype)
     at = torch.arange(block, device=device)
     parity = sum(((at[:, None] & at[None, :]) >> bit) & 1 for bit in range(7)) % 2
     turn = (1 - 2 * parity).double() / math.sqrt(block)
@@ -346,12 +363,12 @@ def _hadamard(device: str, sizes: Sizes, bits: int) -> Subject:
         return (rotated / scales).round().to(torch.int8)
 
     return Subject(
-        f"hadamard-int{bits}", f"M {m}, K {k}, blocks of {block}", run, lambda: turned,
+        f"hadamard-int{bits}", f"M {m}, K {k}, blocks of {block}{typed(dtype)}", run, lambda: turned,
         lambda true: 0.5 * step + 3 * sums + 8 * v * true.abs(), plain,
     )  # fmt: skip
 
 
-def attention(device: str, cache: Cache, kind: str) -> Subject:
+def attention(device: str, cache: Cache, kind: str, *, dtype: str = BF16) -> Subject:
     """One step over a cache; the last sequence is short. Truth and bound are in the kernel's basis."""
     import torch
 
@@ -361,7 +378,7 @@ def attention(device: str, cache: Cache, kind: str) -> Subject:
     batch, hq, hkv, dim, tokens = cache
     draw = torch.Generator().manual_seed(dim + tokens)
     q, k, v = (
-        torch.randn(batch, heads, rows, dim, generator=draw).to(torch.bfloat16).to(device)
+        torch.randn(batch, heads, rows, dim, generator=draw).to(getattr(torch, dtype)).to(device)
         for heads, rows in ((hq, 1), (hkv, tokens), (hkv, tokens))
     )
     q = q[:, :, 0].contiguous()
@@ -380,7 +397,7 @@ def attention(device: str, cache: Cache, kind: str) -> Subject:
     scores = torch.einsum("bhd,bhsd->bhs", query, exact_k) / math.sqrt(dim)
     weights = torch.softmax(scores.masked_fill(~real, -math.inf), -1)
     single = 2.0**-24 if device == "cpu" else 2.0**-23
-    unit = UNIT["bfloat16"]
+    unit = UNIT[dtype]
     longest = torch.einsum("bhd,bhsd->bhs", query.abs(), exact_k.abs()).amax(-1) / math.sqrt(dim)
     score = (dim + 8) * single * longest
 
@@ -399,7 +416,7 @@ def attention(device: str, cache: Cache, kind: str) -> Subject:
         return torch.nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True)
 
     return Subject(
-        f"decode-attention-{kind}", f"B {batch}, heads {hq}/{hkv}, D {dim}, S {tokens}", 
+        f"decode-attention-{kind}", f"B {batch}, heads {hq}/{hkv}, D {dim}, S {tokens}{typed(dtype)}",
         lambda: kernel.decode_attention(q, keys, held, lengths), true, allowed, plain, ("attention", q, torch.stack([k, v])),
     )  # fmt: skip
 

@@ -5,7 +5,8 @@ shared memory within the limit, the right matrix instruction. Each must give num
 the static one is taken where the intervals of their times are apart. Choices are kept by device, with the versions of torch,
 triton and CUDA and the golden table that they belong to. Without any, and in the interpreter, the static choice stands.
 
-Times come from a timer that the caller gives, `gpu_timing.interleaved` on a GPU. Never run on one.
+Times come from a timer that the caller gives, `gpu_timing.interleaved` on a GPU, and with each choice is kept what the GPU did
+meanwhile. Never run on one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from quantadvisor.documents import Document, Figure, compared
+from quantadvisor.documents import Document, Figure, GpuState, compared
 
 from .selfcheck_record import place
 from .timing import figure
@@ -38,6 +39,8 @@ Problem = tuple[str, Sizes]
 """A kernel, as the golden table's `tried/` entries name it, and its sizes."""
 Timer = Callable[[Mapping[str, Callable[[], Any]]], tuple[dict[str, list[float]], dict[str, str]]]
 """Calls -> (seconds of each, one sample a round; why a call has none)."""
+Observer = Callable[[Callable[[], "Choice"]], tuple["Choice", GpuState | None]]
+"""Runs what it is given -> (what came of it, what the GPU did meanwhile; None where NVML tells nothing)."""
 ROWS = (1, 16, 64, 512, 4096)
 """The M that are timed; between them the next larger one decides."""
 ATTENTION_ROWS = ROWS[:4]
@@ -59,6 +62,8 @@ class Choice(Document):
     tried: int
     left_out: dict[str, str]
     """Configuration -> why it was not timed."""
+    gpu: GpuState | None = None
+    """Clocks, power and throttling while it was timed."""
 
 
 class Choices(Document):
@@ -123,6 +128,7 @@ def tune(
     sm: int,
     processors: int,
     timer: Timer,
+    observed: Observer,
     *,
     on: str = "cuda",
 ) -> tuple[Choice, ...]:
@@ -131,7 +137,8 @@ def tune(
     wanted = list(dict.fromkeys(problems))
     for problem in wanted:
         if problem not in known:
-            known[problem] = timed(problem, sm, processors, timer, on)
+            made, gpu = observed(partial(timed, problem, sm, processors, timer, on))
+            known[problem] = made.model_copy(update={"gpu": gpu})
             found = Choices(device=device, versions=versions, table=table_mark(), choices=tuple(known.values()))
             place(device, "tuning").parent.mkdir(parents=True, exist_ok=True)
             found.write(place(device, "tuning"))
@@ -139,7 +146,7 @@ def tune(
     return tuple(known[problem] for problem in wanted)
 
 
-def tune_here(problems: Iterable[Problem]) -> tuple[Choice, ...]:
+def tune_here(problems: Iterable[Problem], observed: Observer) -> tuple[Choice, ...]:
     """On the first GPU."""
     import torch
 
@@ -147,7 +154,7 @@ def tune_here(problems: Iterable[Problem]) -> tuple[Choice, ...]:
     from .triton_launch import processors, target
 
     x = torch.empty(0, device="cuda")
-    return tune(problems, gpu_name(), versions(), target(x), processors(x), interleaved)
+    return tune(problems, gpu_name(), versions(), target(x), processors(x), interleaved, observed)
 
 
 def timed(problem: Problem, sm: int, processors: int, timer: Timer, on: str) -> Choice:

@@ -29,7 +29,7 @@ from .artifact import base_folder, tokens_read, write_grouped
 from .fake import Fake, linears, with_weights
 from .kept import Arrays, Kept, kept_beside
 from .layerwise import evenly, grid_of, loaded
-from .refusals import ONNX, not_offered, nothing_to_write, padding
+from .refusals import ONNX, READS, not_offered, nothing_to_write, padding
 from .schemes import scheme as named
 from .training import ENOUGH, Limits, Trained, silent, used
 
@@ -53,7 +53,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
           say: Callable[[str], None] = silent) -> tuple[str, ...]:  # fmt: skip
     from .formats.folders import new_folder
 
-    if reason := refuse(model_folder, scheme, runtime):
+    if (reason := refuse(model_folder, scheme, runtime)) and not reason.startswith(READS):
         nothing_to_write(NAME, reason)
     tokens = evenly(calibration, adapters.SAMPLES)
     settings = f"{gptq.SETTINGS} {adapters.SETTINGS} {scheme.name} {train_s} {used()}"

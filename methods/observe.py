@@ -20,7 +20,7 @@ from quantadvisor.documents.errors import CandidateFailed
 
 from .kept import Arrays, Kept
 from .refusals import check_memory
-from .stream import counted, in_parts, put
+from .stream import counted, in_parts, layer_by_layer, put
 from .training import Say, silent
 
 SAMPLES = 8
@@ -143,6 +143,23 @@ def few_at_a_time(layers: Sequence[Any]) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def loudest_input(model_folder: Path, tokens: NDArray[int64], say: Say = silent) -> tuple[str, float]:
+    """(module, largest magnitude) of what the linears and norms of the decoder's layers read on tokens [samples, length]."""
+    model = layer_by_layer(model_folder, say)
+    found: dict[str, float] = {}
+
+    def see(name: str, x: Floats) -> None:
+        found[name] = max(found.get(name, 0.0), float(np.abs(x).max()))
+
+    leaves = [
+        name
+        for name, module in model.named_modules()
+        if name.startswith("model.layers.") and not [*module.children()] and [*module.parameters()]
+    ]
+    observe(model, tokens, dict.fromkeys(leaves, see))
+    return max(found.items(), key=lambda pair: pair[1])
 
 
 def observe_gradients(model: Any, tokens: NDArray[int64], see: Mapping[str, SeeBoth], seed: int = 0) -> None:

@@ -54,11 +54,11 @@ def check_runtime(where: str, name: str) -> None:
 
 
 def named_interpreter(where: str, python: str) -> str:
-    """What the user named, as named (a virtual environment's link must stay one), or BadInput."""
+    """Where what the user named lies, from any folder (a virtual environment's link stays one), or BadInput."""
     found = shutil.which(python)
     if found is None:
         raise BadInput(where, f"{python} is not an executable", "give the path of a Python interpreter")
-    return found
+    return os.path.abspath(found)
 
 
 def answer_of(python: str, program: str, *arguments: str) -> Any:

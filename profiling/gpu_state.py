@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from quantadvisor.documents import GpuState
 
+from . import nvml
+from .memory import visible_gpu
 from .nvml import Summary
 
 T = TypeVar("T")
@@ -33,6 +35,13 @@ def state_of(seen: Sequence[Summary | None]) -> GpuState | None:
         throttling=tuple(sorted({reason for one in reasons for reason in one})) if reasons else None,
         mig=any(cut) if cut else None,
     )
+
+
+def with_state(run: Callable[[], T]) -> tuple[T, GpuState | None]:
+    """What `run` gives, and what the GPU that this process sees did meanwhile."""
+    with nvml.watching(visible_gpu()) as seen:
+        found = run()
+    return found, state_of([seen.summary()])
 
 
 def of(told: Sequence[Summary], field: Callable[[Summary], T | None]) -> list[T]:

@@ -83,12 +83,15 @@ def bytes_of_cache(
 
     `plain_bytes`: of an unquantized element (None: the compute type's). Static scales (tensor, channel) cost nothing
     per token; dynamic ones cost a scale (and a zero point where asymmetric), 4 bytes each, per token and head or group, or
-    per group of tokens in a channel. A window of unquantized tokens is not counted.
+    per group of tokens in a channel; of a codebook (TurboQuant) the norms of its vectors. A window of unquantized tokens is
+    not counted.
     `windowed`: the runtime drops what a sliding window no longer sees (those used here keep it all).
     """
     plain = compute_bytes(scheme) if plain_bytes is None else plain_bytes
     half = inventory.kv_values_per_token / 2
-    per_token = sum(_cache_bytes(half, one, plain, inventory.head_dim) for one in (scheme.keys, scheme.values))
+    unbiased = scheme.name.endswith("-prod")
+    per_token = _cache_bytes(half, scheme.keys, plain, inventory.head_dim, unbiased=unbiased)
+    per_token += _cache_bytes(half, scheme.values, plain, inventory.head_dim)
     window, tokens = inventory.sliding_window, float(context_tokens)
     if windowed and window and (layers := int((inventory.model_extra or {}).get("sliding_layers", 0))):
         share = layers / inventory.layers
@@ -96,9 +99,13 @@ def bytes_of_cache(
     return math.ceil(per_token * tokens * concurrency)
 
 
-def _cache_bytes(elements: float, number: Format | None, plain_bytes: int, head_dim: int) -> float:
+def _cache_bytes(elements: float, number: Format | None, plain_bytes: int, head_dim: int, *, unbiased: bool = False) -> float:
+    """`unbiased`: TurboQuant's keys in the prod form, which have the norm of what is left beside their own."""
     if number is None:
         return elements * plain_bytes
+    if number.number == "codebook":  # a norm a vector; of half a bit each half of its channels has its own
+        norms = (1 if number.bits == int(number.bits) else 2) * (2 if unbiased else 1)
+        return elements * number.bits / 8 + elements / head_dim * 4 * norms
     scaled = {
         "token": number.group_size or head_dim,
         "group": number.group_size or head_dim,

@@ -10,6 +10,7 @@ The harness (EleutherAI/lm-evaluation-harness) is the extra `tasks`; only `answe
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,9 @@ class Asked(Protocol):
 
 
 def answers(worker: Asked, tokenizer_folder: Path, task_file: Path, items: int,
-            chunk: int | None) -> tuple[str, dict[int, float]]:  # fmt: skip
-    """(metric, item -> its score 0..1) of the first `items` of a task; `chunk`: tokens a pass, None for all at once."""
+            chunk: int | None) -> tuple[str, dict[str, float]]:  # fmt: skip
+    """(metric, item -> its score 0..1) of the first `items` of a task, an item by its place and its text; `chunk`: tokens a pass,
+    None for all at once."""
     import lm_eval
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
@@ -59,8 +61,8 @@ def answers(worker: Asked, tokenizer_folder: Path, task_file: Path, items: int,
             return [generated(worker, prefix, encode, decode, *request.args) for request in requests]
 
     try:
-        manager = TaskManager(include_path=str(task_file.parent), include_defaults=False)
-        found = lm_eval.simple_evaluate(model=Runtime(), tasks=[name], task_manager=manager, limit=items, bootstrap_iters=0)
+        manager, path = TaskManager(include_defaults=False), str(task_file.resolve())
+        found = lm_eval.simple_evaluate(model=Runtime(), tasks=[path], task_manager=manager, limit=items, bootstrap_iters=0)
     except BadInput:
         raise
     except Exception as error:  # the harness raises whatever its readers raise
@@ -70,7 +72,13 @@ def answers(worker: Asked, tokenizer_folder: Path, task_file: Path, items: int,
     metric = next((key for key in METRICS if key in samples[0]), None)
     if metric is None:
         raise BadInput(str(task_file), f"has none of the metrics {', '.join(METRICS)}", "name one in its metric_list")
-    return metric, {int(sample["doc_id"]): float(sample[metric]) for sample in samples}
+    return metric, {item_of(sample): float(sample[metric]) for sample in samples}
+
+
+def item_of(sample: Mapping[str, Any]) -> str:
+    """Its place in the task, and a digest of what is asked and what is right: another text at the same place is another item."""
+    said = "".join(str(sample[part]) for part in ("doc_hash", "prompt_hash", "target_hash"))
+    return f"{sample['doc_id']}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
 def task_name(task_file: Path) -> str:
@@ -109,7 +117,7 @@ def generated(worker: Asked, prefix: list[int], encode: Any, decode: Any, contex
     return text
 
 
-def paired(task: str, metric: str, mine: Mapping[int, float], reference: Mapping[int, float]) -> TaskScore:
+def paired(task: str, metric: str, mine: Mapping[str, float], reference: Mapping[str, float]) -> TaskScore:
     """Scores over the items that both were asked, and the drop (reference less mine) with its 95 % paired bootstrap."""
     items = sorted(set(mine) & set(reference))
     if not items:

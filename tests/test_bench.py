@@ -25,11 +25,22 @@ def bench() -> ModuleType:
 
 @pytest.mark.parametrize(("total", "holds"), [(1.14, False), (1.15, True)])
 def test_summarize_says_which_runtimes_competed(bench: ModuleType, total: float, holds: bool) -> None:
-    candidates = [SimpleNamespace(name=f"x@{runtime}", runtime=runtime, refused=refused)
-                  for runtime, refused in (("torch", None), ("vllm", None), ("openvino", "not installed"))]  # fmt: skip
+    candidates = [SimpleNamespace(name=f"x@{runtime}", runtime=runtime, measured=measured)
+                  for runtime, measured in (("torch", True), ("vllm", True), ("openvino", None))]  # fmt: skip
     verdict = SimpleNamespace(speedup=SimpleNamespace(total=total), choice="x@vllm")
     ((_, bar, seen, found),) = bench.summarize({"summarize": SimpleNamespace(verdict=verdict, candidates=candidates)})
     assert (bar, seen, found) == ("≥ 1.15x", f"{total:.2f}x, x@vllm, of torch, vllm", holds)
+
+
+@pytest.mark.parametrize(("left_out", "unseen", "holds"), [(None, None, True), ("openvino", None, False), (None, "vllm", False)])
+def test_every_runtime_of_a_cpu_must_have_run(bench: ModuleType, left_out: str | None, unseen: str | None, holds: bool) -> None:
+    candidates = [
+        SimpleNamespace(runtime=name, measured=name != left_out, operators=SimpleNamespace(operators=(name,) * (name != unseen)))
+        for name in ("torch", "onnxruntime", "onnxruntime-genai", "openvino", "llama.cpp", "vllm")
+    ]
+    ((_, _, seen, found),) = bench.runtimes({"chat": SimpleNamespace(candidates=candidates)})
+    assert found is holds
+    assert ((left_out or unseen or "vllm") in seen.split(", ")) is holds
 
 
 @pytest.mark.parametrize(("total", "holds"), [(2.19, False), (2.2, True), (None, False)])

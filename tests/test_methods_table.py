@@ -238,6 +238,16 @@ def test_a_row_that_fails_is_a_row_with_its_reason_and_is_not_tried_again(
     assert len(kept.read_text().splitlines()) == 4
 
 
+def test_a_row_of_other_code_is_made_again_and_marked_until_then(
+    table: ModuleType, context: Any, written: Callable[..., str]
+) -> None:
+    now = sys.modules["methods_rows"].code_of("rtn")
+    for code, old in ((now, False), ("", False), ("before", True)):
+        row = planted(table, "rtn", "w4-g64", 0.5, code=code, bytes=10**8, plain_bytes=4 * 10**8)
+        assert table.row_due(context, known(table, row), "rtn", table.scheme("w4-g64"), asked()) is old
+        assert ("`rtn-w4-g64`** ° |" in written(row)) is old
+
+
 def test_what_cannot_even_be_simulated_is_refused_with_what_is_missing(
     table: ModuleType, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from quantadvisor.kernels.packing import pack_words, unpack_words
 from ..affine import Grouped, refuse_beyond_half
 from ..linear_format import ALONE, LinearFormat, check, group_size
 from ..rescale import Pair, Scale
-from .huggingface import read_linears, settings_of, write_integers
+from .huggingface import AUTOGPTQ, read_linears, settings_of, write_integers
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 V1, V2 = "gptq", "gptq_v2"
@@ -53,7 +53,7 @@ def write(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]], cho
         return stored(linear, bits, group, version)
 
     write_integers(base, out, given, store, "float16", {"quantization_config": settings}, moves)
-    (out / "quantize_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (out / AUTOGPTQ).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def stored(given: Grouped, bits: int, group: int, version: str) -> dict[str, Any]:

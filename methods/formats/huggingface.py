@@ -22,7 +22,8 @@ Named = tuple[str, Any]
 Change = Callable[[str, Any], Iterable[Named]]
 """(name, tensor) -> what is stored in its place"""
 INDEX = "model.safetensors.index.json"
-LEFT_BEHIND = (INDEX, "built.json", "quantize_config.json")
+AUTOGPTQ = "quantize_config.json"
+LEFT_BEHIND = (INDEX, "built.json", AUTOGPTQ)
 SHARD_BYTES = 1 << 30
 """Of tensors, after which a file of the result is full."""
 
@@ -181,6 +182,13 @@ def read_linears(folder: Path, suffixes: Iterable[str]) -> dict[str, dict[str, A
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """`quantization_config` of a folder; empty where it has none."""
+    """`quantization_config` of a folder, or what AutoGPTQ wrote beside a config without one; empty where it has neither."""
     found: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text()).get("quantization_config") or {}
-    return found
+    return found or autogptq_settings(folder)
+
+
+def autogptq_settings(folder: Path) -> dict[str, Any]:
+    """`quantize_config.json` as the `quantization_config` that it stands for; empty where there is none."""
+    file = Path(folder) / AUTOGPTQ
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return {"quant_method": "gptq", **found} if "bits" in found else {}

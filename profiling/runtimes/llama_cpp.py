@@ -33,6 +33,7 @@ OFFLOADS = "import llama_cpp; print('offloads', llama_cpp.llama_supports_gpu_off
 OFFLOADS_S = 45.0
 """For that answer; less than another environment has for a whole refusal."""
 RUNTIME_LIBRARY = b"libcudart.so."
+BUILD = "make runtime-llama, or CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
 ONE_GPU = 0
 """LLAMA_SPLIT_MODE_NONE: the whole model on `main_gpu`."""
 F16, Q4_0, Q8_0 = 1, 2, 8
@@ -48,8 +49,7 @@ def refuse(path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> 
     from importlib.util import find_spec
 
     if find_spec("llama_cpp") is None:
-        build = "make runtime-llama, or CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
-        return f"llama-cpp-python is not installed: {CUDA_BUILD if nvidia.CUDA in options else build}"
+        return f"llama-cpp-python is not installed: {CUDA_BUILD if nvidia.CUDA in options else BUILD}"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "on Apple silicon llama.cpp would use Metal, which is not measured here"
     if unknown := [option for option in options if option not in OPTIONS]:

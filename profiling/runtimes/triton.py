@@ -19,7 +19,7 @@ from typing import Any
 
 from . import nvidia, torch_cuda
 from .triton_evidence import LINEAR, observed
-from .triton_load import problems_of, quantization, swapped
+from .triton_load import problems_of, quantization, settings, swapped
 
 NAME = "triton"
 OPTIONS = ("kvint8", "kvint4", "kvfp8", "kvturbo")
@@ -52,7 +52,7 @@ def unreadable(path: str | None, options: tuple[str, ...], isa: tuple[str, ...])
     if not (Path(path) / "config.json").exists():
         return f"{path} is not a Hugging Face folder: no config.json"
     try:
-        return triton_modules.refusal(quantization(path))
+        return triton_modules.refusal(quantization(path)) or triton_modules.unlike(settings(path))
     except ValueError as error:
         return f"{path}/config.json is not JSON: {error}"
 
@@ -114,8 +114,9 @@ class TritonSession:
             from quantadvisor.kernels.gpu_timing import gpu_name
             from quantadvisor.kernels.triton_products import kept
             from quantadvisor.kernels.triton_tuning import tune_here
+            from quantadvisor.profiling.gpu_state import with_state
 
-            tune_here(problems_of(self.model, self.kind))
+            tune_here(problems_of(self.model, self.kind), with_state)
             self.take(kept(gpu_name()))
         self.places: Any = None
         self.cache: Any = None

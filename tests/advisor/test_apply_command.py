@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from quantadvisor.advisor import apply_command
 from quantadvisor.advisor.builds import Build, Built
 from quantadvisor.advisor.cli import app
+from quantadvisor.advisor.stored_transformers import of_transformers
 from quantadvisor.documents import BadInput
 from quantadvisor.methods.formats import awq, bitsandbytes, bridges, gptq, pack_quantized
 from quantadvisor.methods.kept import Folder
@@ -34,6 +37,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build_all(builds: list[Build], say: object, processes: int) -> dict[Path, Built]:
         [build] = builds
+        if build.below:
+            build_all([build.below], say, processes)
         notes = method(build.method).apply(
             build.model_folder, build.scheme, build.runtime, np.load(build.calibration), build.out, base=build.base
         )
@@ -71,7 +76,10 @@ def test_the_same_command_goes_on_after_an_interruption(
         stopped = CliRunner().invoke(app, [*map(str, command), "--samples", "2", "--out", str(tmp_path / "out")])
     assert stopped.exit_code == 130 and not (tmp_path / "out").exists()
     made = advisor(*command, "--samples", samples, "--out", tmp_path / "out")
-    assert made["notes"] == [*whole["notes"], *([f"{taken} from an interrupted run"] if taken else [])]
+    assert [note for note in made["notes"] if note not in whole["notes"]] == (
+        [f"{taken} from an interrupted run"] if taken else []
+    )
+    assert {*whole["notes"]} <= {*made["notes"]}
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
     assert {path.name for path in tmp_path.iterdir()} <= {"whole", "out", "cache"}
@@ -162,6 +170,62 @@ def test_bad_input(arguments: list[str], said: str, llama: Path, tmp_path: Path)
     with pytest.raises(BadInput, match=said):
         advisor("apply", llama, "--method", "rtn", *more, *arguments, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_on_any_weights(llama: Path, tmp_path: Path) -> None:
+    """As `advisor methods` lists it: in the artifact of ONNX Runtime; of OpenVINO an option, and the folder is the weights'."""
+    command = ("apply", llama, "--method", "kv_int8")
+    made = advisor(*command, "--scheme", "w8-g64-kv8", "--runtime", "onnxruntime", "--out", tmp_path / "both")
+    graph = onnx.load(tmp_path / "both" / "model.onnx", load_external_data=False).graph
+    caches = {one.type.tensor_type.elem_type for one in graph.input if "past" in one.name}
+    assert caches == {onnx.TensorProto.INT8} or caches == {onnx.TensorProto.UINT8}
+    assert sum(node.op_type == "MatMulNBits" for node in graph.node) == 11  # 5 of a layer, and lm_head
+    assert not [note for note in made["notes"] if "option of the session" in note]
+    made = advisor(*command, "--scheme", "fp32-kv8", "--runtime", "openvino", "--out", tmp_path / "plain")
+    assert "the cache is no part of the folder but an option of the session: openvino+kvu8" in made["notes"]
+    assert (tmp_path / "plain" / "openvino_model.xml").exists()
+
+
+def test_activations_beyond_float16_are_refused_where_it_computes(llama: Path, tmp_path: Path) -> None:
+    """Its weights fit; what its up projections make of them does not. bfloat16 holds it."""
+    shutil.copytree(llama, tmp_path / "loud")
+    state = load_file(tmp_path / "loud" / "model.safetensors")
+    for name in state:
+        if "up_proj" in name:
+            state[name] *= 6e4 / state[name].abs().max()
+    save_file(state, tmp_path / "loud" / "model.safetensors", {"format": "pt"})
+    command = ("apply", tmp_path / "loud", "--method", "rtn", "--scheme", "w4-g64-bf16")
+    with pytest.raises(
+        BadInput, match=r"an input of model\.layers\.\d\.mlp\.down_proj holds .*beyond float16.*compressed-tensors"
+    ):
+        advisor(*command, "--format", "gptq", "--out", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} <= {"loud", "cache"}
+    advisor(*command, "--format", "compressed-tensors", "--out", tmp_path / "out")
+    quiet = advisor("apply", llama, *command[2:], "--format", "gptq", "--out", tmp_path / "quiet")
+    assert any(note.startswith("in float16: the loudest input of a layer") for note in quiet["notes"])
+
+
+def test_a_folder_of_old_autogptq(llama: Path, tmp_path: Path) -> None:
+    """Its settings lie beside a config that says nothing of them: transformers would load noise. Converted, they are said."""
+    advisor("apply", llama, "--method", "rtn", "--scheme", "w4-g64-sym-bf16", "--format", "gptq", "--out", tmp_path / "new")
+    wanted, form = gptq.read(tmp_path / "new")
+    old = shutil.copytree(tmp_path / "new", tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    del config["quantization_config"]
+    (old / "config.json").write_text(json.dumps(config))
+    (old / "quantize_config.json").write_text(
+        json.dumps({"bits": 4, "group_size": 64, "sym": True, "desc_act": False, "model_file_base_name": "gptq_model-4bit-64g"})
+    )
+    (old / "model.safetensors").rename(old / "gptq_model-4bit-64g.safetensors")
+    with pytest.raises(BadInput, match=r"lie in quantize_config\.json alone.*advisor convert FOLDER --format gptq"):
+        of_transformers(old)
+    advisor("convert", old, "--format", "gptq", "--out", tmp_path / "mended")
+    assert of_transformers(tmp_path / "mended")["stored_quantized"] == 14
+    found, again = gptq.read(tmp_path / "mended")
+    assert again == form
+    for name, linear in wanted.items():
+        for mine, theirs in zip(linear, found[name], strict=True):
+            np.testing.assert_array_equal(mine, theirs, err_msg=name)
 
 
 def test_convert_into_gguf(llama: Path, tmp_path: Path) -> None:

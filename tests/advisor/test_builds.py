@@ -228,3 +228,20 @@ def test_what_goes_layer_by_layer_says_how_far_it_is(tmp_path: Path, monkeypatch
     assert builds.said(build) is None
     monkeypatch.setattr(rtn, "apply", lambda *inputs, base: ("rounded",))
     assert builds.make(build.model_copy(update={"method": "rtn"}), None) == ("rounded",)
+
+
+def test_what_is_given_is_linked_without_the_libraries_of_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may live in another interpreter alone."""
+
+    def missing(runtime: str) -> None:
+        raise ModuleNotFoundError(runtime)
+
+    monkeypatch.setattr(builds, "warm_libraries", missing)
+    np.save(tmp_path / "calibration.npy", np.zeros((1, 8), np.int64))
+    (tmp_path / "given.gguf").write_bytes(b"GGUF")
+    build = Build(method="given", scheme=scheme("q8_0"), runtime="llama.cpp", model_folder=tmp_path, out=tmp_path / "out",
+                  calibration=tmp_path / "calibration.npy", base=tmp_path / "given.gguf")  # fmt: skip
+    assert builds.run_build(build).failed is None
+    assert (tmp_path / "out" / "model.gguf").read_bytes() == b"GGUF"
+    with pytest.raises(ModuleNotFoundError):
+        builds.run_build(build.model_copy(update={"method": "gguf"}))

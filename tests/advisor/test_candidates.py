@@ -1,6 +1,7 @@
 """What the catalogues offer: methods that train where they are given seconds, caches as options, a GPU's own places."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from quantadvisor.advisor import candidates
 from quantadvisor.advisor.advise import exclude_by_quality, standing_alone
 from quantadvisor.advisor.builds import Build, build_all
-from quantadvisor.advisor.candidates import enumerate_candidates, no_kernel_of_vllm, recipe, session_options, untrained
+from quantadvisor.advisor.candidates import (
+    asked_runtimes,
+    enumerate_candidates,
+    no_kernel_of_vllm,
+    recipe,
+    session_options,
+    untrained,
+)
 from quantadvisor.advisor.catalogue import NOMINAL
 from quantadvisor.advisor.checkpoint import PLACES
 from quantadvisor.advisor.ghosts import ghost_method
@@ -121,6 +129,7 @@ def test_plain_is_a_candidate_where_the_fast_layout_crashes(
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
     words = "its process died at q8_0_llama_cpp (signal SIGSEGV)" if crashes else "AMX"
     monkeypatch.setattr("quantadvisor.profiling.runtimes.llama_cpp.refuse", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.advisor.candidates.missing_writer", lambda _: None)
     monkeypatch.setattr("quantadvisor.methods.gguf.refuse", lambda *_: None)
     monkeypatch.setattr("quantadvisor.kernels.llama_layouts.layouts", lambda _: {"q8_0": words})
     tiles = PLAIN.model_copy(update={"isa": ("amx_tile", "amx_int8")})
@@ -137,6 +146,7 @@ def test_7_bit_weights_compete_where_8_saturate(here: bool, tmp_path: Path, monk
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
     monkeypatch.setattr(candidates, "saturates", lambda: here)
     monkeypatch.setattr("quantadvisor.advisor.candidates.refusal", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.advisor.candidates.missing_writer", lambda _: None)
     found = [c for c in enumerate_candidates(workload(), tmp_path, PLAIN) if c.scheme.name in ("w7a8", "w8a8")]
     open_ = {c.name for c in found if not c.refused and not c.excluded}
     eight = {f"{m}-w8a8@{r}" for m in ("smoothquant", "dynamic_int8") for r in candidates.ONNX}
@@ -157,6 +167,7 @@ def test_a_gpu_offers_its_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Every runtime with the option that means the GPU, or triton; every baseline, scheme and cache of a GPU."""
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
     monkeypatch.setattr(candidates, "refusal", lambda *_: None)
+    monkeypatch.setattr(candidates, "missing_writer", lambda _: None)
     listed = enumerate_candidates(workload(), tmp_path, on("9.0"))
     found = {c.name: c for c in listed}
     assert len(found) == len(listed), "each once"
@@ -184,6 +195,7 @@ def test_arithmetic_of_a_gpu(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
     monkeypatch.setattr(candidates, "refusal", lambda *_: None)
+    monkeypatch.setattr(candidates, "missing_writer", lambda _: None)
     found = {c.name: c.refused for c in enumerate_candidates(workload(), tmp_path, on(capability))}
     for name, said in (("fp8-fp8-bf16@vllm+cuda", fp8), ("none-bf16@torch+cuda", bf16), ("none-fp16@torch+cuda", None)):
         assert (said in str(found[name])) if said else found[name] is None
@@ -296,3 +308,26 @@ def test_a_finer_one_is_excluded_where_the_coarser_one_holds(tmp_path: Path) -> 
     assert open_(0.01) == {names[0]}
     assert open_(0.045) == set(names)
     assert open_(0.06) == set(names[1:])
+
+
+def test_a_runtime_elsewhere_does_not_write_its_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp runs in its environment; GGUF files are made in ours, where the package must be too."""
+    (tmp_path / "config.json").write_text(json.dumps(NOMINAL))
+    monkeypatch.setattr("quantadvisor.advisor.candidates.refusal", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.advisor.candidates.crash", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.advisor.builds.find_spec", lambda name: None)
+    found = enumerate_candidates(workload(runtimes=["llama.cpp", "torch"]), tmp_path, PLAIN)
+    gguf = {c.refused for c in found if c.runtime == "llama.cpp" and c.method == "gguf" and c.scheme.name == "q8_0"}
+    assert all("llama_cpp is not installed here, where artifacts are written: make runtime-llama" in str(one) for one in gguf)
+    assert {c.refused for c in found if c.name == "none-bf16@torch"} == {None}
+
+
+def test_an_interpreter_is_named_from_any_folder_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    ours = {"name": "vllm", "python": "env/python"}
+    assert asked_runtimes(workload(runtimes=[ours])) == {"vllm": str(tmp_path / "env" / "python")}
+    assert asked_runtimes(workload(runtimes=[ours, ours, {"name": "vllm", "url": "http://127.0.0.1:1"}]))
+    with pytest.raises(BadInput, match="a run starts a runtime in one"):
+        asked_runtimes(workload(runtimes=[ours, {"name": "vllm", "python": sys.executable}]))

@@ -119,11 +119,15 @@ def test_a_spec_says_which_runtimes_and_where_they_live(tmp_path: Path) -> None:
     assert interpreters(asked.pythons)["vllm"] == str(other)
     with pytest.raises(BadInput, match="names a model already"):
         asked_of("builtin:smollm2-135m", spec)
+    spec.write_text(spec.read_text().partition("runtimes:")[0] + "runtimes: [{name: vllm, url: 'http://127.0.0.1:1'}]\n")
+    with pytest.raises(BadInput, match="names servers alone"):
+        asked_of(None, spec)
 
 
 def test_a_kernel_that_crashed_is_refused_with_the_option_that_avoids_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock llama.cpp build with gcc 12 crashes on AMX tiles: its rows say so, and no other runtime's do."""
     monkeypatch.setattr("quantadvisor.profiling.runtimes.llama_cpp.refuse", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.advisor.candidates.missing_writer", lambda _: None)
 
     def probed(option: str, refused: str | None) -> KernelTiming:
         made = {"probe": "q4_0_llama_cpp", "scheme": scheme("q4_0"), "runtime": "llama.cpp", "m": 1, "n": 64, "k": 64}

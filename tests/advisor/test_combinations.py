@@ -77,6 +77,7 @@ def everyone(place: str) -> list[Candidate]:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A context of no model, where nothing is refused."""
     monkeypatch.setattr("quantadvisor.advisor.candidates.refusal", lambda *_: None)
+    monkeypatch.setattr("quantadvisor.advisor.candidates.missing_writer", lambda _: None)
     monkeypatch.setattr("quantadvisor.advisor.candidates.crash", lambda *_: None)
     monkeypatch.setattr("quantadvisor.methods.gguf.refuse", lambda *_: None)
     (tmp_path / "config.json").write_text(json.dumps(NOMINAL))

@@ -172,11 +172,17 @@ def test_the_drop_of_a_worse_candidate_through_its_runtime(tmp_path: Path, monke
     with context.worker("onnxruntime", made, (), scheme("w2-g64")) as running:
         [found] = task_scores(context, running, None)
     assert started == ["onnxruntime", "torch"]
-    kept = reference_answers(context, task, ITEMS)
-    assert len(started) == 2 and kept == dict(enumerate(right[0]))
+    kept = reference_answers(context, task, ITEMS, ())
+    assert len(started) == 2 and list(kept.values()) == list(right[0])
+    assert reference_answers(context, task, ITEMS, kept) == kept and len(started) == 2
     task.write_text(task.read_text() + "# other bytes\n")
-    assert reference_answers(context, task, 2) == {0: kept[0], 1: kept[1]}
-    assert started == ["onnxruntime", "torch", "torch"]
+    first = dict(list(kept.items())[:2])
+    assert reference_answers(context, task, 2, first) == first
+    write_task(tmp_path, [rows[1], rows[0], *rows[2:]])  # the same file asks other items
+    task.write_text(task.read_text() + "# other bytes\n")
+    turned = reference_answers(context, task, 2, {"0-as they lie there now": 0.0})
+    assert started == ["onnxruntime", "torch", "torch", "torch"]
+    assert list(turned.values()) == list(first.values())[::-1] and not {*turned} & {*first}
     assert (found.task, found.metric, found.items) == (str(task), "acc", ITEMS)
     assert (found.reference, found.score) == pytest.approx((reference, mine))
     difference = right[0] - right[1]

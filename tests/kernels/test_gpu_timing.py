@@ -4,10 +4,13 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 
 from quantadvisor.kernels import gpu_timing
+
+from ..profiling.fake_nvml import fake
 
 inside: list[Any] = []
 """Graphs that are being captured."""
@@ -61,8 +64,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fakes = {"CUDAGraph": Graph, "Stream": Stream, "Event": Event, "graph": graph, "stream": stream,
              "current_stream": Stream, "synchronize": lambda: None,
              "get_device_properties": lambda _: SimpleNamespace(L2_cache_size=60 << 20)}  # fmt: skip
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    for name, stand_in in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
     flush = SimpleNamespace(zero_=lambda: lines.append("flush"))
 
     def empty(size: int, **_: object) -> Any:
@@ -79,3 +82,11 @@ def test_each_sample_is_one_graph_after_a_flush_interleaved(written: list[str]) 
     assert written == ["256 MiB", *one, *one]
     assert samples == {"a": [2.5e-3, 2.5e-3], "b": [2.5e-3, 2.5e-3]}
     assert refused == {"waits": "no CUDA graph can hold it: operation not permitted when stream is capturing"}
+
+
+def test_versions_are_of_the_driver_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cubin that one driver takes another may not: what was checked under it stays so no longer."""
+    assert gpu_timing.driver() is None and "driver" not in gpu_timing.versions()
+    monkeypatch.setattr(pynvml, "nvmlLib", fake())
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    assert gpu_timing.versions()["driver"] == "575.57.08"

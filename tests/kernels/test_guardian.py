@@ -27,6 +27,16 @@ from quantadvisor.kernels.guardian import Guarded
 running = Guarded([sys.executable, "-c", sys.argv[1], "600"], os.environ)
 time.sleep(600)
 """
+POOL = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from quantadvisor.kernels.guardian import die_with_starter
+with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=die_with_starter) as pool:
+    pool.submit(Path(sys.argv[1]).touch).result()
+    pool.submit(time.sleep, 600).result()
+"""
 
 
 def alive(pid: int) -> bool:
@@ -111,3 +121,7 @@ def test_a_signal_is_told_as_one_and_a_missing_program_by_name(tmp_path: Path) -
         assert (missing.pid, missing.wait()) == (0, 127)
         missing.close()
     assert "/nowhere/program cannot be started: No such file or directory" in (tmp_path / "said").read_text()
+
+
+def test_a_pool_dies_with_who_made_it(tmp_path: Path) -> None:
+    leaves_nobody(POOL, tmp_path / "started", str(tmp_path / "started"))

@@ -1,5 +1,6 @@
 """What is asked of a runtime's process, and what its failures count as."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from quantadvisor.documents import Device, LinearShape
 from quantadvisor.kernels import homes
 from quantadvisor.kernels.homes import Home
 from quantadvisor.kernels.point import Kernel, Point
-from quantadvisor.kernels.processes import ProbeProcess
+from quantadvisor.kernels.processes import ProbeProcess, crashed
 from quantadvisor.kernels.registry import PROBES
 
 CPU = Device(name="x", cores=2, threads=2, memory_bytes=1 << 34, fingerprint="f", last_level_cache_bytes=1 << 20)
@@ -62,3 +63,12 @@ def test_a_failed_import_is_left_to_the_points(home: Home, tmp_path: Path) -> No
         home.begin_import()
         home.end_import(time.monotonic() + 60)
         assert "exit status 3" in str(home.take(POINTS[:1], time.monotonic() + 60)[0].refused)
+    assert not (tmp_path / "kept").exists(), "no crash of the kernel's"
+
+
+def test_a_module_that_its_interpreter_lacks_is_named_with_its_command(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text("import sys\nsys.stdin.readline()\nimport none_such.part")
+    with home:
+        refused = str(home.take(POINTS[:1], time.monotonic() + 60)[0].refused)
+    assert refused.endswith(f"No module named 'none_such': {sys.executable} -m pip install none_such")
+    assert not crashed(refused) and not (tmp_path / "kept").exists()

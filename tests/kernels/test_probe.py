@@ -60,8 +60,8 @@ def test_a_runtime_of_another_interpreter_is_timed_there(tmp_path: Path, monkeyp
     """A stand-in for the interpreter: it answers as a child, and as one that is asked for versions."""
     (tmp_path / "child.py").write_text(ANSWERS)
     other = tmp_path / "python"
-    asked = """echo '{"vllm": "7"}'"""
-    other.write_text(f'#!/bin/sh\ncase "$*" in *metadata*) {asked};; *) exec {sys.executable} {tmp_path}/child.py;; esac\n')
+    asked = """echo '{"vllm": ["7", "a build"]}'"""
+    other.write_text(f'#!/bin/sh\ncase "$*" in *installed*) {asked};; *) exec {sys.executable} {tmp_path}/child.py;; esac\n')
     other.chmod(0o755)
     monkeypatch.setattr(point.importlib.util, "find_spec", lambda name: None)  # not here
     options = {"probes": ["w8a8_vllm"], "budget_s": 20, "cache": tmp_path / "kept"}

@@ -109,6 +109,17 @@ def test_transformers_and_peft_load_gptqs_layout_with_the_adapter(llama: Path, t
     session.close()
 
 
+def test_gptqs_layout_is_written_without_the_package_that_transformers_reads_it_by(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantadvisor.methods.refusals.find_spec", lambda _: None)
+    assert "through gptqmodel, which is not installed" in str(gptq_lora.refuse(llama, scheme("w4-g64-bf16"), "torch"))
+    gptq_lora.apply(llama, scheme("w4-g64-bf16"), "torch", texts(1), tmp_path / "out", train_s=1.0)
+    codes, form = layout.read(tmp_path / "out")
+    assert (len(codes), form) == (14, (4, 64, False))
+    assert (tmp_path / "out" / adapters.FOLDER / "adapter_model.safetensors").exists()
+
+
 def test_an_interrupted_artifact_is_the_same(llama: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, value in (("SAVE_S", 0.0), ("SAVE_SHARE", 1e9), ("SAY_S", 0.0)):
         monkeypatch.setattr(training, setting, value)

@@ -30,7 +30,8 @@ FEW, MANY = 2, 6
 STREAMED = [
     ("none", "bf16", "torch"), ("none", "fp32", "llama.cpp"), ("rtn", "w4-g64-bf16", "vllm"), ("gptq", "w4-g64-bf16", "torch"),
     ("awq", "w4-g64-bf16", "vllm"), ("dynamic_int8", "w8a8-bf16", "vllm"), ("smoothquant", "w8a8-bf16", "vllm"),
-    ("fp8", "fp8-bf16", "vllm"), ("gguf", "q4_0", "llama.cpp"), ("gguf_imatrix", "q4_0", "llama.cpp"),
+    ("fp8", "fp8-bf16", "vllm"), ("fp8", "fp8-static-bf16", "vllm"), ("kv_fp8", "bf16-kvf8", "vllm"),
+    ("gguf", "q4_0", "llama.cpp"), ("gguf_imatrix", "q4_0", "llama.cpp"),
     ("rtn", "w4-g64", "onnxruntime"), ("awq", "w4-g64", "onnxruntime"), ("smoothquant", "w8a8", "onnxruntime"),
     ("smoothquant_gptq", "w8a8", "onnxruntime"),
     ("static_int8", "w8a8-static", "onnxruntime"), ("llm_int8", "w8a8-outlier", "onnxruntime"),
@@ -43,7 +44,7 @@ SAME_FRAME = {"obq"}
 """Through `layerwise.py`, as gptq; K^3 for each of N rows takes too long to be measured here."""
 WHOLE = {"mixed", "qlora", "qlora_merged", "gptq_lora", "llm_qat"}
 """Gradients of the whole model, or two of it: refused where memory has no room (test_refusals.py)."""
-SIMULATED = {"fpq", "turboquant", "kivi", "kv_fp8", "zeroquant", "fpq_activations"}
+SIMULATED = {"fpq", "turboquant", "kivi", "zeroquant", "fpq_activations"}
 """They write nothing: no runtime here could load it."""
 
 CHILD = """

@@ -2,9 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.methods.rescale import Pair, mapping_missing, pairs, reparametrise
+
+from .conftest import run, torch_logits, write_llama
+from .formats.test_openvino import logits
 
 CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -38,8 +42,6 @@ def test_unknown_architectures_are_refused_by_name() -> None:
 def test_reparametrise_keeps_the_function_and_leaves_the_grid(bias: bool, tmp_path: Path, tokens: np.ndarray) -> None:
     import torch
     from transformers import AutoModelForCausalLM
-
-    from .conftest import write_llama
 
     folder = write_llama(tmp_path / "hf", attention_bias=bias, mlp_bias=bias)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -80,3 +82,54 @@ def test_reparametrise_is_seeded_and_wants_fp32() -> None:
     assert not torch.equal(one["model.layers.0.input_layernorm.weight"], other["model.layers.0.input_layernorm.weight"])
     with pytest.raises(BadInput, match="float32"):
         reparametrise({name: value.half() for name, value in state().items()}, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama whose linears all have biases, as Qwen2's q, k and v have."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = write_llama(tmp_path_factory.mktemp("biased") / "hf", attention_bias=True, mlp_bias=True)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias"):
+                value.normal_()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["huggingface", "onnx", "openvino"])
+def test_biases_are_divided_in_every_format(form: str, biased: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    """A scale at random through every pair, and nothing rounded: the same logits."""
+    from safetensors.torch import load_file
+
+    from quantadvisor.methods.formats import huggingface, onnx
+    from quantadvisor.methods.formats.onnx_base import Rewrite
+
+    state, draw = load_file(biased / "model.safetensors"), np.random.default_rng(0)
+    config = AutoConfig.from_pretrained(biased).to_dict()
+    moved = [
+        (pair, np.exp(draw.uniform(-1, 1, len(state[f"{pair.source}.weight"]))).astype(np.float32)) for pair in pairs(config)
+    ]
+    wanted, base, out = torch_logits(biased, tokens[0]), tmp_path / "base", tmp_path / "out"
+    if form == "huggingface":
+        huggingface.rewrite(biased, out, lambda name, w: [(name, w)], {}, moved)
+        found = torch_logits(out, tokens[0])
+    elif form == "onnx":
+        onnx.export_base(biased, base)
+        with Rewrite(base, out, onnx.rescaled(base, moved, config)):
+            pass
+        found = run(out, tokens[0])
+    else:
+        pytest.importorskip("optimum.intel")
+        from quantadvisor.methods.formats import openvino
+
+        openvino.export_base(biased, base)
+        openvino.quantize_w8a8(base, out, [], moved)
+        found = logits(out, tokens[0])[0]
+    assert np.abs(wanted).max() > 1
+    np.testing.assert_allclose(found, wanted, atol=1e-3)

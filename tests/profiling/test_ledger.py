@@ -93,6 +93,17 @@ def test_cache() -> None:
     assert bytes_of_cache(one, FP32, 100, 7, plain_bytes=2) == 192 * 100 * 7 * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "bits", "floats"),
+    [("kv4-turbo", 4, 2), ("kv2.5-turbo", 2.5, 4), ("kv3-turbo-prod", 3, 3), ("kv3.5-turbo-prod", 3.5, 6)],
+)
+def test_a_vector_s_norms_count(name: str, bits: float, floats: int) -> None:
+    """192 values a token, in keys and values of 16: `floats` of both. Halves have their own; prod keys that of what is left."""
+    codes = Format(number="codebook", bits=bits, granularity="token", dynamic=True)
+    made = Scheme(name=f"fp32-{name}", keys=codes, values=codes)
+    assert bytes_of_cache(inventory(), made, 100, 7) == (192 * bits / 8 + 192 / 32 * floats * 4) * 700
+
+
 def test_a_window_counts_only_where_the_runtime_drops() -> None:
     one = Inventory(**{**dict(inventory()), "sliding_window": 10}, sliding_layers=2)
     assert bytes_of_cache(one, FP32, 100, 1) == 192 * 100 * 4

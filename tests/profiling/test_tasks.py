@@ -18,9 +18,9 @@ from ..methods.conftest import write_llama
 
 def test_the_drop_is_of_pairs() -> None:
     rng = np.random.default_rng(0)
-    reference = {i: float(rng.integers(0, 2)) for i in range(400)}
+    reference = {str(i): float(rng.integers(0, 2)) for i in range(400)}
     mine = dict(reference)
-    for item in [i for i in range(400) if reference[i] == 1][:20]:
+    for item in [i for i in reference if reference[i] == 1][:20]:
         mine[item] = 0.0
     found = tasks.paired("t", "acc", mine, reference)
     assert found.drop.mean == pytest.approx(20 / 400) == pytest.approx(found.reference - found.score)
@@ -30,10 +30,10 @@ def test_the_drop_is_of_pairs() -> None:
 
 
 def test_the_same_answers_do_not_drop_and_only_common_items_count() -> None:
-    found = tasks.paired("t", "acc", {0: 1.0, 1: 0.0, 9: 0.0}, {0: 1.0, 1: 0.0, 2: 1.0})
+    found = tasks.paired("t", "acc", {"0": 1.0, "1": 0.0, "9": 0.0}, {"0": 1.0, "1": 0.0, "2": 1.0})
     assert (found.items, found.drop.mean, found.drop.low, found.drop.high) == (2, 0, 0, 0)
     with pytest.raises(BadInput, match="no item was answered by both"):
-        tasks.paired("t", "acc", {0: 1.0}, {1: 1.0})
+        tasks.paired("t", "acc", {"0": 1.0}, {"1": 1.0})
 
 
 def test_a_file_without_a_task_is_refused(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_drop_over_its_bound_breaks_the_budget() -> None:
             }
         )
         one = Interval(mean=0.01, low=0.01, high=0.01)
-        score = tasks.paired("t", "acc", {0: 0.0, 1: 1.0}, {0: 1.0, 1: 1.0})
+        score = tasks.paired("t", "acc", {"0": 0.0, "1": 1.0}, {"0": 1.0, "1": 1.0})
         return budget_breach(Quality(perplexity=1, kl=one, top1=one, tokens=1, text="x", tasks=(score,)), workload)
 
     assert breach(0.5) is None
@@ -131,6 +131,20 @@ def words(rng: np.random.Generator, many: int) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_file_that_is_named_is_asked(folder: Path, tmp_path: Path) -> None:
+    """Though it is called as one of the harness's own, and another in a folder below is called so too."""
+    pytest.importorskip("lm_eval")
+    rows = [{"question": "t30", "choices": ["t31", "t32"], "answer": i % 2} for i in range(2)]
+    task, other = write_task(tmp_path, rows), tmp_path / ".venv" / "tasks"
+    task = task.rename(tmp_path / "mine.yml")
+    task.write_text(task.read_text().replace("task: words", "task: arc_easy"))
+    other.mkdir(parents=True)
+    (other / "arc_easy.yaml").write_text(task.read_text().replace("items.jsonl", "nowhere.jsonl"))
+    _, found = tasks.answers(InTorch(folder), folder, task, 2, None)
+    assert sorted(found.values()) == [0.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_harness_scores_a_local_multiple_choice(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     rng = np.random.default_rng(0)
@@ -140,14 +154,14 @@ def test_the_harness_scores_a_local_multiple_choice(folder: Path, tmp_path: Path
     task = write_task(tmp_path, rows)
     worker = InTorch(folder)
     metric, found = tasks.answers(worker, folder, task, 10, 4)
-    assert metric == "acc" and sorted(found) == list(range(10))
+    assert metric == "acc" and [item.partition("-")[0] for item in found] == [str(i) for i in range(10)]
     assert set(worker.chunks) == {4}, "every likelihood comes in passes of so many tokens"
-    for at, row in enumerate(rows[:10]):
+    for score, row in zip(found.values(), rows[:10], strict=True):
         question = [int(word[1:]) for word in row["question"].split()]
         prefix = tasks.text_encoder(folder)[0]
         logs = worker.logs(np.array([[*prefix, *question]]))[-1].astype(np.float16)  # as workers write them
         chosen = int(np.argmax([logs[int(choice[1:])] for choice in row["choices"]]))
-        assert found[at] == float(chosen == row["answer"])
+        assert score == float(chosen == row["answer"])
     (tmp_path / "items.jsonl").unlink()
     with pytest.raises(BadInput, match="the harness cannot run it"):
         tasks.answers(worker, folder, task, 10, 4)

@@ -95,6 +95,15 @@ def test_against_float64(kind: str, heads: tuple[int, int], dim: int, tokens: in
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_another_scale_of_the_scores(kind: str) -> None:
+    """Twice the usual one is as twice the query, to the last bit."""
+    q, keys, values, at, *_ = problem(kind, (4, 2), 64, 128, [70], torch.bfloat16)
+    found = kernel.decode_attention(q, keys, values, at, scaling=2 / 8)
+    assert torch.equal(found, kernel.decode_attention(2 * q, keys, values, at))
+    assert not torch.equal(found, kernel.decode_attention(q, keys, values, at))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_places_beyond_the_length_are_not_read(kind: str) -> None:
     q, keys, values, at, k, v, codes = problem(kind, (4, 2), 64, 128, [70], torch.bfloat16)
     for one in (keys, values):

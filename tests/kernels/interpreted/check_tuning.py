@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quantadvisor.documents import GpuState
 from quantadvisor.kernels import triton_tuning
 from quantadvisor.kernels.triton_launch import Tile
 from quantadvisor.kernels.triton_tuning import Choice, configured, kept, tune
@@ -28,6 +29,15 @@ class Timer:
         return {name: [0.9 * one, one, 1.1 * one] * 5 for name, one in found.items()}, {}
 
 
+IDLE = GpuState(readings=2, sm_mhz=(210, 210, 210), memory_mhz=405, power_w=30.0, temperature_c=31,
+                memory_used_bytes=0, throttling=(), mig=False)  # fmt: skip
+
+
+def idle(run: Callable[[], Choice]) -> tuple[Choice, GpuState | None]:
+    """An observer that saw an idle GPU."""
+    return run(), IDLE
+
+
 @pytest.fixture(autouse=True)
 def with_two_more_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTADVISOR_CACHE", str(tmp_path))
@@ -43,7 +53,7 @@ def test_every_product_can_be_timed(kernel: str) -> None:
 
 
 def choice(timer: Timer, problem: Any = PROBLEM) -> Choice:
-    (found,) = tune([problem], "Made-up GPU", VERSIONS, 90, 8, timer, on="cpu")
+    (found,) = tune([problem], "Made-up GPU", VERSIONS, 90, 8, timer, idle, on="cpu")
     return found
 
 
@@ -54,8 +64,9 @@ def test_the_fastest_is_chosen_kept_and_not_timed_again() -> None:
     assert found.splits in (1, 2) and found.left_out == {}
     assert {name.split("-k")[0] for name in timer.given[0]} == {USUAL.label, WIDE.label, DEEP.label}
     assert choice(timer) == found == kept("Made-up GPU", VERSIONS)[0]
+    assert found.gpu == IDLE
     assert len(timer.given) == 1
-    other = tune([PROBLEM, ("w8a8", (16, 40, 192))], "Made-up GPU", VERSIONS, 90, 8, timer, on="cpu")
+    other = tune([PROBLEM, ("w8a8", (16, 40, 192))], "Made-up GPU", VERSIONS, 90, 8, timer, idle, on="cpu")
     assert len(timer.given) == 2
     assert kept("Made-up GPU", VERSIONS) == other
 

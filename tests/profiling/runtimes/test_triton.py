@@ -167,3 +167,21 @@ def test_a_captured_step_is_timed_by_cuda_events(monkeypatch: pytest.MonkeyPatch
     session.graph = SimpleNamespace(replay=lambda: None)
     monkeypatch.setattr(gpu_peaks, "event_seconds", lambda _: [1e-3, 9e-3, 2e-3])
     assert session.replays() == ["a replay of its CUDA graph takes 2.00e-03 s by CUDA events"]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"sliding_window": 4096}, "a sliding window of 4096 tokens"),
+        ({"sliding_window": 4096, "layer_types": ["full_attention", "sliding_attention"]}, "layers of sliding_attention"),
+        ({"attn_logit_softcapping": 50.0}, "a soft cap of its scores"),
+        ({"sliding_window": 4096, "use_sliding_window": False}, None),
+        ({"sliding_window": 4096, "layer_types": ["full_attention"]}, None),
+        ({"sliding_window": None, "attention_multiplier": 0.0156}, None),
+    ],
+)
+def test_models_that_attend_otherwise_are_refused(tmp_path: Path, config: dict[str, object], reason: str | None) -> None:
+    """Every token before, at a scale of the model's own, is what its attention knows."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = triton.unreadable(str(tmp_path), (), ())
+    assert found is None if reason is None else str(found).endswith(f"this model has {reason}")
