@@ -54,7 +54,7 @@ from quantadvisor.profiling.quality import quality_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "builtin:smollm2-135m"
-PLACES = ("onnxruntime", "openvino+f32", "llama.cpp", "vllm", "torch")
+PLACES = ("onnxruntime", "openvino+f32", "llama.cpp", "llama.cpp+plain", "vllm", "torch")
 """Runtimes by preference: the first that can run a scheme runs its row."""
 TRAFFIC = Traffic(prompt_tokens=128, output_tokens=32, concurrency=1)
 TRAIN_S = 240.0
@@ -243,7 +243,7 @@ def place_of(context: Context, method_name: str, made: Scheme) -> tuple[Candidat
     for place in PLACES:
         name, *options = place.split("+")
         if name == "llama.cpp" and made.quantizes_cache:
-            options = ["fa"]
+            options = ["fa", *options]
         entry = Entry(method_name, made.name, method(method_name).TARGET, ())
         found = candidate(entry, name, tuple(options), context.model_folder, context.device, interpreter_of(name))
         if found.refused is None:
