@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import get_args
 
 from quantadvisor.documents import Candidate, Ghost, Inventory, KernelSource, KernelTiming, Predicted, Scheme, Workload
+from quantadvisor.kernels.processes import crashed
 from quantadvisor.methods.static_int8 import NPU
 from quantadvisor.profiling.ledger import bytes_of_cache, bytes_of_weights, held_tokens, plain_cache_bytes
 from quantadvisor.profiling.measure import objective_value, request_s
@@ -109,6 +110,8 @@ class Probes:
         self.rounding = {
             (one.runtime, one.option, kernel_class(one.scheme), one.n, one.k, one.m): one.rounding_share for one in kernels
         }
+        self.crashes = {(one.runtime, one.option, kernel_class(one.scheme)) for one in kernels if crashed(one.refused or "")}
+        """Kernels that ended their process at some size: their times at others are no model's."""
         self.inventory = inventory
         self.eight_bit_share = eight_bit_share
 

@@ -2,7 +2,7 @@
 
 A kernel's products of all layers (the head is left out: it may be another kernel's) are set beside the unquantized ones of the
 same runtime, and beside kernels of as many bits: those of the runtime's other options first, then those of other runtimes. An
-option may be the faster one at few rows and the slower one at many. What avoids a trap is never one itself.
+option may be the faster one at few rows and the slower one at many. What avoids a trap is never one itself, nor does it crash.
 
 Predictions take one time for a whole class of kernels, and ghosts mend them. Here a scheme is judged by its own operator's alone.
 """
@@ -60,7 +60,9 @@ def _slow_at(m: int, made: Scheme, here: Place, probes: Probes) -> str | None:
         words.append(f"linears take {ours / plain:.2f}x the time of unquantized ones")
     elif plain is not None and SLOWER * ours > plain:
         words.append(f"linears are no faster than unquantized ones ({ours / plain:.2f}x their time)")
-    times = {place: _layers_s(made, place, m, probes) for place in probes.places() if place != here and place not in TRAP_PLACES}
+    others = [place for place in probes.places() if place != here and place not in TRAP_PLACES]
+    running = [place for place in others if (*place, kernel_class(made)) not in probes.crashes]
+    times = {place: _layers_s(made, place, m, probes) for place in running}
     faster = {place: ours / seconds for place, seconds in times.items() if seconds is not None and ours > APART * seconds}
     options = {place: factor for place, factor in faster.items() if place[0] == here[0]}
     if avoiding := options or (faster if words else {}):

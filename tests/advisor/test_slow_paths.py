@@ -157,3 +157,21 @@ def test_no_prediction_takes_a_trap_s_time_and_no_run_times_one() -> None:
     assert not places & TRAP_PLACES
     assert set(TRAPS) <= set(PROBES)
     assert not set(TRAPS) & {*PROBED, *OFFERED}
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+def test_what_crashes_at_other_sizes_avoids_nothing(crashes: bool) -> None:
+    """llama.cpp's tiles of AMX: a single row is not multiplied by them, and is fast; a prompt ends the process."""
+    fast = timed("llama.cpp", "q8_0", 1e-3, 0.05)
+    if crashes:
+        died = {"time_s": None, "refused": "its process died at q8_0_llama_cpp (signal SIGSEGV)"}
+        fast[1] = fast[1].model_copy(update=died)
+    found = said(
+        "llama.cpp+plain", "q8_0", timed("llama.cpp", "bf16", 3e-3, 0.3), timed("llama.cpp+plain", "q8_0", 2e-3, 0.2), fast
+    )
+    assert (
+        found is None
+        if crashes
+        else found == "decode (M = 1): llama.cpp without plain is 2.00x faster; prefill (M = 1024): "
+        "llama.cpp without plain is 4.00x faster"
+    )
