@@ -115,9 +115,9 @@ def joined(context: Context, apart: Apart) -> Candidate | None:
 
 def added(apart: Apart, workload: Workload) -> Predicted | None:
     """The weights' prediction, plus what the cache changes."""
-    weights, cache, plain = (one.predicted for one in apart)
-    assert weights and cache and plain
-    times = [(p.ttft_s, p.tpot_s, p.peak_bytes) for p in (weights, cache, plain)]
+    parts = [one.predicted for one in apart if one.predicted]
+    assert len(parts) == len(apart)
+    times = [(p.ttft_s, p.tpot_s, p.peak_bytes) for p in parts]
     if any(value is None for row in times for value in row):
         return None
     ttft, tpot, peak = (mine + with_it - without for mine, with_it, without in zip(*times, strict=True))
@@ -125,7 +125,8 @@ def added(apart: Apart, workload: Workload) -> Predicted | None:
         return None
     names = (one.name.partition("@")[0] for one in apart)
     basis = "{}, plus what {} changes of {}".format(*names)
-    return predicted(workload, ttft, tpot, int(peak), basis, certain(p.kernels for p in (weights, cache, plain) if p.kernels))
+    source, rough = certain(p.kernels for p in parts if p.kernels), any(p.rough for p in parts)
+    return predicted(workload, ttft, tpot, int(peak), basis, source, rough)
 
 
 def built(one: Candidate) -> tuple[str, str, str, tuple[str, ...]]:

@@ -50,13 +50,14 @@ def better(a: float, b: float, workload: Workload) -> bool:
 
 
 def breach_of_prediction(predicted: Predicted, workload: Workload) -> str | None:
-    """Why a candidate cannot meet SLO or memory by prediction, with a margin of 15 % for the prediction's error."""
-    slo, margin = workload.slo, 0.85
+    """Why a candidate cannot meet SLO or memory by prediction, with a margin for the prediction's error: 15 %, of rough times
+    half. Who may meet it is tried."""
+    slo, margin = workload.slo, 0.5 if predicted.rough else 0.85
     if slo and slo.ttft_ms and predicted.ttft_s and predicted.ttft_s * 1e3 * margin > slo.ttft_ms:
         return f"predicted TTFT {predicted.ttft_s * 1e3:.0f} ms is over the SLO of {slo.ttft_ms:g} ms"
     if slo and slo.tpot_ms and predicted.tpot_s and predicted.tpot_s * 1e3 * margin > slo.tpot_ms:
         return f"predicted TPOT {predicted.tpot_s * 1e3:.1f} ms is over the SLO of {slo.tpot_ms:g} ms"
-    return breach_of_memory(predicted.peak_bytes, workload, margin, "predicted peak memory")
+    return breach_of_memory(predicted.peak_bytes, workload, 0.85, "predicted peak memory")
 
 
 def breach_of_memory(peak_bytes: float | None, workload: Workload, margin: float, what: str) -> str | None:

@@ -91,7 +91,7 @@ def without_ghost(candidate: Candidate, workload: Workload, known: Known) -> Pre
     peak = base.peak_bytes + weights_and_cache(inventory, candidate.scheme, candidate.runtime, workload)
     peak -= weights_and_cache(inventory, scheme(base.scheme), base.runtime, workload)
     basis = f"the baseline's pass, linears exchanged by {'probes' if probed else 'the roofline'}: {NO_GHOST}"
-    return predicted(workload, of.ttft_s, of.tpot_s, max(0, peak), basis, source)
+    return predicted(workload, of.ttft_s, of.tpot_s, max(0, peak), basis, source, rough=True)
 
 
 def promise(workload: Workload, of: Expected | None) -> float:

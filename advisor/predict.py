@@ -201,7 +201,8 @@ def predict(
     peak -= weights_and_cache(probes.inventory, schemes[base.scheme], base.runtime, workload)
     source = exchanged(candidate, schemes[base.scheme], base, probes)
     basis = f"ghost of {base.scheme} in this runtime, linears exchanged by {EXCHANGED[source]}"
-    return predicted(workload, ttft, tpot, max(0, peak), basis, source)
+    rough = schemes[base.scheme].quantizes_cache != candidate.scheme.quantizes_cache
+    return predicted(workload, ttft, tpot, max(0, peak), basis, source, rough)
 
 
 EXCHANGED: dict[KernelSource, str] = {
@@ -264,6 +265,7 @@ def through_twin(
         theirs.peak_bytes + here.peak_bytes - pair.peak_bytes,
         f"{theirs.basis}, of {twin.runtime}, times the ratio of their ghosts of {here.scheme}",
         theirs.kernels or "measured",
+        theirs.rough,
     )
 
 
@@ -337,12 +339,25 @@ def expected_kl(candidate: Candidate) -> float:
 
 
 def predicted(
-    workload: Workload, ttft_s: float, tpot_s: float, peak_bytes: int, basis: str, kernels: KernelSource = "measured"
+    workload: Workload,
+    ttft_s: float,
+    tpot_s: float,
+    peak_bytes: int,
+    basis: str,
+    kernels: KernelSource = "measured",
+    rough: bool = False,
 ) -> Predicted:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     value = objective_value(workload.objective, workload.traffic, ttft_s, tpot_s)
     return Predicted(
-        ttft_s=ttft_s, tpot_s=tpot_s, peak_bytes=peak_bytes, objective=value, basis=basis, kernels=kernels, written_at=now
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        peak_bytes=peak_bytes,
+        objective=value,
+        basis=basis,
+        kernels=kernels,
+        rough=rough,
+        written_at=now,
     )
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from quantadvisor.advisor.boundaries import boundaries
-from quantadvisor.advisor.decide import breach_of_measurement, decide, why_not, with_breach
-from quantadvisor.documents import Diagnosis, PhaseDiagnosis, Shares
+from quantadvisor.advisor.decide import breach_of_measurement, breach_of_prediction, decide, why_not, with_breach
+from quantadvisor.documents import Diagnosis, PhaseDiagnosis, Predicted, Shares
 
 from .documents import candidate, figure, workload
 
@@ -104,6 +104,18 @@ def test_a_measured_breach_is_kept_as_the_reason() -> None:
     worse = with_breach(candidate("rtn-w4-g64@onnxruntime", 1.0, kl=0.5), workload())
     assert worse.excluded == "mean KL 0.5 is over the budget of 0.05"
     assert with_breach(candidate("rtn-w8-g64@onnxruntime", 1.0), workload()).excluded is None
+
+
+@pytest.mark.parametrize(
+    ("rough", "tpot_s", "breaks"), [(False, 0.11, False), (False, 0.13, True), (True, 0.19, False), (True, 0.21, True)]
+)
+def test_who_may_meet_the_slo_is_tried(rough: bool, tpot_s: float, breaks: bool) -> None:
+    """A prediction that a ghost speaks for is believed to 15 %, one without to half; of bytes both know as much."""
+    spec = workload(slo={"tpot_ms": 100}, memory_limit_gib=1.0)
+    found = breach_of_prediction(Predicted(tpot_s=tpot_s, peak_bytes=1 << 30, rough=rough), spec)
+    assert (found is not None) is breaks
+    large = Predicted(tpot_s=0.01, peak_bytes=int(1.3 * (1 << 30)), rough=rough)
+    assert "over the limit of 1 GiB" in str(breach_of_prediction(large, spec))
 
 
 def test_boundaries_are_where_the_measured_lines_cross() -> None:

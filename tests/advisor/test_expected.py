@@ -78,6 +78,7 @@ def test_whom_no_ghost_spoke_for_is_predicted_by_it(name: str, by: str, source: 
     assert found.objective == of.ttft_s + of.tpot_s
     assert (found.basis, found.kernels) == (f"the baseline's pass, linears exchanged by {by}: {NO_GHOST}", source)
     assert found.peak_bytes is not None and found.peak_bytes < 10**9  # of the baseline, in fp32
+    assert found.rough
 
 
 def test_a_second_product_is_not_told_by_the_first() -> None:

@@ -77,6 +77,9 @@ def test_the_ghost_of_the_same_kernel_class_is_taken_and_needs_no_exchange() -> 
     found = predicted("kv_int8-w8-g64-kv8@onnxruntime", [ghost(), slower])
     assert found
     assert found.tpot_s == pytest.approx(0.9)
+    assert found.rough, "of a quantized cache the ghost knows nothing"
+    weights = predicted("rtn-w8-g32@onnxruntime", [ghost(), slower])
+    assert weights and not weights.rough
 
 
 def test_a_runtime_with_the_kernels_of_another_is_predicted_through_it() -> None:

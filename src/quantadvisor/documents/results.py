@@ -102,6 +102,8 @@ class Predicted(OpenDocument):
     basis: str = ""
     kernels: KernelSource | None = None
     """The least certain source among the kernel times that it rests on; a ghost's own pass is measured."""
+    rough: bool = False
+    """No ghost of its kernels ran, or none whose cache is quantized as its own: its times are off by half in the median."""
     written_at: str = ""
 
 
