@@ -32,23 +32,24 @@ PACKAGES = {
 
 def versions(runtime: str, python: str = sys.executable) -> dict[str, str]:
     """Versions of the packages that a runtime's kernels come from, as installed in its interpreter; empty where none is."""
-    return {name: version for name, (version, _) in packages_of(runtime, python).items()}
+    return {name: version for name, (version, _) in installed_in(python, PACKAGES.get(runtime, (runtime,))).items()}
 
 
 def builds(runtime: str, python: str = sys.executable) -> dict[str, str]:
     """The same, and which build of each version: what a timing or a crash is of."""
-    return {name: f"{version} {build}" for name, (version, build) in packages_of(runtime, python).items()}
+    found = installed_in(python, PACKAGES.get(runtime, (runtime,)))
+    return {name: f"{version} {build}" for name, (version, build) in found.items()}
 
 
 @lru_cache
-def packages_of(runtime: str, python: str) -> dict[str, tuple[str, str]]:
-    names = PACKAGES.get(runtime, (runtime,))
+def installed_in(python: str, names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Name -> (version, build) of those packages that are installed in an interpreter; none where it does not answer."""
     if python == sys.executable:
         return installed.installed(names)
     try:
         ended = run([python, "-P", installed.__file__, *names], os.environ, LIMIT_S)
         return {name: (version, build) for name, (version, build) in json.loads(ended.out).items()}
-    except (CandidateFailed, ValueError):  # no interpreter, or one that prints something else
+    except (CandidateFailed, ValueError, AttributeError, TypeError):  # no interpreter, or one that prints something else
         return {}
 
 

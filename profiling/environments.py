@@ -15,6 +15,7 @@ from typing import Any
 
 from quantadvisor.documents import BadInput, CandidateFailed
 from quantadvisor.kernels import processes
+from quantadvisor.kernels.timing_cache import installed_in
 
 from .runtimes.registry import RUNTIMES, runtime, runtime_file
 
@@ -28,16 +29,6 @@ import json, runpy, sys
 module = runpy.run_path(sys.argv[1])["load_file"](sys.argv[2])
 path, options, isa = json.loads(sys.argv[3])
 print(json.dumps(module.refuse(path, tuple(options), tuple(isa))))
-"""
-VERSIONS = """
-import importlib.metadata, json, sys
-found = {}
-for name in sys.argv[1:]:
-    try:
-        found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        continue
-print(json.dumps(found))
 """
 
 
@@ -72,13 +63,9 @@ def answer_of(python: str, program: str, *arguments: str) -> Any:
         raise CandidateFailed("what it prints is no JSON") from None
 
 
-@lru_cache
 def versions_of(python: str, packages: tuple[str, ...]) -> dict[str, str]:
     """The versions of those packages that are installed in that environment; none where it does not answer."""
-    try:
-        return dict(answer_of(python, VERSIONS, *packages))
-    except CandidateFailed:
-        return {}
+    return {name: version for name, (version, _) in installed_in(python, packages).items()}
 
 
 def refusal(name: str, python: str, path: str | None, options: tuple[str, ...], isa: tuple[str, ...]) -> str | None:
