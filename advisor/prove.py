@@ -311,13 +311,16 @@ def users(context: Context, candidate: Candidate, rounds: Sequence[Round], notes
     guess = users_within(context.inventory, candidate.scheme, candidate.runtime, workload, peak, memory_limit(context))
     if workload.objective != "concurrency":
         return figure([float(guess)], "modelled", "peak at the declared concurrency, and whole caches more")
-    found, said = search_users(context, candidate, guess, {workload.traffic.concurrency: peak})
+    found, said = search_users(context, candidate, guess, {workload.traffic.concurrency: peak}, min(r.tpot_s for r in rounds))
     notes += said
     return found
 
 
-def search_users(context: Context, candidate: Candidate, guess: int, known: Mapping[int, int]) -> tuple[Figure, list[str]]:
-    """The largest batch inside the limits, each try in a worker of its own."""
+def search_users(
+    context: Context, candidate: Candidate, guess: int, known: Mapping[int, int], tpot_s: float = 0.0
+) -> tuple[Figure, list[str]]:
+    """The largest batch inside the limits, each try in a worker of its own. `tpot_s`: the least that was measured at the declared
+    concurrency."""
     slo = context.workload.slo
 
     def run(rows: int) -> Steady:
@@ -326,7 +329,8 @@ def search_users(context: Context, candidate: Candidate, guess: int, known: Mapp
             return worker.steady(context.prompts, rows, 2)
 
     tpot = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
-    return largest_batch(run, memory_limit(context), tpot, guess, known)
+    slow = {context.workload.traffic.concurrency: tpot_s} if tpot is not None and tpot_s > tpot else {}
+    return largest_batch(run, memory_limit(context), tpot, guess, known, slow)
 
 
 def quality_of_candidate(context: Context, candidate: Candidate, worker: RunningWorker, most: int = EVALUATION_TOKENS) -> Quality:

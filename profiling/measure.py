@@ -277,25 +277,34 @@ def linear_check(worker: RunningWorker, prompts: np.ndarray, row_s: float) -> fl
 
 
 def largest_batch(
-    run: Callable[[int], Steady], limit_bytes: int, tpot_limit_s: float | None, first_guess: int, known: Mapping[int, int]
-) -> tuple[Figure, list[str]]:
+    run: Callable[[int], Steady], limit_bytes: int, tpot_limit_s: float | None, first_guess: int, known: Mapping[int, int],
+    slow: Mapping[int, float] | None = None,
+) -> tuple[Figure, list[str]]:  # fmt: skip
     """The most rows at the declared context whose peak stays under `limit_bytes` (and TPOT under its limit).
 
     `run` decodes that many rows in a process that has not held more before; `known` are peaks by rows that were already
-    measured. *Measured* only if that batch ran inside the limits and one at most 10 % larger did not; else *modelled*.
+    measured, `slow` TPOT by rows, seconds, that was over its limit. *Measured* only if that batch ran inside the limits and one
+    at most 10 % larger did not; else *modelled*.
     """
     notes: list[str] = []
-    peaks = dict(known)
+    peaks, times = dict(known), dict(slow or {})
     best = max((rows for rows, peak in peaks.items() if peak <= limit_bytes), default=0) if tpot_limit_s is None else 0
-    worst = min((rows for rows, peak in peaks.items() if peak > limit_bytes), default=None)
+    worst = min((*times, *(rows for rows, peak in peaks.items() if peak > limit_bytes)), default=None)
     guess = max(1, first_guess)
 
     def settled() -> bool:
         return worst is not None and best > 0 and worst <= max(best + 1, int(best * 1.1))
 
+    def another() -> int:
+        """Where time ended it, the rows whose share of that time the limit is, or one step above what fits."""
+        if worst is None or worst not in times or tpot_limit_s is None:
+            return next_guess(best, worst, peaks, limit_bytes)
+        aim = int(worst * tpot_limit_s / times[worst])
+        return max(1, min(worst - 1, aim if aim > best else best + max(1, int(best * 0.1))))
+
     for _ in range(MOST_TRIES):
         if guess == best or (worst is not None and guess >= worst):
-            guess = next_guess(best, worst, peaks, limit_bytes)
+            guess = another()
         try:
             seen = run(guess)
         except CandidateFailed as error:
@@ -303,14 +312,15 @@ def largest_batch(
             worst = guess
             break
         peaks[guess] = seen.peak_bytes
-        slow = tpot_limit_s is not None and min(seen.itl_s) > tpot_limit_s
-        if seen.peak_bytes <= limit_bytes and not slow:
+        if tpot_limit_s is not None and min(seen.itl_s) > tpot_limit_s:
+            times[guess] = min(seen.itl_s)
+        if seen.peak_bytes <= limit_bytes and guess not in times:
             best = max(best, guess)
         else:
             worst = guess if worst is None else min(worst, guess)
         if worst == 1 or settled():
             break
-        guess = next_guess(best, worst, peaks, limit_bytes)
+        guess = another()
     source = "ran inside the limits, one step above did not" if settled() else "largest that was tried inside the limits"
     return figure([float(best)], "measured" if settled() else "modelled", source), notes
 

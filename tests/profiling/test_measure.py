@@ -43,6 +43,21 @@ def test_the_largest_batch_is_found_and_measured(guess: int, known: dict[int, in
     assert found.kind == "measured"
 
 
+@pytest.mark.parametrize(("start_s", "most"), [(0.0, 5), (0.02, 3)])
+@pytest.mark.parametrize("slow", [True, False])
+def test_where_time_ends_it_few_tries_find_it(slow: bool, start_s: float, most: int) -> None:
+    """10 ms a row beside what a step takes anyway, and 55 ms allowed; 24 rows fit memory."""
+    tried: list[int] = []
+
+    def run(rows: int) -> Steady:
+        tried.append(rows)
+        return planted(rows).model_copy(update={"itl_s": [start_s + 0.01 * rows] * 2})
+
+    found, _ = largest_batch(run, 340, 0.055, 24, {24: 340}, {24: start_s + 0.24} if slow else {})
+    assert (found.median, found.kind) == (most, "measured")
+    assert len(tried) <= 5 and (24 not in tried) is slow
+
+
 def test_a_limit_nothing_fits_is_not_measured() -> None:
     found, _ = largest_batch(planted, 50, None, 4, {})
     assert found.median == 0
