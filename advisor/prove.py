@@ -45,7 +45,7 @@ from quantadvisor.profiling.workers import RunningWorker, Steady
 
 from .builds import Built
 from .context import EVALUATION_TOKENS, MOST_EVALUATION_TOKENS, Context
-from .decide import TIE, better, limit_bytes, maximised, objective_of, ranked
+from .decide import TIE, better, breach_of_limits, limit_bytes, maximised, objective_of, ranked
 from .predict import users_within
 from .room import in_parts
 from .serve import continued
@@ -159,9 +159,10 @@ def fastest(measured: Sequence[Sequence[Round]], traffic: Traffic) -> Sequence[R
 
 
 def undecided(candidates: Sequence[Candidate], workload: Workload) -> dict[str, Candidate]:
-    """Those whose quality's interval lies on both sides of the budget, and who are clearly better than everyone for whom
-    it does not: more tokens decide whether they win."""
+    """Those inside SLO and memory whose quality's interval lies on both sides of the budget, and who are clearly better than
+    everyone for whom it does not: more tokens decide whether they win."""
     measured = [c for c in candidates if c.excluded is None and objective_of(c) and c.quality and not c.url]
+    measured = [c for c in measured if c.measured and breach_of_limits(c.measured, workload) is None]
     unsure = {c.name: c for c in measured if c.quality and straddles(c.quality, workload)}
     sure = ranked([c for c in measured if c.name not in unsure], workload)
     if not sure:

@@ -63,6 +63,8 @@ def test_more_users_win_where_users_count() -> None:
     sure = candidate("none-fp32-kv8@onnxruntime", 40.0, users=40)
     more, fewer = unsure("rtn-w8-g64-kv8@onnxruntime", 50.0, users=50), unsure("rtn-w8-g64@onnxruntime", 20.0, users=20)
     assert set(undecided([sure, more, fewer], spec)) == {more.name}
+    within = workload(quality=BUDGET, objective="concurrency", memory_limit_gib=1.2, slo={"tpot_ms": 1.0})
+    assert undecided([sure, more, fewer], within) == {}, "too slow, whatever its quality"
 
 
 def worker(*options: str) -> RunningWorker:
