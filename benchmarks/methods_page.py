@@ -135,12 +135,12 @@ def can_be_timed(row: Row) -> bool:
 
 
 def speeds_of_one_machine(known: Known, fingerprint: str) -> dict[str, Speed]:
-    """By name, of the rows as they are: of this machine, or of that which timed most where this one timed none. A row that was
-    not timed has the speed of one of the same operators and sizes."""
+    """By name, in the runtimes that the rows have: of this machine, or of that which timed most where this one timed none. A row
+    that was not timed has the speed of one of the same operators and sizes."""
     by_device: dict[str, dict[str, Speed]] = {}
     for (name, device), speed in known.speeds.items():
         row = known.rows.get(name)
-        if row is not None and row.place == speed.place:
+        if row is not None and row.place and row.place.split("+")[0] == speed.place.split("+")[0]:
             by_device.setdefault(device, {})[name] = speed
     own = by_device.get(fingerprint) or max(by_device.values(), key=len, default={})
     alike = {row.name: [own[twin] for twin in twins(row, known.rows) if twin in own] for row in known.rows.values()}
@@ -232,6 +232,7 @@ def times(row: Row, speed: Speed | None) -> tuple[str, str]:
     if speed.reason:
         return f"failed: {speed.reason}", ""
     whose = "" if speed.name == row.name else f", `{speed.name}`'s"
+    whose += "" if speed.place == row.place else f", in {speed.place}"
     return ratio(speed.decode) + whose, ratio(speed.prefill) + whose
 
 

@@ -513,6 +513,10 @@ def test_speeds_are_of_one_machine(table: ModuleType, written: Callable[..., str
     assert "Speeds: machine here" in ours
     assert speeds(ours)["rtn-w4-g64"] == "failed: no memory left"
     assert speeds(ours)["rtn-w8-g64"] == "not timed yet not timed yet"
+    option = timed(table, "rtn-w8-g64", "here", 4.0).model_copy(update={"place": "onnxruntime+plain"})
+    other = option.model_copy(update={"place": "openvino"})
+    assert "4.00x [4.00, 4.00], in onnxruntime+plain" in speeds(written(*rows, option))["rtn-w8-g64"]
+    assert speeds(written(*rows, other))["rtn-w8-g64"] == "not timed yet not timed yet", "another runtime than its row's"
 
 
 def test_turboquants_distortions_are_the_papers_and_would_be_said_if_they_were_not(
