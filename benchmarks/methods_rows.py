@@ -9,6 +9,7 @@ fresh checkout goes on from there.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -234,7 +235,16 @@ def write(path: Path, known: Known) -> None:
 
 
 def as_line(record: Record) -> str:
-    return record.model_dump_json(exclude_none=True) + "\n"
+    return json.dumps(in_short(record.model_dump(mode="json", exclude_none=True)), separators=(",", ":")) + "\n"
+
+
+def in_short(value: object) -> object:
+    """Numbers to six digits, which is more than any interval here tells."""
+    if isinstance(value, dict):
+        return {name: in_short(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [in_short(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def machine_of(device: Device) -> str:
