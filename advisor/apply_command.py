@@ -140,7 +140,6 @@ def made_by(folder: Path, method_name: str, wanted: Scheme, runtime: str, format
     import numpy as np
 
     from quantadvisor.documents.workload import Calibration
-    from quantadvisor.methods.adapters import FOLDER
     from quantadvisor.methods.formats import bridges, huggingface
     from quantadvisor.methods.refusals import READS
     from quantadvisor.methods.registry import method
@@ -178,8 +177,6 @@ def made_by(folder: Path, method_name: str, wanted: Scheme, runtime: str, format
             build.out.rename(out)
         else:
             notes = (*notes, *bridges.convert(build.out, format, out))
-            if (build.out / FOLDER).is_dir():  # adapters: what they were trained beside are the same integers
-                shutil.copytree(build.out / FOLDER, out / FOLDER)
     return made.model_copy(update={"out": out, "bytes": folder_bytes(out), "notes": (*made.notes, *notes)})
 
 

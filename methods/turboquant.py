@@ -68,7 +68,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 def fake(model: Any, scheme: Scheme, calibration: NDArray[int64]) -> Fake:
     """Keys and values rounded as they come. `-prod`: keys, whose products with queries count, in the unbiased form."""
     assert scheme.keys is not None
-    bits, unbiased = scheme.keys.bits, scheme.name.endswith("-prod")
+    bits, unbiased = scheme.keys.bits, scheme.unbiased_keys
     return Fake(
         model,
         keys=lambda _, k: (unbiased_product if unbiased else least_squares)(k, bits),

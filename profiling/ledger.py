@@ -89,8 +89,7 @@ def bytes_of_cache(
     """
     plain = compute_bytes(scheme) if plain_bytes is None else plain_bytes
     half = inventory.kv_values_per_token / 2
-    unbiased = scheme.name.endswith("-prod")
-    per_token = _cache_bytes(half, scheme.keys, plain, inventory.head_dim, unbiased=unbiased)
+    per_token = _cache_bytes(half, scheme.keys, plain, inventory.head_dim, unbiased=scheme.unbiased_keys)
     per_token += _cache_bytes(half, scheme.values, plain, inventory.head_dim)
     window, tokens = inventory.sliding_window, float(context_tokens)
     if windowed and window and (layers := int((inventory.model_extra or {}).get("sliding_layers", 0))):

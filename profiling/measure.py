@@ -296,11 +296,10 @@ def largest_batch(
         return worst is not None and best > 0 and worst <= max(best + 1, int(best * 1.1))
 
     def another() -> int:
-        """Where time ended it, the rows whose share of that time the limit is, or one step above what fits."""
+        """Where time ended it, the rows whose share of that time the limit is."""
         if worst is None or worst not in times or tpot_limit_s is None:
             return next_guess(best, worst, peaks, limit_bytes)
-        aim = int(worst * tpot_limit_s / times[worst])
-        return max(1, min(worst - 1, aim if aim > best else best + max(1, int(best * 0.1))))
+        return between(int(worst * tpot_limit_s / times[worst]), best, worst)
 
     for _ in range(MOST_TRIES):
         if guess == best or (worst is not None and guess >= worst):
@@ -334,6 +333,11 @@ def next_guess(best: int, worst: int | None, peaks: Mapping[int, int], limit_byt
     else:
         (b0, p0) = next(iter(peaks.items()))
         aim = max(1, int(b0 * 0.6)) if p0 > limit_bytes else max(b0 + 1, int(b0 * 1.5))
+    return between(aim, best, worst)
+
+
+def between(aim: int, best: int, worst: int | None) -> int:
+    """The rows aimed at, or a step above what fits, or below what does not."""
     if best and aim <= best:
         aim = best + max(1, int(best * 0.1))
     if worst is not None and aim >= worst:

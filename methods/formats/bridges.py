@@ -4,7 +4,7 @@
     dequantized   a GPTQ, AWQ, pack-quantized or bitsandbytes folder -> a plain float32 one: what other runtimes' exporters read
     carry         a folder -> an artifact of another runtime, with the same codes and no rounding of its own (llama.cpp: symmetric
                   ones only, as Q4_0 or Q8_0)
-    convert       a folder -> a Hugging Face folder in another layout, likewise
+    convert       a folder -> a Hugging Face folder in another layout, likewise; adapters beside its integers come along
 
 Codes and zeros come through unchanged, scales too: float16 and bfloat16 are exact in float32. Only lm_head, which these
 checkpoints leave in 16 bit, is rounded to 8 where the other format asks for it. bitsandbytes' NF4 codes are no integers: ONNX
@@ -13,6 +13,7 @@ Runtime's MatMulBnb4 takes them, with the same max|w| of each block, and no othe
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ import numpy as np
 from quantadvisor.documents.errors import BadInput
 from quantadvisor.kernels.bitsandbytes_nf4 import NF4
 
+from ..adapters import FOLDER as ADAPTERS
 from ..affine import Floats, Grouped, dequantize_groups
 from ..linear_format import OTHERWISE, ROW, LinearFormat, check, group_size, target_of
 from ..refusals import ONNX, config
@@ -190,6 +192,8 @@ def convert(checkpoint: Path, layout: str, out: Path, model_folder: Path | None 
             if not all(np.array_equal(mine, theirs) for mine, theirs in sides):
                 what = f"the scales of {name} are not exact in the 16 bits that {layout} holds them in"
                 raise BadInput(str(checkpoint), what, "a bridge rounds nothing: quantize the model itself for it")
+        if (checkpoint / ADAPTERS).is_dir():  # what they were trained beside are the same integers
+            shutil.copytree(checkpoint / ADAPTERS, written / ADAPTERS)
         written.rename(out)
     return (f"{len(found)} linears with the codes of {checkpoint.name}, everything else in 16 bit",)
 

@@ -11,6 +11,7 @@ import torch
 from quantadvisor.methods import adapters, gptq, gptq_lora, training
 from quantadvisor.methods.fake import linears
 from quantadvisor.methods.fake import with_weights as fake_with
+from quantadvisor.methods.formats import bridges
 from quantadvisor.methods.formats import gptq as layout
 from quantadvisor.methods.formats.onnx_weights import read_integers
 from quantadvisor.methods.observe import load
@@ -117,7 +118,9 @@ def test_gptqs_layout_is_written_without_the_package_that_transformers_reads_it_
     gptq_lora.apply(llama, scheme("w4-g64-bf16"), "torch", texts(1), tmp_path / "out", train_s=1.0)
     codes, form = layout.read(tmp_path / "out")
     assert (len(codes), form) == (14, (4, 64, False))
-    assert (tmp_path / "out" / adapters.FOLDER / "adapter_model.safetensors").exists()
+    kept = (tmp_path / "out" / adapters.FOLDER / "adapter_model.safetensors").read_bytes()
+    bridges.convert(tmp_path / "out", "awq", tmp_path / "awq")
+    assert (tmp_path / "awq" / adapters.FOLDER / "adapter_model.safetensors").read_bytes() == kept
 
 
 def test_an_interrupted_artifact_is_the_same(llama: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

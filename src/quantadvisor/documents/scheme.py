@@ -35,5 +35,10 @@ class Scheme(Document):
     lm_head: Format | None = None
 
     @property
+    def unbiased_keys(self) -> bool:
+        """TurboQuant's prod form: products with queries are right on average."""
+        return self.name.endswith("-prod")
+
+    @property
     def quantizes_cache(self) -> bool:
         return self.keys is not None or self.values is not None
