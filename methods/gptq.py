@@ -1,7 +1,9 @@
 """GPTQ (arXiv:2210.17323): one column after the other is rounded, and the columns still to come make up for its error.
 
-With H the Hessian of a linear's output error and U the upper Cholesky factor of H^-1 (H^-1 = U^T U), rounding column i
-of w by e = (w_i - q_i) / U_ii  takes  e U_ij  off every later column j (Algorithm 1). Columns come by falling H_ii
+With H the Hessian of a linear's output error and V the upper Cholesky factor of H^-1 (H^-1 = V^T V), rounding column i
+of w by e = (w_i - q_i) / V_ii  takes  e V_ij  off every later column j (Algorithm 1). Here without an inverse, in the form
+which QuIP proves to give the same integers (arXiv:2307.13304, theorem 6): with  H = U D U^T,  U unit upper triangular, column
+j is rounded as  w_j + sum_{i<j} (w_i - q_i) U_ij,  w being what it was before any correction. Columns come by falling H_ii
 ("act-order"), so that those that count most are rounded while many others can still make up for them.
 
 Groups keep their places: their grids are fixed before the first column is rounded ("static groups"), so that runtimes
@@ -66,18 +68,19 @@ def solve(w: Floats, h: Square, grid: LinearFormat, shrink: tuple[float, ...] = 
     importance = np.diagonal(h)
     order = np.argsort(-importance, kind="stable")
     scales, zeros = mse_grid(w, grid, importance, shrink)
-    return sweep(w, inverse_factor(h[np.ix_(order, order)]), order, scales, zeros, grid)
+    return sweep(w, feedback(h, order), order, scales, zeros, grid)
 
 
-def inverse_factor(h: Square) -> Floats:
-    """U upper triangular with h^-1 = U^T U, without inverting h: h = R R^T with R upper triangular, and U = R^-1."""
+def feedback(h: Square, order: NDArray[np.intp]) -> Floats:
+    """U unit upper triangular with h = U D U^T, D diagonal, rows and columns of h in `order`: the Cholesky factor from the last
+    on, its columns scaled."""
     import torch
 
-    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(h[::-1, ::-1].copy()))
+    last_first = torch.from_numpy(order[::-1].copy())
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(h).index_select(0, last_first).index_select(1, last_first))
     if failed:
         raise np.linalg.LinAlgError(f"the leading block of {int(failed)} is not positive definite")
-    unit = torch.eye(len(h), dtype=lower.dtype)
-    factor: Floats = torch.linalg.solve_triangular(lower.flip(0, 1), unit, upper=True).float().numpy()
+    factor: Floats = (lower / lower.diagonal()).float().flip(0, 1).numpy()
     return factor
 
 
@@ -104,30 +107,30 @@ def sweep(w: Floats, factor: Floats, order: NDArray[np.intp], scales: Floats, ze
     """w: [N, K], factor: [K, K] of the ordered Hessian, scales and zeros: [N, G] -> integers, columns taken in `order`.
 
     The first half is rounded, its errors correct the second half in one matrix product, then that is rounded; each half
-    likewise, down to blocks in which every column corrects the next ones as soon as it is rounded.
+    likewise, down to blocks in which every column is corrected by the block's own errors when its turn comes.
     """
     import torch
 
     columns = np.ascontiguousarray(w.T[order])
-    errors = np.empty_like(columns)
+    moved, errors, rounded = columns.copy(), np.empty_like(columns), np.empty_like(columns)
+    at = order // grid.group
     step, zero = np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T).astype(np.float32)
-    top = np.float32((1 << grid.bits) - 1)
-    codes = np.empty(columns.shape, np.uint8)
-    left, made, factors = (torch.from_numpy(array) for array in (columns, errors, factor))
+    low, high = -zero, np.float32((1 << grid.bits) - 1) - zero
+    left, made, factors = (torch.from_numpy(array) for array in (moved, errors, factor))
 
     for start, middle, end in halves(0, len(columns)):
         if middle < end:
             with nullcontext() if middle - start >= ALONE else one_thread():
-                left[middle:end].addmm_(factors[start:middle, middle:end].T, made[start:middle], alpha=-1)
+                left[middle:end].addmm_(factors[start:middle, middle:end].T, made[start:middle])
             continue
-        for i in range(start, end):
-            at = int(order[i]) // grid.group
-            code = np.rint(columns[i] / step[at]) + zero[at]
-            code = np.minimum(np.maximum(code, 0), top)
-            codes[order[i]] = code
-            errors[i] = (columns[i] - (code - zero[at]) * step[at]) / factor[i, i]
-            columns[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i]
-    return Grouped(np.ascontiguousarray(codes.T), scales, zeros)
+        for i, g in enumerate(at[start:end].tolist(), start):
+            code = np.rint(moved[i] / step[g], out=rounded[i])
+            np.minimum(np.maximum(code, low[g], out=code), high[g], out=code)
+            np.subtract(columns[i], code * step[g], out=errors[i])
+            moved[i + 1 : end] += factor[i, i + 1 : end, None] * errors[i]
+    codes = np.empty(w.shape, np.uint8)
+    codes[:, order] = (rounded + zero[at]).T
+    return Grouped(codes, scales, zeros)
 
 
 def halves(start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.errors import CandidateFailed
 from quantadvisor.documents.scheme import Scheme
 
+from . import half_products
 from .affine import Floats, Grouped, dequantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside, resumed
@@ -121,11 +122,12 @@ def gram(x: Floats) -> Floats:
     inputs = torch.from_numpy(x)
     width = x.shape[1]
     found = torch.empty(width, width)
-    for start in range(0, width, STRIP):
-        end = start + STRIP
-        strip = inputs[:, start:].T @ inputs[:, start:end]
-        found[start:, start:end] = strip
-        found[start:end, start:] = strip.T
+    with half_products.sums_in_float32():
+        for start in range(0, width, STRIP):
+            end = start + STRIP
+            strip = inputs[:, start:].T @ inputs[:, start:end]
+            found[start:, start:end] = strip
+            found[start:end, start:] = strip.T
     result: Floats = found.numpy()
     return result
 

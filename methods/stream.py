@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from quantadvisor.documents.errors import CandidateFailed
 
+from . import half_products
 from .affine import Floats
 from .refusals import config
 from .rescale import pairs
@@ -57,7 +58,8 @@ def stream(model_folder: Path, tokens: NDArray[int64], visit: Visit, say: Say = 
     for number, layer in enumerate(model.model.layers):
         own = {modules[names[0]]: names for names in groups if names[0].startswith(f"model.layers.{number}.")}
         layer.forward = partial(forward_in_parts, layer.forward, own, modules, visit)
-    run(model, tokens)
+    with half_products.forward():
+        run(model, tokens)
 
 
 def stream_layers(model_folder: Path, tokens: NDArray[int64], visit: VisitLayer) -> None:
@@ -176,7 +178,7 @@ def forward_in_parts(original: Callable[..., Any], groups: Mapping[Any, tuple[st
 
     def show(module: Any, args: tuple[Any, ...]) -> None:
         nonlocal sought
-        x = args[0].reshape(-1, args[0].shape[-1]).numpy()
+        x = args[0].reshape(-1, args[0].shape[-1]).float().numpy()
         if sought is module:
             raise ReachedError(x)
         if sought is None:
@@ -186,7 +188,8 @@ def forward_in_parts(original: Callable[..., Any], groups: Mapping[Any, tuple[st
 
     def reached(part: tuple[Any, Any]) -> Floats:
         try:
-            original(part[0], attention_mask=part[1], **more)
+            with half_products.forward():
+                original(part[0], attention_mask=part[1], **more)
         except ReachedError as found:
             x: Floats = found.args[0]
             return x
@@ -224,6 +227,7 @@ def meet(targets: tuple[str, ...], x: Parts, modules: Mapping[str, Any], visit: 
     for name, weight in zip(targets, weights, strict=True):
         if not bool(torch.isfinite(weight).all()):
             raise CandidateFailed(f"{name} has weights that are not finite")
-    new = visit(targets, x, [weight.numpy() for weight in weights])
+    with half_products.as_they_are():
+        new = visit(targets, x, [weight.numpy() for weight in weights])
     for weight, value in zip(weights, new or (), strict=bool(new)):
         weight.copy_(torch.from_numpy(value))

@@ -212,3 +212,10 @@ def kl(exact: np.ndarray, other: np.ndarray) -> float:
 
     p, q = log_softmax(exact), log_softmax(other)
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
+@pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])
+def half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Products in float32, and as on a CPU with instructions for bfloat16 (elsewhere torch computes the same, slowly)."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": request.param})
+    return bool(request.param)

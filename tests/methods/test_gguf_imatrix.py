@@ -15,9 +15,9 @@ from .conftest import write_llama
 from .test_stream import inputs_of
 
 
-def test_mean_squares_of_what_linears_read(llama: Path, tokens: np.ndarray) -> None:
+def test_mean_squares_of_what_linears_read(half: bool, llama: Path, tokens: np.ndarray) -> None:
     found = gguf_imatrix.importances(llama, tokens)
-    for name, x in inputs_of(load(llama), tokens).items():
+    for name, x in inputs_of(load(llama), tokens, half).items():
         np.testing.assert_allclose(found[name], np.square(x).mean(axis=0), rtol=1e-3)
 
 

@@ -48,17 +48,22 @@ def output_loss(w: np.ndarray, rounded: np.ndarray, h: np.ndarray) -> float:
 
 def test_golden() -> None:
     """Step 1: GPTQ [0, 1, 0] costs 1.11 where rounding to nearest, [0, 1, -1], costs 1.31."""
-    found = gptq.sweep(W, gptq.inverse_factor(H), np.arange(3), *UNIT, LinearFormat(4, 3, True))
+    found = gptq.sweep(W, gptq.feedback(H, np.arange(3)), np.arange(3), *UNIT, LinearFormat(4, 3, True))
     assert (found.codes.astype(int) - 8).tolist() == [[0, 1, 0]]
     assert output_loss(W, found.codes.astype(float) - 8, H) == pytest.approx(1.11)
     assert output_loss(W, np.array([[0, 1, -1]]), H) == pytest.approx(1.31)
 
 
-def test_the_factor_is_of_the_inverse() -> None:
+def test_the_factor_is_of_the_hessian_and_of_its_inverse() -> None:
+    """h = U D U^T; V, the Cholesky factor of h^-1 by which the paper's algorithm corrects, is U^-1 but for its rows' scale."""
     _, h = draw(0, 1, 40)
-    factor = gptq.inverse_factor(h).astype(np.float64)
+    factor = gptq.feedback(h, np.arange(40)).astype(np.float64)
     assert not np.tril(factor, -1).any()
-    np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(h), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(np.diagonal(factor), 1)
+    unscaled = np.linalg.solve(factor, h) @ np.linalg.inv(factor).T
+    np.testing.assert_allclose(unscaled, np.diag(np.diagonal(unscaled)), atol=1e-5 * np.abs(h).max())
+    papers = np.linalg.cholesky(np.linalg.inv(h)).T
+    np.testing.assert_allclose(np.linalg.inv(factor), papers / np.diagonal(papers)[:, None], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -67,7 +72,7 @@ def test_like_a_solution_from_scratch(seed: int, act_order: bool) -> None:
     w, h = draw(seed, 6, 16)
     order = np.argsort(-np.diagonal(h), kind="stable") if act_order else np.arange(16)
     _, scales, zeros = quantize_groups(w, 3, 8, False)
-    found = gptq.sweep(w, gptq.inverse_factor(h[np.ix_(order, order)]), order, scales, zeros, LinearFormat(3, 8, False))
+    found = gptq.sweep(w, gptq.feedback(h, order), order, scales, zeros, LinearFormat(3, 8, False))
     expected = from_scratch(w, h, order, np.repeat(scales, 8, axis=1), np.repeat(zeros, 8, axis=1).astype(int), 7)
     np.testing.assert_array_equal(found.codes, expected)
 

@@ -14,22 +14,24 @@ from quantadvisor.methods.observe import load, observe
 from quantadvisor.methods.stream import Parts, empty_model, layer_by_layer, stream
 
 
-def inputs_of(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Inputs [T, K] of every linear of the decoder, by transformers."""
+def inputs_of(model: Any, tokens: np.ndarray, half: bool, at_once: int | None = None) -> dict[str, np.ndarray]:
+    """Inputs [T, K] of every linear of the decoder, by transformers; so many samples go through at once, since what is rounded
+    to bfloat16 shows in which order it was summed."""
     import torch
 
-    seen: dict[str, np.ndarray] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if name.endswith("_proj"):
-            handles.append(module.register_forward_pre_hook(
-                lambda _, args, name=name: seen.update({name: args[0].reshape(-1, args[0].shape[-1]).numpy().copy()})
-            ))  # fmt: skip
-    with torch.no_grad():
-        model(torch.from_numpy(tokens))
+    seen: dict[str, list[np.ndarray]] = {name: [] for name, _ in model.named_modules() if name.endswith("_proj")}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, own=own: own.append(args[0].reshape(-1, args[0].shape[-1]).float().numpy().copy())
+        )
+        for name, own in seen.items()
+    ]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        for part in torch.from_numpy(tokens).split(at_once or len(tokens)):
+            model(part)
     for handle in handles:
         handle.remove()
-    return seen
+    return {name: np.concatenate(own) for name, own in seen.items()}
 
 
 @pytest.fixture(params=[64, 2], ids=["whole", "in parts"])
@@ -47,12 +49,12 @@ def together(x: Parts, part: int) -> np.ndarray:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_every_group_meets_its_inputs_in_order(
-    attention: str, llama: Path, tokens: np.ndarray, part: int, monkeypatch: pytest.MonkeyPatch
+    attention: str, half: bool, llama: Path, tokens: np.ndarray, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eager attention has a mask, a row for every sample."""
     model = load(llama)
     model.set_attn_implementation(attention)
-    expected = inputs_of(model, tokens)
+    expected = inputs_of(model, tokens, half, part // 32)
     seen = []
 
     def with_attention(folder: Path) -> Any:
@@ -77,7 +79,7 @@ def test_every_group_meets_its_inputs_in_order(
     ]
 
 
-def test_what_comes_after_sees_the_replaced_weights(llama: Path, tokens: np.ndarray, part: int) -> None:
+def test_what_comes_after_sees_the_replaced_weights(half: bool, llama: Path, tokens: np.ndarray, part: int) -> None:
     import torch
 
     model = load(llama)
@@ -85,7 +87,7 @@ def test_what_comes_after_sees_the_replaced_weights(llama: Path, tokens: np.ndar
         for name, module in model.named_modules():
             if name.endswith("_proj"):
                 module.weight.mul_(0.5)
-    expected = inputs_of(model, tokens)
+    expected = inputs_of(model, tokens, half, part // 32)
 
     def visit(targets: tuple[str, ...], x: Parts, weights: list[np.ndarray]) -> list[np.ndarray]:
         np.testing.assert_allclose(together(x, part), expected[targets[0]], atol=1e-5)
