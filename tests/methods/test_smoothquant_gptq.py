@@ -116,7 +116,9 @@ def test_output_error_is_below_nearests_on_average(planted: Path, tokens: np.nda
 
 
 def test_the_hessian_is_that_of_the_smoothed_inputs(planted: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """H' = diag(1/s) H diag(1/s), against the inputs divided by s one by one; the first group reads unrounded inputs."""
+    """H' = diag(1/s) H diag(1/s), against the inputs divided by s one by one; the first group reads unrounded inputs. In float32:
+    AMX rounds the ones and the others apart."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     seen = []
     solve = gptq.solve
     monkeypatch.setattr(gptq, "solve", lambda w, h, grid, shrink: seen.append((w, h)) or solve(w, h, grid, shrink))
