@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from quantadvisor.profiling.workers import Allowance, RunningWorker
 from .builds import Build, Built, build_all
 from .candidates import CACHES_WITHIN, asked_runtimes, cache_end, recipe, session_options
 from .ghosts import ghost_method
+from .model_cache import derived
 from .stages import Progress
 
 CALIBRATION_LENGTH = 128
@@ -63,9 +65,9 @@ class Context:
     def cache(self) -> Path:
         return cache_folder()
 
-    @property
+    @cached_property
     def model_cache(self) -> Path:
-        return self.cache / "derived" / self.source.sha256[:16]
+        return derived(self.cache, self.source, self.model_folder)
 
     @cached_property
     def evaluation(self) -> tuple[np.ndarray, TextSource]:
@@ -238,7 +240,8 @@ def export_format(runtime: str) -> str:
     }.get(runtime, runtime)
 
 
-def run_key(workload: Workload, device: Device, source: SourceCheckpoint) -> str:
-    """What must be the same for a run to be resumed."""
-    text = canonical(workload) + device.fingerprint + source.sha256
+def run_key(context: Context, versions: Mapping[str, str]) -> str:
+    """What must be the same for a run to be resumed; `versions`: of the packages that it measures."""
+    packages = json.dumps(versions, sort_keys=True)
+    text = canonical(context.workload) + context.device.fingerprint + context.model_cache.name + packages
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -24,6 +24,7 @@ from quantadvisor.documents import (
     Verdict,
     Workload,
 )
+from quantadvisor.kernels.machine import PROCESS_SHARE
 from quantadvisor.profiling.measure import request_s
 from quantadvisor.profiling.quality import budget_breach
 
@@ -40,9 +41,10 @@ def objective_of(candidate: Candidate) -> Figure | None:
 
 
 def limit_bytes(workload: Workload, device: Device) -> int:
-    """The declared bound on memory, or 90 % of what the device has."""
+    """The declared bound on memory, or what may be had of the device's: of a GPU's 90 %, of a machine's what one process may use
+    before we end it (kernels/machine.py)."""
     limit = workload.memory_limit_gib
-    return int(limit * GIB) if limit else int(device.memory_bytes * 0.9)
+    return int(limit * GIB) if limit else int(device.memory_bytes * (0.9 if device.kind == "cuda" else PROCESS_SHARE))
 
 
 def better(a: float, b: float, workload: Workload) -> bool:

@@ -1,8 +1,10 @@
-"""Model folders that were built once: `cache/models/<name>-<hash>`, each with its SourceCheckpoint as source.json."""
+"""What is kept of models: folders that were built once, `cache/models/<name>-<hash>`, each with its SourceCheckpoint as
+source.json; and exports, ghosts and references, `cache/derived/<hash>`."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -10,8 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantadvisor.documents import BadInput, SourceCheckpoint
+from quantadvisor.kernels.installed import installed
 
 DOCUMENT = "source.json"
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "*.jinja")
+WRITERS = (
+    "quantadvisor", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "openvino", "nncf",
+    "optimum-intel", "gguf", "compressed-tensors",
+)  # fmt: skip
+"""Packages that exports and references come from."""
 
 
 def cached(cache: Path, name: str, key: str, build: Callable[[Path], SourceCheckpoint]) -> tuple[Path, SourceCheckpoint]:
@@ -38,6 +47,19 @@ def cached(cache: Path, name: str, key: str, build: Callable[[Path], SourceCheck
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return target, source
+
+
+def derived(cache: Path, source: SourceCheckpoint, folder: Path) -> Path:
+    """Where what is made of a model is kept: by its weights, by the files that say how to compute with them, by who makes it."""
+    told = {file.name: sha256_of(file) for file in described_by(folder)}
+    text = json.dumps([source.sha256, told, installed(WRITERS)], sort_keys=True)
+    return cache / "derived" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def described_by(folder: Path) -> list[Path]:
+    """Config, tokenizer and the model's own code, in order."""
+    patterns = ("config.json", *TOKENIZER_FILES, "*.py")
+    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
 def sha256_of(*files: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from quantadvisor.documents import BadInput, SourceCheckpoint
 
 from . import builtin_model, gguf_source
-from .model_cache import cached, sha256_of
+from .model_cache import TOKENIZER_FILES, cached, described_by, sha256_of
 from .weight_grid import grid_of
 
 Progress = Callable[[str], None]
@@ -27,7 +27,6 @@ Progress = Callable[[str], None]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CAUSAL = ("ForCausalLM", "LMHeadModel")
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "*.jinja")
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 
 
@@ -89,7 +88,7 @@ def from_folder(path: Path, cache: Path, trust: bool, say: Progress, name: str =
         _convert(path, files, config, folder)
         return SourceCheckpoint(model=model, path="", sha256="", already_quantized=grid)
 
-    return cached(cache, path.name or "model", sha256_of(path / "config.json", *files), build)
+    return cached(cache, path.name or "model", sha256_of(*described_by(path), *files), build)
 
 
 def from_hub(model: str, cache: Path, trust: bool, say: Progress) -> tuple[Path, SourceCheckpoint]:

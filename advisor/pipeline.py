@@ -120,7 +120,7 @@ class Run:
             model = load_model(workload, progress)
         self.given = existing_checkpoints(workload, model.inventory, device) + given_servers(workload)
         self.context = Context(workload, device, model.inventory, model.source, model.folder, out, progress)
-        self.stages = Stages(out, run_key(workload, device, model.source), resume, progress)
+        self.stages = Stages(out, run_key(self.context, environment(self.context).versions), resume, progress)
 
     def survey(self) -> tuple[Surveyed, BaselineRun]:
         context, stages = self.context, self.stages

@@ -57,6 +57,8 @@ BLOCKS = 5
 """Processes that the choice is measured in."""
 TRIES = 2
 """For each of them: one that fails is started once more."""
+SEARCH_STEPS = 2
+"""Decode steps of each try in the search for users, of which the first warms up."""
 
 
 class Trial(Document):
@@ -320,14 +322,15 @@ def users(context: Context, candidate: Candidate, rounds: Sequence[Round], notes
 def search_users(
     context: Context, candidate: Candidate, guess: int, known: Mapping[int, int], tpot_s: float = 0.0
 ) -> tuple[Figure, list[str]]:
-    """The largest batch inside the limits, each try in a worker of its own. `tpot_s`: the least that was measured at the declared
-    concurrency."""
-    slo = context.workload.slo
+    """The largest batch inside the limits, each try in a worker of its own, its rows at the end of the declared context.
+    `tpot_s`: the least that was measured at the declared concurrency."""
+    slo, length = context.workload.slo, context.workload.traffic.context_length
+    whole = np.resize(context.prompts[:1], (1, max(1, length - 1 - SEARCH_STEPS)))  # a request's last token is in no cache
 
     def run(rows: int) -> Steady:
         context.progress.say(f"{candidate.name}: {rows} users")
         with context.worker_of(candidate, rows) as worker:
-            return worker.steady(context.prompts, rows, 2)
+            return worker.steady(whole, rows, SEARCH_STEPS)
 
     tpot = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
     slow = {context.workload.traffic.concurrency: tpot_s} if tpot is not None and tpot_s > tpot else {}

@@ -73,9 +73,8 @@ class Stages:
                 path.unlink()
                 continue
             if found != self.key:
-                raise BadInput(
-                    str(self.folder.parent), "holds a run of another workload, model or device", "run without --resume"
-                )
+                what = "holds a run of another workload, model or device, or by other versions of packages"
+                raise BadInput(str(self.folder.parent), what, "run without --resume")
 
 
 class Quiet:

@@ -7,8 +7,11 @@ longer than the host needs to enqueue what follows, so no launch is timed. Never
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 Call = Callable[[], Any]
@@ -27,12 +30,21 @@ def gpu_name(number: int = 0) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what makes a kernel's code and runs it."""
+    """Of what a kernel is written in, of what makes its code, and of what runs it."""
     import torch
     import triton
 
-    found = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda, "driver": driver()}
+    found = {
+        "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda, "driver": driver(),
+        "kernels": written(),
+    }  # fmt: skip
     return {name: version for name, version in found.items() if version}
+
+
+@cache
+def written(folder: Path = Path(__file__).parent) -> str:
+    """Digest of our kernels' own files."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("triton_*.py")))).hexdigest()[:12]
 
 
 def driver() -> str | None:

@@ -122,7 +122,8 @@ class Home:
             return None
         builds = timing_cache.builds(self.runtime, self.python)
         kernel, shape = point.kernel, point.shape
-        return timing_cache.place(self.cache, self.device, kernel.name, builds, kernel.option, point.m, shape.n, shape.k)
+        touched = point.touched_bytes if point.cold else 0
+        return timing_cache.place(self.cache, self.device, kernel.name, builds, kernel.option, point.m, shape.n, shape.k, touched)
 
     def _stored(self, point: Point, timing: KernelTiming) -> KernelTiming:
         if (place := self._place(point)) and (timing.time_s is not None or crashed(timing.refused or "")):

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -32,8 +33,25 @@ DIED = "its process died"
 SIGNAL = "(signal "
 """In that reason where the process did not end itself, as one does whose imports fail."""
 PACKAGE_ROOT = Path(quantadvisor.__file__).resolve().parents[1]
+SHARED_ROOTS = ("site-packages", "dist-packages")
 LOOK_S = 0.1
 """Between two looks at a process's memory and time."""
+
+
+def package_root(python: str) -> Path:
+    """The folder from which an interpreter imports our package. Where it is installed among others, another interpreter would
+    find those before its own: it gets a folder that holds ours alone."""
+    if python == sys.executable or PACKAGE_ROOT.name not in SHARED_ROOTS:
+        return PACKAGE_ROOT
+    return Path(_alone(PACKAGE_ROOT).name)
+
+
+@cache
+def _alone(root: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder with nothing but a link to our package; it goes when this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="quantadvisor-package-")
+    (Path(folder.name) / quantadvisor.__name__).symlink_to(root / quantadvisor.__name__)
+    return folder
 
 
 class ProbeProcess:
@@ -132,7 +150,7 @@ class ProbeProcess:
         return found
 
     def _start(self) -> Guarded:
-        paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
+        paths = [str(package_root(self._python)), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

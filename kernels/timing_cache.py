@@ -53,9 +53,12 @@ def installed_in(python: str, names: tuple[str, ...]) -> dict[str, tuple[str, st
         return {}
 
 
-def place(folder: Path, device: Device, probe: str, packages: Mapping[str, str], option: str, m: int, n: int, k: int) -> Path:
-    """The file of one timing; `packages`: the builds of what the kernel comes from."""
-    identity = [FORMAT, device.fingerprint, device.threads, packages, probe, option, m, n, k]
+def place(
+    folder: Path, device: Device, probe: str, packages: Mapping[str, str], option: str, m: int, n: int, k: int, touched: int = 0
+) -> Path:
+    """The file of one timing; `packages`: the builds of what the kernel comes from; `touched`: bytes of the weights that a call
+    goes through, where none of them may be in a cache."""
+    identity = [FORMAT, device.fingerprint, device.threads, packages, probe, option, m, n, k, touched]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return folder / f"{probe}-{n}x{k}-m{m}-{digest[:20]}.json"
 

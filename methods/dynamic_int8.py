@@ -19,7 +19,7 @@ from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
 from .artifact import base_folder
-from .refusals import COMPRESSED, ONNX, compute_mismatch, config, not_offered, nothing_to_write
+from .refusals import COMPRESSED, ONNX, compute_mismatch, config, experts_left, not_offered, nothing_to_write
 from .rescale import mapping_missing
 from .schemes import named
 from .schemes import scheme as scheme_named
@@ -41,7 +41,8 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         return FOUR_BITS
     if refused := compute_mismatch(scheme, runtime):
         return refused
-    return mapping_missing(config(model_folder)) if runtime in COMPRESSED else None
+    found = config(model_folder)
+    return mapping_missing(found) if runtime in COMPRESSED else experts_left(found, runtime)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

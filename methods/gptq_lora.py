@@ -45,7 +45,7 @@ def schemes() -> tuple[Scheme, ...]:
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     offered = not_offered(NAME, scheme, schemes(), runtime, RUNTIMES)
-    return offered or gptq.refuse(model_folder, scheme, runtime) or adapters.refuse(NAME, model_folder)
+    return offered or adapters.refuse(NAME, model_folder) or gptq.refuse(model_folder, scheme, runtime)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

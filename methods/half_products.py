@@ -15,9 +15,16 @@ def forward() -> Any:
     """A context in which linears and attention take bfloat16 and give it; the hidden states between layers stay float32."""
     import torch
 
-    units = torch.cpu.get_capabilities()
-    there = bool(units.get("amx_bf16") or units.get("avx512_bf16"))
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=there, cache_enabled=False)
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic() != "float32", cache_enabled=False)
+
+
+def arithmetic() -> str:
+    """In what products are on this CPU: what is kept of an artifact half made depends on it. A torch that does not tell what the
+    CPU has computes in float32."""
+    import torch
+
+    units: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "amx" if units.get("amx_bf16") else "bfloat16" if units.get("avx512_bf16") else "float32"
 
 
 def as_they_are() -> Any:
@@ -32,9 +39,12 @@ def sums_in_float32() -> Iterator[None]:
     """Float32 products whose operands AMX rounds to bfloat16; the result is float32, unlike that of bfloat16 tensors."""
     import torch
 
+    if arithmetic() != "amx":
+        yield
+        return
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
-    settings.fp32_precision = "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else before
+    settings.fp32_precision = "bf16"
     try:
         yield
     finally:

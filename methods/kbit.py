@@ -25,7 +25,7 @@ from . import codebooks, double_quantization
 from .affine import Floats
 from .artifact import base_folder
 from .codebooks import Blocks, Codebook, quantize_blocks
-from .refusals import ONNX, config, group_mismatch, not_bitsandbytes, nothing_to_write
+from .refusals import ONNX, config, group_mismatch, not_bitsandbytes, nothing_to_write, unread_bitsandbytes
 from .rescale import Pair, mapping_missing, pairs
 from .schemes import PATTERN
 from .schemes import scheme as scheme_named
@@ -56,7 +56,7 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         return refused
     if scheme.compute == "bf16":
         refused = not_bitsandbytes(scheme, runtime, BITSANDBYTES) or mapping_missing(config(model_folder))
-        return refused or (group_mismatch(model_folder, scheme) if runtime == "triton" else None)
+        return refused or group_mismatch(model_folder, scheme) or unread_bitsandbytes(runtime)
     if runtime not in ONNX or scheme.name not in WRITTEN:
         return f"{runtime}: {NO_KERNEL}"
     return mapping_missing(config(model_folder)) or group_mismatch(model_folder, scheme)

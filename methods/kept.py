@@ -18,6 +18,8 @@ import numpy as np
 from numpy import int64
 from numpy.typing import NDArray
 
+from . import half_products
+
 Arrays = dict[str, NDArray[Any]]
 Kept = MutableMapping[str, Arrays]
 """linear -> its arrays (codes, scales, zeros, …)"""
@@ -37,8 +39,8 @@ def kept_beside(out: Path, model_folder: Path, calibration: NDArray[int64], sett
 
 
 def key(model_folder: Path, calibration: NDArray[int64], settings: str) -> str:
-    """Of the settings, the calibration tokens, the config, and names, sizes and times of the files of weights."""
-    digest = hashlib.sha256(settings.encode())
+    """Of the settings, the CPU's arithmetic, the calibration tokens, the config, and the files of weights (see `stamps`)."""
+    digest = hashlib.sha256(f"{settings} {half_products.arithmetic()}".encode())
     digest.update(str(calibration.shape).encode() + np.ascontiguousarray(calibration).tobytes())
     digest.update((Path(model_folder) / "config.json").read_bytes())
     digest.update(stamps(model_folder, "*.safetensors").encode())

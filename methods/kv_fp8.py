@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from quantadvisor.documents.base import Target
 from quantadvisor.documents.scheme import Scheme
 
+from .affine import refuse_not_finite
 from .artifact import base_folder, tokens_read
 from .fake import Fake, Layered, Peaks, cache_peaks, largest, seen_cache
 from .grids import LARGEST
@@ -94,7 +95,8 @@ def peaks(model_folder: Path, tokens: NDArray[int64], say: Say = silent, kept: K
     def watch(names: dict[int, str]) -> Layered:
         def see(layer: int, x: Any) -> Any:
             if names[layer] not in kept:
-                kept[names[layer]] = {"peak": np.array([largest(x) or 1.0])}
+                refuse_not_finite(peak := largest(x), name=names[layer])
+                kept[names[layer]] = {"peak": np.array([peak or 1.0])}
             return x
 
         return see

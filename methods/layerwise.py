@@ -22,7 +22,7 @@ from .affine import Floats, Grouped, dequantize_groups
 from .artifact import base_folder, tokens_read, write_grouped
 from .kept import Arrays, kept_beside, resumed
 from .linear_format import LinearFormat
-from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, width_missing
+from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, unread_groups, width_missing
 from .rescale import mapping_missing
 from .schemes import group_format
 from .stream import Parts, stream
@@ -61,7 +61,7 @@ def refuse(name: str, schemes: tuple[Scheme, ...], model_folder: Path, scheme: S
         return refused
     if refused := half_mismatch(scheme, runtime) or width_missing(scheme, runtime):
         return refused
-    return None if runtime in ONNX else group_mismatch(model_folder, scheme)
+    return (None if runtime in ONNX else group_mismatch(model_folder, scheme)) or unread_groups(runtime)
 
 
 def round_all(model_folder: Path, tokens: NDArray[int64], grid: LinearFormat, solve: Solve,
@@ -133,11 +133,10 @@ def gram(x: Floats) -> Floats:
 
 
 def damped(h: Square, damping: float) -> Square:
-    """h + damping * mean(diag h) on the diagonal; inputs that calibration never lit get 1: nothing is known of them."""
+    """h + damping * mean(diag h) on the diagonal; all 1 where calibration lit no input: nothing is known of them."""
     h = h.copy()
     diagonal = np.diagonal(h)
-    added = damping * float(diagonal.mean())
-    np.fill_diagonal(h, np.where(diagonal > 0, diagonal + added, 1.0))
+    np.fill_diagonal(h, diagonal + (damping * float(diagonal.mean()) if diagonal.any() else 1.0))
     return h
 
 

@@ -26,7 +26,7 @@ from .affine import Floats
 from .artifact import base_folder, tokens_read
 from .fake import Fake
 from .kept import Arrays, Kept, kept_beside, resumed
-from .refusals import ONNX, config, not_bitsandbytes, not_offered
+from .refusals import ONNX, config, not_bitsandbytes, not_offered, unread_bitsandbytes
 from .rescale import mapping_missing, pairs
 from .schemes import scheme as named
 from .training import Say, silent
@@ -47,9 +47,10 @@ def schemes() -> tuple[Scheme, ...]:
 
 def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
     refused = not_offered(NAME, scheme, schemes(), runtime, (*ONNX, *refusals.BITSANDBYTES))
-    if not refused and (runtime in refusals.BITSANDBYTES or scheme.name == BITSANDBYTES):
+    theirs = runtime in refusals.BITSANDBYTES or scheme.name == BITSANDBYTES
+    if not refused and theirs:
         refused = not_bitsandbytes(scheme, runtime, (BITSANDBYTES,))
-    return refused or mapping_missing(config(model_folder))
+    return refused or mapping_missing(config(model_folder)) or (unread_bitsandbytes(runtime) if theirs else None)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

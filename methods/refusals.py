@@ -78,7 +78,8 @@ def row_widths(found: Mapping[str, Any]) -> dict[str, int]:
 
 
 def group_mismatch(model_folder: Path, scheme: Scheme) -> str | None:
-    """Groups that must divide the rows that they cut: openvino's, and the blocks of bitsandbytes' NF4 in our kernel."""
+    """Groups that must divide the rows that they cut: openvino's, and the blocks of bitsandbytes' NF4, in our kernel and in its
+    own on a CPU, which goes row by row over blocks that it wrote flat."""
     group = scheme.weights.group_size if scheme.weights else None
     for key, width in row_widths(config(model_folder)).items():
         if group and width % group:
@@ -135,9 +136,25 @@ def half_mismatch(scheme: Scheme, runtime: str) -> str | None:
     """Those keep in 16 bit what is not in groups; the others have an 8-bit lm_head, and compute in float32."""
     if (runtime in HALF) != (scheme.compute == "bf16"):
         return f"{scheme.name} is not for {runtime}: …-bf16 is for {', '.join(HALF)} only"
+    return None
+
+
+def unread_groups(runtime: str) -> str | None:
+    """Why integers in groups that are written could not be loaded here. To be asked last: it hides what keeps from writing."""
     if runtime == "torch" and find_spec("gptqmodel") is None:
         return f"{READS} GPTQ's layout through gptqmodel, which is not installed: pip install gptqmodel"
     return None
+
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""How configs call the number of a layer's experts."""
+
+
+def experts_left(found: Mapping[str, Any], runtime: str) -> str | None:
+    """Why a mixture of experts is not quantized through an exporter's graph: there all experts of a layer are one product of
+    three dimensions, or an operator of their own, and would stay as they are."""
+    named = next((key for key in EXPERTS if found.get(key)), None)
+    return named and f"{named} = {found[named]}: in the graph for {runtime} the experts' weights would stay unquantized"
 
 
 BITSANDBYTES = ("torch", "triton")
@@ -150,6 +167,11 @@ def not_bitsandbytes(scheme: Scheme, runtime: str, held: Iterable[str]) -> str |
         return f"{scheme.name} is not for {runtime}: bitsandbytes' folders are read by {' and '.join(BITSANDBYTES)} only"
     if scheme.name not in held:
         return f"bitsandbytes holds {' and '.join(held)}, not {scheme.name}"
+    return None
+
+
+def unread_bitsandbytes(runtime: str) -> str | None:
+    """As `unread_groups`, of bitsandbytes' folders."""
     if runtime == "triton":
         return None
     missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]

@@ -64,11 +64,12 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
 
     settings = AutoConfig.from_pretrained(model_folder, local_files_only=True).to_dict()
     norms = set(norms_of(settings).values())
-    gains = {name: w for path in shards(model_folder) for name, w in tensors(path) if name.removesuffix(".weight") in norms}
+    found = (pair for path in shards(model_folder) for pair in tensors(path))
+    gains = {name: w.float() for name, w in found if name.removesuffix(".weight") in norms}
     turned, step = turning(settings, gains), counted(int(settings["num_hidden_layers"]), say, "turned")
 
     def change(name: str, w: Any) -> list[tuple[str, Any]]:
-        made = turned(name, w)
+        made = turned(name, w.float())
         if name.endswith("down_proj.weight"):  # one a layer
             step()
         return made
@@ -76,7 +77,7 @@ def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rotated.") as scratch:
         folder = Path(scratch) / "hf"
-        rewrite(model_folder, folder, change, {"tie_word_embeddings": False})
+        rewrite(model_folder, folder, change, {"tie_word_embeddings": False, "dtype": "float32"})
         more = dynamic_int8.apply(folder, scheme, runtime, calibration, out)
     return ("residual stream and heads rotated; the output layer has a table of its own", *more)
 

@@ -21,7 +21,18 @@ from quantadvisor.documents.scheme import Scheme
 from .affine import Floats, Grouped, dequantize_groups, quantize_groups
 from .artifact import base_folder, write_grouped
 from .linear_format import LinearFormat
-from .refusals import HALF, ONNX, config, group_mismatch, half_mismatch, not_offered, padding, width_missing
+from .refusals import (
+    HALF,
+    ONNX,
+    config,
+    experts_left,
+    group_mismatch,
+    half_mismatch,
+    not_offered,
+    padding,
+    unread_groups,
+    width_missing,
+)
 from .rescale import mapping_missing
 from .schemes import EVEN, group_format, named
 from .schemes import scheme as scheme_named
@@ -45,9 +56,10 @@ def refuse(model_folder: Path, scheme: Scheme, runtime: str) -> str | None:
         return refused
     if refused := half_mismatch(scheme, runtime) or width_missing(scheme, runtime):
         return refused
-    if runtime in HALF and (refused := mapping_missing(config(model_folder))):
+    found = config(model_folder)
+    if refused := mapping_missing(found) if runtime in HALF else experts_left(found, runtime):
         return refused
-    return None if runtime in ONNX else group_mismatch(model_folder, scheme)
+    return (None if runtime in ONNX else group_mismatch(model_folder, scheme)) or unread_groups(runtime)
 
 
 def apply(model_folder: Path, scheme: Scheme, runtime: str, calibration: NDArray[int64], out: Path, *,

@@ -33,6 +33,9 @@ LEAST_BOARD_S = 1.0
 less."""
 UNTOLD = f"its energy is not told: what is shorter than {LEAST_BOARD_S:.0f} s is lost between the readings of NVML"
 RECORDED_STEPS = 6
+LONGER = 1.05
+"""A recorded cache is as long as in the middle of a request's decode where that is so much longer than its prompt: it costs a
+second prefill."""
 ENOUGH_ROUNDS = 3
 MOST_TRIES = 6
 CLEARLY = {2: 1.0, 3: 0.1}
@@ -68,6 +71,13 @@ def recorded(traffic: Traffic) -> bool:
     return traffic.prompt_length * traffic.concurrency > PREFILL_TOKENS_MEASURED
 
 
+def recorded_length(traffic: Traffic) -> int:
+    """Tokens that a recorded row holds before its first step: TPOT is the mean over a request's decode, whose cache grows."""
+    prompt, steps = traffic.prompt_length, min(RECORDED_STEPS, traffic.output_length)
+    middle = prompt + (traffic.output_length - steps) // 2
+    return middle if middle > LONGER * prompt else prompt
+
+
 def prompt_batch(stream: np.ndarray, traffic: Traffic) -> np.ndarray:
     """int64 [concurrency, prompt] of real text: each row starts elsewhere in `stream`, int64 [tokens]."""
     length, rows = traffic.prompt_length, traffic.concurrency
@@ -81,7 +91,7 @@ def run_round(
 ) -> Round:
     """One round of the workload; fewer `output_tokens` than declared give the same TTFT and a shorter decode."""
     if recorded(traffic) and not isinstance(worker, Served):
-        steady = worker.steady(prompts, traffic.concurrency, min(RECORDED_STEPS, traffic.output_length))
+        steady = worker.steady(prompts, traffic.concurrency, min(RECORDED_STEPS, traffic.output_length), recorded_length(traffic))
         if not steady.rows_equal:
             raise CandidateFailed("rows with the same recorded cache decode to different tokens")
         ttft_s = steady.prefill_row_s * traffic.concurrency
@@ -154,14 +164,14 @@ def interleave(
 ) -> tuple[dict[str, list[Round]], dict[str, str]]:
     """`rounds` rounds of each candidate, A B C, C B A, …; and the reason of each that failed.
 
-    A short warm-up goes before, except where caches are recorded (there the first step is left out of each round), or where
-    it was had before (not `warm_up`).
+    A short warm-up goes before, unless it was had before (not `warm_up`); where caches are recorded it is of one row, and the
+    first step is left out of each round.
     `enough` names, before each turn, the candidates that need no more rounds. Stops at `deadline` (time.monotonic) once
     every candidate has had `least`.
     """
     done: dict[str, list[Round]] = {name: [] for name in workers}
     failed: dict[str, str] = {}
-    for index in range(-1 if warm_up and not recorded(traffic) else 0, rounds):
+    for index in range(-1 if warm_up else 0, rounds):
         if deadline is not None and index >= least and time.monotonic() > deadline:
             break
         order = list(workers) if index % 2 else list(workers)[::-1]
@@ -169,14 +179,22 @@ def interleave(
         for name in (name for name in order if name not in out):
             progress(f"{name}: " + ("warm-up" if index < 0 else f"round {index + 1} of {rounds}"))
             try:
-                steps = min(4, traffic.output_length) if index < 0 else output_tokens
-                made = run_round(workers[name], prompts, traffic, steps, block)
+                if index < 0:
+                    warmed(workers[name], prompts, traffic)
+                else:
+                    done[name].append(run_round(workers[name], prompts, traffic, output_tokens, block))
             except CandidateFailed as error:
                 failed[name] = str(error)
-                continue
-            if index >= 0:
-                done[name].append(made)
     return {name: rows for name, rows in done.items() if name not in failed}, failed
+
+
+def warmed(worker: RunningWorker | Served, prompts: np.ndarray, traffic: Traffic) -> None:
+    """What is slow the first time is done once: a few tokens of all rows, or of the one row that is prefilled for all."""
+    few = min(4, traffic.output_length)
+    if recorded(traffic) and not isinstance(worker, Served):
+        worker.generate(prompts[:1], few)
+    else:
+        run_round(worker, prompts, traffic, few)
 
 
 def request_s(traffic: Traffic, ttft_s: float, tpot_s: float) -> float:
@@ -288,7 +306,7 @@ def largest_batch(
     """
     notes: list[str] = []
     peaks, times = dict(known), dict(slow or {})
-    best = max((rows for rows, peak in peaks.items() if peak <= limit_bytes), default=0) if tpot_limit_s is None else 0
+    best = max((rows for rows, peak in peaks.items() if peak <= limit_bytes and rows not in times), default=0)
     worst = min((*times, *(rows for rows, peak in peaks.items() if peak > limit_bytes)), default=None)
     guess = max(1, first_guess)
 
@@ -296,7 +314,9 @@ def largest_batch(
         return worst is not None and best > 0 and worst <= max(best + 1, int(best * 1.1))
 
     def another() -> int:
-        """Where time ended it, the rows whose share of that time the limit is."""
+        """Where time ended it, the rows whose share of that time the limit is; where it broke and told nothing, the middle."""
+        if worst is not None and worst not in times and worst not in peaks:
+            return max(1, (best + worst) // 2)
         if worst is None or worst not in times or tpot_limit_s is None:
             return next_guess(best, worst, peaks, limit_bytes)
         return between(int(worst * tpot_limit_s / times[worst]), best, worst)
@@ -308,8 +328,11 @@ def largest_batch(
             seen = run(guess)
         except CandidateFailed as error:
             notes.append(f"{guess} rows: {error}")
-            worst = guess
-            break
+            worst = guess if worst is None else min(worst, guess)
+            if worst == 1 or settled():
+                break
+            guess = another()
+            continue
         peaks[guess] = seen.peak_bytes
         if tpot_limit_s is not None and min(seen.itl_s) > tpot_limit_s:
             times[guess] = min(seen.itl_s)

@@ -248,20 +248,20 @@ class Served:
         self._seed += 1
         if self.own:
             self.own.go_on()
-        found = self.generator.bench(
-            [
-                "--backend", "openai-chat" if self.asked.endpoint.chat else "openai", "--base-url", self.asked.root,
-                "--endpoint", self.asked.endpoint.path, "--model", self.asked.model, "--tokenizer", str(self.tokenizer),
-                "--dataset-name", "random", "--random-input-len", str(prompt_tokens),
-                "--random-output-len", str(output_tokens), "--random-range-ratio", "0", "--ignore-eos", "--temperature", "0",
-                "--max-concurrency", str(users), "--num-prompts", str(self.requests(users)),
-                "--seed", str(self._seed), "--save-detailed", "--disable-tqdm",
-                "--ready-check-timeout-sec", "0",  # its check would send the first prompt, which the prefix cache then holds
-            ]
-        )  # fmt: skip
-        if self.own:
-            self.own.pause()
-        return found
+        arguments = [
+            "--backend", "openai-chat" if self.asked.endpoint.chat else "openai", "--base-url", self.asked.root,
+            "--endpoint", self.asked.endpoint.path, "--model", self.asked.model, "--tokenizer", str(self.tokenizer),
+            "--dataset-name", "random", "--random-input-len", str(prompt_tokens),
+            "--random-output-len", str(output_tokens), "--random-range-ratio", "0", "--ignore-eos", "--temperature", "0",
+            "--max-concurrency", str(users), "--num-prompts", str(self.requests(users)),
+            "--seed", str(self._seed), "--save-detailed", "--disable-tqdm",
+            "--ready-check-timeout-sec", "0",  # its check would send the first prompt, which the prefix cache then holds
+        ]  # fmt: skip
+        try:
+            return self.generator.bench(arguments)
+        finally:  # whoever failed keeps no core
+            if self.own:
+                self.own.pause()
 
 
 def token_gaps(seen: Load) -> list[float]:

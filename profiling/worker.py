@@ -100,17 +100,21 @@ class Worker:
         rows = np.concatenate(generated, 1).tolist()
         return {"ttft_s": ttft_s, "itl_s": itl_s, "generated": rows, **self.spent()}
 
-    def steady(self, tokens: str, batch: int, steps: int) -> dict[str, Any]:
-        """Decode of `batch` rows whose caches are copies of one really prefilled row: recorded keys and values."""
+    def steady(self, tokens: str, batch: int, steps: int, at: int = 0) -> dict[str, Any]:
+        """Decode of `batch` rows whose caches are copies of one really prefilled row: recorded keys and values. `at`: the tokens
+        that each holds before its first step, where that is more than the prompt, which is then repeated."""
         import numpy as np
 
-        prompt = np.load(tokens)
+        prompt = np.load(tokens)[:1]
+        capacity = max(at, prompt.shape[1]) + steps
         with self.memory.watching():
             with self.metering() as prefill_row:
                 start = time.perf_counter()
-                logits = self.session.prefill(prompt[:1], prompt.shape[1] + steps)
+                logits = self.session.prefill(prompt, capacity)
                 prefill_row_s = time.perf_counter() - start
-            self.session.fill(batch, prompt.shape[1] + steps)
+            if at > prompt.shape[1]:
+                logits = self.session.prefill(np.resize(prompt, (1, at)), capacity)
+            self.session.fill(batch, capacity)
             logits, token, first_s = self.step(np.repeat(logits.argmax(-1)[:, None].astype(np.int64), batch, 0))
             itl_s = [first_s]
             with self.metering() as decode:

@@ -202,8 +202,10 @@ class RunningWorker:
         reply = self.ask("generate", tokens=self._array(tokens), output_tokens=output_tokens)
         return self._read(Generated, reply)
 
-    def steady(self, tokens: np.ndarray, batch: int, steps: int) -> Steady:
-        return self._read(Steady, self.ask("steady", tokens=self._array(tokens), batch=batch, steps=steps))
+    def steady(self, tokens: np.ndarray, batch: int, steps: int, at: int = 0) -> Steady:
+        """tokens: int64 [B, S], of which the first row is prefilled. `at`: tokens that each of `batch` rows holds before the
+        first of `steps` decode steps; 0: S."""
+        return self._read(Steady, self.ask("steady", tokens=self._array(tokens), batch=batch, steps=steps, at=at))
 
     def chunked(self, tokens: np.ndarray, chunk: int) -> float:
         """Seconds of a prefill of int64 [B, S], `chunk` tokens of every row at a time; of runtimes whose session has `append`."""

@@ -135,6 +135,7 @@ class LlamaSession:
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.context: Any = None
+        self.opened: tuple[object, ...] = ()
         self.length = self.rows = 0
         self.first: Any = None
         self.watch: Watch | None = None
@@ -205,10 +206,17 @@ class LlamaSession:
         self.context = None
 
     def _open(self, rows: int, capacity: int, outputs: int | None = None) -> None:
-        """A new context of `rows` sequences, `capacity` tokens each; logits of at most `outputs` tokens a pass."""
+        """An empty context of `rows` sequences, `capacity` tokens each; logits of at most `outputs` tokens a pass. One of the
+        same sizes is emptied, as a server does between requests."""
+        each = -(-capacity // 256) * 256
+        opened = rows, each, outputs, self.watch
+        if self.context and self.opened == opened:
+            self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+            self.length = self.length if outputs is None else 0
+            return
         self.close()
         params = self.api.llama_context_default_params()
-        params.n_ctx = rows * (-(-capacity // 256) * 256)
+        params.n_ctx = rows * each
         params.n_seq_max = rows
         params.kv_unified = False
         params.n_batch, params.n_ubatch = BATCH, MICRO
@@ -223,6 +231,7 @@ class LlamaSession:
         self.context = self.api.llama_init_from_model(self.model, params)
         if not self.context:
             raise ValueError(f"llama.cpp makes no context of {rows} x {capacity} tokens: {self._last_words()}")
+        self.opened = opened
         self.rows, self.length = rows, self.length if outputs is None else 0
 
     def _feed(self, tokens: Any, row: int) -> Any:

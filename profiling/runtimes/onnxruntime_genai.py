@@ -87,14 +87,18 @@ class GenaiSession:
             yield np.asarray(generator.get_output("logits"), np.float32)[0]
 
     def operators(self, tokens: Any, batch: int | None) -> dict[str, Any]:
-        """The raw runtime's evidence on the same graph, with this loop's own wall times."""
+        """The raw runtime's evidence on the same graph, with this loop's wall times; its `batch` rows are prefilled for real."""
         import numpy as np
 
         onnxruntime.warm_imports()
-        phases = onnxruntime.open_session(str(self.folder), self.options, self.threads).operators(tokens, None)
+        phases = onnxruntime.open_session(str(self.folder), self.options, self.threads).operators(tokens, batch)
+        capacity = tokens.shape[1] + 8
         start = time.perf_counter()
-        following = self.prefill(tokens, tokens.shape[1] + 8).argmax(-1)[:, None].astype(np.int64)
+        logits = self.prefill(tokens, capacity)
         walls = {"prefill": [time.perf_counter() - start], "decode": []}
+        if batch:
+            logits = self.prefill(np.repeat(tokens[:1], batch, 0), capacity)
+        following = logits.argmax(-1)[:, None].astype(np.int64)
         for _ in range(5):
             start = time.perf_counter()
             self.decode(following)

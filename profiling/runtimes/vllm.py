@@ -25,6 +25,8 @@ from . import nvidia, torch_cuda
 NAME = "vllm"
 STEP_TOKENS = 16_384
 """Prompt tokens of one step; longer batches are measured from recorded caches."""
+MOST_ROWS = 1024
+"""Requests in flight that the engine has room for."""
 CACHE_SHARE = 0.25
 """Of the machine's or the GPU's memory: the pool of cache blocks where nobody says how much traffic is to come."""
 FP8_CACHE, TURBO_CACHE = "kvfp8", "kvturbo"
@@ -210,7 +212,7 @@ class VllmSession:
             dtype=float_of(options),
             enforce_eager=not self.gpu,
             max_num_batched_tokens=STEP_TOKENS,
-            max_num_seqs=256,
+            max_num_seqs=MOST_ROWS,
             disable_log_stats=True,
             **settings_of(options),
         ).llm_engine
@@ -306,7 +308,10 @@ class VllmSession:
         self.engine.step()
         order, logits = self.seen[0]
         if sorted(order) != sorted(self.names):
-            raise RuntimeError(f"vLLM stepped {len(order)} of {len(self.names)} rows: its pool of cache blocks is too small")
+            why = "its pool of cache blocks is too small"
+            if len(self.names) > MOST_ROWS:
+                why = f"its engine is started for {MOST_ROWS}"
+            raise RuntimeError(f"vLLM stepped {len(order)} of {len(self.names)} rows: {why}")
         rows = logits[[order.index(name) for name in self.names]]
         return torch_cuda.Logits(rows) if self.gpu else rows.float().numpy()
 

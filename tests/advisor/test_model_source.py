@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quantadvisor.advisor import builtin_model, gguf_source
+from quantadvisor.advisor.model_cache import derived
 from quantadvisor.advisor.model_source import resolve_model
 from quantadvisor.advisor.weight_grid import grid_of_rows
 from quantadvisor.documents import BadInput, SourceCheckpoint, Unavailable
@@ -364,3 +365,22 @@ def shared_cache() -> Path:
 def _room(tmp_path: Path) -> Any:
     yield
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+def test_what_is_made_of_a_model_is_of_its_config_its_tokenizer_and_who_makes_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights with another rope, another tokenizer or another exporter: another export, another reference."""
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    _, source = resolve_model(str(folder), tmp_path / "cache")
+    places = [derived(tmp_path, source, folder)]
+    assert derived(tmp_path, source, folder) == places[0]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 12345.0}))
+    places.append(derived(tmp_path, source, folder))
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    places.append(derived(tmp_path, source, folder))
+    monkeypatch.setattr("quantadvisor.advisor.model_cache.installed", lambda names: {"openvino": ("2099.1", "")})
+    places.append(derived(tmp_path, source, folder))
+    assert len({*places}) == 4

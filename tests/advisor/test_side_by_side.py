@@ -151,11 +151,12 @@ def test_int4_without_accuracy_level_is_a_slow_kernel(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_genai")
     from quantadvisor.advisor.builtin_model import resolve
     from quantadvisor.advisor.context import cache_folder
+    from quantadvisor.advisor.model_cache import derived
     from quantadvisor.methods.registry import method
     from quantadvisor.methods.schemes import scheme
 
     folder, source = resolve("builtin:smollm2-135m", cache_folder(), lambda _: None)
-    kept = cache_folder() / "derived" / source.sha256[:16] / "onnx-fp32"
+    kept = derived(cache_folder(), source, folder) / "onnx-fp32"
     base = kept if (kept / "built.json").exists() else None
     out, tokens = tmp_path / "w4", np.zeros((1, 8), np.int64)
     method("rtn").apply(folder, scheme("w4-g64"), "onnxruntime", tokens, out, base=base, accuracy_level=0)  # type: ignore[call-arg]

@@ -1,6 +1,7 @@
 """The order of a timing on a GPU, over a torch.cuda that only writes down what it is asked: no GPU is here."""
 
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,3 +91,13 @@ def test_versions_are_of_the_driver_too(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(pynvml, "nvmlLib", fake())
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     assert gpu_timing.versions()["driver"] == "575.57.08"
+
+
+def test_versions_are_of_our_kernels_files_too(tmp_path: Path) -> None:
+    """A kernel that was changed is checked anew."""
+    (tmp_path / "triton_a.py").write_text("x = 1")
+    before = gpu_timing.written(tmp_path)
+    gpu_timing.written.cache_clear()
+    (tmp_path / "triton_a.py").write_text("x = 2")
+    assert gpu_timing.written(tmp_path) != before
+    assert gpu_timing.versions()["kernels"] == gpu_timing.written()

@@ -100,14 +100,16 @@ def test_torch_s_own_integer_products() -> None:
 
 
 def test_int8_arithmetic_leaves_its_trace() -> None:
-    """Compressed weights under OpenVINO's f32 hint: an error far above fp32's is the proof of INT8 activations."""
+    """Compressed weights under OpenVINO's f32 hint: an error far above fp32's is the proof of INT8 activations, which OpenVINO
+    multiplies where the CPU has VNNI; elsewhere in fp32."""
     import numpy as np
 
     for name in ("w4_openvino", "w8_openvino", "w4_onnxruntime"):
         probe = PROBES[name]
         shape = Problem(m=3, n=64, k=192, option=probe.options[0], threads=2)
         assert np.isfinite(found := error(output(probe.prepare(shape), shape), probe.reference(shape)()))
-        assert found > 1e-4 or name.endswith("openvino")  # without VNNI OpenVINO multiplies in fp32
+        if not name.endswith("openvino") or {"avx512_vnni", "avx_vnni"} & {*CPU.isa}:
+            assert found > 1e-4
 
 
 def test_registered_probes_have_their_own_file() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantadvisor.documents import CandidateFailed
+from quantadvisor.kernels import processes
 from quantadvisor.kernels.processes import ProbeProcess, run
 
 from .test_guardian import alive, leaves_nobody
@@ -86,3 +87,17 @@ def test_a_command_ends_at_its_limits(code: str, said: str, tmp_path: Path) -> N
     with pytest.raises(CandidateFailed, match=said):
         run(["/bin/sh", "-c", f'{sys.executable} -c "{tells}"; true'], os.environ, limit_s, memory_limit_bytes=300 << 20)
     assert not alive(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_another_interpreter_finds_our_package_alone(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed among others, ours is linked into a folder of its own; a checkout holds nothing else."""
+    root = tmp_path / ("site-packages" if shared else "src")
+    for name in ("quantadvisor", "numpy"):
+        (root / name).mkdir(parents=True)
+        (root / name / "__init__.py").write_text("")
+    monkeypatch.setattr(processes, "PACKAGE_ROOT", root)
+    theirs = processes.package_root("/another/bin/python")
+    assert processes.package_root(sys.executable) == root
+    assert (sorted(path.name for path in theirs.iterdir()) == ["quantadvisor"]) is shared
+    assert (theirs / "quantadvisor").resolve() == root / "quantadvisor"

@@ -24,7 +24,7 @@ from quantadvisor.methods.schemes import scheme
 from .conftest import kl, run, torch_logits, write_llama
 
 VLLM = (("rtn", "w4-g32-bf16"), ("gptq", "w4-g32-bf16"), ("awq", "w4-g32-bf16"), ("dynamic_int8", "w8a8-bf16"),
-        ("smoothquant", "w8a8-bf16"), ("smoothquant_gptq", "w8a8-bf16"))  # fmt: skip
+        ("smoothquant", "w8a8-bf16"), ("smoothquant_gptq", "w8a8-bf16"), ("kv_fp8", "bf16-kvf8"))  # fmt: skip
 """Methods that write without an export: a failure of theirs is of the method alone."""
 
 
@@ -125,7 +125,7 @@ def test_weights_that_are_not_finite_are_refused(
     name: str, wanted: str, bad: float, llama: Path, tokens: np.ndarray, tmp_path: Path
 ) -> None:
     def break_one(state: dict[str, Any]) -> None:
-        state["model.layers.1.mlp.down_proj.weight"][3, 5] = bad
+        state["model.layers.0.mlp.down_proj.weight"][3, 5] = bad
 
     folder = changed(llama, tmp_path / "hf", break_one)
     with pytest.raises(CandidateFailed, match="not finite") as caught:

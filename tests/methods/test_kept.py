@@ -55,3 +55,12 @@ def test_the_key_knows_what_results_depend_on(tmp_path: Path) -> None:
     assert len({first, key(folder, TOKENS, "b"), key(folder, TOKENS[:1], "a"), key(folder, TOKENS.reshape(3, 2), "a")}) == 4
     (folder / "model.safetensors").write_bytes(b"other weights")
     assert key(folder, TOKENS, "a") != first
+
+
+def test_another_cpu_s_arithmetic_goes_on_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hessians of bfloat16 products beside those of float32 would be of neither."""
+    folder, found = model(tmp_path / "model"), set()
+    for units in ({}, {"avx512_bf16": True}, {"avx512_bf16": True, "amx_bf16": True}):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda units=units: units)
+        found.add(key(folder, TOKENS, "GPTQ"))
+    assert len(found) == 3

@@ -65,9 +65,9 @@ def steady(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bool], 
         child = worker.Worker()
         child.session, child.memory = Spender(spend), worker.memory.Memory(nvml)
 
-        def ask(tokens: np.ndarray, batch: int, steps: int) -> Steady:
+        def ask(tokens: np.ndarray, batch: int, steps: int, at: int = 0) -> Steady:
             np.save(tmp_path / "tokens.npy", tokens)
-            return Steady.model_validate(child.steady(str(tmp_path / "tokens.npy"), batch, steps))
+            return Steady.model_validate(child.steady(str(tmp_path / "tokens.npy"), batch, steps, at))
 
         return SimpleNamespace(steady=ask)
 

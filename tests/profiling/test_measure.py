@@ -1,11 +1,12 @@
 """How rounds become figures: TPOT's definition, recorded caches, the search for the largest batch, the linear check."""
 
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
 
-from quantadvisor.documents import GpuState, Traffic
+from quantadvisor.documents import CandidateFailed, GpuState, Traffic
 from quantadvisor.profiling import measure
 from quantadvisor.profiling.measure import (
     Round,
@@ -18,6 +19,7 @@ from quantadvisor.profiling.measure import (
     objective_value,
     prompt_batch,
     recorded,
+    recorded_length,
     run_round,
 )
 from quantadvisor.profiling.nvml import Summary
@@ -53,9 +55,61 @@ def test_where_time_ends_it_few_tries_find_it(slow: bool, start_s: float, most: 
         tried.append(rows)
         return planted(rows).model_copy(update={"itl_s": [start_s + 0.01 * rows] * 2})
 
-    found, _ = largest_batch(run, 340, 0.055, 24, {24: 340}, {24: start_s + 0.24} if slow else {})
+    known, over = ({24: 340}, {24: start_s + 0.24}) if slow else ({}, {})
+    found, _ = largest_batch(run, 340, 0.055, 24, known, over)
     assert (found.median, found.kind) == (most, "measured")
     assert len(tried) <= 5 and (24 not in tried) is slow
+
+
+@pytest.mark.parametrize("known", [{}, {10: 200}])
+@pytest.mark.parametrize("tpot_s", [None, 0.055])
+def test_the_search_goes_on_below_what_breaks(known: dict[int, int], tpot_s: float | None) -> None:
+    """A process that is ended at 15 rows, as by our own limit on memory."""
+
+    def run(rows: int) -> Steady:
+        if rows >= 15:
+            raise CandidateFailed("used 19 GiB")
+        return planted(rows)
+
+    found, notes = largest_batch(run, 300, tpot_s, 25, known)
+    assert 13 <= found.median <= 14
+    assert notes[0] == "25 rows: used 19 GiB"
+
+
+def test_what_was_measured_at_the_declared_rows_counts_within_an_slo() -> None:
+    """Nothing else runs."""
+
+    def run(rows: int) -> Steady:
+        raise CandidateFailed("no")
+
+    assert largest_batch(run, 300, 0.055, 25, {10: 200})[0].median == 10
+    assert largest_batch(run, 300, 0.055, 25, {10: 200}, {10: 0.06})[0].median == 0
+
+
+def test_a_recorded_cache_is_as_long_as_in_the_middle_of_decode() -> None:
+    def at(prompt: int, output: int) -> int:
+        return recorded_length(Traffic(prompt_tokens=prompt, output_tokens=output, concurrency=32))
+
+    assert at(1024, 1024) == 1024 + (1024 - 6) // 2
+    assert at(1984, 64) == 1984  # 2 % longer: not worth a second prefill
+
+
+def test_recorded_rounds_follow_a_warm_prefill_of_one_row() -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Fake:
+        def generate(self, prompts: np.ndarray, tokens: int) -> None:
+            asked.append(("generate", prompts.shape, tokens))
+
+        def steady(self, prompts: np.ndarray, rows: int, steps: int, at: int) -> Steady:
+            asked.append(("steady", rows, steps, at))
+            return planted(rows)
+
+    traffic = Traffic(prompt_tokens=1000, output_tokens=400, concurrency=24)
+    worker: Any = Fake()
+    rows, failed = interleave({"x": worker}, np.zeros((24, 1000), np.int64), traffic, 2)
+    assert (len(rows["x"]), failed) == (2, {})
+    assert asked == [("generate", (1, 1000), 4), *[("steady", 24, 6, 1197)] * 2]
 
 
 def test_a_limit_nothing_fits_is_not_measured() -> None:

@@ -109,8 +109,12 @@ def test_a_fault_of_the_server_is_a_reason(python: str, tmp_path: Path, faults: 
     limit_s = 2.0 if "hangs" in faults else 30.0
     server = own(python, tmp_path, limit_s, engine=True, **faults)
     with pytest.raises(CandidateFailed, match=reason), Served(server, tmp_path, MODEL, python=python) as served:
-        for _ in range(20):
-            served.generate(prompts(3), 6)
+        try:
+            for _ in range(20):
+                served.generate(prompts(3), 6)
+        finally:
+            if "hangs" in faults:  # others are measured before it is closed
+                assert "T (stopped)" in Path(f"/proc/{int((tmp_path / 'engine').read_text())}/status").read_text()
     assert not alive(int((tmp_path / "engine").read_text()))
 
 
