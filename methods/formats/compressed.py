@@ -54,11 +54,9 @@ def stored(name: str, weight: Any) -> list[Named]:
 
     if not name.endswith("_proj.weight"):
         return [in_half(name, weight, "bfloat16")]
-    w = weight.float()
-    _, steps = quantize_channels(w.numpy())
-    scale = torch.from_numpy(steps[:, None]).to(torch.bfloat16)  # the codes are of the scale that is stored
-    codes = (w / scale.float()).round().clamp(-127, 127).to(torch.int8)
-    return [(name, codes), (f"{name.removesuffix('weight')}weight_scale", scale)]
+    codes, scale = quantize_channels(weight.float().numpy())
+    stem = name.removesuffix("weight")
+    return [(name, torch.from_numpy(codes)), (f"{stem}weight_scale", torch.from_numpy(scale[:, None]).to(torch.bfloat16))]
 
 
 def write_w8a8(base: Path, out: Path, given: Mapping[str, Callable[[], Grouped]],
