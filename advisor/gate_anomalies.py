@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantadvisor.documents import GateMetric
+from quantadvisor.methods.refusals import EXPERTS
 
 BETTER_THAN_FULL = 0.97
 """Perplexity under this share of the fp32 model's, where the baseline's was not."""
@@ -18,7 +19,6 @@ READ_AT_LEAST = 0.25
 """Share of a dense artifact's bytes that one decode step must read: embeddings are not, and fp32 files may run in 16 bit."""
 BEYOND_CACHE = 2
 """Only an artifact of so many last-level caches is sure to be read from memory."""
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class Perplexities(NamedTuple):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from quantadvisor.documents import Document, Figure, KernelTiming, compared
 
-from . import rivals, timing_cache
+from . import gpu_timing, rivals, timing_cache
 from .selfcheck_record import place
 
 Tensor = Any
@@ -46,9 +46,10 @@ class Winners(Document):
 
 
 def versions() -> dict[str, str]:
-    """Of all packages whose kernels are timed beside each other."""
+    """Of all packages whose kernels are timed beside each other, and of our own kernels' files."""
     names = {rival.package for found in rivals.RIVALS.values() for rival in found}
-    return {name: number for one in ("torch", OURS, *sorted(names)) for name, number in timing_cache.versions(one).items()}
+    packages = {name: number for one in ("torch", OURS, *sorted(names)) for name, number in timing_cache.versions(one).items()}
+    return packages | {"kernels": gpu_timing.written()}
 
 
 def winner(kernel: str, sizes: tuple[int, int, int], found: Mapping[str, KernelTiming]) -> Winner | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quantadvisor.kernels.timing_cache import builds, versions
+from quantadvisor.documents import Device
+from quantadvisor.kernels.timing_cache import builds, place, versions
 
 
 @pytest.fixture
@@ -41,3 +42,10 @@ def test_what_prints_something_else_has_nothing_installed(tmp_path: Path, comman
 
 def test_ours_is_not_asked() -> None:
     assert versions("torch")["torch"].startswith("2.") and builds("torch")["torch"].startswith("2.")
+
+
+def test_a_timing_of_cold_weights_is_of_how_many_were_touched(tmp_path: Path) -> None:
+    """Of a shallow model's that stay in the cache it says nothing of a deep one's, and the other way round."""
+    device = Device(name="x", isa=(), cores=2, threads=2, memory_bytes=1 << 34, fingerprint="x")
+    found = {place(tmp_path, device, "w8_torch", {}, "", 1, 64, 64, touched) for touched in (0, 4096, 8192)}
+    assert len(found) == 3
