@@ -18,6 +18,8 @@ from quantadvisor.documents import (
     Traffic,
 )
 
+from . import units
+
 RUNTIMES = {
     "torch": "PyTorch",
     "onnxruntime": "ONNX Runtime",
@@ -222,7 +224,8 @@ def memory_limit(results: Results) -> tuple[int, str]:
     if results.workload.memory_limit_gib is not None:
         return round(results.workload.memory_limit_gib * 2**30), "memory_limit_gib of the spec"
     if results.decision_map is not None:
-        return results.decision_map.limit_bytes, "90 % of the device's memory"
+        limit = results.decision_map.limit_bytes
+        return limit, f"{units.percent(limit / results.device.memory_bytes)} of the device's memory"
     device = results.device
     if device.kind == "cuda" and device.gpus:
         return device.gpus[0].memory_bytes, "memory of the GPU"

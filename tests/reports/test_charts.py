@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quantadvisor.documents import Candidate, Results
-from quantadvisor.reports import charts, kernel_plots, plots, verdict, wording
+from quantadvisor.reports import charts, facts, kernel_plots, plots, verdict, wording
 from quantadvisor.reports.svg import Axis
 
 from . import sample, sample_profile
@@ -33,6 +33,15 @@ def test_memory_holds_the_ledger_and_the_limit(results: Results) -> None:
     assert ("overhead", "240 MiB", "37.4 %", "measured") in picture.rows
     assert picture.rows[-1] == ("limit (memory_limit_gib of the spec)", "1.00 GiB", "", "declared")
     assert "limit 1.00 GiB" in picture.wide
+
+
+@pytest.mark.parametrize("share", [0.8, 0.9])
+def test_the_limit_that_a_run_took_by_itself_is_told_as_it_was(results: Results, share: float) -> None:
+    """Of the device's memory: less on a machine than on a GPU."""
+    assert results.decision_map is not None
+    taken = results.decision_map.model_copy(update={"limit_bytes": int(share * results.device.memory_bytes)})
+    open_ = results.model_copy(update={"workload": sample.workload(memory_limit_gib=None), "decision_map": taken})
+    assert facts.memory_limit(open_) == (taken.limit_bytes, f"{share * 100:.0f} % of the device's memory")
 
 
 def test_a_limit_far_away_is_said_and_not_drawn(results: Results) -> None:
